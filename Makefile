@@ -1,0 +1,50 @@
+# `make` prints what there is.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+CACHE := $(or $(MILLRACE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace)
+# The build cache lies outside the clone: a fresh clone does not build its dependencies again.
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+export MILLRACE_CACHE := $(CACHE)
+DEV := deploy/dev
+
+help: ## What there is
+	@printf 'Millrace: collector, bridge and stream engine around Kafka.\n\n'
+	grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: ## Install what building, the demo and the tests need (as root; otherwise says what is missing)
+	@$(DEV)/install
+
+build: setup ## Build the three services, the CLI and the examples
+	@cargo build --workspace --bins
+
+demo: setup ## nginx log → collector → Kafka → engine → Redis and a page; DEMO_SECONDS=n ends by itself and compares the counts
+	@$(DEV)/demo
+
+test: setup ## Everything: formats, lints, unit tests, tests on real servers, manifests
+	@$(DEV)/test
+
+check: ## Formatting, clippy, tidy, licences; about a minute when warm
+	@cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo test -q --workspace --test tidy
+	command -v cargo-deny >/dev/null && cargo deny --log-level error check bans licenses sources || { command -v cargo-deny >/dev/null && exit 1; echo 'cargo-deny is not installed (cargo install --locked cargo-deny): licences not checked'; }
+
+bench: setup ## Collector against real Flume 1.11, and the engine's window job; prints ratios
+	@$(DEV)/bench
+
+chaos: setup ## kill -9 of collector, engine and broker under load, CHAOS_ROUNDS times; counts must stay equal
+	@for round in $$(seq 1 $${CHAOS_ROUNDS:-5}); do echo "round $$round"; DEMO_SECONDS=$${DEMO_SECONDS:-60} DEMO_FAULTS=1 $(DEV)/demo; done
+
+fuzz: ## Property tests of every parser with many cases (FUZZ_CASES, 200,000 by default)
+	@PROPTEST_CASES=$${FUZZ_CASES:-200000} cargo test --release -p collector -p stream-engine -p broker-bridge --lib -- prop_
+
+fmt: ## Format all code
+	@cargo fmt --all
+
+clean: ## Remove the build cache and the downloaded servers
+	@rm -rf "$(CACHE)"
+
+.PHONY: help setup build demo test check bench chaos fuzz fmt clean
