@@ -1,0 +1,102 @@
+//! The oracle's own view of Kafka, through librdkafka and apart from the services' code.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+    message::Headers,
+    producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer},
+};
+
+const WAIT: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<Vec<u8>>,
+    pub value: Vec<u8>,
+    pub headers: BTreeMap<String, Vec<u8>>,
+}
+
+impl Seen {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.value).into_owned()
+    }
+}
+
+pub async fn create_topic(bootstrap: &str, name: &str, partitions: i32) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap_or_else(|error| panic!("admin client: {error}"));
+    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let results = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(WAIT))).await;
+    let results = results.unwrap_or_else(|error| panic!("creating {name}: {error}"));
+    assert!(results.iter().all(Result::is_ok), "creating {name}: {results:?}");
+}
+
+/// Writes `values` in order, round robin over the partitions when `partitions` > 1, and waits for the acknowledgements.
+pub fn produce(bootstrap: &str, topic: &str, partitions: i32, values: impl IntoIterator<Item = String>) {
+    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("enable.idempotence", "true")
+        .set("queue.buffering.max.messages", "2000000")
+        .create()
+        .unwrap_or_else(|error| panic!("producer: {error}"));
+    for (n, value) in (0_i32..).zip(values) {
+        let mut record = BaseRecord::<(), String>::to(topic).payload(&value).partition(n % partitions);
+        while let Err((KafkaError::MessageProduction(_), back)) = producer.send(record) {
+            record = back;
+            producer.flush(Duration::from_millis(100)).unwrap_or(());
+        }
+    }
+    producer.flush(WAIT).unwrap_or_else(|error| panic!("flush: {error}"));
+}
+
+/// Every committed record of the topic as it stands now, in partition and offset order.
+pub fn read_all(bootstrap: &str, topic: &str) -> Vec<Seen> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", "millrace-oracle")
+        .set("isolation.level", "read_committed")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .create()
+        .unwrap_or_else(|error| panic!("consumer: {error}"));
+    let metadata = consumer.fetch_metadata(Some(topic), WAIT).unwrap_or_else(|error| panic!("metadata of {topic}: {error}"));
+    let partitions: Vec<i32> = metadata.topics().iter().flat_map(|t| t.partitions()).map(|p| p.id()).collect();
+    let mut list = TopicPartitionList::new();
+    for partition in &partitions {
+        list.add_partition_offset(topic, *partition, Offset::Beginning).unwrap_or_else(|error| panic!("{topic}: {error}"));
+    }
+    consumer.assign(&list).unwrap_or_else(|error| panic!("{topic}: {error}"));
+    let mut seen = Vec::new();
+    let mut open = partitions.len();
+    while open > 0 {
+        match consumer.poll(WAIT) {
+            Some(Ok(message)) => seen.push(Seen {
+                partition: message.partition(),
+                offset: message.offset(),
+                key: message.key().map(<[u8]>::to_vec),
+                value: message.payload().unwrap_or_default().to_vec(),
+                headers: message
+                    .headers()
+                    .map(|headers| headers.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect())
+                    .unwrap_or_default(),
+            }),
+            Some(Err(KafkaError::PartitionEOF(_))) => open -= 1,
+            Some(Err(error)) => panic!("reading {topic}: {error}"),
+            None => panic!("reading {topic}: nothing for {WAIT:?}"),
+        }
+    }
+    seen.sort_by_key(|record| (record.partition, record.offset));
+    seen
+}
+
+/// The values of [`read_all`] as text.
+pub fn texts(bootstrap: &str, topic: &str) -> Vec<String> {
+    read_all(bootstrap, topic).iter().map(Seen::text).collect()
+}

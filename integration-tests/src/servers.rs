@@ -1,0 +1,59 @@
+//! Real servers: those that `make test` started (`KAFKA_BOOTSTRAP_SERVERS`, `REDIS_URL`), or one's own to break.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use crate::root;
+
+fn required(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make test`, or `deploy/dev/with-servers cargo test …`"))
+}
+
+pub fn kafka_bootstrap() -> String {
+    required("KAFKA_BOOTSTRAP_SERVERS")
+}
+
+pub fn redis_url() -> String {
+    required("REDIS_URL")
+}
+
+/// Runs a script of `deploy/dev` and gives what it printed.
+pub fn script(name: &str, args: &[&str]) -> String {
+    let output = Command::new(root().join("deploy/dev").join(name))
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap_or_else(|error| panic!("deploy/dev/{name}: {error}"));
+    assert!(output.status.success(), "deploy/dev/{name} {args:?} ended with {}", output.status);
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// A Kafka of one's own, to kill and restart.
+pub struct OwnKafka {
+    dir: PathBuf,
+    pub bootstrap: String,
+}
+
+impl OwnKafka {
+    pub fn start(dir: PathBuf, brokers: usize) -> Self {
+        let bootstrap = script("kafka/kafka", &["start", &dir.to_string_lossy(), "--brokers", &brokers.to_string()]);
+        Self { dir, bootstrap }
+    }
+
+    pub fn kill(&self, broker: usize) {
+        script("kafka/kafka", &["kill", &self.dir.to_string_lossy(), &broker.to_string()]);
+    }
+
+    pub fn restart(&self, broker: usize) {
+        script("kafka/kafka", &["restart", &self.dir.to_string_lossy(), &broker.to_string()]);
+    }
+}
+
+impl Drop for OwnKafka {
+    fn drop(&mut self) {
+        script("kafka/kafka", &["stop", &self.dir.to_string_lossy()]);
+    }
+}
