@@ -30,7 +30,7 @@ check: ## Formatting, clippy, tidy, licences; about a minute when warm
 	@cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo test -q --workspace --test tidy
-	command -v cargo-deny >/dev/null && cargo deny --log-level error check bans licenses sources || { command -v cargo-deny >/dev/null && exit 1; echo 'cargo-deny is not installed (cargo install --locked cargo-deny): licences not checked'; }
+	$(DEV)/cargo-deny --log-level error check bans licenses sources
 
 bench: setup ## Collector against real Flume 1.11, and the engine's window job; prints ratios
 	@$(DEV)/bench

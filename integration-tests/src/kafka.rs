@@ -12,6 +12,8 @@ use rdkafka::{
     producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer},
 };
 
+use crate::eventually;
+
 const WAIT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,24 @@ pub async fn create_topic(bootstrap: &str, name: &str, partitions: i32) {
     assert!(results.iter().all(Result::is_ok), "creating {name}: {results:?}");
 }
 
+pub fn exists(bootstrap: &str, topic: &str) -> bool {
+    let consumer: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap_or_else(|error| panic!("consumer: {error}"));
+    let metadata = consumer.fetch_metadata(None, WAIT).unwrap_or_else(|error| panic!("metadata: {error}"));
+    metadata.topics().iter().any(|known| known.name() == topic)
+}
+
+/// Asks for the deletion and waits until the broker no longer lists the topic.
+pub async fn delete_topic(bootstrap: &str, topic: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap_or_else(|error| panic!("admin client: {error}"));
+    let results = admin.delete_topics(&[topic], &AdminOptions::new().operation_timeout(Some(WAIT))).await;
+    let results = results.unwrap_or_else(|error| panic!("deleting {topic}: {error}"));
+    assert!(results.iter().all(Result::is_ok), "deleting {topic}: {results:?}");
+    eventually(WAIT, &format!("{topic} is gone"), || async { if exists(bootstrap, topic) { Err("still listed".into()) } else { Ok(()) } })
+        .await;
+}
+
 /// Writes `values` in order, round robin over the partitions when `partitions` > 1, and waits for the acknowledgements.
 pub fn produce(bootstrap: &str, topic: &str, partitions: i32, values: impl IntoIterator<Item = String>) {
     let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
@@ -56,8 +76,8 @@ pub fn produce(bootstrap: &str, topic: &str, partitions: i32, values: impl IntoI
     producer.flush(WAIT).unwrap_or_else(|error| panic!("flush: {error}"));
 }
 
-/// Every committed record of the topic as it stands now, in partition and offset order.
-pub fn read_all(bootstrap: &str, topic: &str) -> Vec<Seen> {
+/// A consumer at the beginning of every partition of the topic, and how many those are.
+fn assigned(bootstrap: &str, topic: &str) -> (BaseConsumer, usize) {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("group.id", "millrace-oracle")
@@ -73,8 +93,13 @@ pub fn read_all(bootstrap: &str, topic: &str) -> Vec<Seen> {
         list.add_partition_offset(topic, *partition, Offset::Beginning).unwrap_or_else(|error| panic!("{topic}: {error}"));
     }
     consumer.assign(&list).unwrap_or_else(|error| panic!("{topic}: {error}"));
+    (consumer, partitions.len())
+}
+
+/// Every committed record of the topic as it stands now, in partition and offset order.
+pub fn read_all(bootstrap: &str, topic: &str) -> Vec<Seen> {
+    let (consumer, mut open) = assigned(bootstrap, topic);
     let mut seen = Vec::new();
-    let mut open = partitions.len();
     while open > 0 {
         match consumer.poll(WAIT) {
             Some(Ok(message)) => seen.push(Seen {
@@ -99,4 +124,29 @@ pub fn read_all(bootstrap: &str, topic: &str) -> Vec<Seen> {
 /// The values of [`read_all`] as text.
 pub fn texts(bootstrap: &str, topic: &str) -> Vec<String> {
     read_all(bootstrap, topic).iter().map(Seen::text).collect()
+}
+
+/// Counts the committed records of a topic as they come.
+pub struct Follower {
+    consumer: BaseConsumer,
+    count: u64,
+}
+
+impl Follower {
+    pub fn new(bootstrap: &str, topic: &str) -> Self {
+        let consumer = assigned(bootstrap, topic).0;
+        Self { consumer, count: 0 }
+    }
+
+    /// Takes what is there within `wait`.
+    pub fn count(&mut self, wait: Duration) -> u64 {
+        let end = std::time::Instant::now() + wait;
+        while let Some(outcome) = self.consumer.poll(end.saturating_duration_since(std::time::Instant::now())) {
+            // A broker that is away for a while is none of the counter's business.
+            if outcome.is_ok() {
+                self.count += 1;
+            }
+        }
+        self.count
+    }
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::print_stderr, reason = "the end of a log is shown where the test fails")]
 
 pub mod kafka;
+pub mod otlp;
 pub mod process;
 pub mod servers;
 

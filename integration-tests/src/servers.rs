@@ -38,8 +38,13 @@ pub struct OwnKafka {
 }
 
 impl OwnKafka {
-    pub fn start(dir: PathBuf, brokers: usize) -> Self {
-        let bootstrap = script("kafka/kafka", &["start", &dir.to_string_lossy(), "--brokers", &brokers.to_string()]);
+    pub fn start(dir: PathBuf) -> Self {
+        let bootstrap = script("kafka/kafka", &["start", &dir.to_string_lossy()]);
+        Self { dir, bootstrap }
+    }
+
+    pub fn start_on(dir: PathBuf, port: u16) -> Self {
+        let bootstrap = script("kafka/kafka", &["start", &dir.to_string_lossy(), "--port", &port.to_string()]);
         Self { dir, bootstrap }
     }
 

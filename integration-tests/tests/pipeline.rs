@@ -1,0 +1,209 @@
+//! All services together: one trace from a line to its result, the CLI over all three, the way through the bridge.
+
+use std::{collections::BTreeSet, fs, io::Write, path::Path, time::Duration};
+
+use integration_tests::{
+    eventually, kafka,
+    otlp::{Receiver, Span},
+    process::{Process, run},
+    servers::{kafka_bootstrap, redis_url},
+    unique,
+};
+
+const WAIT: Duration = Duration::from_secs(60);
+const CONTROL: (&str, &str) = ("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0");
+
+fn agent(dir: &Path, name: &str, sink: &str) -> (Vec<String>, std::path::PathBuf) {
+    let log = dir.join(format!("{name}.log.txt"));
+    fs::write(&log, "").expect("the log");
+    let conf = dir.join(format!("{name}.conf"));
+    let text = format!(
+        "agent.sources = s\nagent.channels = c\nagent.sinks = k\nagent.sources.s.type = exec\nagent.sources.s.command = tail -F {}\n\
+         agent.sources.s.channels = c\nagent.channels.c.type = memory\nagent.channels.c.capacity = 10000\nagent.sinks.k.channel = c\n{sink}",
+        log.display()
+    );
+    fs::write(&conf, text).expect("the agent's file");
+    let state = dir.join(format!("{name}.state"));
+    let args = ["agent", "-n", "agent", "-f", &conf.to_string_lossy(), "--state-dir", &state.to_string_lossy()].map(str::to_owned);
+    (args.to_vec(), log)
+}
+
+fn start_collector(dir: &Path, args: &[String], env: &[(&str, &str)]) -> Process {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let env = [&[CONTROL, ("MILLRACE_MONITORING__LISTEN", "127.0.0.1:0")], env].concat();
+    Process::start("millrace-collector", dir, &args, &env)
+}
+
+fn start_engine(dir: &Path, env: &[(&str, &str)]) -> Process {
+    let checkpoints = dir.join("checkpoints");
+    let env = [&[CONTROL, ("MILLRACE_UI__LISTEN", "127.0.0.1:0")], env].concat();
+    Process::start("millrace-engine", dir, &["serve", "--checkpoint-dir", &checkpoints.to_string_lossy()], &env)
+}
+
+fn start_bridge(dir: &Path, bootstrap: &str) -> Process {
+    let data = dir.join("bridge");
+    let env = [CONTROL, ("MILLRACE_HTTP__LISTEN", "127.0.0.1:0"), ("KAFKA_BOOTSTRAP_SERVERS", bootstrap)];
+    Process::start("millrace-bridge", dir, &["serve", "--data-dir", &data.to_string_lossy()], &env)
+}
+
+fn append(log: &Path, line: &str) {
+    let mut file = fs::OpenOptions::new().append(true).open(log).expect("the log");
+    writeln!(file, "{line}").expect("the log");
+}
+
+fn kafka_sink(bootstrap: &str, topic: &str) -> String {
+    format!(
+        "agent.sinks.k.type = org.apache.flume.sink.kafka.KafkaSink\nagent.sinks.k.kafka.bootstrap.servers = {bootstrap}\nagent.sinks.k.kafka.topic = {topic}\n"
+    )
+}
+
+fn job(dir: &Path, topic: &str, bootstrap: &str, url: &str, prefix: &str) -> String {
+    let path = dir.join("job.sql");
+    let sql = format!(
+        "SET 'batch.interval' = '200ms';\nCREATE TABLE lines (ts BIGINT, event_time AS TO_TIMESTAMP_LTZ(ts, 3), WATERMARK FOR event_time AS event_time - INTERVAL '0' SECOND)\n\
+         WITH ('connector' = 'kafka', 'topic' = '{topic}', 'properties.bootstrap.servers' = '{bootstrap}', 'scan.startup.mode' = 'earliest-offset', 'format' = 'json');\n\
+         CREATE TABLE totals (window_start TIMESTAMP(3), requests BIGINT, PRIMARY KEY (window_start) NOT ENFORCED)\n\
+         WITH ('connector' = 'redis', 'url' = '{url}', 'mode' = 'hash', 'key' = '{prefix}:{{window_start}}');\n\
+         INSERT INTO totals SELECT window_start, COUNT(*) AS requests FROM TABLE(TUMBLE(TABLE lines, DESCRIPTOR(event_time), INTERVAL '10' SECOND)) GROUP BY window_start, window_end;\n"
+    );
+    fs::write(&path, sql).expect("the job");
+    path.to_string_lossy().into_owned()
+}
+
+fn millrace(addresses: &[(&str, &str)], args: &[&str]) -> (i32, String, String) {
+    let flags: Vec<&str> = addresses.iter().flat_map(|(service, address)| [*service, *address]).collect();
+    let output = run("millrace", &[&flags[..], args].concat(), &[]);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+#[tokio::test]
+async fn one_trace_leads_from_the_line_to_the_write() {
+    let (bootstrap, url) = (kafka_bootstrap(), redis_url());
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (topic, prefix) = (unique("traced"), unique("traced-totals"));
+    kafka::create_topic(&bootstrap, &topic, 1).await;
+    let receiver = Receiver::start().await;
+    let env = [("MILLRACE_TELEMETRY__OTLP_ENDPOINT", receiver.endpoint.as_str()), ("MILLRACE_TELEMETRY__TRACE_SAMPLE", "1.0")];
+    let mut engine = start_engine(dir.path(), &env);
+    let control = engine.address("control").await;
+    let (code, _, said) =
+        millrace(&[("--engine", &control)], &["job", "submit", &job(dir.path(), &topic, &bootstrap, &url, &prefix), "--name", "traced"]);
+    assert_eq!(code, 0, "{said}");
+    let (args, log) = agent(dir.path(), "traced", &kafka_sink(&bootstrap, &topic));
+    let mut collector = start_collector(dir.path(), &args, &env);
+    collector.addresses().await;
+    append(&log, r#"{"ts":1790000001000}"#);
+    append(&log, r#"{"ts":1790000021000}"#);
+
+    let spans = eventually(WAIT, "the spans of the line's trace arrive", || async {
+        let spans = receiver.spans();
+        let traces: BTreeSet<&String> = spans.iter().filter(|span| span.name == "collector.read").map(|span| &span.trace).collect();
+        let whole = traces.iter().find(|trace| spans.iter().any(|span| span.trace == ***trace && span.name == "output"));
+        whole
+            .map(|trace| spans.iter().filter(|span| span.trace == **trace).cloned().collect::<Vec<Span>>())
+            .ok_or_else(|| format!("{spans:#?}"))
+    })
+    .await;
+    let one = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("no span {name}: {spans:#?}"));
+    let (read, send, batch, output) = (one("collector.read"), one("collector.send"), one("engine.batch"), one("output"));
+    assert_eq!((read.service.as_str(), read.parent.as_str()), ("millrace-collector", ""));
+    assert_eq!(send.parent, read.id);
+    assert_eq!(batch.service, "millrace-engine");
+    assert!([&read.id, &send.id].contains(&&batch.parent), "the batch hangs on {}: {spans:#?}", batch.parent);
+    let mut above = output;
+    while above.id != batch.id {
+        above = spans.iter().find(|span| span.id == above.parent).unwrap_or_else(|| panic!("{} hangs on nothing: {spans:#?}", above.name));
+    }
+    // The record itself carries the trace.
+    let record = kafka::read_all(&bootstrap, &topic).remove(0);
+    let header = String::from_utf8_lossy(record.headers.get("traceparent").expect("traceparent")).into_owned();
+    assert!(header.contains(&read.trace), "{header}");
+    collector.stop().await;
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn without_an_endpoint_records_carry_no_trace() {
+    let bootstrap = kafka_bootstrap();
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let topic = unique("untraced");
+    kafka::create_topic(&bootstrap, &topic, 1).await;
+    let (args, log) = agent(dir.path(), "untraced", &kafka_sink(&bootstrap, &topic));
+    let mut collector = start_collector(dir.path(), &args, &[]);
+    collector.addresses().await;
+    append(&log, "a line");
+    let record =
+        eventually(WAIT, "the line arrives", || async { kafka::read_all(&bootstrap, &topic).pop().ok_or_else(|| "nothing".to_owned()) })
+            .await;
+    assert!(!record.headers.contains_key("traceparent"), "{record:?}");
+    collector.stop().await;
+}
+
+#[tokio::test]
+async fn the_cli_sees_all_three_and_says_who_is_away() {
+    let bootstrap = kafka_bootstrap();
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let topic = unique("cli");
+    let (args, _) = agent(dir.path(), "cli", &kafka_sink(&bootstrap, &topic));
+    let mut collector = start_collector(dir.path(), &args, &[]);
+    let mut engine = start_engine(dir.path(), &[]);
+    let mut bridge = start_bridge(dir.path(), &bootstrap);
+    let (c, e, b) = (collector.address("control").await, engine.address("control").await, bridge.address("control").await);
+    let all = [("--collector", c.as_str()), ("--bridge", b.as_str()), ("--engine", e.as_str())];
+
+    let (code, said, talk) = millrace(&all, &["status", "--output", "json"]);
+    assert_eq!(code, 0, "{said}{talk}");
+    let status: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    for service in ["millrace-collector", "millrace-bridge", "millrace-engine"] {
+        assert!(status.to_string().contains(service), "{service} is missing: {status}");
+    }
+    let (code, said, talk) = millrace(&all, &["topic", "create", &topic, "--consumers", "3", "--producers", "2"]);
+    assert_eq!(code, 0, "{said}{talk}");
+    let (code, said, _) = millrace(&all, &["topic", "list", "--output", "json"]);
+    let topics: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let row = topics
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|row| row["name"] == topic.as_str())
+        .unwrap_or_else(|| panic!("{topic} in {topics}"));
+    assert_eq!((code, row["partitions"].as_u64()), (0, Some(6)), "max(3, 2) × 2 partitions");
+    let (code, said, talk) = millrace(&all, &["collector", "components"]);
+    assert!(code == 0 && said.contains("exec") && said.contains("memory") && said.contains("KafkaSink"), "{said}{talk}");
+    let (code, said, talk) = millrace(&all, &["collector", "pause", "s"]);
+    assert!(code == 0, "{said}{talk}");
+    let (_, said, _) = millrace(&all, &["collector", "components"]);
+    assert!(said.to_lowercase().contains("paused"), "{said}");
+
+    engine.stop().await;
+    let (code, said, talk) = millrace(&all, &["status"]);
+    assert!(code != 0 && format!("{said}{talk}").contains(&e), "{code}: {said}{talk}");
+    let (code, _, talk) = millrace(&all, &["job", "list"]);
+    assert!(code != 0 && talk.contains(&e) && talk.contains("millrace-engine"), "{talk}");
+    collector.stop().await;
+    bridge.stop().await;
+}
+
+#[tokio::test]
+async fn a_collector_sends_through_the_bridge() {
+    let bootstrap = kafka_bootstrap();
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let topic = unique("through-bridge");
+    kafka::create_topic(&bootstrap, &topic, 1).await;
+    let mut bridge = start_bridge(dir.path(), &bootstrap);
+    let endpoint = bridge.address("control").await;
+    let sink = format!("agent.sinks.k.type = bridge\nagent.sinks.k.endpoint = {endpoint}\nagent.sinks.k.topic = {topic}\n");
+    let (args, log) = agent(dir.path(), "bridged", &sink);
+    let mut collector = start_collector(dir.path(), &args, &[]);
+    collector.addresses().await;
+    let lines: Vec<String> = (0..300).map(|n| format!("line {n}")).collect();
+    lines.iter().for_each(|line| append(&log, line));
+    eventually(WAIT, "the lines are in Kafka", || async {
+        let seen = kafka::texts(&bootstrap, &topic);
+        if seen == lines { Ok(()) } else { Err(format!("{} of {} lines\n{}", seen.len(), lines.len(), collector.log())) }
+    })
+    .await;
+    collector.stop().await;
+    bridge.stop().await;
+}
