@@ -1,0 +1,152 @@
+//! The only place a socket is bound. Every listener, HTTP and gRPC alike, holds the same limits (`[limits]`).
+//!
+//! | file | what it bounds |
+//! |---|---|
+//! | `serve.rs` | connections: how many, how many of one address, how long until the first bytes, how old |
+//! | `request.rs` | requests: how many, header fields, time to the response, refusal while draining |
+//! | `body.rs` | bodies: bytes as sent and decompressed, time; and how streams end when the service drains |
+
+mod body;
+mod request;
+mod serve;
+
+use std::{collections::BTreeMap, env, fmt, fs, io, net::SocketAddr, path::Path, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::info;
+
+use crate::config::LimitsConfig;
+
+/// Names the file that gets the bound addresses as JSON, `{"control":"127.0.0.1:41234"}`, once all are bound.
+const ADDRESS_FILE: &str = "MILLRACE_ADDRESS_FILE";
+
+/// An HTTP listener of a service.
+pub struct HttpEndpoint {
+    /// The section of the configuration that holds `listen`, e.g. `http`; also the listener's name in logs, metrics and the address file.
+    pub name: &'static str,
+    pub listen: ListenAddr,
+    pub router: axum::Router,
+}
+
+/// How a listener ends, in this order. Each token is shared by the listeners that take the step together.
+#[derive(Clone, Default)]
+pub(crate) struct Ending {
+    /// New requests are refused, except control calls; event streams and gRPC streams end.
+    pub(crate) drain: CancellationToken,
+    /// No more connections; the open ones close after their request.
+    pub(crate) stop: CancellationToken,
+    /// Whatever is still open is dropped.
+    pub(crate) cut: CancellationToken,
+    /// Requests being answered, control calls apart.
+    pub(crate) in_flight: TaskTracker,
+}
+
+/// A bound socket.
+pub(crate) struct Listener {
+    pub(crate) name: &'static str,
+    tcp: TcpListener,
+    pub(crate) address: SocketAddr,
+}
+
+impl Listener {
+    pub(crate) async fn bind(name: &'static str, address: ListenAddr, limits: &LimitsConfig) -> Result<Self, ListenError> {
+        if !address.0.ip().is_loopback() && !limits.allow_plaintext {
+            return Err(ListenError::Plaintext { name, address });
+        }
+        let failed = |error| ListenError::Bind { name, error };
+        let tcp = bind_tcp(name, address).await.map_err(failed)?;
+        let address = tcp.local_addr().map_err(failed)?;
+        Ok(Self { name, tcp, address })
+    }
+}
+
+/// A socket for a protocol other than HTTP; its limits are its owner's. `name` says whose it is. The error is a whole sentence.
+pub async fn bind_tcp(name: &str, address: ListenAddr) -> io::Result<TcpListener> {
+    let bound = TcpListener::bind(address.0).await.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
+    let (address, tcp) = bound.map_err(|error| {
+        let reason = match error.kind() {
+            io::ErrorKind::AddrInUse => "address in use".into(),
+            io::ErrorKind::AddrNotAvailable => "this machine does not have the address".into(),
+            io::ErrorKind::PermissionDenied => "permission denied (ports below 1024 need a privilege)".into(),
+            _ => error.to_string(),
+        };
+        io::Error::new(error.kind(), format!("cannot listen on {address} ({name}): {reason}"))
+    })?;
+    info!(name, %address, "listening");
+    Ok(tcp)
+}
+
+/// Why a listener was not opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ListenError {
+    #[error("{error}; set [{name}] listen or {}", variable(name))]
+    Bind { name: &'static str, error: io::Error },
+    #[error(
+        "will not serve without TLS on {address} ({name}), which other machines can reach; set [{name}] listen or {} to a loopback address, or allow it with [limits] allow_plaintext = true",
+        variable(name)
+    )]
+    Plaintext { name: &'static str, address: ListenAddr },
+}
+
+fn variable(name: &str) -> String {
+    format!("MILLRACE_{}__LISTEN", name.to_uppercase())
+}
+
+/// Tells whoever started the process which ports it has. The file appears whole or not at all.
+pub(crate) fn write_address_file(addresses: &BTreeMap<&str, SocketAddr>) -> io::Result<()> {
+    let Some(path) = env::var_os(ADDRESS_FILE) else { return Ok(()) };
+    let path = Path::new(&path);
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let text = serde_json::to_vec(addresses)?;
+    fs::write(&partial, text)
+        .and_then(|()| fs::rename(&partial, path))
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot write {} ({ADDRESS_FILE}): {error}", path.display())))
+}
+
+/// Where to listen: an IP address (or `localhost`) and a port; port 0 takes a free one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenAddr(SocketAddr);
+
+impl ListenAddr {
+    pub fn new(address: impl Into<SocketAddr>) -> Self {
+        Self(address.into())
+    }
+}
+
+impl FromStr for ListenAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+        numeric
+            .as_deref()
+            .unwrap_or(text)
+            .parse()
+            .map(Self)
+            .map_err(|_| format!("`{text}` is not an address to listen on; write an IP address and a port, e.g. 127.0.0.1:7101"))
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for ListenAddr {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ListenAddr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests;
