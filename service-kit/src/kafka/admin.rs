@@ -1,0 +1,342 @@
+//! Looks at and changes the cluster, on librdkafka.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use rdkafka::Offset;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::groups::GroupInfo;
+use tracing::debug;
+
+use super::context::{Elsewhere, Watch, client_config};
+use super::lookup::{Lookup, list};
+use super::properties::Role;
+use super::{
+    Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GroupMemberView, GroupView, Isolation, KafkaConfig, KafkaError, TopicPartition,
+    TopicView, wire,
+};
+
+/// Clients kept for groups whose offsets were asked for; the one unused longest goes first.
+const GROUP_CLIENTS_MAX: usize = 16;
+
+const VISIBLE_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Waits until a broker can be reached, `default.api.timeout.ms` (10 s) at most.
+pub async fn admin(config: &KafkaConfig) -> Result<Arc<dyn Admin>, KafkaError> {
+    Ok(Arc::new(Native {
+        lookup: Lookup::new(config, Isolation::ReadUncommitted, None).await?,
+        client: client(config)?,
+        config: config.clone(),
+        groups: Mutex::default(),
+    }))
+}
+
+/// A topic's configuration, by a client of its own.
+pub(super) async fn topic_config(config: &KafkaConfig, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
+    describe(&client(config)?, config.api_timeout(), name).await
+}
+
+type Client = Elsewhere<AdminClient<Watch>>;
+
+fn client(config: &KafkaConfig) -> Result<Client, KafkaError> {
+    let watch = Watch::new(config);
+    let mut client = client_config(config, Role::Admin)?;
+    // Nobody serves this client's log lines; the lookup client beside it tells of outages.
+    client.set_log_level(RDKafkaLogLevel::Emerg);
+    AdminClient::from_config_and_context(&client, watch.clone())
+        .map(Elsewhere::new)
+        .map_err(|error| watch.explain(&error, "making a Kafka admin client"))
+}
+
+async fn describe(client: &Client, bound: Duration, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
+    let what = format!("reading the configuration of topic \"{name}\"");
+    let options = AdminOptions::new().request_timeout(Some(bound));
+    let answer = client.describe_configs([&ResourceSpecifier::Topic(name)], &options).await;
+    let resources = answer.map_err(|error| client.inner().context().explain(&error, &what))?;
+    let mut entries = Vec::new();
+    for resource in resources {
+        let resource = resource.map_err(|code| match code {
+            Code::UnknownTopicOrPartition | Code::UnknownTopic => KafkaError::UnknownTopic(name.into()),
+            other => KafkaError::from_code(other, &what),
+        })?;
+        entries.extend(resource.entries.into_iter().map(|entry| ConfigEntry {
+            name: entry.name,
+            value: entry.value.filter(|_| !entry.is_sensitive),
+            is_default: entry.is_default,
+            is_sensitive: entry.is_sensitive,
+        }));
+    }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
+}
+
+struct Native {
+    config: KafkaConfig,
+    lookup: Arc<Lookup>,
+    client: Client,
+    /// By group, with the time of last use.
+    groups: Mutex<HashMap<String, (Instant, Arc<Lookup>)>>,
+}
+
+impl Native {
+    async fn group(&self, group: &str) -> Result<Arc<Lookup>, KafkaError> {
+        if group.is_empty() {
+            return Err(KafkaError::Invalid("a group's name must not be empty".into()));
+        }
+        if let Some((used, lookup)) = self.groups.lock().get_mut(group) {
+            *used = Instant::now();
+            return Ok(Arc::clone(lookup));
+        }
+        let lookup = Lookup::new(&self.config, Isolation::ReadUncommitted, Some(group)).await?;
+        let mut groups = self.groups.lock();
+        if groups.len() >= GROUP_CLIENTS_MAX
+            && let Some(oldest) = groups.iter().min_by_key(|(_, (used, _))| *used).map(|(name, _)| name.clone())
+        {
+            groups.remove(&oldest);
+        }
+        groups.insert(group.to_owned(), (Instant::now(), Arc::clone(&lookup)));
+        Ok(lookup)
+    }
+
+    fn require_plaintext(&self, what: &str) -> Result<(), KafkaError> {
+        match self.config.protocol().as_str() {
+            "plaintext" => Ok(()),
+            other => Err(KafkaError::Unsupported(format!("{what} is known over plaintext connections only, not over {other}"))),
+        }
+    }
+
+    /// Waits until the brokers know a new topic: the controller answers before they do.
+    async fn visible(&self, name: &str) {
+        let known = async {
+            while !self.lookup.topic(name).await.is_ok_and(|topic| topic.partitions.iter().all(|one| one.leader.is_some())) {
+                tokio::time::sleep(VISIBLE_INTERVAL).await;
+            }
+        };
+        if tokio::time::timeout(self.lookup.timeout, known).await.is_err() {
+            debug!(topic = name, "the new topic is not yet known to the brokers");
+        }
+    }
+
+    fn options(&self) -> AdminOptions {
+        let bound = Some(self.lookup.timeout);
+        AdminOptions::new().request_timeout(bound).operation_timeout(bound)
+    }
+}
+
+#[async_trait]
+impl Admin for Native {
+    async fn cluster(&self) -> Result<ClusterView, KafkaError> {
+        let asked = self.lookup.ask("describing the cluster", |lookup| {
+            let metadata = lookup.client().fetch_metadata(None, lookup.timeout)?;
+            let broker = |broker: &rdkafka::metadata::MetadataBroker| BrokerView {
+                id: broker.id(),
+                host: broker.host().to_owned(),
+                port: u16::try_from(broker.port()).unwrap_or_default(),
+            };
+            let brokers: Vec<BrokerView> = metadata.brokers().iter().map(broker).collect();
+            Ok((lookup.client().fetch_cluster_id(lookup.timeout), brokers))
+        });
+        let (id, mut brokers) = asked.await?;
+        brokers.sort_by_key(|broker| broker.id);
+        let mut controller = None;
+        if self.require_plaintext("the controller").is_ok() {
+            for broker in &brokers {
+                match wire::controller(&address(broker), self.lookup.timeout).await {
+                    Ok(id) => {
+                        controller = id;
+                        break;
+                    }
+                    Err(error) => debug!(%error, "asking the next broker for the controller"),
+                }
+            }
+        }
+        Ok(ClusterView { id, controller, brokers })
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicView>, KafkaError> {
+        self.lookup.topics().await
+    }
+
+    async fn topic(&self, name: &str) -> Result<TopicView, KafkaError> {
+        self.lookup.topic(name).await
+    }
+
+    async fn topic_config(&self, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
+        let entries = describe(&self.client, self.lookup.timeout, name).await?;
+        if entries.is_empty() {
+            // The binding drops the reason: either there is no such topic, or it may not be looked at.
+            self.lookup.topic(name).await?;
+            return Err(KafkaError::Auth(format!("the configuration of topic \"{name}\" may not be read")));
+        }
+        Ok(entries)
+    }
+
+    async fn create_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        replication: i32,
+        config: &BTreeMap<String, String>,
+        validate_only: bool,
+    ) -> Result<(), KafkaError> {
+        if partitions == 0 || partitions < -1 || replication == 0 || replication < -1 {
+            return Err(KafkaError::Invalid(format!(
+                "topic \"{name}\": partitions ({partitions}) and replication ({replication}) must be 1 or more, or -1 for the broker's default"
+            )));
+        }
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replication));
+        for (key, value) in config {
+            topic = topic.set(key, value);
+        }
+        let what = format!("creating topic \"{name}\"");
+        let options = self.options().validate_only(validate_only);
+        let answer = self.client.create_topics([&topic], &options).await;
+        let results = answer.map_err(|error| self.lookup.watch.explain(&error, &what))?;
+        for result in results {
+            result.map_err(|(_, code)| match code {
+                Code::TopicAlreadyExists => KafkaError::AlreadyExists(name.into()),
+                other => KafkaError::from_code(other, &what),
+            })?;
+        }
+        if !validate_only {
+            self.visible(name).await;
+        }
+        Ok(())
+    }
+
+    async fn delete_topic(&self, name: &str) -> Result<(), KafkaError> {
+        let what = format!("deleting topic \"{name}\"");
+        let answer = self.client.delete_topics(&[name], &self.options()).await;
+        let results = answer.map_err(|error| self.lookup.watch.explain(&error, &what))?;
+        for result in results {
+            result.map_err(|(_, code)| match code {
+                Code::UnknownTopicOrPartition | Code::UnknownTopic => KafkaError::UnknownTopic(name.into()),
+                other => KafkaError::from_code(other, &what),
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupView>, KafkaError> {
+        let asked = self.lookup.ask("listing groups", |lookup| {
+            let groups = lookup.client().fetch_group_list(None, lookup.timeout)?;
+            Ok(groups.groups().iter().map(group).collect::<Vec<GroupView>>())
+        });
+        let mut groups = asked.await?;
+        groups.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(groups)
+    }
+
+    async fn committed(
+        &self,
+        group: &str,
+        partitions: Option<&[TopicPartition]>,
+    ) -> Result<BTreeMap<TopicPartition, (i64, String)>, KafkaError> {
+        let partitions = match partitions {
+            Some(partitions) => partitions.to_vec(),
+            None => {
+                let topics = self.lookup.topics().await?;
+                let of = |topic: TopicView| {
+                    let name: Arc<str> = topic.name.into();
+                    topic.partitions.into_iter().map(move |partition| TopicPartition::new(Arc::clone(&name), partition.id))
+                };
+                topics.into_iter().flat_map(of).collect()
+            }
+        };
+        if partitions.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let wanted = list(partitions.iter().map(|partition| (partition, Offset::Invalid)))?;
+        let what = format!("reading the offsets of group \"{group}\"");
+        let lookup = self.group(group).await?;
+        let answer = lookup.ask(&what, move |lookup| lookup.consumer.committed_offsets(wanted, lookup.timeout)).await?;
+        let mut committed = BTreeMap::new();
+        for element in answer.elements() {
+            let partition = TopicPartition::new(element.topic(), element.partition());
+            match element.error() {
+                Ok(()) => {}
+                // Of all partitions, one may be gone meanwhile.
+                Err(error) if error.rdkafka_error_code() == Some(Code::UnknownTopicOrPartition) => continue,
+                Err(error) => return Err(KafkaError::from_rd(&error, &format!("{what}, {partition}"))),
+            }
+            if let Offset::Offset(offset) = element.offset() {
+                committed.insert(partition, (offset, element.metadata().to_owned()));
+            }
+        }
+        Ok(committed)
+    }
+
+    async fn commit(&self, group: &str, offsets: &[(TopicPartition, i64, String)]) -> Result<(), KafkaError> {
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        if let Some((partition, offset, _)) = offsets.iter().find(|(_, offset, _)| *offset < 0) {
+            return Err(KafkaError::Invalid(format!("{partition}: {offset} is not an offset")));
+        }
+        let list = list(offsets.iter().map(|(partition, offset, _)| (partition, Offset::Offset(*offset))))?;
+        for (partition, _, metadata) in offsets {
+            if let Some(mut element) = list.find_partition(&partition.topic, partition.partition)
+                && !metadata.is_empty()
+            {
+                element.set_metadata(metadata);
+            }
+        }
+        let what = format!("committing offsets of group \"{group}\"");
+        let lookup = self.group(group).await?;
+        lookup.ask(&what, move |lookup| lookup.consumer.commit(&list, CommitMode::Sync)).await
+    }
+
+    async fn bounds(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, Bounds>, KafkaError> {
+        self.lookup.bounds(partitions).await
+    }
+
+    async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError> {
+        self.require_plaintext("the size of logs")?;
+        let brokers = self.cluster().await?.brokers;
+        let sizes = brokers.iter().map(async |broker| {
+            let bytes = wire::log_bytes(&address(broker), self.lookup.timeout).await?;
+            Ok::<_, KafkaError>((broker.id, bytes))
+        });
+        Ok(futures::future::try_join_all(sizes).await?.into_iter().collect())
+    }
+}
+
+fn address(broker: &BrokerView) -> String {
+    if broker.host.contains(':') { format!("[{}]:{}", broker.host, broker.port) } else { format!("{}:{}", broker.host, broker.port) }
+}
+
+fn group(info: &GroupInfo) -> GroupView {
+    let is_consumer = info.protocol_type() == "consumer";
+    let members = info.members().iter().map(|member| {
+        let assignment = member.assignment().filter(|_| is_consumer).unwrap_or_default();
+        let topics = wire::parse_assignment(assignment).unwrap_or_else(|reason| {
+            debug!(group = info.name(), member = member.id(), reason, "the member's assignment cannot be read");
+            Vec::new()
+        });
+        let of = |(topic, ids): (String, Vec<i32>)| {
+            let topic: Arc<str> = topic.into();
+            ids.into_iter().map(move |id| TopicPartition::new(Arc::clone(&topic), id))
+        };
+        let mut assignment: Vec<TopicPartition> = topics.into_iter().flat_map(of).collect();
+        assignment.sort();
+        GroupMemberView {
+            id: member.id().to_owned(),
+            client_id: member.client_id().to_owned(),
+            host: member.client_host().trim_start_matches('/').to_owned(),
+            assignment,
+        }
+    });
+    GroupView {
+        id: info.name().to_owned(),
+        state: info.state().to_owned(),
+        protocol: info.protocol().to_owned(),
+        protocol_type: info.protocol_type().to_owned(),
+        members: members.collect(),
+    }
+}

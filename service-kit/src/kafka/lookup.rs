@@ -1,0 +1,237 @@
+//! What a librdkafka consumer is asked without reading: metadata, watermarks, offsets by time, groups, committed offsets.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rdkafka::Offset;
+use rdkafka::client::Client;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{IsError, RDKafkaErrorCode as Code};
+use rdkafka::metadata::Metadata;
+use rdkafka::topic_partition_list::TopicPartitionList;
+
+use super::context::{Elsewhere, Watch, blocking, client_config, reach};
+use super::properties::Role;
+use super::{Bounds, Isolation, KafkaConfig, KafkaError, PartitionView, TopicPartition, TopicView};
+
+pub(super) struct Lookup {
+    pub(super) consumer: Elsewhere<Arc<BaseConsumer<Watch>>>,
+    pub(super) watch: Watch,
+    pub(super) timeout: Duration,
+    stop: Arc<AtomicBool>,
+}
+
+impl Lookup {
+    /// `group`: whose offsets to look at. Waits until a broker can be reached.
+    pub(super) async fn new(config: &KafkaConfig, isolation: Isolation, group: Option<&str>) -> Result<Arc<Self>, KafkaError> {
+        let mut client = client_config(config, Role::Reader)?;
+        client.set("isolation.level", isolation.name());
+        if let Some(group) = group {
+            client.set("group.id", group);
+        }
+        reach(config, "connecting").await?;
+        let watch = Watch::new(config);
+        let consumer = BaseConsumer::from_config_and_context(&client, watch.clone())
+            .map_err(|error| watch.explain(&error, "making a Kafka client"))?;
+        let consumer = Arc::new(consumer);
+        let stop = Arc::new(AtomicBool::new(false));
+        serve(&consumer, &stop)?;
+        let lookup = Arc::new(Self { consumer: Elsewhere::new(consumer), watch, timeout: config.api_timeout(), stop });
+        // A server that takes connections may still not be Kafka, or refuse the credentials.
+        let answers = |lookup: &Self| match lookup.client().fetch_cluster_id(lookup.timeout) {
+            Some(_) => Ok(()),
+            // Tells why.
+            None => lookup.client().fetch_metadata(None, lookup.timeout).map(drop),
+        };
+        lookup.ask("connecting", answers).await?;
+        Ok(lookup)
+    }
+
+    pub(super) fn client(&self) -> &Client<Watch> {
+        self.consumer.client()
+    }
+
+    /// One blocking question, its error explained.
+    pub(super) async fn ask<T, F>(self: &Arc<Self>, what: &str, question: F) -> Result<T, KafkaError>
+    where
+        F: FnOnce(&Self) -> Result<T, rdkafka::error::KafkaError> + Send + 'static,
+        T: Send + 'static,
+    {
+        let lookup = Arc::clone(self);
+        let what = what.to_owned();
+        blocking(move || match question(&lookup) {
+            Ok(answer) => {
+                lookup.watch.on_success();
+                Ok(answer)
+            }
+            Err(error) => Err(lookup.watch.explain(&error, &what)),
+        })
+        .await
+        .map_err(|error| match error {
+            // Metadata requests say "timed out" or "transport failure" when there is no broker.
+            KafkaError::Timeout(what) if !self.watch.outage.reason().is_empty() => KafkaError::Unreachable(self.watch.unreachable(&what)),
+            other => other,
+        })
+    }
+
+    /// All topics, ascending by name.
+    pub(super) async fn topics(self: &Arc<Self>) -> Result<Vec<TopicView>, KafkaError> {
+        let metadata = self.ask("listing topics", |lookup| lookup.client().fetch_metadata(None, lookup.timeout)).await?;
+        let mut topics: Vec<TopicView> = views(&metadata);
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(topics)
+    }
+
+    pub(super) async fn topic(self: &Arc<Self>, name: &str) -> Result<TopicView, KafkaError> {
+        let asked = name.to_owned();
+        let what = format!("looking at topic \"{name}\"");
+        let metadata = self.ask(&what, move |lookup| lookup.client().fetch_metadata(Some(&asked), lookup.timeout)).await?;
+        let error = metadata.topics().iter().find(|topic| topic.name() == name).map(|topic| topic.error());
+        if let Some(Some(code)) = error {
+            return Err(match Code::from(code) {
+                Code::UnknownTopicOrPartition | Code::UnknownTopic => KafkaError::UnknownTopic(name.into()),
+                other => KafkaError::from_code(other, &what),
+            });
+        }
+        views(&metadata).into_iter().find(|view| view.name == name).ok_or_else(|| KafkaError::UnknownTopic(name.into()))
+    }
+
+    pub(super) async fn bounds(self: &Arc<Self>, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, Bounds>, KafkaError> {
+        let (earliest, latest) =
+            tokio::try_join!(self.list_offsets(partitions, Offset::Beginning), self.list_offsets(partitions, Offset::End))?;
+        let both = |(partition, earliest): (TopicPartition, i64)| {
+            let latest = latest.get(&partition).copied().unwrap_or(earliest);
+            (partition, Bounds { earliest, latest })
+        };
+        Ok(earliest.into_iter().map(both).collect())
+    }
+
+    pub(super) async fn offsets_at(
+        self: &Arc<Self>,
+        partitions: &[TopicPartition],
+        timestamp_ms: i64,
+    ) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
+        // Negative times are the protocol's names of the ends.
+        let mut offsets = self.list_offsets(partitions, Offset::Offset(timestamp_ms.max(0))).await?;
+        let none: Vec<TopicPartition> = offsets.iter().filter(|(_, offset)| **offset < 0).map(|(partition, _)| partition.clone()).collect();
+        if !none.is_empty() {
+            offsets.extend(self.list_offsets(&none, Offset::End).await?);
+        }
+        Ok(offsets)
+    }
+
+    /// One `ListOffsets` request for each leader; `at` is a time, or one of the ends.
+    async fn list_offsets(
+        self: &Arc<Self>,
+        partitions: &[TopicPartition],
+        at: Offset,
+    ) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
+        if partitions.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let list = list(partitions.iter().map(|partition| (partition, at)))?;
+        let answer = self.ask("asking for offsets", move |lookup| lookup.consumer.offsets_for_times(list, lookup.timeout)).await;
+        match answer.and_then(|list| offsets(&list)) {
+            Ok(offsets) => Ok(offsets),
+            Err(error) => Err(self.missing(partitions).await.unwrap_or(error)),
+        }
+    }
+
+    /// The partition that does not exist, as an error; `None` when all do.
+    async fn missing(self: &Arc<Self>, partitions: &[TopicPartition]) -> Option<KafkaError> {
+        for wanted in partitions {
+            match self.topic(&wanted.topic).await {
+                Ok(topic) if topic.partitions.iter().any(|partition| partition.id == wanted.partition) => {}
+                Ok(topic) => {
+                    let count = topic.partitions.len();
+                    let text = format!("{wanted} does not exist: topic \"{}\" has {count} partitions", wanted.topic);
+                    return Some(KafkaError::Invalid(text));
+                }
+                Err(error @ KafkaError::UnknownTopic(_)) => return Some(error),
+                // The first error tells more.
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Lookup {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Serves a consumer's log lines and errors, which nobody else polls for, until `stop`.
+pub(super) fn serve(consumer: &Arc<BaseConsumer<Watch>>, stop: &Arc<AtomicBool>) -> Result<(), KafkaError> {
+    let consumer = Arc::clone(consumer);
+    let stop = Arc::clone(stop);
+    let work = move || {
+        while !stop.load(Ordering::Relaxed) {
+            if let Some(Err(error)) = consumer.poll(SERVE_INTERVAL) {
+                // Told to the context already.
+                tracing::trace!(%error, "consumer event");
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("kafka-events".into())
+        .spawn(work)
+        .map(drop)
+        .map_err(|error| KafkaError::Fatal(format!("cannot start a thread: {error}")))
+}
+
+const SERVE_INTERVAL: Duration = Duration::from_millis(200);
+
+pub(super) fn list<'a>(entries: impl IntoIterator<Item = (&'a TopicPartition, Offset)>) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in entries {
+        list.add_partition_offset(&partition.topic, partition.partition, offset)
+            .map_err(|error| KafkaError::Invalid(format!("{partition}: {error}")))?;
+    }
+    Ok(list)
+}
+
+fn offsets(list: &TopicPartitionList) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
+    let mut offsets = BTreeMap::new();
+    for element in list.elements() {
+        let partition = TopicPartition::new(element.topic(), element.partition());
+        element.error().map_err(|error| KafkaError::from_rd(&error, &format!("offsets of {partition}")))?;
+        let offset = match element.offset() {
+            Offset::Offset(offset) => offset,
+            // No record at or after the time.
+            _ => -1,
+        };
+        offsets.insert(partition, offset);
+    }
+    Ok(offsets)
+}
+
+fn views(metadata: &Metadata) -> Vec<TopicView> {
+    let topics = metadata.topics().iter().filter(|topic| !topic.error().is_some_and(|error| error.is_error()));
+    let view = |topic: &rdkafka::metadata::MetadataTopic| {
+        let partition = |partition: &rdkafka::metadata::MetadataPartition| PartitionView {
+            id: partition.id(),
+            leader: Some(partition.leader()).filter(|id| *id >= 0),
+            replicas: partition.replicas().to_vec(),
+            isr: partition.isr().to_vec(),
+        };
+        let mut partitions: Vec<PartitionView> = topic.partitions().iter().map(partition).collect();
+        partitions.sort_by_key(|partition| partition.id);
+        TopicView { name: topic.name().to_owned(), partitions }
+    };
+    topics.map(view).collect()
+}
+
+impl Isolation {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Isolation::ReadUncommitted => "read_uncommitted",
+            Isolation::ReadCommitted => "read_committed",
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Kafka access: the only code that knows a client crate.
+//!
+//! Six roles, each a trait: [`RangeReader`] (partitions read directly, without a group), [`Producer`],
+//! [`TransactionalWriter`], [`Member`] (of a consumer group) and [`Admin`]. Settings are given once, in the Java
+//! client's property names ([`KafkaConfig`]), and translated for the client that fills the role:
+//!
+//! | role | client | why |
+//! |---|---|---|
+//! | range reader, `read_uncommitted` | rskafka, a partition at a time handed over to librdkafka | the fastest path; it stops at control batches |
+//! | range reader, `read_committed` | librdkafka | filters aborted records |
+//! | producer, transactional writer, member, admin | librdkafka | idempotence, transactions, groups |
+//!
+//! A broker that goes away is logged once, and once more when it is back ([`outage`]); never per record.
+//! Errors are one type, [`KafkaError`], that says what the caller may do.
+
+mod admin;
+mod config;
+mod context;
+mod direct;
+mod error;
+mod jaas;
+mod lookup;
+mod member;
+mod outage;
+mod producer;
+mod properties;
+mod range;
+mod transaction;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+pub use admin::admin;
+pub use config::KafkaConfig;
+pub use direct::range_reader;
+pub use error::KafkaError;
+pub use member::member;
+pub use producer::producer;
+pub use transaction::transactional_writer;
+
+/// One partition of one topic. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPartition {
+    pub topic: Arc<str>,
+    pub partition: i32,
+}
+
+impl TopicPartition {
+    pub fn new(topic: impl Into<Arc<str>>, partition: i32) -> Self {
+        Self { topic: topic.into(), partition }
+    }
+}
+
+impl std::fmt::Display for TopicPartition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.topic, self.partition)
+    }
+}
+
+/// A record as read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub offset: i64,
+    /// Milliseconds since 1970 in UTC; -1 where the record has none.
+    pub timestamp_ms: i64,
+    pub key: Option<Bytes>,
+    pub value: Option<Bytes>,
+    pub headers: Vec<(String, Option<Bytes>)>,
+}
+
+/// What a partition holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Offset of the first record kept.
+    pub earliest: i64,
+    /// One past the last offset: the high watermark, or the last stable offset for `read_committed`.
+    pub latest: i64,
+}
+
+/// Which records of transactions a reader sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isolation {
+    /// All, also those of open and aborted transactions.
+    ReadUncommitted,
+    /// Those of committed transactions, up to the first open one.
+    ReadCommitted,
+}
+
+/// Reads ranges of partitions directly, without a group.
+#[async_trait]
+pub trait RangeReader: Send + Sync {
+    /// Partition ids in ascending order. An unknown topic is [`KafkaError::UnknownTopic`].
+    async fn partitions(&self, topic: &str) -> Result<Vec<i32>, KafkaError>;
+
+    async fn bounds(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, Bounds>, KafkaError>;
+
+    /// Offset of the first record at or after the time; the end of the partition where there is none.
+    async fn offsets_at(&self, partitions: &[TopicPartition], timestamp_ms: i64) -> Result<BTreeMap<TopicPartition, i64>, KafkaError>;
+
+    /// All records with `from <= offset < until`, in order, in chunks of about `max.partition.fetch.bytes` at most.
+    ///
+    /// `until` must not be above the partition's `latest`. The stream ends when `until` is reached, also where the
+    /// last offsets are control records or compacted away; after an error it ends too. A range that was partly
+    /// deleted, or lies beyond the end, gives [`KafkaError::OffsetOutOfRange`]; no progress for
+    /// `default.api.timeout.ms` gives [`KafkaError::Unreachable`]. It begins when the stream is first polled; dropping
+    /// the stream stops it. One stream per partition at a time.
+    fn read(&self, partition: TopicPartition, from: i64, until: i64) -> BoxStream<'static, Result<Vec<Record>, KafkaError>>;
+}
+
+/// A record to write.
+#[derive(Clone, Debug)]
+pub struct OutRecord {
+    pub topic: Arc<str>,
+    /// `None`: by the key's hash as Java does it (murmur2); without a key a partition is kept for a while, so that batches are large.
+    pub partition: Option<i32>,
+    pub key: Option<Bytes>,
+    pub value: Option<Bytes>,
+    pub headers: Vec<(String, Bytes)>,
+    /// `None`: now.
+    pub timestamp_ms: Option<i64>,
+}
+
+/// Where a record was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    pub partition: i32,
+    /// -1 where the broker does not say it (`acks=0`).
+    pub offset: i64,
+}
+
+/// Writes records; idempotent with `acks=all` unless the configuration says otherwise.
+#[async_trait]
+pub trait Producer: Send + Sync {
+    /// One result per record, in order. Resolves when every record is acknowledged or has failed for good
+    /// (`delivery.timeout.ms`). A full local queue waits, it never drops. Cancelling the call does not recall
+    /// records that are queued already.
+    async fn send(&self, records: Vec<OutRecord>) -> Vec<Result<Written, KafkaError>>;
+
+    /// Waits until nothing is queued or in flight.
+    async fn flush(&self, timeout: Duration) -> Result<(), KafkaError>;
+}
+
+/// Writes in transactions: begin → send/offsets → commit|abort.
+///
+/// After [`KafkaError::OutcomeUnknown`], [`KafkaError::Fenced`] or [`KafkaError::Fatal`] the writer is poisoned and
+/// answers every call with that error: drop it and make a new one (that fences the old one and aborts what it left
+/// open). Any other error inside a transaction: `abort`, then begin again. Dropping a writer with an open transaction
+/// aborts it as far as that is possible at once.
+#[async_trait]
+pub trait TransactionalWriter: Send {
+    async fn begin(&mut self) -> Result<(), KafkaError>;
+    /// Resolves when all records are acknowledged.
+    async fn send(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError>;
+    /// Offsets of `group` with metadata, inside the transaction, fenced by the transactional id only.
+    async fn offsets(&mut self, group: &str, offsets: Vec<(TopicPartition, i64, String)>) -> Result<(), KafkaError>;
+    async fn commit(&mut self) -> Result<(), KafkaError>;
+    async fn abort(&mut self) -> Result<(), KafkaError>;
+}
+
+/// A member of a consumer group (classic protocol, `range` assignor unless the configuration says otherwise).
+#[async_trait]
+pub trait Member: Send + Sync {
+    /// At most `max` records; waits up to `wait` for the first. Must be called at least every `max.poll.interval.ms`.
+    async fn poll(&self, max: usize, wait: Duration) -> Result<Vec<(TopicPartition, Record)>, KafkaError>;
+    /// Commits next offsets to read, and waits for the answer.
+    async fn commit(&self, offsets: Vec<(TopicPartition, i64)>) -> Result<(), KafkaError>;
+    async fn assignment(&self) -> Vec<TopicPartition>;
+    async fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<(), KafkaError>;
+    /// Leaves the group. Later calls fail.
+    async fn close(&self);
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerView {
+    pub id: i32,
+    pub host: String,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterView {
+    /// `None` before Kafka 0.10.1.
+    pub id: Option<String>,
+    /// `None` while none is elected.
+    pub controller: Option<i32>,
+    pub brokers: Vec<BrokerView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionView {
+    pub id: i32,
+    /// `None` while the partition has no leader.
+    pub leader: Option<i32>,
+    pub replicas: Vec<i32>,
+    pub isr: Vec<i32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicView {
+    pub name: String,
+    /// Ascending by id.
+    pub partitions: Vec<PartitionView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigEntry {
+    pub name: String,
+    /// `None` where the broker keeps it to itself (sensitive).
+    pub value: Option<String>,
+    pub is_default: bool,
+    pub is_sensitive: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupMemberView {
+    pub id: String,
+    pub client_id: String,
+    pub host: String,
+    /// Empty for members of groups that are not consumers.
+    pub assignment: Vec<TopicPartition>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupView {
+    pub id: String,
+    /// `Stable`, `Empty`, `PreparingRebalance`, …
+    pub state: String,
+    /// The assignor (`range`), empty while there are no members.
+    pub protocol: String,
+    /// `consumer`, `connect`, …
+    pub protocol_type: String,
+    pub members: Vec<GroupMemberView>,
+}
+
+/// Looks at and changes the cluster.
+#[async_trait]
+pub trait Admin: Send + Sync {
+    async fn cluster(&self) -> Result<ClusterView, KafkaError>;
+    /// All topics, ascending by name.
+    async fn topics(&self) -> Result<Vec<TopicView>, KafkaError>;
+    async fn topic(&self, name: &str) -> Result<TopicView, KafkaError>;
+    async fn topic_config(&self, name: &str) -> Result<Vec<ConfigEntry>, KafkaError>;
+    /// `partitions` and `replication` of -1 take the broker's defaults. Returns when the topic can be used.
+    async fn create_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        replication: i32,
+        config: &BTreeMap<String, String>,
+        validate_only: bool,
+    ) -> Result<(), KafkaError>;
+    async fn delete_topic(&self, name: &str) -> Result<(), KafkaError>;
+    async fn groups(&self) -> Result<Vec<GroupView>, KafkaError>;
+    /// Committed offsets with metadata; partitions without one are absent. `None`: all partitions of the group.
+    async fn committed(
+        &self,
+        group: &str,
+        partitions: Option<&[TopicPartition]>,
+    ) -> Result<BTreeMap<TopicPartition, (i64, String)>, KafkaError>;
+    /// Commits offsets for a group that has no members; refused with [`KafkaError::Conflict`] while it has some.
+    async fn commit(&self, group: &str, offsets: &[(TopicPartition, i64, String)]) -> Result<(), KafkaError>;
+    /// High watermarks, whatever `isolation.level` says.
+    async fn bounds(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, Bounds>, KafkaError>;
+    /// Bytes of log on each broker's disks, replicas included. Plaintext connections only.
+    async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError>;
+}

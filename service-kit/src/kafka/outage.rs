@@ -1,0 +1,193 @@
+//! A broker that is away is logged once, and once more when it is back.
+//!
+//! All clients of a process that share a bootstrap list share one [`Outage`], so that a service with a reader, a writer
+//! and an admin client reports one outage, not three.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tracing::{debug, info, warn};
+
+use super::wire;
+
+static OUTAGES: Mutex<BTreeMap<String, Weak<Outage>>> = Mutex::new(BTreeMap::new());
+
+pub(super) struct Outage {
+    servers: String,
+    tls: bool,
+    away: AtomicBool,
+    /// A probe thread is running.
+    probing: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    since: Option<Instant>,
+    /// The latest reason a client gave, also while the outage is not declared yet.
+    reason: String,
+    /// Host names reported as not resolving.
+    unresolved: BTreeSet<String>,
+}
+
+impl Outage {
+    /// The one for this bootstrap list.
+    pub(super) fn of(servers: &str, tls: bool) -> Arc<Self> {
+        let mut outages = OUTAGES.lock();
+        outages.retain(|_, outage| outage.strong_count() > 0);
+        if let Some(outage) = outages.get(servers).and_then(Weak::upgrade) {
+            return outage;
+        }
+        let outage = Arc::new(Self {
+            servers: servers.to_owned(),
+            tls,
+            away: AtomicBool::new(false),
+            probing: AtomicBool::new(false),
+            state: Mutex::default(),
+        });
+        outages.insert(servers.to_owned(), Arc::downgrade(&outage));
+        outage
+    }
+
+    /// A client lost all its connections. That alone says little (brokers close idle connections), so a thread looks
+    /// for [`PROBES`] tries whether a server of the list still answers, and, if none does, until one answers again.
+    pub(super) fn suspect(self: &Arc<Self>) {
+        if self.probing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let outage = Arc::downgrade(self);
+        let probe = move || {
+            // A broker that is going down may take connections for a moment yet.
+            let mut answered = 0;
+            while let Some(outage) = outage.upgrade() {
+                if outage.answers() {
+                    answered += 1;
+                    outage.back();
+                } else {
+                    answered = 0;
+                    outage.away(&outage.reason());
+                }
+                if answered >= PROBES {
+                    outage.probing.store(false, Ordering::Release);
+                    return;
+                }
+                drop(outage);
+                thread::sleep(PROBE_INTERVAL);
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("kafka-probe".into()).spawn(probe) {
+            debug!(%error, "cannot start the probe; the next request will tell");
+            self.probing.store(false, Ordering::Release);
+        }
+    }
+
+    /// No broker can be reached.
+    pub(super) fn away(&self, reason: &str) {
+        let mut state = self.state.lock();
+        reason.clone_into(&mut state.reason);
+        if state.since.is_none() {
+            state.since = Some(Instant::now());
+            self.away.store(true, Ordering::Relaxed);
+            metrics::counter!("millrace_kafka_outages_total").increment(1);
+            warn!(servers = self.servers, reason, "no Kafka broker can be reached; waiting for one, nothing is dropped");
+        }
+    }
+
+    /// A broker answered. One relaxed load while nothing is wrong.
+    pub(super) fn back(&self) {
+        if !self.away.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut state = self.state.lock();
+        if let Some(since) = state.since.take() {
+            self.away.store(false, Ordering::Relaxed);
+            info!(servers = self.servers, away_seconds = since.elapsed().as_secs_f64(), "Kafka is back");
+        }
+    }
+
+    /// One connection failed; only kept, to explain what follows from it.
+    pub(super) fn failed(&self, reason: &str) {
+        reason.clone_into(&mut self.state.lock().reason);
+    }
+
+    /// A name of the list does not resolve: reported once for each name.
+    pub(super) fn unresolved(&self, reason: &str) {
+        let mut state = self.state.lock();
+        reason.clone_into(&mut state.reason);
+        // The reason begins with the broker's name; the rest may vary from try to try.
+        let name = reason.split("/bootstrap").next().unwrap_or(reason);
+        if state.unresolved.len() < UNRESOLVED_MAX && state.unresolved.insert(name.to_owned()) {
+            warn!(servers = self.servers, reason, "a Kafka server's name does not resolve; going on with the others");
+        }
+    }
+
+    fn answers(&self) -> bool {
+        let addresses = self.servers.split(',').filter_map(|server| server.to_socket_addrs().ok()).flatten();
+        addresses.take(PROBED_MAX).any(|address| self.speak(&address).is_ok())
+    }
+
+    /// Connects, and asks what versions the broker speaks where it can be asked without TLS.
+    fn speak(&self, address: &SocketAddr) -> std::io::Result<()> {
+        let mut stream = TcpStream::connect_timeout(address, PROBE_TIMEOUT)?;
+        if self.tls {
+            return Ok(());
+        }
+        stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+        stream.set_write_timeout(Some(PROBE_TIMEOUT))?;
+        stream.write_all(&wire::api_versions())?;
+        stream.read_exact(&mut [0; 4])
+    }
+
+    /// Latest reason of a failed connection; empty when none failed.
+    pub(super) fn reason(&self) -> String {
+        self.state.lock().reason.clone()
+    }
+
+    pub(super) fn servers(&self) -> &str {
+        &self.servers
+    }
+}
+
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// Probes in a row that must be answered before an alarm is called false, or an outage over.
+const PROBES: usize = 4;
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+const PROBED_MAX: usize = 16;
+
+/// Names remembered as reported; a list longer than this is reported in part.
+const UNRESOLVED_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_of_one_cluster_share_an_outage() {
+        let a = Outage::of("shared:1", false);
+        let b = Outage::of("shared:1", false);
+        a.away("connection refused");
+        assert!(b.away.load(Ordering::Relaxed));
+        assert_eq!(b.reason(), "connection refused");
+        b.back();
+        assert!(!a.away.load(Ordering::Relaxed));
+        assert!(!Arc::ptr_eq(&a, &Outage::of("other:1", false)));
+    }
+
+    #[test]
+    fn an_outage_is_counted_once_until_it_ends() {
+        let outage = Outage::of("once:1", false);
+        outage.away("a");
+        let since = outage.state.lock().since;
+        outage.away("b");
+        assert_eq!(outage.state.lock().since, since);
+        outage.back();
+        outage.back();
+        assert_eq!(outage.state.lock().since, None);
+    }
+}

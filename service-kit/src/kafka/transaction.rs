@@ -1,0 +1,279 @@
+//! The transactional writer, on librdkafka (the older transaction protocol, TV1).
+//!
+//! That protocol cannot tell a late commit from a lost one, so after an unknown outcome the writer refuses everything:
+//! only a new writer with the same transactional id, which fences this one, gives certainty.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use rdkafka::ClientConfig;
+use rdkafka::Offset;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError as RdError, RDKafkaErrorCode as Code};
+use rdkafka::producer::Producer as _;
+use tracing::debug;
+
+use super::context::{Watch, blocking, reach};
+use super::lookup::list;
+use super::producer::Handle;
+use super::properties::Role;
+use super::{KafkaConfig, KafkaError, OutRecord, TopicPartition, TransactionalWriter};
+
+/// A writer whose transactions carry `transactional_id`; any earlier writer with the id is fenced, and what it left
+/// open aborted, when this returns.
+pub async fn transactional_writer(config: &KafkaConfig, transactional_id: &str) -> Result<Box<dyn TransactionalWriter>, KafkaError> {
+    reach(config, "starting transactions").await?;
+    let handle = Handle::with(config, Role::Transactional, |client| {
+        client.set("transactional.id", transactional_id);
+    })?;
+    let writer = Writer {
+        handle: Arc::new(handle),
+        id: transactional_id.into(),
+        timeout: config.api_timeout(),
+        state: State::Idle,
+        groups: HashMap::new(),
+    };
+    writer.init().await?;
+    Ok(Box::new(writer))
+}
+
+struct Writer {
+    handle: Arc<Handle>,
+    id: Arc<str>,
+    /// Bound of each step.
+    timeout: Duration,
+    state: State,
+    /// librdkafka gives the form of a group's name that the protocol needs only through a consumer.
+    groups: HashMap<String, Arc<ConsumerGroupMetadata>>,
+}
+
+enum State {
+    Idle,
+    Open,
+    /// Something in the transaction failed; only `abort` remains.
+    Failed(KafkaError),
+    /// Drop the writer.
+    Poisoned(KafkaError),
+}
+
+impl Writer {
+    async fn init(&self) -> Result<(), KafkaError> {
+        let handle = Arc::clone(&self.handle);
+        let (id, bound) = (Arc::clone(&self.id), self.timeout);
+        blocking(move || {
+            let deadline = Instant::now() + bound;
+            loop {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let Err(error) = handle.producer.init_transactions(left.max(Duration::from_millis(1))) else {
+                    handle.watch.on_success();
+                    return Ok(());
+                };
+                let RdError::Transaction(native) = &error else {
+                    return Err(handle.watch.explain(&error, "starting transactions"));
+                };
+                if !native.is_retriable() || left.is_zero() {
+                    let what = format!("starting transactions of \"{id}\" within {bound:?}");
+                    return Err(match handle.watch.explain(&error, &what) {
+                        KafkaError::Timeout(what) if !handle.watch.outage.reason().is_empty() => {
+                            KafkaError::Unreachable(handle.watch.unreachable(&what))
+                        }
+                        other => other,
+                    });
+                }
+                debug!(%error, id = &*id, "starting transactions again");
+            }
+        })
+        .await
+    }
+
+    /// One blocking step on the native producer.
+    async fn step<F>(&self, what: &'static str, step: F) -> Result<(), StepError>
+    where
+        F: FnOnce(&Handle) -> Result<(), RdError> + Send + 'static,
+    {
+        let handle = Arc::clone(&self.handle);
+        let id = Arc::clone(&self.id);
+        let done = blocking(move || Ok(step(&handle).map_err(|error| StepError::new(&handle.watch, &error, what, &id)))).await;
+        done.unwrap_or_else(|error| Err(StepError { error, abort: false, retriable: false }))
+    }
+
+    fn expect_open(&self) -> Result<(), KafkaError> {
+        match &self.state {
+            State::Open => Ok(()),
+            State::Idle => Err(KafkaError::Conflict("no transaction is open: begin one".into())),
+            State::Failed(error) => Err(KafkaError::Conflict(format!("the transaction failed, abort it: {error}"))),
+            State::Poisoned(error) => Err(error.clone()),
+        }
+    }
+
+    /// Keeps what an error means for later calls, and gives it to the caller.
+    fn fail(&mut self, error: KafkaError) -> KafkaError {
+        self.state = if error.poisons() { State::Poisoned(error.clone()) } else { State::Failed(error.clone()) };
+        error
+    }
+
+    /// A record's error may only be the echo of a writer that was fenced.
+    fn fatal(&self) -> Option<KafkaError> {
+        let (code, reason) = self.handle.producer.client().fatal_error()?;
+        let what = format!("transactions of \"{}\" ({reason})", self.id);
+        Some(match KafkaError::from_code(code, &what) {
+            fenced @ KafkaError::Fenced(_) => fenced,
+            other => KafkaError::Fatal(other.to_string()),
+        })
+    }
+
+    fn group(&mut self, group: &str) -> Result<Arc<ConsumerGroupMetadata>, KafkaError> {
+        if let Some(known) = self.groups.get(group) {
+            return Ok(Arc::clone(known));
+        }
+        // No servers: it never connects.
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("group.id", group)
+            .create()
+            .map_err(|error| KafkaError::from_rd(&error, &format!("naming group \"{group}\"")))?;
+        let metadata = consumer.group_metadata().ok_or_else(|| KafkaError::Invalid(format!("\"{group}\" cannot be a group's name")))?;
+        let metadata = Arc::new(metadata);
+        self.groups.insert(group.to_owned(), Arc::clone(&metadata));
+        Ok(metadata)
+    }
+}
+
+/// A failed step and what librdkafka says about going on.
+struct StepError {
+    error: KafkaError,
+    /// The transaction is not committed and must be aborted.
+    abort: bool,
+    /// The step itself may be tried again: its outcome is open.
+    retriable: bool,
+}
+
+impl StepError {
+    fn new(watch: &Watch, error: &RdError, what: &str, id: &str) -> Self {
+        let (abort, retriable) = match error {
+            RdError::Transaction(native) => (native.txn_requires_abort(), native.is_retriable()),
+            RdError::Flush(Code::OperationTimedOut) => (false, true),
+            _ => (false, false),
+        };
+        Self { error: watch.explain(error, &format!("{what} of \"{id}\"")), abort, retriable }
+    }
+}
+
+#[async_trait]
+impl TransactionalWriter for Writer {
+    async fn begin(&mut self) -> Result<(), KafkaError> {
+        match &self.state {
+            State::Idle => {}
+            State::Open => return Err(KafkaError::Conflict("a transaction is open: commit or abort it first".into())),
+            State::Failed(_) | State::Poisoned(_) => return self.expect_open(),
+        }
+        match self.step("beginning a transaction", |handle| handle.producer.begin_transaction()).await {
+            Ok(()) => {
+                self.state = State::Open;
+                Ok(())
+            }
+            Err(failed) if failed.error.poisons() => Err(self.fail(failed.error)),
+            Err(failed) => Err(self.fatal().map_or(failed.error, |fatal| self.fail(fatal))),
+        }
+    }
+
+    async fn send(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError> {
+        self.expect_open()?;
+        let results = self.handle.send(&records).await;
+        let Some(error) = results.into_iter().find_map(Result::err) else { return Ok(()) };
+        let error = self.fatal().unwrap_or(error);
+        Err(self.fail(error))
+    }
+
+    async fn offsets(&mut self, group: &str, offsets: Vec<(TopicPartition, i64, String)>) -> Result<(), KafkaError> {
+        self.expect_open()?;
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let list = list(offsets.iter().map(|(partition, offset, _)| (partition, Offset::Offset(*offset))))?;
+        for (partition, _, metadata) in &offsets {
+            if let Some(mut element) = list.find_partition(&partition.topic, partition.partition)
+                && !metadata.is_empty()
+            {
+                element.set_metadata(metadata);
+            }
+        }
+        let group = self.group(group)?;
+        let bound = self.timeout;
+        let sent = self
+            .step("adding offsets to a transaction", move |handle| handle.producer.send_offsets_to_transaction(&list, &group, bound))
+            .await;
+        match sent {
+            Ok(()) => Ok(()),
+            Err(failed) => {
+                let error = self.fatal().unwrap_or(failed.error);
+                Err(self.fail(error))
+            }
+        }
+    }
+
+    async fn commit(&mut self) -> Result<(), KafkaError> {
+        self.expect_open()?;
+        let bound = self.timeout;
+        match self.step("committing a transaction", move |handle| handle.producer.commit_transaction(bound)).await {
+            Ok(()) => {
+                self.handle.watch.on_success();
+                self.state = State::Idle;
+                Ok(())
+            }
+            Err(failed) => {
+                let error = match self.fatal() {
+                    Some(fatal) => fatal,
+                    None if failed.error.poisons() => failed.error,
+                    None if failed.abort && !failed.retriable => failed.error,
+                    None => KafkaError::OutcomeUnknown(format!("it is not known whether it was committed: {}", failed.error)),
+                };
+                Err(self.fail(error))
+            }
+        }
+    }
+
+    async fn abort(&mut self) -> Result<(), KafkaError> {
+        match &self.state {
+            State::Open | State::Failed(_) => {}
+            State::Idle => return Err(KafkaError::Conflict("no transaction is open".into())),
+            State::Poisoned(error) => return Err(error.clone()),
+        }
+        let bound = self.timeout;
+        match self.step("aborting a transaction", move |handle| handle.producer.abort_transaction(bound)).await {
+            Ok(()) => {
+                self.state = State::Idle;
+                Ok(())
+            }
+            Err(failed) => {
+                let error = match self.fatal() {
+                    Some(fatal) => fatal,
+                    None if failed.error.poisons() => failed.error,
+                    None => KafkaError::OutcomeUnknown(format!("it is not known whether it was aborted: {}", failed.error)),
+                };
+                Err(self.fail(error))
+            }
+        }
+    }
+}
+
+impl Drop for Writer {
+    /// What is open would stop `read_committed` readers until `transaction.timeout.ms`.
+    fn drop(&mut self) {
+        if !matches!(self.state, State::Open | State::Failed(_)) {
+            return;
+        }
+        let handle = Arc::clone(&self.handle);
+        let abort = move || {
+            if let Err(error) = handle.producer.abort_transaction(DROP_TIMEOUT) {
+                debug!(%error, "an open transaction was dropped; it ends at transaction.timeout.ms");
+            }
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            drop(runtime.spawn_blocking(abort));
+        }
+    }
+}
+
+const DROP_TIMEOUT: Duration = Duration::from_secs(2);

@@ -1,0 +1,237 @@
+//! What librdkafka's binding lacks, encoded by hand and sent over plaintext connections of their own: `DescribeLogDirs`
+//! v1 (Kafka 1.0 to 4.x), `Metadata` v2 for the controller's id, and `ApiVersions` v0 to see whether a broker answers.
+//!
+//! Frame: int32 length, then the message. Request header v1: int16 api key, int16 version, int32 correlation id,
+//! nullable string client id. Response header v0: int32 correlation id. Everything big-endian.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::KafkaError;
+
+const METADATA: (i16, i16) = (3, 2);
+const DESCRIBE_LOG_DIRS: (i16, i16) = (35, 1);
+const API_VERSIONS: (i16, i16) = (18, 0);
+const CORRELATION_ID: i32 = 1;
+const RESPONSE_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of all logs in all directories of one broker.
+pub(super) async fn log_bytes(address: &str, bound: Duration) -> Result<i64, KafkaError> {
+    // A null list of topics: all.
+    let body = ask(address, DESCRIBE_LOG_DIRS, &(-1i32).to_be_bytes(), bound).await?;
+    parse_log_bytes(&body).map_err(|reason| malformed(address, &reason))
+}
+
+/// Id of the controller as one broker sees it.
+pub(super) async fn controller(address: &str, bound: Duration) -> Result<Option<i32>, KafkaError> {
+    // An empty list of topics: none.
+    let body = ask(address, METADATA, &0i32.to_be_bytes(), bound).await?;
+    parse_controller(&body).map_err(|reason| malformed(address, &reason))
+}
+
+/// The request every broker answers before anything else, also before a login.
+pub(super) fn api_versions() -> Vec<u8> {
+    request(API_VERSIONS, &[])
+}
+
+async fn ask(address: &str, api: (i16, i16), body: &[u8], bound: Duration) -> Result<Vec<u8>, KafkaError> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        stream.write_all(&request(api, body)).await?;
+        let length = usize::try_from(stream.read_i32().await?).unwrap_or(usize::MAX);
+        if !(4..=RESPONSE_BYTES_MAX).contains(&length) {
+            return Err(std::io::Error::other(format!("a response of {length} bytes")));
+        }
+        let mut response = vec![0; length];
+        stream.read_exact(&mut response).await?;
+        Ok(response.split_off(4))
+    };
+    match timeout(bound, exchange).await {
+        Ok(Ok(response)) => Ok(response),
+        Ok(Err(error)) => Err(KafkaError::Unreachable(format!("asking broker {address}: {error}"))),
+        Err(_) => Err(KafkaError::Timeout(format!("broker {address} did not answer within {bound:?}"))),
+    }
+}
+
+fn request((key, version): (i16, i16), body: &[u8]) -> Vec<u8> {
+    const CLIENT_ID: &[u8] = b"millrace";
+    let mut message = Vec::new();
+    message.extend(key.to_be_bytes());
+    message.extend(version.to_be_bytes());
+    message.extend(CORRELATION_ID.to_be_bytes());
+    message.extend((CLIENT_ID.len() as i16).to_be_bytes());
+    message.extend(CLIENT_ID);
+    message.extend(body);
+    let mut frame = (message.len() as i32).to_be_bytes().to_vec();
+    frame.append(&mut message);
+    frame
+}
+
+fn malformed(address: &str, reason: &str) -> KafkaError {
+    KafkaError::Fatal(format!("broker {address} sent an answer that cannot be read: {reason}"))
+}
+
+fn parse_log_bytes(body: &[u8]) -> Result<i64, String> {
+    let mut input = Input(body);
+    let _throttle_ms = input.i32()?;
+    let mut bytes = 0;
+    for _ in 0..input.count()? {
+        let error = input.i16()?;
+        let directory = input.string()?;
+        if error != 0 {
+            return Err(format!("error {error} for directory {}", directory.unwrap_or_default()));
+        }
+        for _ in 0..input.count()? {
+            let _topic = input.string()?;
+            for _ in 0..input.count()? {
+                let _partition = input.i32()?;
+                bytes += input.i64()?;
+                let _lag = input.i64()?;
+                let _is_future = input.take(1)?;
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+fn parse_controller(body: &[u8]) -> Result<Option<i32>, String> {
+    let mut input = Input(body);
+    for _ in 0..input.count()? {
+        let _id = input.i32()?;
+        let _host = input.string()?;
+        let _port = input.i32()?;
+        let _rack = input.string()?;
+    }
+    let _cluster_id = input.string()?;
+    Ok(Some(input.i32()?).filter(|id| *id >= 0))
+}
+
+/// A consumer's assignment as groups keep it: int16 version, then topics with partitions, then the user's data.
+pub(super) fn parse_assignment(bytes: &[u8]) -> Result<Vec<(String, Vec<i32>)>, String> {
+    if bytes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut input = Input(bytes);
+    let _version = input.i16()?;
+    let mut topics = Vec::new();
+    for _ in 0..input.count()? {
+        let topic = input.string()?.unwrap_or_default();
+        let partitions = (0..input.count()?).map(|_| input.i32()).collect::<Result<_, _>>()?;
+        topics.push((topic, partitions));
+    }
+    Ok(topics)
+}
+
+/// The unread rest of a message.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
+        let Some((head, rest)) = self.0.split_at_checked(count) else {
+            return Err(format!("{count} bytes expected, {} left", self.0.len()));
+        };
+        self.0 = rest;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(self.take(N)?);
+        Ok(bytes)
+    }
+
+    fn i16(&mut self) -> Result<i16, String> {
+        Ok(i16::from_be_bytes(self.array()?))
+    }
+
+    fn i32(&mut self) -> Result<i32, String> {
+        Ok(i32::from_be_bytes(self.array()?))
+    }
+
+    fn i64(&mut self) -> Result<i64, String> {
+        Ok(i64::from_be_bytes(self.array()?))
+    }
+
+    /// Length of an array; null counts as empty. Every element takes a byte at least, so more than the rest is a lie.
+    fn count(&mut self) -> Result<usize, String> {
+        let count = usize::try_from(self.i32()?).unwrap_or(0);
+        if count > self.0.len() {
+            return Err(format!("an array of {count} elements in {} bytes", self.0.len()));
+        }
+        Ok(count)
+    }
+
+    fn string(&mut self) -> Result<Option<String>, String> {
+        let Ok(length) = usize::try_from(self.i16()?) else { return Ok(None) };
+        Ok(Some(String::from_utf8_lossy(self.take(length)?).into_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn string(text: &str) -> Vec<u8> {
+        [&(text.len() as i16).to_be_bytes(), text.as_bytes()].concat()
+    }
+
+    /// One directory, one topic, partitions of 700 and 42 bytes.
+    fn log_dirs() -> Vec<u8> {
+        let mut body = Vec::new();
+        body.extend(0i32.to_be_bytes());
+        body.extend(1i32.to_be_bytes());
+        body.extend(0i16.to_be_bytes());
+        body.extend(string("/data"));
+        body.extend(1i32.to_be_bytes());
+        body.extend(string("t"));
+        body.extend(2i32.to_be_bytes());
+        for (partition, bytes) in [(0i32, 700i64), (1, 42)] {
+            body.extend(partition.to_be_bytes());
+            body.extend(bytes.to_be_bytes());
+            body.extend(0i64.to_be_bytes());
+            body.push(0);
+        }
+        body
+    }
+
+    #[test]
+    fn a_request_is_framed() {
+        let frame = request((35, 1), &[9]);
+        assert_eq!(frame.len(), 4 + 2 + 2 + 4 + 2 + 8 + 1);
+        assert_eq!(frame[..8], [0, 0, 0, 19, 0, 35, 0, 1]);
+    }
+
+    #[test]
+    fn log_sizes_are_summed() {
+        assert_eq!(parse_log_bytes(&log_dirs()), Ok(742));
+    }
+
+    #[test]
+    fn a_cut_or_lying_answer_is_an_error() {
+        let body = log_dirs();
+        for length in 0..body.len() {
+            assert!(parse_log_bytes(&body[..length]).is_err(), "{length} of {}", body.len());
+        }
+        let mut lying = body;
+        lying[4..8].copy_from_slice(&i32::MAX.to_be_bytes());
+        assert!(parse_log_bytes(&lying).unwrap_err().contains("elements"));
+    }
+
+    #[test]
+    fn an_assignment_is_read() {
+        let mut bytes = 1i16.to_be_bytes().to_vec();
+        bytes.extend(1i32.to_be_bytes());
+        bytes.extend(string("t"));
+        bytes.extend(2i32.to_be_bytes());
+        bytes.extend(3i32.to_be_bytes());
+        bytes.extend(5i32.to_be_bytes());
+        bytes.extend((-1i32).to_be_bytes());
+        assert_eq!(parse_assignment(&bytes), Ok(vec![("t".into(), vec![3, 5])]));
+        assert_eq!(parse_assignment(&[]), Ok(vec![]));
+        assert!(parse_assignment(&bytes[..9]).is_err());
+    }
+}
