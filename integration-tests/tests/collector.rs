@@ -17,7 +17,7 @@ use integration_tests::{
 use rand::Rng;
 
 const WAIT: Duration = Duration::from_secs(60);
-const FREE_PORTS: [(&str, &str); 2] = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_MONITORING__LISTEN", "127.0.0.1:0")];
+const FREE_PORTS: [(&str, &str); 2] = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_METRICS__LISTEN", "127.0.0.1:0")];
 
 /// A log file, a topic and an agent between them.
 struct Setup {
@@ -187,7 +187,7 @@ fn try_conf(verb: &str, conf: &str) -> (Option<i32>, String) {
         "check" => vec!["check", &file],
         _ => vec!["agent", "-n", "agent", "-f", &file],
     };
-    let output = run("millrace-collector", &args, &[FREE_PORTS[0], FREE_PORTS[1], ("MILLRACE_STATE_DIR", &state.to_string_lossy())]);
+    let output = run("millrace-collector", &args, &[FREE_PORTS[0], FREE_PORTS[1], ("MILLRACE_AGENT__STATE_DIR", &state.to_string_lossy())]);
     (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
 }
 

@@ -12,7 +12,7 @@ use rand::Rng;
 use redis::Commands;
 
 const WAIT: Duration = Duration::from_secs(60);
-const FREE_PORTS: [(&str, &str); 2] = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_UI__LISTEN", "127.0.0.1:0")];
+const FREE_PORTS: [(&str, &str); 2] = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_PAGE__LISTEN", "127.0.0.1:0")];
 
 /// Event times begin here; a multiple of every window used.
 const EPOCH_MS: u64 = 1_790_000_000_000;
@@ -25,12 +25,12 @@ fn row(n: u64) -> (u64, String, String) {
     (ts, host, json)
 }
 
-/// Requests and bytes per ten-second window and host, counted straight from the rows.
-fn expected(rows: u64) -> BTreeMap<(u64, String), (u64, u64)> {
-    let mut windows: BTreeMap<(u64, String), (u64, u64)> = BTreeMap::new();
+/// Requests and bytes per `window:host` of ten seconds, counted straight from the rows.
+fn expected(rows: u64) -> BTreeMap<String, (u64, u64)> {
+    let mut windows: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for n in 0..rows {
         let (ts, host, _) = row(n);
-        let window = windows.entry((ts - ts % 10_000, host)).or_default();
+        let window = windows.entry(format!("{}:{host}", stamp(ts - ts % 10_000))).or_default();
         window.0 += 1;
         window.1 += n % 1000;
     }
@@ -54,22 +54,29 @@ fn redis_sink(prefix: &str, url: &str) -> String {
     )
 }
 
-fn in_redis(prefix: &str) -> BTreeMap<(u64, String), (u64, u64)> {
+/// The engine's own writing of a window's start in keys: UTC, without a zone, as the column's type has it.
+fn stamp(ms: u64) -> String {
+    let ms = i64::try_from(ms).expect("a time");
+    chrono::DateTime::from_timestamp_millis(ms).expect("a time").format("%Y-%m-%dT%H:%M:%S").to_string()
+}
+
+fn in_redis(prefix: &str) -> BTreeMap<String, (u64, u64)> {
     let mut connection = redis::Client::open(redis_url()).expect("URL").get_connection().expect("Redis");
     let keys: Vec<String> = connection.scan_match::<_, String>(format!("{prefix}:*")).expect("scan").map(|key| key.expect("key")).collect();
-    keys.iter()
+    keys.into_iter()
         .map(|key| {
-            let fields: BTreeMap<String, String> = connection.hgetall(key).expect("hash");
+            let fields: BTreeMap<String, String> = connection.hgetall(&key).expect("hash");
             let number =
                 |name: &str| fields.get(name).and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{key}: {name} in {fields:?}"));
-            ((number("window_start"), fields.get("host").cloned().unwrap_or_default()), (number("requests"), number("bytes")))
+            let counts = (number("requests"), number("bytes"));
+            (key.trim_start_matches(prefix).trim_start_matches(':').to_owned(), counts)
         })
         .collect()
 }
 
 fn engine(dir: &Path) -> Process {
     let checkpoints = dir.join("checkpoints");
-    Process::start("millrace-engine", dir, &["serve", "--checkpoint-dir", &checkpoints.to_string_lossy()], &FREE_PORTS)
+    Process::start("millrace-engine", dir, &["serve", "--checkpoint", &checkpoints.to_string_lossy()], &FREE_PORTS)
 }
 
 fn cli(engine: &str, args: &[&str]) -> (i32, String) {
@@ -208,7 +215,7 @@ async fn the_page_shows_jobs_batches_and_offset_ranges() {
     );
     fs::write(&job, sql).expect("the job");
     let mut process = engine(dir.path());
-    let (control, page) = (process.address("control").await, process.address("ui").await);
+    let (control, page) = (process.address("control").await, process.address("page").await);
     let (code, said) = cli(&control, &["job", "submit", &job.to_string_lossy(), "--name", "page"]);
     assert_eq!(code, 0, "{said}");
     eventually(WAIT, "the page shows the batch", || async {

@@ -30,20 +30,20 @@ fn agent(dir: &Path, name: &str, sink: &str) -> (Vec<String>, std::path::PathBuf
 
 fn start_collector(dir: &Path, args: &[String], env: &[(&str, &str)]) -> Process {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let env = [&[CONTROL, ("MILLRACE_MONITORING__LISTEN", "127.0.0.1:0")], env].concat();
+    let env = [&[CONTROL, ("MILLRACE_METRICS__LISTEN", "127.0.0.1:0")], env].concat();
     Process::start("millrace-collector", dir, &args, &env)
 }
 
 fn start_engine(dir: &Path, env: &[(&str, &str)]) -> Process {
     let checkpoints = dir.join("checkpoints");
-    let env = [&[CONTROL, ("MILLRACE_UI__LISTEN", "127.0.0.1:0")], env].concat();
-    Process::start("millrace-engine", dir, &["serve", "--checkpoint-dir", &checkpoints.to_string_lossy()], &env)
+    let env = [&[CONTROL, ("MILLRACE_PAGE__LISTEN", "127.0.0.1:0")], env].concat();
+    Process::start("millrace-engine", dir, &["serve", "--checkpoint", &checkpoints.to_string_lossy()], &env)
 }
 
 fn start_bridge(dir: &Path, bootstrap: &str) -> Process {
     let data = dir.join("bridge");
-    let env = [CONTROL, ("MILLRACE_HTTP__LISTEN", "127.0.0.1:0"), ("KAFKA_BOOTSTRAP_SERVERS", bootstrap)];
-    Process::start("millrace-bridge", dir, &["serve", "--data-dir", &data.to_string_lossy()], &env)
+    let args = ["serve", "--bootstrap-servers", bootstrap, "--offsets-path", &data.to_string_lossy()];
+    Process::start("millrace-bridge", dir, &args, &[CONTROL, ("MILLRACE_HTTP__LISTEN", "127.0.0.1:0")])
 }
 
 fn append(log: &Path, line: &str) {

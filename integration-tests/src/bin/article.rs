@@ -63,7 +63,7 @@ async fn millrace(dir: &Path, conf: &Path, name: &str) -> Result<()> {
     kafka::create_topic(BOOTSTRAP, "logs_topic", 1).await;
     let state = dir.join(name);
     let args = ["agent", "--name", "agent", "--conf-file", &conf.to_string_lossy(), "--state-dir", &state.to_string_lossy()];
-    let env = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_MONITORING__LISTEN", "127.0.0.1:0")];
+    let env = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_METRICS__LISTEN", "127.0.0.1:0")];
     let mut collector = Process::start("millrace-collector", dir, &args, &env);
     collector.addresses().await;
     let mut expected: Vec<String> = (15..25).map(|n| format!("{name} before {n}")).collect();

@@ -145,7 +145,7 @@ async fn bench_collector(bootstrap: &str, dir: &Path) -> Result<()> {
                 command = Command::new(binary("millrace-collector"));
                 command.arg("agent").arg("--name").arg("agent").arg("--conf-file").arg(&conf);
                 command.arg("--state-dir").arg(dir.join(format!("{topic}.state"))).arg("--no-reload-conf");
-                command.env("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0").env("MILLRACE_MONITORING__LISTEN", "127.0.0.1:0");
+                command.env("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0").env("MILLRACE_METRICS__LISTEN", "127.0.0.1:0");
                 if acks.is_empty() { "Millrace, the same with acks=all, idempotent" } else { "Millrace, the same file" }
             };
             rows.push(collector(name, &mut command, bootstrap, &topic, lines, &log)?);
@@ -211,7 +211,7 @@ async fn bench_engine(bootstrap: &str, dir: &Path) -> Result<()> {
             .arg("--checkpoint")
             .arg(dir.join(format!("checkpoint-{round}")))
             .env("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0")
-            .env("MILLRACE_UI__LISTEN", "127.0.0.1:0")
+            .env("MILLRACE_PAGE__LISTEN", "127.0.0.1:0")
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
             .stderr(out)

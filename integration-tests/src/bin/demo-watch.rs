@@ -89,7 +89,7 @@ fn time_and_status(line: &str) -> Option<(i64, String)> {
     Some((days * 86_400 + hour * 3600 + minute * 60 + second - offset, after.split(' ').next()?.to_owned()))
 }
 
-/// What the job has written: every hash `nginx:status:<window start>:<status>` with its field `requests`.
+/// What the job has written: every hash `nginx:status:WINDOW:STATUS` with its field `requests`.
 fn counted(connection: &mut redis::Connection) -> Result<Counts> {
     let keys: Vec<String> = connection.scan_match::<_, String>("nginx:status:*")?.collect::<redis::RedisResult<_>>()?;
     let mut counts = Counts::new();
@@ -97,8 +97,9 @@ fn counted(connection: &mut redis::Connection) -> Result<Counts> {
         let fields: HashMap<String, String> = connection.hgetall(&key)?;
         let field = |name: &str| fields.get(name).with_context(|| format!("{key} has no field {name}"));
         let (window, status, requests) = (field("window_start")?, field("status")?, field("requests")?);
-        let window: i64 = window.parse().with_context(|| format!("{key}: window_start {window}"))?;
-        counts.insert((window / 1000, status.clone()), requests.parse().with_context(|| format!("{key}: requests {requests}"))?);
+        let start = chrono::NaiveDateTime::parse_from_str(window.trim_end_matches('Z'), "%Y-%m-%dT%H:%M:%S%.f");
+        let start = start.with_context(|| format!("{key}: window_start {window}"))?.and_utc().timestamp();
+        counts.insert((start, status.clone()), requests.parse().with_context(|| format!("{key}: requests {requests}"))?);
     }
     Ok(counts)
 }
