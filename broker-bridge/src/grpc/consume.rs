@@ -1,0 +1,206 @@
+//! `Consume`: a session behind a stream. The client gives credit in records, the bridge sends no more; an ack moves the group's offsets.
+//!
+//! The session lives as long as the stream. What was not acked when it ends is delivered again, to whoever reads the partition next.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt as _};
+use proto::data::v1::{ConsumeRequest, ConsumeResponse, Header, Record as WireRecord, Subscribe, consume_request::Request};
+use service_kit::{
+    kafka::{Isolation, Record, TopicPartition},
+    offsets::OffsetCommit,
+};
+use tokio::{select, sync::mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::Services;
+use crate::{
+    codec::CODECS,
+    error::{BridgeError, Code, Result},
+    session::{Encode, Limits, Session, Settings},
+};
+
+/// Largest batch in bytes: a client's default for a message is 4 MiB.
+const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Records in a batch.
+const BATCH_RECORDS_MAX: usize = 1_000;
+/// Batches between the session and the connection; the transport's own window bounds the rest.
+const QUEUE_BATCHES_MAX: usize = 2;
+/// How long one fetch waits; nothing depends on it, the next one follows.
+const FETCH_WAIT: Duration = Duration::from_secs(5);
+
+pub(super) type Batches = Pin<Box<dyn Stream<Item = Result<ConsumeResponse, Status>> + Send>>;
+
+pub(super) fn stream(services: Services, requests: Streaming<ConsumeRequest>) -> Batches {
+    let (batches, receiver) = mpsc::channel(QUEUE_BATCHES_MAX);
+    let tasks = services.sessions.tasks();
+    tasks.spawn(async move {
+        if let Err(error) = serve(&services, requests, &batches).await {
+            // A client that is gone needs no error.
+            drop(batches.send(Err(error)).await);
+        }
+    });
+    Box::pin(ReceiverStream::new(receiver))
+}
+
+type Sender = mpsc::Sender<Result<ConsumeResponse, Status>>;
+
+async fn serve(services: &Services, mut requests: Streaming<ConsumeRequest>, batches: &Sender) -> Result<(), Status> {
+    let Some(first) = requests.next().await.transpose()?.and_then(|request| request.request) else {
+        return Err(Status::invalid_argument("the stream ended before it subscribed; send Subscribe first"));
+    };
+    let Request::Subscribe(subscribe) = first else {
+        return Err(Status::invalid_argument("the first message must be Subscribe; credit and acks follow it"));
+    };
+    let credit = subscribe.credit;
+    let session = open(services, subscribe).await?;
+    let served =
+        Consumer { services, session: &session, batches, credit: u64::from(credit), unacked: VecDeque::new(), last: 0 }.run(requests).await;
+    services.sessions.remove(&session, false).await;
+    served
+}
+
+async fn open(services: &Services, subscribe: Subscribe) -> Result<Arc<Session>> {
+    let wrong = |message: &str| Err(BridgeError::new(Code::Unprocessable, message));
+    if subscribe.group.is_empty() {
+        return wrong("group is empty; name the consumer group");
+    }
+    if subscribe.topics.is_empty() {
+        return wrong("topics is empty; name at least one");
+    }
+    let auto_offset_reset = match subscribe.auto_offset_reset.as_str() {
+        "" => "latest".to_owned(),
+        "earliest" | "latest" | "none" => subscribe.auto_offset_reset,
+        other => return wrong(&format!("auto_offset_reset = {other:?} is not possible; give earliest, latest or none")),
+    };
+    let settings = Settings {
+        codec: &CODECS[0],
+        auto_commit: false,
+        auto_offset_reset,
+        isolation: Isolation::ReadUncommitted,
+        fetch_min_bytes: 1,
+        request_timeout: FETCH_WAIT,
+    };
+    let session = services.sessions.create(&subscribe.group, None, settings)?;
+    if let Err(error) = session.subscribe(subscribe.topics).await {
+        services.sessions.remove(&session, false).await;
+        return Err(error);
+    }
+    Ok(session)
+}
+
+struct Consumer<'a> {
+    services: &'a Services,
+    session: &'a Arc<Session>,
+    batches: &'a Sender,
+    /// Records that may still be sent.
+    credit: u64,
+    /// Sent and not acked: batch and the offsets behind it. Bounded by the credit.
+    unacked: VecDeque<(u64, BTreeMap<TopicPartition, i64>)>,
+    last: u64,
+}
+
+impl Consumer<'_> {
+    async fn run(&mut self, mut requests: Streaming<ConsumeRequest>) -> Result<(), Status> {
+        // Kept across rounds: a message from the client does not interrupt a fetch.
+        let mut fetch = None;
+        loop {
+            if self.credit > 0 && fetch.is_none() {
+                let records_max = usize::try_from(self.credit).unwrap_or(usize::MAX).min(BATCH_RECORDS_MAX);
+                let limits = Limits { records_max, bytes_max: BATCH_BYTES_MAX, bytes_min: 1, wait: FETCH_WAIT };
+                fetch = Some(Box::pin(self.session.fetch(limits, WireRecords::default())));
+            }
+            let fetched = async {
+                match &mut fetch {
+                    Some(fetch) => fetch.await,
+                    None => std::future::pending().await,
+                }
+            };
+            select! {
+                () = self.services.shutdown.cancelled() => return Err(Status::unavailable("the bridge is shutting down; connect again")),
+                () = self.batches.closed() => return Ok(()),
+                request = requests.next() => match request.transpose()? {
+                    // The client has said all it wanted to say: acks can no longer come.
+                    None => return Ok(()),
+                    Some(request) => self.hear(request).await?,
+                },
+                records = fetched => {
+                    fetch = None;
+                    self.send(records?).await?;
+                }
+            }
+        }
+    }
+
+    async fn hear(&mut self, request: ConsumeRequest) -> Result<(), Status> {
+        // An idle stream whose client still speaks is in use.
+        self.services.sessions.get(&self.session.group, &self.session.name)?;
+        match request.request {
+            Some(Request::Credit(credit)) => {
+                let max = u64::from(self.services.consume.credit_records_max);
+                self.credit = self.credit.saturating_add(u64::from(credit.records)).min(max);
+                Ok(())
+            }
+            Some(Request::Ack(ack)) => Ok(self.acknowledge(ack.batch).await?),
+            Some(Request::Subscribe(_)) => Err(Status::failed_precondition("this stream is subscribed already; open another one")),
+            None => Err(Status::invalid_argument("the message is empty; send Credit or Ack")),
+        }
+    }
+
+    async fn send(&mut self, records: WireRecords) -> Result<()> {
+        if records.records.is_empty() {
+            return Ok(());
+        }
+        self.last += 1;
+        self.credit = self.credit.saturating_sub(records.records.len() as u64);
+        self.unacked.push_back((self.last, records.ends));
+        // A closed stream is noticed by the loop.
+        drop(self.batches.send(Ok(ConsumeResponse { batch: self.last, records: records.records })).await);
+        Ok(())
+    }
+
+    async fn acknowledge(&mut self, batch: u64) -> Result<()> {
+        if batch > self.last {
+            return Err(BridgeError::new(Code::Unprocessable, format!("batch {batch} was not sent; the last one is {}", self.last)));
+        }
+        let mut ends = BTreeMap::new();
+        while let Some((_, acked)) = self.unacked.pop_front_if(|(sent, _)| *sent <= batch) {
+            ends.extend(acked);
+        }
+        // A partition that moved to another member is not ours to acknowledge: its records are delivered again there.
+        let assigned = self.session.assignment().await?;
+        let offsets = ends.into_iter().filter(|(partition, _)| assigned.contains(partition));
+        let offsets: Vec<OffsetCommit> =
+            offsets.map(|(partition, offset)| OffsetCommit { partition, offset, metadata: String::new() }).collect();
+        self.session.commit(Some(offsets)).await
+    }
+}
+
+/// Records as they go over the wire, and the offsets behind them.
+#[derive(Default)]
+struct WireRecords {
+    records: Vec<WireRecord>,
+    ends: BTreeMap<TopicPartition, i64>,
+}
+
+impl Encode for WireRecords {
+    fn add(&mut self, partition: &TopicPartition, record: &Record) -> Result<bool> {
+        self.ends.insert(partition.clone(), record.offset + 1);
+        self.records.push(WireRecord {
+            topic: partition.topic.to_string(),
+            partition: Some(partition.partition),
+            key: record.key.clone(),
+            value: record.value.clone(),
+            headers: record.headers.iter().map(|(key, value)| Header { key: key.clone(), value: value.clone() }).collect(),
+            timestamp_ms: (record.timestamp_ms >= 0).then_some(record.timestamp_ms),
+            offset: record.offset,
+        });
+        Ok(true)
+    }
+}

@@ -1,0 +1,164 @@
+//! The operators' API: topics, groups, brokers.
+
+use std::collections::HashMap;
+
+use proto::control::v1::{
+    Advice as WireAdvice, AdviseTopicRequest, AdviseTopicResponse, Broker, BrokersRequest, BrokersResponse, CreateTopicRequest,
+    CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeTopicRequest, DescribeTopicResponse, Group, GroupLagRequest,
+    GroupLagResponse, ListGroupsRequest, ListGroupsResponse, ListTopicsRequest, ListTopicsResponse, Partition, PartitionLag, Topic,
+    bridge_server::Bridge,
+};
+use service_kit::kafka::{GroupView, TopicPartition, TopicView};
+use tonic::{Request, Response, Status};
+
+use super::Services;
+use crate::topics::{Advice, MIN_ISR, NewTopic, ReplicaState};
+
+/// A topic's `retention.ms`.
+const RETENTION: &str = "retention.ms";
+
+#[tonic::async_trait]
+impl Bridge for Services {
+    async fn list_topics(&self, request: Request<ListTopicsRequest>) -> Result<Response<ListTopicsResponse>, Status> {
+        let internal = request.into_inner().include_internal;
+        let topics = self.topics.list().await?;
+        let topics = topics.iter().filter(|topic| internal || !is_internal(&topic.name)).map(wire_topic).collect();
+        Ok(Response::new(ListTopicsResponse { topics }))
+    }
+
+    async fn describe_topic(&self, request: Request<DescribeTopicRequest>) -> Result<Response<DescribeTopicResponse>, Status> {
+        let found = self.topics.describe(&request.into_inner().name).await?;
+        let partitions = found.topic.partitions.iter().map(|partition| {
+            let bounds = found.bounds.get(&TopicPartition::new(found.topic.name.as_str(), partition.id));
+            Partition {
+                id: partition.id,
+                leader: partition.leader.unwrap_or(-1),
+                replicas: partition.replicas.clone(),
+                isr: partition.isr.clone(),
+                begin_offset: bounds.map_or(-1, |bounds| bounds.earliest),
+                end_offset: bounds.map_or(-1, |bounds| bounds.latest),
+            }
+        });
+        let config = found.config.iter().filter(|entry| !entry.is_default);
+        let config = config.map(|entry| (entry.name.clone(), entry.value.clone().unwrap_or_else(|| "***".to_owned()))).collect();
+        Ok(Response::new(DescribeTopicResponse { partitions: partitions.collect(), topic: Some(wire_topic(&found.topic)), config }))
+    }
+
+    async fn create_topic(&self, request: Request<CreateTopicRequest>) -> Result<Response<CreateTopicResponse>, Status> {
+        let wanted = request.into_inner();
+        let mut config = wanted.config.into_iter().collect::<std::collections::BTreeMap<_, _>>();
+        if wanted.retention_ms != 0 {
+            config.insert(RETENTION.to_owned(), wanted.retention_ms.to_string());
+        }
+        if wanted.min_insync_replicas != 0 {
+            config.insert(MIN_ISR.to_owned(), wanted.min_insync_replicas.to_string());
+        }
+        let name = wanted.name.clone();
+        let created = self
+            .topics
+            .create(NewTopic {
+                name: wanted.name,
+                partitions: wanted.partitions,
+                replication: wanted.replication,
+                consumers: wanted.consumers,
+                producers: wanted.producers,
+                config,
+                dry_run: wanted.dry_run,
+            })
+            .await?;
+        let topic = Topic { name, partitions: created.partitions, replication: created.replication, ..Topic::default() };
+        let config: HashMap<String, String> = created.config.into_iter().collect();
+        Ok(Response::new(CreateTopicResponse { topic: Some(topic), config, advice: Some(wire_advice(created.advice)) }))
+    }
+
+    async fn delete_topic(&self, request: Request<DeleteTopicRequest>) -> Result<Response<DeleteTopicResponse>, Status> {
+        self.topics.delete(&request.into_inner().name).await?;
+        Ok(Response::new(DeleteTopicResponse {}))
+    }
+
+    async fn advise_topic(&self, request: Request<AdviseTopicRequest>) -> Result<Response<AdviseTopicResponse>, Status> {
+        let wanted = request.into_inner();
+        let advice = self.topics.advise(wanted.consumers, wanted.producers).await?;
+        Ok(Response::new(AdviseTopicResponse { advice: Some(wire_advice(advice)) }))
+    }
+
+    async fn list_groups(&self, _request: Request<ListGroupsRequest>) -> Result<Response<ListGroupsResponse>, Status> {
+        let groups = self.lag.groups().await?.iter().map(wire_group).collect();
+        Ok(Response::new(ListGroupsResponse { groups }))
+    }
+
+    async fn group_lag(&self, request: Request<GroupLagRequest>) -> Result<Response<GroupLagResponse>, Status> {
+        let lag = self.lag.of(&request.into_inner().group).await?;
+        let partitions = lag.partitions.iter().map(|row| PartitionLag {
+            topic: row.partition.topic.to_string(),
+            partition: row.partition.partition,
+            committed: row.committed.unwrap_or(-1),
+            end_offset: row.end,
+            lag: row.lag().unwrap_or(-1),
+            member: row.member.as_ref().map(|owner| owner.id.clone()).unwrap_or_default(),
+        });
+        Ok(Response::new(GroupLagResponse {
+            partitions: partitions.collect(),
+            group: Some(wire_group(&lag.group)),
+            total_lag: lag.total(),
+        }))
+    }
+
+    async fn brokers(&self, _request: Request<BrokersRequest>) -> Result<Response<BrokersResponse>, Status> {
+        let found = self.topics.brokers().await?;
+        let brokers = found.cluster.brokers.iter().map(|broker| {
+            let load = found.load.get(&broker.id).copied().unwrap_or_default();
+            Broker {
+                id: broker.id,
+                host: broker.host.clone(),
+                port: i32::from(broker.port),
+                controller: found.cluster.controller == Some(broker.id),
+                partitions: load.partitions,
+                leaders: load.leaders,
+                log_bytes: load.log_bytes.unwrap_or(-1),
+            }
+        });
+        Ok(Response::new(BrokersResponse {
+            brokers: brokers.collect(),
+            cluster_id: found.cluster.id.clone().unwrap_or_default(),
+            under_replicated: found.replicas.under_replicated,
+            offline: found.replicas.offline,
+        }))
+    }
+}
+
+/// Kafka's own topics begin so.
+fn is_internal(name: &str) -> bool {
+    name.starts_with("__")
+}
+
+fn wire_topic(topic: &TopicView) -> Topic {
+    let state = ReplicaState::of([topic]);
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    Topic {
+        name: topic.name.clone(),
+        partitions: count(topic.partitions.len()),
+        replication: count(topic.partitions.first().map_or(0, |partition| partition.replicas.len())),
+        under_replicated: state.under_replicated,
+        offline: state.offline,
+        internal: is_internal(&topic.name),
+    }
+}
+
+fn wire_advice(advice: Advice) -> WireAdvice {
+    WireAdvice {
+        partitions: advice.partitions,
+        replication: advice.replication,
+        min_insync_replicas: advice.min_insync_replicas,
+        reasons: advice.reasons,
+    }
+}
+
+fn wire_group(group: &GroupView) -> Group {
+    Group {
+        id: group.id.clone(),
+        state: group.state.clone(),
+        members: u32::try_from(group.members.len()).unwrap_or(u32::MAX),
+        protocol: group.protocol.clone(),
+    }
+}

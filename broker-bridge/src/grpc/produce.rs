@@ -1,0 +1,77 @@
+//! `Produce` and `ProduceStream`.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures::{Stream, StreamExt as _, stream};
+use proto::data::v1::{ProduceRequest, ProduceResponse, Record, RecordResult};
+use service_kit::kafka::OutRecord;
+use tonic::{Status, Streaming};
+
+use super::Services;
+use crate::{
+    error::{BridgeError, Code, Result},
+    produce::{Produce, Receipt},
+};
+
+/// Batches of one stream that are written at a time; answers keep the order.
+const STREAM_BATCHES_MAX: usize = 32;
+
+pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<ProduceResponse, Status>> + Send>>;
+
+pub(super) async fn batch(produce: &Produce, request: ProduceRequest, traceparent: Option<&str>) -> Result<ProduceResponse> {
+    let topics: Vec<String> =
+        request.records.iter().map(|record| if record.topic.is_empty() { request.topic.clone() } else { record.topic.clone() }).collect();
+    let default: Arc<str> = request.topic.as_str().into();
+    let records =
+        request.records.into_iter().enumerate().map(|(index, record)| out_record(&default, index, record)).collect::<Result<Vec<_>>>()?;
+    let receipt = produce.send(Some(&request.batch_id), records, traceparent).await?;
+    Ok(response(request.batch_id, topics, &receipt))
+}
+
+/// Answers in the order of the requests. A request that cannot be written at all ends the stream with its error.
+pub(super) fn stream(services: Services, requests: Streaming<ProduceRequest>, traceparent: Option<String>) -> Answers {
+    let traceparent: Option<Arc<str>> = traceparent.map(Arc::from);
+    let ended = services.shutdown.clone().cancelled_owned();
+    let answers = requests
+        .take_until(ended)
+        .map(move |request| {
+            let (produce, traceparent) = (services.produce.clone(), traceparent.clone());
+            async move { Ok(batch(&produce, request?, traceparent.as_deref()).await?) }
+        })
+        .buffered(STREAM_BATCHES_MAX);
+    // The stream ends at the first error: what the client sends after it is not written.
+    Box::pin(stream::unfold(Some(Box::pin(answers)), async |state| {
+        let mut answers = state?;
+        match answers.next().await? {
+            Ok(answer) => Some((Ok(answer), Some(answers))),
+            Err(error) => Some((Err(error), None)),
+        }
+    }))
+}
+
+fn out_record(default: &Arc<str>, index: usize, record: Record) -> Result<OutRecord> {
+    let topic = if record.topic.is_empty() { Arc::clone(default) } else { record.topic.as_str().into() };
+    if topic.is_empty() {
+        return Err(BridgeError::new(
+            Code::Unprocessable,
+            format!("records[{index}] has no topic, and neither has the request; set one of them"),
+        ));
+    }
+    let headers = record.headers.into_iter().map(|header| (header.key, header.value.unwrap_or_default()));
+    Ok(OutRecord {
+        topic,
+        partition: record.partition,
+        key: record.key,
+        value: record.value,
+        headers: headers.collect(),
+        timestamp_ms: record.timestamp_ms,
+    })
+}
+
+fn response(batch_id: String, topics: Vec<String>, receipt: &Receipt) -> ProduceResponse {
+    let results = topics.into_iter().zip(receipt.results.iter()).map(|(topic, result)| match result {
+        Ok(written) => RecordResult { topic, partition: written.partition, offset: written.offset, error: String::new(), retryable: false },
+        Err(error) => RecordResult { topic, partition: -1, offset: -1, error: error.message.clone(), retryable: error.retryable() },
+    });
+    ProduceResponse { batch_id, results: results.collect(), replayed: receipt.replayed }
+}

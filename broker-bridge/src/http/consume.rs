@@ -1,0 +1,399 @@
+//! `/consumers/…`: consumer instances over sessions.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    extract::{Path, Query, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use service_kit::{
+    kafka::{Isolation, Record, TopicPartition},
+    offsets::OffsetCommit,
+};
+
+use super::{App, V2, base_url, json_response, negotiate, parse, query, segment};
+use crate::{
+    codec::{self, CODECS, Codec},
+    config::{BridgeConfig, Compat},
+    error::{BridgeError, Code, Result},
+    session::{Encode, Limits, Session, Settings},
+};
+
+type Instance = Path<(String, String)>;
+
+/// A topic's partition in requests and answers.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Partition {
+    topic: String,
+    partition: i32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Partitions {
+    partitions: Vec<Partition>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Offsets {
+    offsets: Vec<PartitionOffset>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PartitionOffset {
+    topic: String,
+    partition: i32,
+    offset: i64,
+    #[serde(default)]
+    metadata: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Subscription {
+    #[serde(default)]
+    topics: Vec<String>,
+    #[serde(default)]
+    topic_pattern: Option<String>,
+}
+
+impl From<Partition> for TopicPartition {
+    fn from(Partition { topic, partition }: Partition) -> Self {
+        TopicPartition::new(topic, partition)
+    }
+}
+
+impl Partitions {
+    fn parse(body: &[u8]) -> Result<Vec<TopicPartition>> {
+        Ok(parse::<Self>(body)?.partitions.into_iter().map(TopicPartition::from).collect())
+    }
+}
+
+// === Life of an instance ===
+
+pub(super) async fn create(State(app): State<App>, Path(group): Path<String>, headers: HeaderMap, body: Bytes) -> Result<Response> {
+    negotiate::json_answer(&headers)?;
+    let (name, settings) = if body.is_empty() {
+        settings(BTreeMap::new(), &app.config)?
+    } else {
+        negotiate::json_body(&headers)?;
+        settings(parse(&body)?, &app.config)?
+    };
+    let session = app.sessions.create(&group, name, settings)?;
+    let base_uri = format!("{}/consumers/{}/instances/{}", base_url(&headers), segment(&group), segment(&session.name));
+    Ok(json_response(StatusCode::OK, V2, &json!({"instance_id": session.name, "base_uri": base_uri})))
+}
+
+/// Name and settings of a new instance. Values may be JSON or, as the REST proxy has them, text: `"true"`, `"1000"`.
+fn settings(fields: BTreeMap<String, Value>, config: &BridgeConfig) -> Result<(Option<String>, Settings)> {
+    let mut name = None;
+    let mut settings = Settings {
+        codec: &CODECS[0],
+        auto_commit: true,
+        auto_offset_reset: "latest".to_owned(),
+        isolation: Isolation::ReadUncommitted,
+        fetch_min_bytes: 1,
+        request_timeout: config.consume.request_timeout,
+    };
+    for (field, value) in fields {
+        let text = match value {
+            Value::Null => continue,
+            Value::String(text) => text,
+            other => other.to_string(),
+        };
+        let wrong = |expected: &str| {
+            Err(BridgeError::new(Code::InvalidConsumerConfig, format!("{field} = {text:?} is not possible; give {expected}")))
+        };
+        match field.as_str() {
+            "name" | "id" => {
+                let legal = !text.is_empty()
+                    && text.len() <= 200
+                    && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+                if !legal {
+                    return wrong("1 to 200 letters, digits, '.', '_' or '-'");
+                }
+                name = Some(text);
+            }
+            "format" => match codec::by_name(&text) {
+                Some(codec) => settings.codec = codec,
+                None => return wrong(&CODECS.iter().map(|codec| codec.name).collect::<Vec<_>>().join(", ")),
+            },
+            "auto.offset.reset" => match text.as_str() {
+                "earliest" | "latest" | "none" => settings.auto_offset_reset = text,
+                _ => return wrong("earliest, latest or none"),
+            },
+            "auto.commit.enable" | "enable.auto.commit" => match text.parse() {
+                Ok(value) => settings.auto_commit = value,
+                Err(_) => return wrong("true or false"),
+            },
+            "isolation.level" => match text.as_str() {
+                "read_uncommitted" => settings.isolation = Isolation::ReadUncommitted,
+                "read_committed" => settings.isolation = Isolation::ReadCommitted,
+                _ => return wrong("read_uncommitted or read_committed"),
+            },
+            // -1 is the REST proxy's way to say: the default.
+            "fetch.min.bytes" => match text.parse::<i64>() {
+                Ok(-1) => {}
+                Ok(bytes @ 1..=10_000_000) => settings.fetch_min_bytes = usize::try_from(bytes).unwrap_or(1),
+                _ => return wrong("-1, or 1 to 10000000 bytes"),
+            },
+            "consumer.request.timeout.ms" => match text.parse::<u64>() {
+                Ok(ms) => settings.request_timeout = Duration::from_millis(ms).min(config.consume.request_timeout_max),
+                Err(_) => return wrong("a number of milliseconds"),
+            },
+            _ => {
+                return Err(BridgeError::new(
+                    Code::InvalidConsumerConfig,
+                    format!(
+                        "{field} is not a setting of consumer instances; there are name, format, auto.offset.reset, auto.commit.enable, fetch.min.bytes, consumer.request.timeout.ms, isolation.level"
+                    ),
+                ));
+            }
+        }
+    }
+    Ok((name, settings))
+}
+
+pub(super) async fn remove(State(app): State<App>, Path((group, name)): Instance) -> Result<StatusCode> {
+    let session = app.sessions.get(&group, &name)?;
+    app.sessions.remove(&session, true).await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+// === What it reads ===
+
+pub(super) async fn subscribe(
+    State(app): State<App>,
+    Path((group, name)): Instance,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode> {
+    let session = app.sessions.get(&group, &name)?;
+    negotiate::json_body(&headers)?;
+    let wanted: Subscription = parse(&body)?;
+    let topics = match (wanted.topics.is_empty(), wanted.topic_pattern) {
+        (false, None) => wanted.topics,
+        (true, Some(pattern)) if !pattern.is_empty() => vec![if pattern.starts_with('^') { pattern } else { format!("^{pattern}") }],
+        _ => return Err(BridgeError::new(Code::Unprocessable, "give either topics (one or more) or topic_pattern")),
+    };
+    session.subscribe(topics).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn subscription(State(app): State<App>, Path((group, name)): Instance, headers: HeaderMap) -> Result<Response> {
+    let session = app.sessions.get(&group, &name)?;
+    negotiate::json_answer(&headers)?;
+    let topics = session.subscription().await?;
+    if app.config.http.compat == Compat::Confluent {
+        return Ok(json_response(StatusCode::OK, V2, &json!({"topics": topics})));
+    }
+    let mut partitions: BTreeMap<Arc<str>, Vec<i32>> = BTreeMap::new();
+    for partition in session.assignment().await? {
+        partitions.entry(partition.topic).or_default().push(partition.partition);
+    }
+    let partitions: Vec<Value> = partitions.into_iter().map(|(topic, partitions)| json!({ &*topic: partitions })).collect();
+    Ok(json_response(StatusCode::OK, V2, &json!({"topics": topics, "partitions": partitions})))
+}
+
+pub(super) async fn unsubscribe(State(app): State<App>, Path((group, name)): Instance) -> Result<StatusCode> {
+    app.sessions.get(&group, &name)?.unsubscribe().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn assign(State(app): State<App>, Path((group, name)): Instance, headers: HeaderMap, body: Bytes) -> Result<StatusCode> {
+    let session = app.sessions.get(&group, &name)?;
+    negotiate::json_body(&headers)?;
+    session.assign(Partitions::parse(&body)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn assignment(State(app): State<App>, Path((group, name)): Instance, headers: HeaderMap) -> Result<Response> {
+    let session = app.sessions.get(&group, &name)?;
+    negotiate::json_answer(&headers)?;
+    let partitions = session
+        .assignment()
+        .await?
+        .into_iter()
+        .map(|partition| Partition { topic: partition.topic.to_string(), partition: partition.partition });
+    Ok(json_response(StatusCode::OK, V2, &json!({"partitions": partitions.collect::<Vec<_>>()})))
+}
+
+pub(super) async fn seek(State(app): State<App>, Path((group, name)): Instance, headers: HeaderMap, body: Bytes) -> Result<StatusCode> {
+    let session = app.sessions.get(&group, &name)?;
+    negotiate::json_body(&headers)?;
+    let positions = parse::<Offsets>(&body)?.offsets.into_iter().map(|at| (TopicPartition::new(at.topic, at.partition), at.offset));
+    session.seek(&positions.collect::<Vec<_>>()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn seek_to_beginning(
+    State(app): State<App>,
+    Path((group, name)): Instance,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode> {
+    seek_to(&app, &group, &name, &headers, &body, true).await
+}
+
+pub(super) async fn seek_to_end(
+    State(app): State<App>,
+    Path((group, name)): Instance,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode> {
+    seek_to(&app, &group, &name, &headers, &body, false).await
+}
+
+async fn seek_to(app: &App, group: &str, name: &str, headers: &HeaderMap, body: &[u8], beginning: bool) -> Result<StatusCode> {
+    let session = app.sessions.get(group, name)?;
+    negotiate::json_body(headers)?;
+    session.seek_to_end(&Partitions::parse(body)?, beginning).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+// === Records and offsets ===
+
+pub(super) async fn records(
+    State(app): State<App>,
+    Path((group, name)): Instance,
+    Query(options): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let session = app.sessions.get(&group, &name)?;
+    let codec = session.settings.codec;
+    negotiate::records_answer(&headers, codec)?;
+    let consume = &app.config.consume;
+    // Negative is the REST proxy's way to say: the default.
+    let wait = query::<i64>(&options, "timeout")?.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+    let bytes_max = query::<i64>(&options, "max_bytes")?.and_then(|bytes| usize::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
+    let bytes_max = bytes_max.unwrap_or(usize::MAX).min(consume.response_bytes_max);
+    let limits = Limits {
+        records_max: usize::MAX,
+        bytes_max,
+        bytes_min: session.settings.fetch_min_bytes.min(bytes_max),
+        wait: wait.unwrap_or(session.settings.request_timeout).min(consume.request_timeout_max),
+    };
+    let answer = session.fetch(limits, JsonRecords { codec, compat: app.config.http.compat, bytes_max, body: Vec::new() }).await?;
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, codec.content_type)], answer.finish()).into_response())
+}
+
+pub(super) async fn commit(State(app): State<App>, Path((group, name)): Instance, headers: HeaderMap, body: Bytes) -> Result<Response> {
+    let session = app.sessions.get(&group, &name)?;
+    let compat = app.config.http.compat;
+    let offsets = if body.is_empty() {
+        None
+    } else {
+        negotiate::json_body(&headers)?;
+        // The REST proxy takes the last offset that was processed, Strimzi the next one to read.
+        let next = if compat == Compat::Confluent { 1 } else { 0 };
+        let commits = parse::<Offsets>(&body)?.offsets.into_iter().map(|at| OffsetCommit {
+            partition: TopicPartition::new(at.topic, at.partition),
+            offset: at.offset.saturating_add(next),
+            metadata: at.metadata.unwrap_or_default(),
+        });
+        Some(commits.collect())
+    };
+    session.commit(offsets).await?;
+    Ok(match compat {
+        Compat::Confluent => json_response(StatusCode::OK, V2, &json!([])),
+        Compat::Strimzi => StatusCode::NO_CONTENT.into_response(),
+    })
+}
+
+/// The partitions are in the body, as in the REST proxy; without a body they are the assigned ones, since few clients send a body with GET.
+pub(super) async fn committed(State(app): State<App>, Path((group, name)): Instance, headers: HeaderMap, body: Bytes) -> Result<Response> {
+    let session: Arc<Session> = app.sessions.get(&group, &name)?;
+    negotiate::json_answer(&headers)?;
+    let partitions = if body.is_empty() { session.assignment().await? } else { Partitions::parse(&body)? };
+    let offsets = session.committed(&partitions).await?.into_iter().map(|(partition, stored)| {
+        json!({"topic": &*partition.topic, "partition": partition.partition, "offset": stored.offset, "metadata": stored.metadata})
+    });
+    Ok(json_response(StatusCode::OK, V2, &json!({"offsets": offsets.collect::<Vec<_>>()})))
+}
+
+/// A JSON array of records, written as they come.
+struct JsonRecords {
+    codec: &'static Codec,
+    compat: Compat,
+    bytes_max: usize,
+    body: Vec<u8>,
+}
+
+impl JsonRecords {
+    fn finish(mut self) -> Vec<u8> {
+        if self.body.is_empty() {
+            self.body.push(b'[');
+        }
+        self.body.push(b']');
+        self.body
+    }
+
+    fn write(&mut self, partition: &TopicPartition, record: &Record) -> Result<()> {
+        let embedded = |field: &str, bytes: &Option<Bytes>, out: &mut Vec<u8>| {
+            match bytes {
+            None => {
+                out.extend_from_slice(b"null");
+                Ok(())
+            }
+            Some(bytes) => (self.codec.write)(bytes, out).map_err(|message| {
+                let name = self.codec.name;
+                BridgeError::new(
+                    Code::NotAcceptable,
+                    format!("the {field} of {partition} at offset {} {message}, so format {name} cannot show it; read it with format binary, or go on behind it with POST …/positions", record.offset),
+                )
+            }),
+        }
+        };
+        let out = &mut self.body;
+        out.push(if out.is_empty() { b'[' } else { b',' });
+        out.extend_from_slice(b"{\"topic\":\"");
+        // Kafka's topic names need no escaping.
+        out.extend_from_slice(partition.topic.as_bytes());
+        out.extend_from_slice(b"\",\"key\":");
+        embedded("key", &record.key, out)?;
+        out.extend_from_slice(b",\"value\":");
+        embedded("value", &record.value, out)?;
+        out.extend_from_slice(format!(",\"partition\":{},\"offset\":{}", partition.partition, record.offset).as_bytes());
+        if self.compat == Compat::Strimzi && record.timestamp_ms >= 0 {
+            out.extend_from_slice(format!(",\"timestamp\":{}", record.timestamp_ms).as_bytes());
+        }
+        if !record.headers.is_empty() {
+            let headers: Vec<Value> = record
+                .headers
+                .iter()
+                .map(|(key, value)| json!({"key": key, "value": value.as_ref().map(|value| STANDARD.encode(value))}))
+                .collect();
+            out.extend_from_slice(format!(",\"headers\":{}", Value::from(headers)).as_bytes());
+        }
+        out.push(b'}');
+        Ok(())
+    }
+}
+
+impl Encode for JsonRecords {
+    fn add(&mut self, partition: &TopicPartition, record: &Record) -> Result<bool> {
+        let before = self.body.len();
+        if let Err(error) = self.write(partition, record) {
+            self.body.truncate(before);
+            return Err(error);
+        }
+        // One for the closing bracket.
+        if before > 0 && self.body.len() + 1 > self.bytes_max {
+            self.body.truncate(before);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+}

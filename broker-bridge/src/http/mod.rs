@@ -1,0 +1,243 @@
+//! HTTP: Confluent REST v2 (with Strimzi's `text` format and admin path) and the basics of v3. Translates and calls; decides nothing.
+//!
+//! `routes` is the table of everything that is served. `openapi.json` describes it, and a test compares the two.
+
+mod consume;
+mod negotiate;
+mod produce;
+mod topics;
+mod v3;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, delete, get, post},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use service_kit::Readiness;
+
+use crate::{
+    config::BridgeConfig,
+    error::{BridgeError, Code, Result},
+    lag::Lag,
+    produce::Produce,
+    session::Sessions,
+    topics::Topics,
+};
+
+/// What the handlers work with. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) produce: Produce,
+    pub(crate) sessions: Sessions,
+    pub(crate) topics: Topics,
+    pub(crate) lag: Lag,
+    pub(crate) config: Arc<BridgeConfig>,
+    pub(crate) readiness: Readiness,
+}
+
+/// One operation.
+struct Route {
+    method: &'static str,
+    path: &'static str,
+    handler: MethodRouter<App>,
+}
+
+/// A path below a consumer instance.
+macro_rules! instance {
+    ($path:literal) => {
+        concat!("/consumers/{group}/instances/{instance}", $path)
+    };
+}
+
+/// Everything that is served.
+#[rustfmt::skip] // a table: one line an operation
+fn routes() -> Vec<Route> {
+    macro_rules! route {
+        (GET $path:expr, $handler:expr) => { Route { method: "GET", path: $path, handler: get($handler) } };
+        (POST $path:expr, $handler:expr) => { Route { method: "POST", path: $path, handler: post($handler) } };
+        (DELETE $path:expr, $handler:expr) => { Route { method: "DELETE", path: $path, handler: delete($handler) } };
+    }
+    vec![
+        route!(GET "/", root),
+        route!(GET "/healthy", healthy),
+        route!(GET "/ready", ready),
+        route!(GET "/metrics", async || service_kit::metrics::render()),
+        route!(GET "/openapi", openapi),
+
+        route!(GET "/topics", topics::list),
+        route!(GET "/topics/{topic}", topics::describe),
+        route!(POST "/topics/{topic}", produce::to_topic),
+        route!(GET "/topics/{topic}/partitions", topics::partitions),
+        route!(GET "/topics/{topic}/partitions/{partition}", topics::partition),
+        route!(POST "/topics/{topic}/partitions/{partition}", produce::to_partition),
+        route!(GET "/topics/{topic}/partitions/{partition}/offsets", topics::offsets),
+        route!(POST "/admin/topics", topics::create),
+        route!(GET "/brokers", topics::brokers),
+
+        route!(POST "/consumers/{group}", consume::create),
+        route!(DELETE instance!(""), consume::remove),
+        route!(GET instance!("/subscription"), consume::subscription),
+        route!(POST instance!("/subscription"), consume::subscribe),
+        route!(DELETE instance!("/subscription"), consume::unsubscribe),
+        route!(GET instance!("/assignments"), consume::assignment),
+        route!(POST instance!("/assignments"), consume::assign),
+        route!(GET instance!("/records"), consume::records),
+        route!(GET instance!("/offsets"), consume::committed),
+        route!(POST instance!("/offsets"), consume::commit),
+        route!(POST instance!("/positions"), consume::seek),
+        route!(POST instance!("/positions/beginning"), consume::seek_to_beginning),
+        route!(POST instance!("/positions/end"), consume::seek_to_end),
+
+        route!(GET "/v3/clusters", v3::clusters),
+        route!(GET "/v3/clusters/{cluster}", v3::cluster),
+        route!(GET "/v3/clusters/{cluster}/brokers", v3::brokers),
+        route!(GET "/v3/clusters/{cluster}/topics", v3::topics),
+        route!(POST "/v3/clusters/{cluster}/topics", v3::create_topic),
+        route!(GET "/v3/clusters/{cluster}/topics/{topic}", v3::topic),
+        route!(DELETE "/v3/clusters/{cluster}/topics/{topic}", v3::delete_topic),
+        route!(GET "/v3/clusters/{cluster}/consumer-groups", v3::groups),
+        route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}", v3::group),
+        route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lag-summary", v3::lag_summary),
+        route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lags", v3::lags),
+        route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lags/{topic}/partitions/{partition}", v3::partition_lag),
+    ]
+}
+
+pub(crate) fn router(app: App) -> Router {
+    let mut router = Router::new();
+    for Route { path, handler, .. } in routes() {
+        router = router.route(path, handler);
+    }
+    router.fallback(no_route).method_not_allowed_fallback(no_method).with_state(app)
+}
+
+async fn root() -> Response {
+    let operations: Vec<String> = routes().iter().map(|route| format!("{} {}", route.method, route.path)).collect();
+    json_response(
+        StatusCode::OK,
+        JSON,
+        &json!({"name": "millrace-bridge", "version": env!("CARGO_PKG_VERSION"), "openapi": "/openapi", "operations": operations}),
+    )
+}
+
+/// The process runs.
+async fn healthy() -> &'static str {
+    "ok\n"
+}
+
+/// It may be sent work.
+async fn ready(State(app): State<App>) -> Response {
+    let pending = app.readiness.pending();
+    if pending.is_empty() {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", pending.join(", "))).into_response()
+}
+
+const OPENAPI: &str = include_str!("openapi.json");
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, JSON)], OPENAPI).into_response()
+}
+
+async fn no_route(uri: Uri) -> BridgeError {
+    BridgeError::new(Code::NoRoute, format!("{} is not a path of the bridge; GET /openapi lists them", uri.path()))
+}
+
+async fn no_method(method: Method, uri: Uri) -> BridgeError {
+    BridgeError::new(Code::MethodNotAllowed, format!("{method} is not possible on {}; GET /openapi lists what is", uri.path()))
+}
+
+const JSON: &str = "application/json";
+/// What v2 answers are, records apart.
+const V2: &str = "application/vnd.kafka.v2+json";
+
+fn json_response(status: StatusCode, content_type: &'static str, body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(body) => (status, [(header::CONTENT_TYPE, content_type)], body).into_response(),
+        Err(error) => BridgeError::new(Code::Internal, format!("the answer cannot be written: {error}")).into_response(),
+    }
+}
+
+impl IntoResponse for BridgeError {
+    fn into_response(self) -> Response {
+        let status = self.code.status();
+        if status.is_server_error() {
+            tracing::debug!(error = %self, "request failed");
+        }
+        let mut response = json_response(status, V2, &json!({"error_code": self.code.number(), "message": self.message}));
+        if self.retryable() {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// A request's JSON body. What is not JSON is 400, what is not the expected JSON is 422; both with the place.
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(body).map_err(|error| {
+        if body.is_empty() {
+            return BridgeError::new(Code::BadRequest, "the request has no body; send JSON");
+        }
+        let (code, what) =
+            if error.is_data() { (Code::Unprocessable, "the body is not as expected") } else { (Code::BadRequest, "the body is not JSON") };
+        BridgeError::new(code, format!("{what}: {error}; GET /openapi shows what is expected"))
+    })
+}
+
+/// A path's partition, which any text could be.
+fn partition_id(topic: &str, text: &str) -> Result<i32> {
+    text.parse().map_err(|_| {
+        BridgeError::new(Code::PartitionNotFound, format!("topic {topic:?} has no partition {text:?}; partitions are numbers from 0"))
+    })
+}
+
+/// One value of a query string, of any type that has a text form.
+fn query<T: std::str::FromStr>(query: &std::collections::HashMap<String, String>, name: &str) -> Result<Option<T>> {
+    match query.get(name) {
+        None => Ok(None),
+        Some(text) => text
+            .parse()
+            .map(Some)
+            .map_err(|_| BridgeError::new(Code::BadRequest, format!("?{name}={text} is not understood; give a number, or true or false"))),
+    }
+}
+
+/// Where a client reaches this bridge: as a proxy in front says, else as the client itself said.
+fn base_url(headers: &HeaderMap) -> String {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let forwarded = |key: &str| {
+        let first = text("forwarded")?.split(',').next()?;
+        let pairs = first.split(';').filter_map(|pair| pair.split_once('='));
+        pairs
+            .map(|(name, value)| (name.trim(), value.trim().trim_matches('"')))
+            .find(|(name, _)| name.eq_ignore_ascii_case(key))
+            .map(|(_, value)| value)
+    };
+    let first = |value: &'static str| text(value).and_then(|list| list.split(',').next()).map(str::trim);
+    let scheme = forwarded("proto").or_else(|| first("x-forwarded-proto")).unwrap_or("http");
+    let host = forwarded("host").or_else(|| first("x-forwarded-host")).or_else(|| text("host")).unwrap_or("localhost");
+    format!("{scheme}://{host}")
+}
+
+/// A name as a segment of a path.
+fn segment(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! `POST /topics/{topic}` and `POST /topics/{topic}/partitions/{partition}`.
+
+use std::{collections::HashMap, sync::Arc};
+
+use axum::{
+    extract::{Path, Query, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json, value::RawValue};
+use service_kit::kafka::OutRecord;
+
+use super::{App, V2, json_response, negotiate, parse, partition_id, query};
+use crate::{
+    codec::Codec,
+    config::Compat,
+    error::{BridgeError, Code, Result},
+    produce::{Receipt, RecordOutcome},
+    trace::TRACEPARENT,
+};
+
+/// `{"records": […]}`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request<'a> {
+    #[serde(borrow)]
+    records: Vec<Record<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record<'a> {
+    #[serde(borrow, default)]
+    key: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    value: Option<&'a RawValue>,
+    #[serde(default)]
+    partition: Option<i32>,
+    /// Milliseconds since 1970.
+    #[serde(default)]
+    timestamp: Option<i64>,
+    #[serde(default)]
+    headers: Vec<Header>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    key: String,
+    /// Base64.
+    value: String,
+}
+
+pub(super) async fn to_topic(
+    State(app): State<App>,
+    Path(topic): Path<String>,
+    Query(options): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response> {
+    produce(&app, &topic, None, &options, &headers, &body).await
+}
+
+pub(super) async fn to_partition(
+    State(app): State<App>,
+    Path((topic, partition)): Path<(String, String)>,
+    Query(options): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response> {
+    let partition = partition_id(&topic, &partition)?;
+    produce(&app, &topic, Some(partition), &options, &headers, &body).await
+}
+
+async fn produce(
+    app: &App,
+    topic: &str,
+    partition: Option<i32>,
+    options: &HashMap<String, String>,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Response> {
+    let codec = negotiate::produce_format(headers)?;
+    negotiate::json_answer(headers)?;
+    let request: Request<'_> = parse(body)?;
+    if request.records.is_empty() {
+        return Err(BridgeError::new(Code::Unprocessable, "records is empty; send at least one record"));
+    }
+    let topic: Arc<str> = topic.into();
+    let records: Vec<OutRecord> = request
+        .records
+        .into_iter()
+        .enumerate()
+        .map(|(index, record)| out_record(codec, &topic, partition, index, record))
+        .collect::<Result<_>>()?;
+    app.topics.check(&topic, partition).await?;
+
+    let header_text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    if query::<bool>(options, "async")?.unwrap_or(false) {
+        app.produce.send_unattended(records, header_text(TRACEPARENT))?;
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let receipt = app.produce.send(header_text("idempotency-key"), records, header_text(TRACEPARENT)).await?;
+    Ok(answer(app.config.http.compat, &receipt))
+}
+
+fn out_record(codec: &Codec, topic: &Arc<str>, partition: Option<i32>, index: usize, record: Record<'_>) -> Result<OutRecord> {
+    let wrong = |field: &str, message: String| BridgeError::new(Code::InvalidPayload, format!("records[{index}].{field} {message}"));
+    let embedded = |field: &'static str, raw: Option<&RawValue>| {
+        raw.map(|raw| (codec.parse)(raw).map_err(|message| wrong(field, message))).transpose()
+    };
+    if let (Some(path), Some(own)) = (partition, record.partition)
+        && path != own
+    {
+        return Err(BridgeError::new(
+            Code::Unprocessable,
+            format!("records[{index}].partition is {own}, the path says {path}; leave it out"),
+        ));
+    }
+    if record.timestamp.is_some_and(|timestamp| timestamp < 0) {
+        return Err(BridgeError::new(
+            Code::Unprocessable,
+            format!("records[{index}].timestamp is negative; it counts milliseconds since 1970"),
+        ));
+    }
+    let headers = record.headers.into_iter().map(|header| match STANDARD.decode(&header.value) {
+        Ok(value) => Ok((header.key, Bytes::from(value))),
+        Err(error) => Err(wrong("headers", format!("{:?} is not padded base64: {error}", header.key))),
+    });
+    Ok(OutRecord {
+        topic: Arc::clone(topic),
+        partition: partition.or(record.partition),
+        key: embedded("key", record.key)?,
+        value: embedded("value", record.value)?,
+        headers: headers.collect::<Result<_>>()?,
+        timestamp_ms: record.timestamp,
+    })
+}
+
+/// `200` when a record was written, with a result for each. When none was, the status is that of the first failure.
+fn answer(compat: Compat, receipt: &Receipt) -> Response {
+    let offsets: Vec<Value> = receipt.results.iter().map(|result| record_result(compat, result)).collect();
+    let failed = receipt.results.iter().all(Result::is_err);
+    let mut response = match receipt.results.first() {
+        Some(Err(error)) if failed => {
+            let body = json!({"error_code": error.code.number(), "message": error.message, "offsets": offsets});
+            let mut response = error.clone().into_response();
+            *response.body_mut() = axum::body::Body::from(body.to_string());
+            // The length is that of the shorter body.
+            response.headers_mut().remove(header::CONTENT_LENGTH);
+            response
+        }
+        _ if compat == Compat::Confluent => {
+            json_response(StatusCode::OK, V2, &json!({"offsets": offsets, "key_schema_id": null, "value_schema_id": null}))
+        }
+        _ => json_response(StatusCode::OK, V2, &json!({"offsets": offsets})),
+    };
+    if receipt.replayed {
+        response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    }
+    response
+}
+
+fn record_result(compat: Compat, result: &RecordOutcome) -> Value {
+    match (compat, result) {
+        (Compat::Confluent, Ok(written)) => {
+            json!({"partition": written.partition, "offset": written.offset, "error_code": null, "error": null})
+        }
+        (Compat::Confluent, Err(error)) => {
+            json!({"partition": null, "offset": null, "error_code": error.code.number(), "error": error.message})
+        }
+        (Compat::Strimzi, Ok(written)) => json!({"partition": written.partition, "offset": written.offset}),
+        (Compat::Strimzi, Err(error)) => json!({"error_code": error.code.number(), "message": error.message}),
+    }
+}

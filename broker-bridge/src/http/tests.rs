@@ -1,0 +1,378 @@
+#![allow(clippy::unwrap_used)]
+
+use axum::{body::Body, http::Request};
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+use service_kit::{
+    kafka::{KafkaError, TopicPartition},
+    offsets::{OffsetCommit, OffsetStore as _},
+};
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::{
+    config::Compat,
+    testing::{self, FakeKafka, MemoryOffsets},
+};
+
+struct Bridge {
+    kafka: FakeKafka,
+    store: MemoryOffsets,
+    router: Router,
+}
+
+/// What came back.
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+
+    #[track_caller]
+    fn fails(&self, status: u16, code: u32, message: &str) {
+        let json = self.json();
+        assert_eq!((self.status, json["error_code"].as_u64()), (status, Some(u64::from(code))), "{json}");
+        assert!(json["message"].as_str().unwrap().contains(message), "{message:?} is not in {json}");
+    }
+}
+
+impl Bridge {
+    fn new(compat: Compat) -> Self {
+        let kafka = FakeKafka::with_topic("t", 2);
+        let store = MemoryOffsets::default();
+        let mut config = BridgeConfig::default();
+        config.http.compat = compat;
+        let app = App {
+            produce: testing::produce(&kafka),
+            sessions: testing::sessions(&kafka, &store, config.consume.clone()),
+            topics: testing::topics(&kafka),
+            lag: testing::lag(&kafka, store.clone()),
+            config: Arc::new(config),
+            readiness: Readiness::default(),
+        };
+        Self { kafka, store, router: router(app) }
+    }
+
+    async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let mut request = Request::builder().method(method).uri(path).header("host", "bridge:8082");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        Answer { status: parts.status.as_u16(), headers: parts.headers, text }
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.call("GET", path, &[], "").await
+    }
+
+    async fn post(&self, path: &str, body: &str) -> Answer {
+        self.call("POST", path, &[("content-type", V2)], body).await
+    }
+
+    async fn produce(&self, path: &str, format: &str, body: &str) -> Answer {
+        self.call("POST", path, &[("content-type", &format!("application/vnd.kafka.{format}.v2+json"))], body).await
+    }
+
+    /// An instance that reads `t` from its beginning.
+    async fn consumer(&self, config: &str) -> String {
+        let created = self.post("/consumers/g", config).await.json();
+        let base = created["base_uri"].as_str().unwrap().strip_prefix("http://bridge:8082").unwrap().to_owned();
+        assert_eq!(self.post(&format!("{base}/subscription"), r#"{"topics":["t"]}"#).await.status, 204);
+        base
+    }
+}
+
+#[test]
+fn the_openapi_document_describes_exactly_what_is_served() {
+    let document: Value = serde_json::from_str(OPENAPI).unwrap();
+    let mut described: Vec<String> = Vec::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            described.push(format!("{} {path}", method.to_uppercase()));
+            let names: Vec<&str> = operation["parameters"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(|p| p["in"] == "path")
+                .map(|p| p["name"].as_str().unwrap())
+                .collect();
+            let in_path: Vec<&str> = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
+            assert_eq!(names, in_path, "parameters of {method} {path}");
+            assert!(operation["summary"].as_str().is_some_and(|summary| !summary.is_empty()));
+        }
+    }
+    let mut served: Vec<String> = routes().iter().map(|route| format!("{} {}", route.method, route.path)).collect();
+    described.sort();
+    served.sort();
+    assert_eq!(described, served);
+    // Every reference leads somewhere.
+    for reference in OPENAPI.split("\"$ref\": \"#").skip(1) {
+        let pointer = reference.split('"').next().unwrap();
+        assert!(document.pointer(pointer).is_some(), "{pointer}");
+    }
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[tokio::test]
+async fn produce_answers_each_record_as_each_dialect_writes_it() {
+    let body = r#"{"records":[{"key":"S2V5","value":"S2Fma2E=","partition":1,"timestamp":5,"headers":[{"key":"h","value":"AP8="}]},{"value":null}]}"#;
+    let confluent = Bridge::new(Compat::Confluent);
+    let answer = confluent.produce("/topics/t", "binary", body).await;
+    assert_eq!((answer.status, answer.headers["content-type"].to_str().unwrap()), (200, V2));
+    assert_eq!(
+        answer.json(),
+        json!({"offsets": [{"partition": 1, "offset": 0, "error_code": null, "error": null}, {"partition": 0, "offset": 0, "error_code": null, "error": null}],
+               "key_schema_id": null, "value_schema_id": null})
+    );
+    let records = confluent.kafka.records("t");
+    assert_eq!((records[0].value.clone(), records[1].key.as_deref(), records[1].timestamp_ms), (None, Some(b"Key".as_slice()), 5));
+    assert_eq!(records[1].headers[0].1.as_deref(), Some([0, 255].as_slice()));
+
+    let strimzi = Bridge::new(Compat::Strimzi).produce("/topics/t/partitions/1", "text", r#"{"records":[{"value":"ö"}]}"#).await;
+    assert_eq!((strimzi.status, strimzi.json()), (200, json!({"offsets": [{"partition": 1, "offset": 0}]})));
+}
+
+#[tokio::test]
+async fn a_produce_that_wrote_nothing_is_not_200() {
+    let bridge = Bridge::new(Compat::Confluent);
+    bridge.kafka.fail_next_produce("1", KafkaError::Retryable("not enough replicas".into()));
+    let answer = bridge.produce("/topics/t", "json", r#"{"records":[{"value":1}]}"#).await;
+    answer.fails(503, 50003, "not enough replicas");
+    assert_eq!(answer.headers["retry-after"], "1");
+    assert_eq!(answer.json()["offsets"][0]["error_code"], 50003);
+
+    bridge.kafka.fail_next_produce("1", KafkaError::TooLarge { bytes: 9, max: 1 });
+    let mixed = bridge.produce("/topics/t", "json", r#"{"records":[{"value":1},{"value":2}]}"#).await;
+    assert_eq!(mixed.status, 200);
+    let offsets = &mixed.json()["offsets"];
+    assert_eq!((&offsets[0]["error_code"], &offsets[1]["offset"]), (&json!(413), &json!(0)));
+}
+
+#[tokio::test]
+async fn bad_produce_requests_say_where_and_what_to_do() {
+    let bridge = Bridge::new(Compat::Confluent);
+    let bad = async |path: &str, format: &str, body: &str| bridge.produce(path, format, body).await;
+    bad("/topics/none", "json", r#"{"records":[{"value":1}]}"#).await.fails(404, 40401, "does not exist; create it");
+    bad("/topics/a%20b", "json", r#"{"records":[{"value":1}]}"#).await.fails(404, 40401, "a b");
+    bad("/topics/t/partitions/7", "json", r#"{"records":[{"value":1}]}"#).await.fails(404, 40402, "it has 0 to 1");
+    bad("/topics/t/partitions/x", "json", r#"{"records":[{"value":1}]}"#).await.fails(404, 40402, "numbers");
+    bad("/topics/t", "json", "{\"records\":[\n{\"value\": }]}").await.fails(400, 400, "line 2 column 11");
+    bad("/topics/t", "json", "").await.fails(400, 400, "no body");
+    bad("/topics/t", "json", r#"{"record":[]}"#).await.fails(422, 422, "unknown field `record`");
+    bad("/topics/t", "json", r#"{"records":[{"valeu":1}]}"#).await.fails(422, 422, "line 1 column 20");
+    bad("/topics/t", "json", r#"{"records":[]}"#).await.fails(422, 422, "at least one");
+    bad("/topics/t", "binary", r#"{"records":[{"value":"S2Fma2E="},{"value":"%"}]}"#).await.fails(
+        422,
+        42206,
+        "records[1].value is not padded base64",
+    );
+    bad("/topics/t", "text", r#"{"records":[{"key":1}]}"#).await.fails(422, 42206, "records[0].key must be a string");
+    bad("/topics/t/partitions/1", "json", r#"{"records":[{"value":1,"partition":0}]}"#).await.fails(422, 422, "leave it out");
+    bad("/topics/t", "json", r#"{"records":[{"value":1,"timestamp":-1}]}"#).await.fails(422, 422, "timestamp");
+    bad("/topics/t", "avro", r#"{"records":[{"value":1}]}"#).await.fails(415, 415, "application/vnd.kafka.json.v2+json");
+    bad("/topics/t?async=maybe", "json", r#"{"records":[{"value":1}]}"#).await.fails(400, 400, "?async=maybe");
+    let html = bridge
+        .call(
+            "POST",
+            "/topics/t",
+            &[("content-type", "application/vnd.kafka.json.v2+json"), ("accept", "text/html")],
+            r#"{"records":[{}]}"#,
+        )
+        .await;
+    html.fails(406, 406, "text/html");
+    assert!(bridge.kafka.values("t").is_empty(), "nothing was written");
+}
+
+#[tokio::test]
+async fn an_idempotency_key_answers_a_repetition_without_writing() {
+    let bridge = Bridge::new(Compat::Confluent);
+    let headers = [("content-type", "application/vnd.kafka.json.v2+json"), ("idempotency-key", "k1")];
+    let first = bridge.call("POST", "/topics/t", &headers, r#"{"records":[{"value":1}]}"#).await;
+    let second = bridge.call("POST", "/topics/t", &headers, r#"{"records":[{"value":1}]}"#).await;
+    assert_eq!(first.json(), second.json());
+    assert!(!first.headers.contains_key("idempotency-replayed"));
+    assert_eq!(second.headers["idempotency-replayed"], "true");
+    assert_eq!(bridge.kafka.values("t"), ["1"]);
+    bridge.call("POST", "/topics/t", &headers, r#"{"records":[{"value":2}]}"#).await.fails(422, 422, "its own id");
+}
+
+#[tokio::test]
+async fn a_traceparent_goes_on_in_the_records() {
+    let bridge = Bridge::new(Compat::Confluent);
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let headers = [("content-type", "application/vnd.kafka.json.v2+json"), ("traceparent", parent)];
+    bridge.call("POST", "/topics/t", &headers, r#"{"records":[{"value":1}]}"#).await;
+    let records = bridge.kafka.records("t");
+    assert_eq!(records[0].headers, [("traceparent".to_owned(), Some(bytes::Bytes::from(parent)))]);
+}
+
+#[tokio::test]
+async fn an_instance_lives_through_the_whole_v2_protocol() {
+    let bridge = Bridge::new(Compat::Confluent);
+    for value in 0..3 {
+        bridge.produce("/topics/t/partitions/0", "json", &format!(r#"{{"records":[{{"key":{{"k":{value}}},"value":{value}}}]}}"#)).await;
+    }
+    let base = bridge.consumer(r#"{"name":"c1","format":"json","auto.offset.reset":"earliest","auto.commit.enable":"false"}"#).await;
+    assert_eq!(base, "/consumers/g/instances/c1");
+    assert_eq!(bridge.get(&format!("{base}/subscription")).await.json(), json!({"topics": ["t"]}));
+
+    let json_type = "application/vnd.kafka.json.v2+json";
+    let answer = bridge.call("GET", &format!("{base}/records?timeout=1000&max_bytes=140"), &[("accept", json_type)], "").await;
+    assert_eq!(answer.headers["content-type"], json_type);
+    assert_eq!(
+        answer.json(),
+        json!([{"topic": "t", "key": {"k": 0}, "value": 0, "partition": 0, "offset": 0}, {"topic": "t", "key": {"k": 1}, "value": 1, "partition": 0, "offset": 1}])
+    );
+    assert!(answer.text.len() <= 140);
+    assert_eq!(bridge.get(&format!("{base}/assignments")).await.json()["partitions"].as_array().unwrap().len(), 2);
+
+    // The REST proxy commits the last offset processed, so the next to read is one more.
+    let committed = bridge.post(&format!("{base}/offsets"), r#"{"offsets":[{"topic":"t","partition":0,"offset":0,"metadata":"m"}]}"#).await;
+    assert_eq!((committed.status, committed.text.as_str()), (200, "[]"));
+    let found = bridge.get(&format!("{base}/offsets")).await.json();
+    assert_eq!(found, json!({"offsets": [{"topic": "t", "partition": 0, "offset": 1, "metadata": "m"}]}));
+    let asked =
+        bridge.call("GET", &format!("{base}/offsets"), &[("content-type", V2)], r#"{"partitions":[{"topic":"t","partition":1}]}"#).await;
+    assert_eq!(asked.json(), json!({"offsets": []}));
+
+    assert_eq!(bridge.post(&format!("{base}/positions"), r#"{"offsets":[{"topic":"t","partition":0,"offset":2}]}"#).await.status, 204);
+    assert_eq!(bridge.get(&format!("{base}/records")).await.json()[0]["offset"], 2);
+    assert_eq!(bridge.post(&format!("{base}/positions/beginning"), r#"{"partitions":[{"topic":"t","partition":0}]}"#).await.status, 204);
+    assert_eq!(bridge.get(&format!("{base}/records")).await.json().as_array().unwrap().len(), 3);
+    assert_eq!(bridge.post(&format!("{base}/positions/end"), r#"{"partitions":[{"topic":"t","partition":0}]}"#).await.status, 204);
+    assert_eq!(bridge.get(&format!("{base}/records?timeout=0")).await.text, "[]");
+
+    assert_eq!(bridge.call("DELETE", &format!("{base}/subscription"), &[], "").await.status, 204);
+    assert_eq!(bridge.post(&format!("{base}/assignments"), r#"{"partitions":[{"topic":"t","partition":1}]}"#).await.status, 204);
+    assert_eq!(bridge.call("DELETE", &base, &[], "").await.status, 204);
+    bridge.get(&format!("{base}/records")).await.fails(404, 40403, "create it again");
+}
+
+#[tokio::test]
+async fn strimzis_offsets_are_the_next_to_read_and_its_records_have_timestamps() {
+    let bridge = Bridge::new(Compat::Strimzi);
+    bridge.produce("/topics/t", "text", r#"{"records":[{"value":"a","timestamp":77},{"value":"b","timestamp":78}]}"#).await;
+    let base = bridge.consumer(r#"{"format":"text","auto.offset.reset":"earliest","enable.auto.commit":false}"#).await;
+    let records = bridge.get(&format!("{base}/records")).await.json();
+    assert_eq!(records[0], json!({"topic": "t", "key": null, "value": "a", "partition": 0, "offset": 0, "timestamp": 77}));
+    let committed = bridge.post(&format!("{base}/offsets"), r#"{"offsets":[{"topic":"t","partition":0,"offset":1}]}"#).await;
+    assert_eq!(committed.status, 204);
+    let group = bridge.store.get("g", None).await.unwrap();
+    assert_eq!(group.offsets[&TopicPartition::new("t", 0)].offset, 1);
+}
+
+#[tokio::test]
+async fn bad_consumer_requests_say_what_to_do() {
+    let bridge = Bridge::new(Compat::Confluent);
+    bridge.post("/consumers/g", r#"{"format":"avro"}"#).await.fails(422, 42204, "binary, json, text");
+    bridge.post("/consumers/g", r#"{"auto.offset.reset":"smallest"}"#).await.fails(422, 42204, "earliest, latest or none");
+    bridge.post("/consumers/g", r#"{"group.protocol":"x"}"#).await.fails(422, 42204, "group.protocol is not a setting");
+    bridge.post("/consumers/g", r#"{"name":"a/b"}"#).await.fails(422, 42204, "letters");
+    bridge.call("POST", "/consumers/g", &[("content-type", "text/plain")], "{}").await.fails(415, 415, V2);
+    let base = bridge.consumer(r#"{"name":"one"}"#).await;
+    bridge.post("/consumers/g", r#"{"name":"one"}"#).await.fails(409, 40902, "another name");
+    bridge.post(&format!("{base}/assignments"), r#"{"partitions":[{"topic":"t","partition":0}]}"#).await.fails(
+        409,
+        40903,
+        "delete the subscription first",
+    );
+    bridge.post(&format!("{base}/subscription"), r#"{"topics":["none"]}"#).await.fails(404, 40401, "none");
+    bridge.post(&format!("{base}/subscription"), r#"{}"#).await.fails(422, 422, "either topics");
+    let json_accept = [("accept", "application/vnd.kafka.json.v2+json")];
+    bridge.call("GET", &format!("{base}/records"), &json_accept, "").await.fails(406, 40601, "format binary");
+    bridge.get(&format!("{base}/records?timeout=soon")).await.fails(400, 400, "?timeout=soon");
+    bridge.get("/consumers/g/instances/nobody/records").await.fails(404, 40403, "nobody");
+
+    bridge.kafka.append_value("t", b"{not json");
+    let base = bridge.consumer(r#"{"format":"json","auto.offset.reset":"earliest"}"#).await;
+    bridge.get(&format!("{base}/records")).await.fails(406, 406, "value of t-0 at offset 0 is not JSON");
+}
+
+#[tokio::test]
+async fn topics_are_listed_described_created_and_deleted() {
+    let bridge = Bridge::new(Compat::Confluent);
+    assert_eq!(bridge.get("/topics").await.json(), json!(["t"]));
+    let topic = bridge.get("/topics/t").await.json();
+    assert_eq!((topic["name"].as_str(), topic["configs"]["retention.ms"].as_str()), (Some("t"), Some("604800000")));
+    let partition = json!({"partition": 1, "leader": 1, "replicas": [{"broker": 1, "leader": true, "in_sync": true}]});
+    assert_eq!(topic["partitions"][1], partition);
+    assert_eq!(bridge.get("/topics/t/partitions/1").await.json(), partition);
+    bridge.kafka.append("t", 1, 4);
+    assert_eq!(bridge.get("/topics/t/partitions/1/offsets").await.json(), json!({"beginning_offset": 0, "end_offset": 4}));
+    bridge.get("/topics/none").await.fails(404, 40401, "none");
+    bridge.get("/topics/t/partitions/9").await.fails(404, 40402, "no partition 9");
+
+    let created = bridge.post("/admin/topics", r#"{"topic_name":"new"}"#).await;
+    assert_eq!((created.status, created.json()["partitions_count"].as_u64()), (201, Some(2)));
+    assert!(created.json()["advice"][0].as_str().unwrap().contains("× 2 = 2"));
+    bridge.post("/admin/topics", r#"{"topic_name":"new"}"#).await.fails(409, 40002, "exists already");
+    assert_eq!(bridge.call("DELETE", "/v3/clusters/fake/topics/new", &[], "").await.status, 204);
+    bridge.get("/topics/new").await.fails(404, 40401, "new");
+}
+
+#[tokio::test]
+async fn v3_has_clusters_topics_groups_and_lags() {
+    let bridge = Bridge::new(Compat::Confluent);
+    let clusters = bridge.get("/v3/clusters").await.json();
+    assert_eq!((clusters["kind"].as_str(), clusters["data"][0]["cluster_id"].as_str()), (Some("KafkaClusterList"), Some("fake")));
+    assert_eq!(clusters["data"][0]["metadata"]["self"], "http://bridge:8082/v3/clusters/fake");
+    let wrong = bridge.get("/v3/clusters/other/topics").await;
+    wrong.fails(404, 404, "this bridge serves \"fake\"");
+    assert_eq!(wrong.headers["content-type"], JSON);
+    assert_eq!(bridge.get("/v3/clusters/fake/brokers").await.json()["data"][0]["log_bytes"], 1_000);
+
+    let json_type = [("content-type", JSON)];
+    let body = r#"{"topic_name":"v3","partitions_count":3,"configs":[{"name":"retention.ms","value":1000}],"validate_only":true}"#;
+    let checked = bridge.call("POST", "/v3/clusters/fake/topics", &json_type, body).await;
+    assert_eq!((checked.status, checked.json()["partitions_count"].as_u64()), (200, Some(3)));
+    let created = bridge.call("POST", "/v3/clusters/fake/topics", &json_type, &body.replace(r#","validate_only":true"#, "")).await;
+    assert_eq!(created.status, 201);
+    assert_eq!(bridge.get("/v3/clusters/fake/topics/v3").await.json()["partitions_count"], 3);
+
+    bridge.kafka.append("t", 0, 10);
+    bridge
+        .store
+        .commit("g", 0, &[OffsetCommit { partition: TopicPartition::new("t", 0), offset: 4, metadata: String::new() }])
+        .await
+        .unwrap();
+    let groups = bridge.get("/v3/clusters/fake/consumer-groups").await.json();
+    assert_eq!((groups["data"][0]["consumer_group_id"].as_str(), groups["data"][0]["state"].as_str()), (Some("g"), Some("EMPTY")));
+    let summary = bridge.get("/v3/clusters/fake/consumer-groups/g/lag-summary").await.json();
+    assert_eq!((summary["total_lag"].as_i64(), summary["max_lag_topic_name"].as_str()), (Some(6), Some("t")));
+    assert_eq!(bridge.get("/v3/clusters/fake/consumer-groups/g/lags").await.json()["data"][0]["current_offset"], 4);
+    assert_eq!(bridge.get("/v3/clusters/fake/consumer-groups/g/lags/t/partitions/0").await.json()["lag"], 6);
+    bridge.get("/v3/clusters/fake/consumer-groups/g/lags/t/partitions/1").await.fails(404, 40402, "lists those it has");
+    bridge.get("/v3/clusters/fake/consumer-groups/nobody").await.fails(404, 40405, "nobody");
+}
+
+#[tokio::test]
+async fn the_service_says_what_it_is_and_whether_it_is_ready() {
+    let bridge = Bridge::new(Compat::Confluent);
+    assert_eq!(bridge.get("/healthy").await.status, 200);
+    assert_eq!(bridge.get("/ready").await.status, 200);
+    assert_eq!(bridge.get("/openapi").await.json()["openapi"], "3.1.0");
+    assert!(bridge.get("/").await.json()["operations"].as_array().unwrap().contains(&json!("POST /topics/{topic}")));
+    bridge.get("/nowhere").await.fails(404, 404, "/openapi");
+    bridge.call("PUT", "/topics/t", &[], "").await.fails(405, 405, "PUT");
+}
+
+#[test]
+fn the_base_uri_is_what_the_client_can_reach() {
+    let check = |headers: &[(&'static str, &str)], expected: &str| {
+        let headers =
+            HeaderMap::from_iter(headers.iter().map(|(name, value)| (header::HeaderName::from_static(name), value.parse().unwrap())));
+        assert_eq!(base_url(&headers), expected);
+    };
+    check(&[("host", "b:1")], "http://b:1");
+    check(&[("host", "b:1"), ("x-forwarded-proto", "https"), ("x-forwarded-host", "api.example, inner")], "https://api.example");
+    check(&[("host", "b:1"), ("forwarded", "for=1.2.3.4;host=\"f.example\";proto=https, host=x")], "https://f.example");
+    assert_eq!(segment("a b/ö.-_~"), "a%20b%2F%C3%B6.-_~");
+}

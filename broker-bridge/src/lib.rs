@@ -1,0 +1,40 @@
+//! The broker-bridge: Kafka for programs that speak HTTP or gRPC, and for people who look after it.
+//!
+//! | module | question it answers |
+//! |---|---|
+//! | [`config`] | what can be set |
+//! | `cli` | the command line |
+//! | `service` | how the parts are put together, started and drained |
+//! | `connect` | the bridge's own connection to Kafka |
+//! | `error` | every error a caller can meet: code, status, kind |
+//! | `http` | Confluent REST v2, Strimzi's admin path and v3 basics; translates, then calls the parts below |
+//! | `grpc` | the same by gRPC, with streams |
+//! | `produce` | records in: checks, results per record, repeated batches |
+//! | `session` | records out: consumer instances, their offsets and their end |
+//! | `codec` | embedded formats: binary, json, text |
+//! | `topics` | topics and brokers, and how many partitions a topic should have |
+//! | `lag` | how far groups are behind |
+//! | `monitor` | the broker's health, watched in the background; gauges |
+//! | `gate` | whether work is taken now: paused, broker away, draining |
+//! | `control` | status, pause and drain for operators |
+
+mod cli;
+mod codec;
+pub mod config;
+mod connect;
+mod control;
+mod error;
+mod gate;
+mod grpc;
+mod http;
+mod lag;
+mod monitor;
+mod produce;
+mod service;
+mod session;
+#[cfg(test)]
+mod testing;
+mod topics;
+mod trace;
+
+pub use cli::main;

@@ -1,0 +1,568 @@
+//! Records out: one consumer of a group, for a client that may vanish at any moment. Knows neither HTTP nor gRPC.
+//!
+//! How it works, chosen for being the simplest that loses nothing:
+//!
+//! - Membership and assignment are Kafka's own (classic group), or the client names its partitions. Offsets are kept in the offset store,
+//!   keyed by group: a session starts a partition at the store's offset where there is one, else at Kafka's committed one, else where
+//!   `auto.offset.reset` says. So a restarted bridge resumes a group where it was.
+//! - A record is delivered when its answer was handed to the transport; it is acknowledged when its offset is in the store. Without
+//!   auto-commit that is what `commit` does. With it, the next fetch (or deleting the instance, or leaving the subscription) acknowledges
+//!   what was delivered before. A session that expires or is cut off acknowledges nothing: its records are delivered again.
+//! - A caller that hangs up while it waits has got nothing: the records go back and are in the next answer.
+//! - Acknowledged offsets are mirrored to Kafka, so that its tools see the group's lag. The store decides; a failed mirror is counted, and
+//!   the next one makes up for it.
+//! - An offset below the stored one is refused, unless the client sought back before: then the group is reset, and a new epoch
+//!   fences whatever is still on its way. A session that meets a new epoch reads the offsets again and goes where the reset put them.
+//!
+//! Bounds: records held ready (`consume.response_bytes_max` and one poll), waiting time, number of sessions, idle time.
+//! Locks: `polling` orders fetches and is held while Kafka is waited for; `state` is held for moments, so commits and seeks do not wait.
+
+mod registry;
+mod source;
+mod state;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use service_kit::{
+    kafka::{Isolation, Record, TopicPartition},
+    offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
+};
+use tokio::{
+    sync::{Mutex, oneshot},
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub(crate) use registry::Sessions;
+pub(crate) use source::{Clients, KafkaClients};
+use state::{Progress, Source, State};
+
+use crate::{
+    codec::Codec,
+    config,
+    connect::Connection,
+    error::{BridgeError, Code, Result},
+    gate::{Gate, Work},
+    topics::Topics,
+};
+
+/// Records in one poll of the client.
+const POLL_RECORDS_MAX: usize = 500;
+/// The longest single wait for Kafka: a hang-up or the end of the process is noticed in between.
+const POLL_WAIT_MAX: Duration = Duration::from_millis(500);
+/// How long an acknowledgement waits for its mirror in Kafka.
+const MIRROR_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// How a session was asked to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) codec: &'static Codec,
+    pub(crate) auto_commit: bool,
+    /// `earliest`, `latest` or `none`.
+    pub(crate) auto_offset_reset: String,
+    pub(crate) isolation: Isolation,
+    /// A fetch waits for this many bytes, or its time.
+    pub(crate) fetch_min_bytes: usize,
+    pub(crate) request_timeout: Duration,
+}
+
+/// What every session needs.
+pub(crate) struct Deps {
+    pub(crate) clients: Arc<dyn Clients>,
+    pub(crate) kafka: Connection,
+    pub(crate) store: Arc<dyn OffsetStore>,
+    pub(crate) topics: Topics,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) config: config::Consume,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) shutdown: CancellationToken,
+    /// Bytes that all sessions hold ready.
+    pub(crate) held_bytes: AtomicU64,
+}
+
+/// Bounds of one fetch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) records_max: usize,
+    /// Of the records as they lie in Kafka; what the encoder writes has its own bound.
+    pub(crate) bytes_max: usize,
+    pub(crate) bytes_min: usize,
+    pub(crate) wait: Duration,
+}
+
+/// Builds an answer, record by record.
+pub(crate) trait Encode: Send + 'static {
+    /// False when the record does not fit any more; it is the first of the next answer then. The first record always fits.
+    /// An error at the first record is the fetch's error; at a later one the answer ends before it.
+    fn add(&mut self, partition: &TopicPartition, record: &Record) -> Result<bool>;
+}
+
+/// One consumer of a group.
+pub(crate) struct Session {
+    pub(crate) group: String,
+    pub(crate) name: String,
+    pub(crate) settings: Settings,
+    deps: Arc<Deps>,
+    polling: Mutex<()>,
+    state: Mutex<State>,
+    used: parking_lot::Mutex<Instant>,
+    /// This session's part of `Deps::held_bytes`.
+    held: AtomicU64,
+}
+
+impl Session {
+    fn new(group: String, name: String, settings: Settings, deps: Arc<Deps>) -> Self {
+        Self {
+            group,
+            name,
+            settings,
+            deps,
+            polling: Mutex::default(),
+            state: Mutex::default(),
+            used: parking_lot::Mutex::new(Instant::now()),
+            held: AtomicU64::new(0),
+        }
+    }
+
+    /// Joins the group for these topics, in place of an earlier subscription. One topic that begins with `^` is a pattern.
+    pub(crate) async fn subscribe(&self, topics: Vec<String>) -> Result<()> {
+        for topic in topics.iter().filter(|topic| !topic.starts_with('^')) {
+            self.deps.topics.check(topic, None).await?;
+        }
+        let mut state = self.open().await?;
+        if matches!(&state.source, Some(source) if source.subscription.is_none()) {
+            return Err(
+                self.illegal("has partitions assigned by name; assigning and subscribing exclude one another, create another instance")
+            );
+        }
+        if matches!(&state.source, Some(source) if source.subscription.as_ref() == Some(&topics)) {
+            return Ok(());
+        }
+        self.leave(&mut state).await?;
+        let member = self.deps.clients.member(&self.group, &topics, &self.settings).await?;
+        state.source = Some(Source { member, subscription: Some(topics) });
+        Ok(())
+    }
+
+    /// The subscribed topics; empty without a subscription.
+    pub(crate) async fn subscription(&self) -> Result<Vec<String>> {
+        let state = self.open().await?;
+        let Some(Source { subscription: Some(topics), member }) = &state.source else { return Ok(Vec::new()) };
+        if !topics.iter().any(|topic| topic.starts_with('^')) {
+            return Ok(topics.clone());
+        }
+        let found: BTreeSet<String> = member.assignment().await.iter().map(|partition| partition.topic.to_string()).collect();
+        Ok(found.into_iter().collect())
+    }
+
+    /// Leaves subscription or assignment.
+    pub(crate) async fn unsubscribe(&self) -> Result<()> {
+        let mut state = self.open().await?;
+        self.leave(&mut state).await
+    }
+
+    /// Reads these partitions, without group membership, in place of earlier ones.
+    pub(crate) async fn assign(&self, partitions: Vec<TopicPartition>) -> Result<()> {
+        for partition in &partitions {
+            self.deps.topics.check(&partition.topic, Some(partition.partition)).await?;
+        }
+        let mut state = self.open().await?;
+        if matches!(&state.source, Some(source) if source.subscription.is_some()) {
+            return Err(self.illegal("is subscribed; subscribing and assigning exclude one another, delete the subscription first"));
+        }
+        self.leave(&mut state).await?;
+        if !partitions.is_empty() {
+            let reader = self.deps.clients.reader(self.settings.isolation).await?;
+            let admin = Arc::clone(self.deps.kafka.admin().await?);
+            let member = Arc::new(source::Direct::new(&self.group, &self.settings, reader, admin, &partitions));
+            state.source = Some(Source { member, subscription: None });
+            self.follow_assignment(&mut state).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn assignment(&self) -> Result<Vec<TopicPartition>> {
+        let state = self.open().await?;
+        match &state.source {
+            None => Ok(Vec::new()),
+            Some(source) => Ok(source.member.assignment().await),
+        }
+    }
+
+    /// The next fetch reads from these offsets.
+    pub(crate) async fn seek(&self, positions: &[(TopicPartition, i64)]) -> Result<()> {
+        let mut state = self.open().await?;
+        self.follow_assignment(&mut state).await?;
+        for (partition, offset) in positions {
+            if *offset < 0 {
+                return Err(BridgeError::new(
+                    Code::Unprocessable,
+                    format!("{partition}: offset {offset} is negative; use positions/beginning or positions/end"),
+                ));
+            }
+            if !state.partitions.contains_key(partition) {
+                return Err(self.not_assigned(partition));
+            }
+        }
+        for (partition, offset) in positions {
+            self.seek_one(&mut state, partition, *offset).await?;
+            if let Some(progress) = state.partitions.get_mut(partition) {
+                progress.rewound = progress.committed.is_some_and(|committed| *offset < committed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Seeks to the first (or behind the last) record of each partition.
+    pub(crate) async fn seek_to_end(&self, partitions: &[TopicPartition], beginning: bool) -> Result<()> {
+        for partition in partitions {
+            self.deps.topics.check(&partition.topic, Some(partition.partition)).await?;
+        }
+        let bounds = self.deps.topics.bounds(partitions).await?;
+        let positions: Vec<_> =
+            bounds.into_iter().map(|(partition, bounds)| (partition, if beginning { bounds.earliest } else { bounds.latest })).collect();
+        self.seek(&positions).await
+    }
+
+    /// Records, as many as fit, into `encode`. Waits for the first ones. With auto-commit, acknowledges the answer before.
+    pub(crate) async fn fetch<E: Encode>(self: &Arc<Self>, limits: Limits, mut encode: E) -> Result<E> {
+        let (answer, answered) = oneshot::channel();
+        let session = Arc::clone(self);
+        // A task of its own: a caller that hangs up must not take polled records with it.
+        self.deps.tasks.spawn(async move {
+            let _polling = session.polling.lock().await;
+            if answer.is_closed() {
+                return;
+            }
+            let filled = session.fill(&limits, &answer).await;
+            let mut state = session.state.lock().await;
+            session.touch();
+            match filled.and_then(|()| state.deliver(&limits, &mut encode)) {
+                Err(error) => drop(answer.send(Err(error))),
+                Ok(delivered) => {
+                    let count = delivered.records.len() as u64;
+                    if answer.send(Ok(encode)).is_err() {
+                        state.take_back(delivered);
+                    } else {
+                        metrics::counter!("millrace_bridge_consume_records_total").increment(count);
+                    }
+                }
+            }
+            session.measure(&state);
+        });
+        answered.await.unwrap_or_else(|_| Err(BridgeError::new(Code::Internal, "the session's task ended without an answer")))
+    }
+
+    /// Acknowledges: everything delivered (`None`), or these offsets (next to read).
+    pub(crate) async fn commit(&self, offsets: Option<Vec<OffsetCommit>>) -> Result<()> {
+        let mut state = self.open().await?;
+        let explicit = offsets.is_some();
+        let offsets = match offsets {
+            None => state.delivered(),
+            Some(offsets) => {
+                if let Some(Source { subscription: Some(_), .. }) = state.source {
+                    self.follow_assignment(&mut state).await?;
+                    if let Some(foreign) = offsets.iter().find(|commit| !state.partitions.contains_key(&commit.partition)) {
+                        return Err(self.not_assigned(&foreign.partition));
+                    }
+                } else if state.source.is_none() {
+                    // Not yet reading: the group's epoch of now is the one the client means.
+                    state.epoch = self.deps.store.get(&self.group, Some(&[])).await?.epoch;
+                }
+                offsets
+            }
+        };
+        self.acknowledge(state, offsets, explicit).await
+    }
+
+    /// The group's offsets: the store's, else Kafka's.
+    pub(crate) async fn committed(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, StoredOffset>> {
+        let mut found = self.deps.store.get(&self.group, Some(partitions)).await?.offsets;
+        let missing: Vec<TopicPartition> = partitions.iter().filter(|partition| !found.contains_key(*partition)).cloned().collect();
+        if !missing.is_empty() {
+            self.deps.gate.broker()?;
+            let committed = self.deps.kafka.admin().await?.committed(&self.group, Some(&missing)).await?;
+            found.extend(committed.into_iter().map(|(partition, (offset, metadata))| (partition, StoredOffset { offset, metadata })));
+        }
+        Ok(found)
+    }
+
+    /// Leaves the group for good. `acknowledge`: the client says goodbye itself, so what auto-commit delivered it has got.
+    async fn close(&self, acknowledge: bool) {
+        let state = self.state.lock().await;
+        let state = if acknowledge && self.settings.auto_commit && !state.closed {
+            let delivered = state.delivered();
+            if let Err(error) = self.acknowledge(state, delivered, false).await {
+                tracing::warn!(%error, group = self.group, instance = self.name, "last offsets not kept, records will be delivered again");
+            }
+            self.state.lock().await
+        } else {
+            state
+        };
+        let mut state = state;
+        state.closed = true;
+        if let Some(source) = state.source.take() {
+            source.member.close().await;
+        }
+        state.clear();
+        self.measure(&state);
+    }
+
+    fn touch(&self) {
+        *self.used.lock() = Instant::now();
+    }
+
+    /// Not used for `idle`, and no fetch is under way.
+    fn is_idle(&self, idle: Duration) -> bool {
+        self.used.lock().elapsed() >= idle && self.polling.try_lock().is_ok()
+    }
+
+    async fn open(&self) -> Result<tokio::sync::MutexGuard<'_, State>> {
+        let state = self.state.lock().await;
+        if state.closed { Err(instance_not_found(&self.group, &self.name)) } else { Ok(state) }
+    }
+
+    async fn leave(&self, state: &mut State) -> Result<()> {
+        if self.settings.auto_commit {
+            let delivered = state.delivered();
+            self.store(state, delivered, false).await?;
+        }
+        if let Some(source) = state.source.take() {
+            source.member.close().await;
+        }
+        state.clear();
+        Ok(())
+    }
+
+    /// Polls until there is enough, the time is over, or nobody waits any more.
+    async fn fill<T>(&self, limits: &Limits, answer: &oneshot::Sender<T>) -> Result<()> {
+        let _pass = self.deps.gate.enter(Work::Consume, 1)?;
+        let until = Instant::now() + limits.wait;
+        if self.settings.auto_commit {
+            let state = self.open().await?;
+            let delivered = state.delivered();
+            self.acknowledge(state, delivered, false).await?;
+        }
+        loop {
+            let (member, seeks, has_enough, is_full) = {
+                let mut state = self.open().await?;
+                self.follow_assignment(&mut state).await?;
+                let Some(source) = &state.source else {
+                    return Err(self.illegal("is not subscribed and has no partitions; subscribe or assign first"));
+                };
+                let has_enough = !state.ready.is_empty() && state.ready_bytes >= limits.bytes_min;
+                let is_full = state.ready_bytes >= limits.bytes_max || state.ready.len() >= limits.records_max;
+                (Arc::clone(&source.member), state.seeks, has_enough, is_full)
+            };
+            if is_full {
+                return Ok(());
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let wait = if has_enough { Duration::ZERO } else { left.min(POLL_WAIT_MAX) };
+            let polled = member.poll(POLL_RECORDS_MAX, wait).await?;
+            let nothing_came = polled.is_empty();
+            let mut state = self.open().await?;
+            let same_source = state.source.as_ref().is_some_and(|source| Arc::ptr_eq(&source.member, &member));
+            if same_source {
+                self.follow_assignment(&mut state).await?;
+                for partition in state.absorb(polled, seeks) {
+                    // The client may have read on from before the seek.
+                    let floor = state.partitions.get(&partition).map(|progress| progress.floor);
+                    if let Some(floor) = floor {
+                        self.seek_one(&mut state, &partition, floor).await?;
+                    }
+                }
+                self.measure(&state);
+            }
+            let over = left.is_zero() || (nothing_came && has_enough);
+            if over || answer.is_closed() || self.deps.shutdown.is_cancelled() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Drops what belongs to partitions that went, and puts new ones at their stored offset.
+    async fn follow_assignment(&self, state: &mut State) -> Result<()> {
+        let Some(source) = &state.source else { return Ok(()) };
+        let member = Arc::clone(&source.member);
+        let assigned: BTreeSet<TopicPartition> = member.assignment().await.into_iter().collect();
+        if assigned.iter().eq(state.partitions.keys()) {
+            return Ok(());
+        }
+        let gone: Vec<TopicPartition> = state.partitions.keys().filter(|partition| !assigned.contains(*partition)).cloned().collect();
+        for partition in gone {
+            state.partitions.remove(&partition);
+            state.drop_ready(&partition);
+        }
+        let new: Vec<TopicPartition> = assigned.into_iter().filter(|partition| !state.partitions.contains_key(partition)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let stored = self.deps.store.get(&self.group, Some(&new)).await?;
+        if state.partitions.is_empty() {
+            state.epoch = stored.epoch;
+        }
+        for partition in new {
+            state.partitions.insert(partition.clone(), Progress::default());
+            if let Some(stored) = stored.offsets.get(&partition) {
+                self.seek_one(state, &partition, stored.offset).await?;
+                if let Some(progress) = state.partitions.get_mut(&partition) {
+                    progress.committed = Some(stored.offset);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the client and forgets what was read of the partition. A partition that is gone meanwhile is taken up when it comes again.
+    async fn seek_one(&self, state: &mut State, partition: &TopicPartition, offset: i64) -> Result<()> {
+        let Some(source) = &state.source else { return Ok(()) };
+        let sought = Arc::clone(&source.member).seek(partition, offset).await;
+        state.drop_ready(partition);
+        if let Err(error) = sought {
+            if source_still_has(state, partition).await {
+                return Err(error.into());
+            }
+            state.partitions.remove(partition);
+            return Ok(());
+        }
+        state.seeks += 1;
+        let sought = state.seeks;
+        if let Some(progress) = state.partitions.get_mut(partition) {
+            *progress =
+                Progress { committed: progress.committed, rewound: progress.rewound, floor: offset, sought, delivered: None, last: None };
+        }
+        Ok(())
+    }
+
+    /// Stores offsets and mirrors them to Kafka. Takes the lock and gives it back before it waits for Kafka.
+    async fn acknowledge(&self, mut state: tokio::sync::MutexGuard<'_, State>, offsets: Vec<OffsetCommit>, explicit: bool) -> Result<()> {
+        let stored = self.store(&mut state, offsets, explicit).await?;
+        let member = state.source.as_ref().map(|source| Arc::clone(&source.member));
+        drop(state);
+        if let (Some(member), false) = (member, stored.is_empty()) {
+            let mirrored = timeout(MIRROR_WAIT_MAX, member.commit(stored)).await;
+            if !matches!(mirrored, Ok(Ok(()))) {
+                metrics::counter!("millrace_bridge_mirror_failures_total").increment(1);
+                tracing::debug!(?mirrored, group = self.group, "offsets are stored, Kafka did not take its copy");
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores offsets under the session's epoch; gives what was stored.
+    async fn store(&self, state: &mut State, mut offsets: Vec<OffsetCommit>, explicit: bool) -> Result<Vec<(TopicPartition, i64)>> {
+        if offsets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let store = &self.deps.store;
+        if offsets.iter().any(|commit| state.goes_back(commit)) {
+            state.epoch = store.reset(&self.group, &offsets).await?;
+            tracing::info!(
+                group = self.group,
+                instance = self.name,
+                epoch = state.epoch,
+                "group reset: the client sought back and committed"
+            );
+            return Ok(state.stored(&offsets));
+        }
+        match store.commit(&self.group, state.epoch, &offsets).await {
+            Ok(()) => return Ok(state.stored(&offsets)),
+            Err(OffsetError::Fenced { .. }) => {}
+            Err(error @ OffsetError::Regressed { .. }) if !explicit => {
+                // Somebody else is ahead in a partition this session lost and has not yet noticed.
+                tracing::warn!(%error, group = self.group, instance = self.name, "delivered records were acknowledged by another member");
+                return Ok(Vec::new());
+            }
+            Err(OffsetError::Regressed { group, topic, partition, stored, given }) => {
+                return Err(BridgeError::new(
+                    Code::IllegalState,
+                    format!(
+                        "{topic}-{partition} of group {group:?} is committed up to {stored}; {given} would go back: seek there first (POST …/positions), then commit"
+                    ),
+                ));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let moved = self.follow_reset(state).await?;
+        offsets.retain(|commit| !moved.contains(&commit.partition));
+        if explicit && !moved.is_empty() {
+            let moved: Vec<String> = moved.iter().map(ToString::to_string).collect();
+            return Err(BridgeError::new(
+                Code::IllegalState,
+                format!(
+                    "group {:?} was reset meanwhile: {} start again at the new offsets; fetch and process them, then commit",
+                    self.group,
+                    moved.join(", ")
+                ),
+            ));
+        }
+        if offsets.is_empty() {
+            return Ok(Vec::new());
+        }
+        store.commit(&self.group, state.epoch, &offsets).await?;
+        Ok(state.stored(&offsets))
+    }
+
+    /// Goes where a reset by somebody else put the offsets; gives the partitions that moved.
+    async fn follow_reset(&self, state: &mut State) -> Result<BTreeSet<TopicPartition>> {
+        let partitions: Vec<TopicPartition> = state.partitions.keys().cloned().collect();
+        let GroupOffsets { epoch, offsets } = self.deps.store.get(&self.group, Some(&partitions)).await?;
+        state.epoch = epoch;
+        let mut moved = BTreeSet::new();
+        for (partition, stored) in offsets {
+            if state.partitions.get(&partition).is_some_and(|progress| progress.committed != Some(stored.offset)) {
+                self.seek_one(state, &partition, stored.offset).await?;
+                if let Some(progress) = state.partitions.get_mut(&partition) {
+                    progress.committed = Some(stored.offset);
+                    progress.rewound = false;
+                }
+                moved.insert(partition);
+            }
+        }
+        tracing::info!(group = self.group, instance = self.name, epoch, moved = moved.len(), "group was reset, offsets read again");
+        Ok(moved)
+    }
+
+    fn illegal(&self, what: &str) -> BridgeError {
+        BridgeError::new(Code::IllegalState, format!("instance {:?} of group {:?} {what}", self.name, self.group))
+    }
+
+    fn not_assigned(&self, partition: &TopicPartition) -> BridgeError {
+        self.illegal(&format!("does not have {partition} assigned now; fetch once to join the group, or look at GET …/assignments"))
+    }
+
+    /// Keeps the sum over all sessions.
+    fn measure(&self, state: &State) {
+        let held = state.ready_bytes as u64;
+        let before = self.held.swap(held, Ordering::Relaxed);
+        let total = self.deps.held_bytes.fetch_add(held.wrapping_sub(before), Ordering::Relaxed).wrapping_add(held.wrapping_sub(before));
+        metrics::gauge!("millrace_bridge_session_held_bytes").set(total as f64);
+    }
+}
+
+async fn source_still_has(state: &State, partition: &TopicPartition) -> bool {
+    match &state.source {
+        None => false,
+        Some(source) => source.member.assignment().await.contains(partition),
+    }
+}
+
+pub(crate) fn instance_not_found(group: &str, name: &str) -> BridgeError {
+    BridgeError::new(
+        Code::InstanceNotFound,
+        format!(
+            "group {group:?} has no instance {name:?}: it expired, was deleted, or the bridge restarted; create it again, the group goes on at its committed offsets"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,264 @@
+#![allow(clippy::unwrap_used)]
+
+use super::{state::size, *};
+use crate::{
+    codec::CODECS,
+    testing::{self, FakeKafka, MemoryOffsets},
+};
+
+/// Values of the fetched records.
+#[derive(Default)]
+struct Values(Vec<String>);
+
+impl Encode for Values {
+    fn add(&mut self, _: &TopicPartition, record: &Record) -> Result<bool> {
+        let value = String::from_utf8(record.value.clone().unwrap().to_vec()).unwrap();
+        if value == "poison" {
+            return Err(BridgeError::new(Code::NotAcceptable, "poison"));
+        }
+        self.0.push(value);
+        Ok(true)
+    }
+}
+
+fn tp(partition: i32) -> TopicPartition {
+    TopicPartition::new("t", partition)
+}
+
+fn at(partition: i32, offset: i64) -> OffsetCommit {
+    OffsetCommit { partition: tp(partition), offset, metadata: String::new() }
+}
+
+const IDLE: Duration = Duration::from_secs(60);
+
+struct World {
+    kafka: FakeKafka,
+    store: MemoryOffsets,
+    sessions: Sessions,
+}
+
+impl World {
+    fn new(records: usize) -> Self {
+        let kafka = FakeKafka::with_topic("t", 1);
+        kafka.append("t", 0, records);
+        let store = MemoryOffsets::default();
+        let sessions =
+            testing::sessions(&kafka, &store, config::Consume { sessions_max: 3, session_idle: IDLE, ..config::Consume::default() });
+        Self { kafka, store, sessions }
+    }
+
+    fn session(&self, auto_commit: bool) -> Arc<Session> {
+        let settings = Settings {
+            codec: &CODECS[0],
+            auto_commit,
+            auto_offset_reset: "earliest".to_owned(),
+            isolation: Isolation::ReadUncommitted,
+            fetch_min_bytes: 1,
+            request_timeout: Duration::from_secs(1),
+        };
+        self.sessions.create("g", None, settings).unwrap()
+    }
+
+    async fn subscribed(&self, auto_commit: bool) -> Arc<Session> {
+        let session = self.session(auto_commit);
+        session.subscribe(vec!["t".to_owned()]).await.unwrap();
+        session
+    }
+
+    async fn stored(&self) -> Option<i64> {
+        self.store.get("g", None).await.unwrap().offsets.get(&tp(0)).map(|stored| stored.offset)
+    }
+}
+
+async fn fetch(session: &Arc<Session>, records_max: usize) -> Result<Vec<String>> {
+    let limits = Limits { records_max, bytes_max: 1 << 20, bytes_min: 1, wait: Duration::from_secs(1) };
+    Ok(session.fetch(limits, Values::default()).await?.0)
+}
+
+#[tokio::test]
+async fn without_auto_commit_only_a_commit_moves_the_group() {
+    let world = World::new(6);
+    let session = world.subscribed(false).await;
+    assert_eq!(fetch(&session, 2).await.unwrap(), ["0", "1"]);
+    assert_eq!(fetch(&session, 2).await.unwrap(), ["2", "3"]);
+    assert_eq!(world.stored().await, None);
+    session.commit(Some(vec![at(0, 3)])).await.unwrap();
+    assert_eq!(world.stored().await, Some(3));
+    assert_eq!(world.kafka.committed("g")[&tp(0)], 3, "mirrored to Kafka");
+    session.commit(None).await.unwrap();
+    assert_eq!(world.stored().await, Some(4), "everything delivered");
+}
+
+#[tokio::test]
+async fn with_auto_commit_the_next_fetch_acknowledges_the_one_before() {
+    let world = World::new(4);
+    let session = world.subscribed(true).await;
+    assert_eq!(fetch(&session, 3).await.unwrap(), ["0", "1", "2"]);
+    assert_eq!(world.stored().await, None);
+    assert_eq!(fetch(&session, 3).await.unwrap(), ["3"]);
+    assert_eq!(world.stored().await, Some(3));
+    world.sessions.remove(&session, true).await;
+    assert_eq!(world.stored().await, Some(4), "the client said goodbye");
+    assert_eq!(fetch(&session, 1).await.unwrap_err().code, Code::InstanceNotFound);
+}
+
+#[tokio::test]
+async fn a_new_session_goes_on_at_the_stores_offset_even_if_kafkas_is_another() {
+    let world = World::new(6);
+    world.store.commit("g", 0, &[at(0, 4)]).await.unwrap();
+    for kafkas in [2, 6] {
+        world.kafka.set_committed("g", &[(tp(0), kafkas)]);
+        let session = world.subscribed(false).await;
+        assert_eq!(fetch(&session, 9).await.unwrap(), ["4", "5"], "Kafka's was {kafkas}");
+        world.sessions.remove(&session, false).await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_ends_without_goodbye_has_acknowledged_nothing() {
+    let world = World::new(3);
+    let session = world.subscribed(true).await;
+    fetch(&session, 9).await.unwrap();
+    assert_eq!(world.sessions.expire().await, 0, "not idle for long enough");
+    *session.used.lock() -= IDLE;
+    assert_eq!(world.sessions.expire().await, 1);
+    assert_eq!((world.sessions.count(), world.stored().await), (0, None));
+    let again = world.subscribed(true).await;
+    assert_eq!(fetch(&again, 9).await.unwrap(), ["0", "1", "2"]);
+    assert_eq!(world.sessions.expire().await, 0, "a session that was just used stays");
+}
+
+#[tokio::test]
+async fn a_caller_that_hangs_up_takes_no_records_along() {
+    let world = World::new(0);
+    let session = world.subscribed(true).await;
+    let hung_up = timeout(Duration::from_millis(100), fetch(&session, 9)).await;
+    assert!(hung_up.is_err());
+    world.kafka.append("t", 0, 2);
+    // The abandoned poll gets them, finds nobody, and puts them back.
+    let polls = world.kafka.polls();
+    assert!(polls > 0);
+    assert_eq!(fetch(&session, 9).await.unwrap(), ["0", "1"]);
+    assert_eq!(world.stored().await, None, "what nobody got is not acknowledged");
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_shown_ends_the_answer_before_it_and_is_named_next() {
+    let world = World::new(1);
+    world.kafka.append_value("t", b"poison");
+    world.kafka.append("t", 0, 1);
+    let session = world.subscribed(false).await;
+    assert_eq!(fetch(&session, 9).await.unwrap(), ["0"]);
+    assert_eq!(fetch(&session, 9).await.unwrap_err().code, Code::NotAcceptable);
+    session.seek(&[(tp(0), 2)]).await.unwrap();
+    assert_eq!(fetch(&session, 9).await.unwrap(), ["2"]);
+}
+
+#[tokio::test]
+async fn going_back_needs_a_seek_and_resets_the_group() {
+    let world = World::new(6);
+    let session = world.subscribed(false).await;
+    fetch(&session, 9).await.unwrap();
+    session.commit(None).await.unwrap();
+    let refused = session.commit(Some(vec![at(0, 2)])).await.unwrap_err();
+    assert_eq!(refused.code, Code::IllegalState);
+    assert!(refused.message.contains("positions"), "{refused}");
+    session.seek(&[(tp(0), 1)]).await.unwrap();
+    assert_eq!(fetch(&session, 2).await.unwrap(), ["1", "2"]);
+    session.commit(None).await.unwrap();
+    let group = world.store.get("g", None).await.unwrap();
+    assert_eq!((group.epoch, group.offsets[&tp(0)].offset), (1, 3));
+    session.commit(Some(vec![at(0, 5)])).await.unwrap();
+    assert_eq!(world.store.get("g", None).await.unwrap().epoch, 1, "forward again is no reset");
+}
+
+#[tokio::test]
+async fn a_reset_by_somebody_else_moves_a_running_session() {
+    let world = World::new(6);
+    let session = world.subscribed(true).await;
+    assert_eq!(fetch(&session, 4).await.unwrap().len(), 4);
+    assert_eq!(fetch(&session, 1).await.unwrap(), ["4"]);
+    world.store.reset("g", &[at(0, 1)]).await.unwrap();
+    // The acknowledgement of "4" is fenced; the session goes to 1 and reads from there.
+    assert_eq!(fetch(&session, 2).await.unwrap(), ["1", "2"]);
+    assert_eq!(world.stored().await, Some(1));
+    assert_eq!(fetch(&session, 1).await.unwrap(), ["3"]);
+    assert_eq!(world.stored().await, Some(3));
+
+    world.store.reset("g", &[at(0, 0)]).await.unwrap();
+    let told = session.commit(Some(vec![at(0, 4)])).await.unwrap_err();
+    assert!(told.code == Code::IllegalState && told.message.contains("reset"), "{told}");
+    assert_eq!(fetch(&session, 1).await.unwrap(), ["0"]);
+}
+
+#[tokio::test]
+async fn assigned_partitions_are_read_without_a_group_and_start_at_the_same_offsets() {
+    let world = World::new(5);
+    world.kafka.add_topic("t", 2);
+    world.kafka.append("t", 1, 3);
+    world.store.commit("g", 0, &[at(0, 3)]).await.unwrap();
+    world.kafka.set_committed("g", &[(tp(0), 1), (tp(1), 2)]);
+    let session = world.session(false);
+    session.assign(vec![tp(0), tp(1)]).await.unwrap();
+    let mut values = fetch(&session, 9).await.unwrap();
+    values.extend(fetch(&session, 9).await.unwrap());
+    values.sort();
+    assert_eq!(values, ["2", "3", "4"], "3 and 4 of the store's partition, 2 of Kafka's");
+    assert!(fetch(&session, 9).await.unwrap().is_empty());
+    session.commit(None).await.unwrap();
+    assert_eq!(world.kafka.committed("g"), BTreeMap::from([(tp(0), 5), (tp(1), 3)]));
+
+    assert_eq!(session.subscribe(vec!["t".to_owned()]).await.unwrap_err().code, Code::IllegalState);
+    assert_eq!(session.assign(vec![tp(7)]).await.unwrap_err().code, Code::PartitionNotFound);
+    session.seek_to_end(&[tp(1)], true).await.unwrap();
+    assert_eq!(fetch(&session, 9).await.unwrap(), ["0", "1", "2"]);
+}
+
+#[tokio::test]
+async fn illegal_states_are_told_with_the_remedy() {
+    let world = World::new(1);
+    let session = world.session(false);
+    for (error, remedy) in [
+        (fetch(&session, 1).await.unwrap_err(), "subscribe or assign first"),
+        (session.seek(&[(tp(0), 1)]).await.unwrap_err(), "fetch once"),
+    ] {
+        assert!(error.code == Code::IllegalState && error.message.contains(remedy), "{error}");
+    }
+    assert_eq!(session.subscribe(vec!["none".to_owned()]).await.unwrap_err().code, Code::TopicNotFound);
+    session.subscribe(vec!["t".to_owned()]).await.unwrap();
+    fetch(&session, 1).await.unwrap();
+    assert_eq!(session.seek(&[(tp(0), -1)]).await.unwrap_err().code, Code::Unprocessable);
+    assert_eq!(session.assign(vec![tp(0)]).await.unwrap_err().code, Code::IllegalState);
+    assert_eq!(session.commit(Some(vec![at(5, 1)])).await.unwrap_err().code, Code::IllegalState);
+    assert_eq!(session.subscription().await.unwrap(), ["t"]);
+    session.unsubscribe().await.unwrap();
+    assert!(session.subscription().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_number_of_sessions_is_bounded_and_names_are_unique() {
+    let world = World::new(0);
+    let first = world.session(false);
+    let again = world.sessions.create("g", Some(first.name.clone()), first.settings.clone());
+    assert_eq!(again.err().unwrap().code, Code::InstanceExists);
+    world.session(false);
+    world.session(false);
+    let error = world.sessions.create("g", None, first.settings.clone()).err().unwrap();
+    assert!(error.code == Code::TooMany && error.message.contains("consume.sessions_max"), "{error}");
+    world.sessions.close().await;
+    assert_eq!(world.sessions.count(), 0);
+    assert_eq!(world.sessions.get("g", &first.name).err().unwrap().code, Code::InstanceNotFound);
+}
+
+#[tokio::test]
+async fn what_a_session_holds_ready_is_bounded() {
+    let world = World::new(2_000);
+    let session = world.subscribed(false).await;
+    let one = size(&Record { offset: 0, timestamp_ms: 0, key: None, value: Some("1000".into()), headers: vec![] });
+    let limits = Limits { records_max: usize::MAX, bytes_max: 10 * one, bytes_min: 1, wait: Duration::from_secs(1) };
+    let values = session.fetch(limits, Values::default()).await.unwrap().0;
+    assert!((10..=12).contains(&values.len()), "{}", values.len());
+    let held = session.state.lock().await.ready.len();
+    assert!(held <= POLL_RECORDS_MAX, "{held}");
+    assert_eq!(session.deps.held_bytes.load(Ordering::Relaxed), session.state.lock().await.ready_bytes as u64);
+}

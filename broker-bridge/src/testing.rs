@@ -1,0 +1,466 @@
+//! A Kafka in memory behind the client traits, for unit tests: one broker, what is needed of it, and faults on request.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt as _};
+use parking_lot::Mutex;
+use service_kit::{
+    kafka::{
+        Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GroupMemberView, GroupView, Isolation, KafkaError, Member, OutRecord,
+        PartitionView, Producer, RangeReader, Record, TopicPartition, TopicView, Written,
+    },
+    offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
+};
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config,
+    connect::Connection,
+    gate::Gate,
+    lag::Lag,
+    produce::Produce,
+    session::{Clients, Deps, Sessions, Settings},
+    topics::Topics,
+};
+
+/// Cheap to clone; clones are the same cluster.
+#[derive(Clone, Default)]
+pub(crate) struct FakeKafka(Arc<Cluster>);
+
+#[derive(Default)]
+struct Cluster {
+    topics: Mutex<BTreeMap<String, Vec<Vec<Record>>>>,
+    failures: Mutex<HashMap<String, KafkaError>>,
+    hang: AtomicBool,
+    lookups: AtomicUsize,
+    groups: Mutex<BTreeMap<String, Group>>,
+    /// Something was written, or moved.
+    changed: Notify,
+    polls: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Group {
+    committed: BTreeMap<TopicPartition, i64>,
+    members: Vec<GroupMemberView>,
+}
+
+impl FakeKafka {
+    pub(crate) fn with_topic(name: &str, partitions: usize) -> Self {
+        let kafka = Self::default();
+        kafka.add_topic(name, partitions);
+        kafka
+    }
+
+    pub(crate) fn add_topic(&self, name: &str, partitions: usize) {
+        self.0.topics.lock().entry(name.to_owned()).or_default().resize_with(partitions, Vec::new);
+    }
+
+    /// Writes records whose values are their offsets.
+    pub(crate) fn append(&self, topic: &str, partition: usize, count: usize) {
+        let mut topics = self.0.topics.lock();
+        let log = &mut topics.get_mut(topic).unwrap()[partition];
+        for _ in 0..count {
+            let offset = log.len() as i64;
+            log.push(Record { offset, timestamp_ms: 1_000 + offset, key: None, value: Some(offset.to_string().into()), headers: vec![] });
+        }
+        drop(topics);
+        self.0.changed.notify_waiters();
+    }
+
+    pub(crate) fn append_value(&self, topic: &str, value: &[u8]) {
+        let mut topics = self.0.topics.lock();
+        let log = &mut topics.get_mut(topic).unwrap()[0];
+        let offset = log.len() as i64;
+        log.push(Record { offset, timestamp_ms: 0, key: None, value: Some(Bytes::copy_from_slice(value)), headers: vec![] });
+    }
+
+    /// Values of a topic, by partition and offset.
+    pub(crate) fn values(&self, topic: &str) -> Vec<String> {
+        let topics = self.0.topics.lock();
+        let records = topics.get(topic).into_iter().flatten().flatten();
+        records.map(|record| String::from_utf8(record.value.clone().unwrap().to_vec()).unwrap()).collect()
+    }
+
+    pub(crate) fn records(&self, topic: &str) -> Vec<Record> {
+        self.0.topics.lock()[topic].iter().flatten().cloned().collect()
+    }
+
+    /// The next record with this value is refused.
+    pub(crate) fn fail_next_produce(&self, value: &str, error: KafkaError) {
+        self.0.failures.lock().insert(value.to_owned(), error);
+    }
+
+    pub(crate) fn hang_produce(&self) {
+        self.0.hang.store(true, Ordering::Relaxed);
+    }
+
+    /// How often a topic was asked for.
+    pub(crate) fn lookups(&self) -> usize {
+        self.0.lookups.load(Ordering::Relaxed)
+    }
+
+    /// How often members polled.
+    pub(crate) fn polls(&self) -> usize {
+        self.0.polls.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn committed(&self, group: &str) -> BTreeMap<TopicPartition, i64> {
+        self.0.groups.lock().get(group).map(|group| group.committed.clone()).unwrap_or_default()
+    }
+
+    pub(crate) fn set_committed(&self, group: &str, offsets: &[(TopicPartition, i64)]) {
+        self.0.groups.lock().entry(group.to_owned()).or_default().committed.extend(offsets.iter().cloned());
+    }
+
+    pub(crate) fn set_members(&self, group: &str, members: Vec<GroupMemberView>) {
+        self.0.groups.lock().entry(group.to_owned()).or_default().members = members;
+    }
+
+    pub(crate) fn connection(&self) -> Connection {
+        Connection::made(Arc::new(self.clone()))
+    }
+
+    fn log(&self, partition: &TopicPartition) -> Vec<Record> {
+        self.0.topics.lock().get(&*partition.topic).and_then(|logs| logs.get(partition.partition as usize)).cloned().unwrap_or_default()
+    }
+}
+
+pub(crate) fn gate() -> Arc<Gate> {
+    Arc::new(Gate::new(CancellationToken::new()))
+}
+
+pub(crate) fn topics(kafka: &FakeKafka) -> Topics {
+    Topics::new(kafka.connection(), gate(), config::Topics::default())
+}
+
+pub(crate) fn produce(kafka: &FakeKafka) -> Produce {
+    Produce::new(Arc::new(kafka.clone()), topics(kafka), gate(), config::Produce::default(), TaskTracker::new())
+}
+
+pub(crate) fn lag(kafka: &FakeKafka, store: MemoryOffsets) -> Lag {
+    Lag::new(kafka.connection(), Arc::new(store), gate())
+}
+
+pub(crate) fn sessions(kafka: &FakeKafka, store: &MemoryOffsets, config: config::Consume) -> Sessions {
+    Sessions::new(Deps {
+        clients: Arc::new(kafka.clone()),
+        kafka: kafka.connection(),
+        store: Arc::new(store.clone()),
+        topics: topics(kafka),
+        gate: gate(),
+        config,
+        tasks: TaskTracker::new(),
+        shutdown: CancellationToken::new(),
+        held_bytes: 0.into(),
+    })
+}
+
+#[async_trait]
+impl Producer for FakeKafka {
+    async fn send(&self, records: Vec<OutRecord>) -> Vec<Result<Written, KafkaError>> {
+        if self.0.hang.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        let mut topics = self.0.topics.lock();
+        let results = records.into_iter().map(|record| {
+            let value = String::from_utf8_lossy(record.value.as_deref().unwrap_or_default()).into_owned();
+            if let Some(error) = self.0.failures.lock().remove(&value) {
+                return Err(error);
+            }
+            let partition = record.partition.unwrap_or(0);
+            let log = &mut topics.get_mut(&*record.topic).unwrap()[partition as usize];
+            let offset = log.len() as i64;
+            let headers = record.headers.into_iter().map(|(key, value)| (key, Some(value))).collect();
+            log.push(Record { offset, timestamp_ms: record.timestamp_ms.unwrap_or(0), key: record.key, value: record.value, headers });
+            Ok(Written { partition, offset })
+        });
+        let results = results.collect();
+        drop(topics);
+        self.0.changed.notify_waiters();
+        results
+    }
+
+    async fn flush(&self, _timeout: Duration) -> Result<(), KafkaError> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Admin for FakeKafka {
+    async fn cluster(&self) -> Result<ClusterView, KafkaError> {
+        Ok(ClusterView {
+            id: Some("fake".into()),
+            controller: Some(1),
+            brokers: vec![BrokerView { id: 1, host: "localhost".into(), port: 9092 }],
+        })
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicView>, KafkaError> {
+        let topics = self.0.topics.lock();
+        let view = |(name, logs): (&String, &Vec<Vec<Record>>)| TopicView {
+            name: name.clone(),
+            partitions: (0..logs.len())
+                .map(|id| PartitionView { id: id as i32, leader: Some(1), replicas: vec![1], isr: vec![1] })
+                .collect(),
+        };
+        Ok(topics.iter().map(view).collect())
+    }
+
+    async fn topic(&self, name: &str) -> Result<TopicView, KafkaError> {
+        self.0.lookups.fetch_add(1, Ordering::Relaxed);
+        Admin::topics(self).await?.into_iter().find(|topic| topic.name == name).ok_or_else(|| KafkaError::UnknownTopic(name.into()))
+    }
+
+    async fn topic_config(&self, _name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
+        Ok(vec![ConfigEntry { name: "retention.ms".into(), value: Some("604800000".into()), is_default: true, is_sensitive: false }])
+    }
+
+    async fn create_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        _: i32,
+        _: &BTreeMap<String, String>,
+        validate_only: bool,
+    ) -> Result<(), KafkaError> {
+        if self.0.topics.lock().contains_key(name) {
+            return Err(KafkaError::AlreadyExists(name.into()));
+        }
+        if !validate_only {
+            self.add_topic(name, partitions as usize);
+        }
+        Ok(())
+    }
+
+    async fn delete_topic(&self, name: &str) -> Result<(), KafkaError> {
+        self.0.topics.lock().remove(name).map(drop).ok_or_else(|| KafkaError::UnknownTopic(name.into()))
+    }
+
+    async fn groups(&self) -> Result<Vec<GroupView>, KafkaError> {
+        let groups = self.0.groups.lock();
+        let view = |(id, group): (&String, &Group)| GroupView {
+            id: id.clone(),
+            state: "Stable".into(),
+            protocol: "range".into(),
+            protocol_type: "consumer".into(),
+            members: group.members.clone(),
+        };
+        Ok(groups.iter().map(view).collect())
+    }
+
+    async fn committed(
+        &self,
+        group: &str,
+        partitions: Option<&[TopicPartition]>,
+    ) -> Result<BTreeMap<TopicPartition, (i64, String)>, KafkaError> {
+        let mut committed = FakeKafka::committed(self, group);
+        if let Some(partitions) = partitions {
+            committed.retain(|partition, _| partitions.contains(partition));
+        }
+        Ok(committed.into_iter().map(|(partition, offset)| (partition, (offset, String::new()))).collect())
+    }
+
+    async fn commit(&self, group: &str, offsets: &[(TopicPartition, i64, String)]) -> Result<(), KafkaError> {
+        let offsets: Vec<_> = offsets.iter().map(|(partition, offset, _)| (partition.clone(), *offset)).collect();
+        self.set_committed(group, &offsets);
+        Ok(())
+    }
+
+    async fn bounds(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, Bounds>, KafkaError> {
+        Ok(partitions
+            .iter()
+            .map(|partition| (partition.clone(), Bounds { earliest: 0, latest: self.log(partition).len() as i64 }))
+            .collect())
+    }
+
+    async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError> {
+        Ok(BTreeMap::from([(1, 1_000)]))
+    }
+}
+
+#[async_trait]
+impl RangeReader for FakeKafka {
+    async fn partitions(&self, topic: &str) -> Result<Vec<i32>, KafkaError> {
+        Ok(Admin::topic(self, topic).await?.partitions.iter().map(|partition| partition.id).collect())
+    }
+
+    async fn bounds(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, Bounds>, KafkaError> {
+        Admin::bounds(self, partitions).await
+    }
+
+    async fn offsets_at(&self, _: &[TopicPartition], _: i64) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
+        Ok(BTreeMap::new())
+    }
+
+    fn read(&self, partition: TopicPartition, from: i64, until: i64) -> BoxStream<'static, Result<Vec<Record>, KafkaError>> {
+        let records: Vec<Record> = self.log(&partition).into_iter().filter(|record| (from..until).contains(&record.offset)).collect();
+        stream::iter(records.chunks(2).map(|chunk| Ok(chunk.to_vec())).collect::<Vec<_>>()).boxed()
+    }
+}
+
+#[async_trait]
+impl Clients for FakeKafka {
+    async fn member(&self, group: &str, topics: &[String], settings: &Settings) -> Result<Arc<dyn Member>, KafkaError> {
+        let member = FakeMember {
+            kafka: self.clone(),
+            group: group.to_owned(),
+            topics: topics.iter().cloned().collect(),
+            earliest: settings.auto_offset_reset == "earliest",
+            positions: Mutex::default(),
+        };
+        Ok(Arc::new(member))
+    }
+
+    async fn reader(&self, _isolation: Isolation) -> Result<Arc<dyn RangeReader>, KafkaError> {
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+/// The only member of its group: gets all partitions with its first poll.
+struct FakeMember {
+    kafka: FakeKafka,
+    group: String,
+    topics: BTreeSet<String>,
+    earliest: bool,
+    positions: Mutex<BTreeMap<TopicPartition, i64>>,
+}
+
+impl FakeMember {
+    fn join(&self) {
+        let mut positions = self.positions.lock();
+        if !positions.is_empty() {
+            return;
+        }
+        let committed = self.kafka.committed(&self.group);
+        for topic in &self.topics {
+            let partitions = self.kafka.0.topics.lock().get(topic).map_or(0, Vec::len);
+            for partition in 0..partitions {
+                let partition = TopicPartition::new(topic.as_str(), partition as i32);
+                let start = if self.earliest { 0 } else { self.kafka.log(&partition).len() as i64 };
+                positions.insert(partition.clone(), committed.get(&partition).copied().unwrap_or(start));
+            }
+        }
+    }
+
+    fn take(&self, max: usize) -> Vec<(TopicPartition, Record)> {
+        let mut found = Vec::new();
+        for (partition, position) in self.positions.lock().iter_mut() {
+            for record in self.kafka.log(partition).into_iter().skip(*position as usize) {
+                if found.len() == max {
+                    return found;
+                }
+                *position = record.offset + 1;
+                found.push((partition.clone(), record));
+            }
+        }
+        found
+    }
+}
+
+#[async_trait]
+impl Member for FakeMember {
+    async fn poll(&self, max: usize, wait: Duration) -> Result<Vec<(TopicPartition, Record)>, KafkaError> {
+        self.join();
+        self.kafka.0.polls.fetch_add(1, Ordering::Relaxed);
+        let until = Instant::now() + wait;
+        loop {
+            let changed = self.kafka.0.changed.notified();
+            let found = self.take(max);
+            if !found.is_empty() || tokio::time::timeout_at(until, changed).await.is_err() {
+                return Ok(found);
+            }
+        }
+    }
+
+    async fn commit(&self, offsets: Vec<(TopicPartition, i64)>) -> Result<(), KafkaError> {
+        self.kafka.set_committed(&self.group, &offsets);
+        Ok(())
+    }
+
+    async fn assignment(&self) -> Vec<TopicPartition> {
+        self.positions.lock().keys().cloned().collect()
+    }
+
+    async fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<(), KafkaError> {
+        match self.positions.lock().get_mut(partition) {
+            Some(position) => *position = offset,
+            None => return Err(KafkaError::Conflict("not assigned".into())),
+        }
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.positions.lock().clear();
+    }
+}
+
+/// The contract of offset stores, in memory.
+#[derive(Clone, Default)]
+pub(crate) struct MemoryOffsets(Arc<Mutex<BTreeMap<String, GroupOffsets>>>);
+
+#[async_trait]
+impl OffsetStore for MemoryOffsets {
+    async fn get(&self, group: &str, partitions: Option<&[TopicPartition]>) -> Result<GroupOffsets, OffsetError> {
+        let mut found = self.0.lock().get(group).cloned().unwrap_or_default();
+        if let Some(partitions) = partitions {
+            found.offsets.retain(|partition, _| partitions.contains(partition));
+        }
+        Ok(found)
+    }
+
+    async fn commit(&self, group: &str, epoch: u64, offsets: &[OffsetCommit]) -> Result<(), OffsetError> {
+        let mut groups = self.0.lock();
+        let found = groups.entry(group.to_owned()).or_default();
+        if found.epoch != epoch {
+            return Err(OffsetError::Fenced { group: group.into(), given: epoch, current: found.epoch });
+        }
+        for OffsetCommit { partition, offset, .. } in offsets {
+            if let Some(stored) = found.offsets.get(partition)
+                && stored.offset > *offset
+            {
+                let (topic, partition) = (partition.topic.to_string(), partition.partition);
+                return Err(OffsetError::Regressed { group: group.into(), topic, partition, stored: stored.offset, given: *offset });
+            }
+        }
+        put(found, offsets);
+        Ok(())
+    }
+
+    async fn reset(&self, group: &str, offsets: &[OffsetCommit]) -> Result<u64, OffsetError> {
+        let mut groups = self.0.lock();
+        let found = groups.entry(group.to_owned()).or_default();
+        found.epoch += 1;
+        put(found, offsets);
+        Ok(found.epoch)
+    }
+
+    async fn groups(&self) -> Result<Vec<String>, OffsetError> {
+        Ok(self.0.lock().iter().filter(|(_, found)| !found.offsets.is_empty()).map(|(group, _)| group.clone()).collect())
+    }
+
+    async fn delete(&self, group: &str) -> Result<bool, OffsetError> {
+        let mut groups = self.0.lock();
+        let found = groups.entry(group.to_owned()).or_default();
+        found.epoch += 1;
+        Ok(!std::mem::take(&mut found.offsets).is_empty())
+    }
+}
+
+fn put(found: &mut GroupOffsets, offsets: &[OffsetCommit]) {
+    for OffsetCommit { partition, offset, metadata } in offsets {
+        found.offsets.insert(partition.clone(), StoredOffset { offset: *offset, metadata: metadata.clone() });
+    }
+}

@@ -1,0 +1,350 @@
+//! Topics and brokers: looked at, created with good defaults, deleted.
+
+mod advice;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::RwLock;
+use service_kit::kafka::{self, Bounds, ClusterView, ConfigEntry, KafkaError, TopicPartition, TopicView};
+use tokio::time::{Instant, sleep, timeout};
+
+pub(crate) use advice::Advice;
+
+use crate::{
+    config,
+    connect::Connection,
+    error::{BridgeError, Code, Result},
+    gate::Gate,
+};
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Topics {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    kafka: Connection,
+    gate: Arc<Gate>,
+    config: config::Topics,
+    /// Topic → its partitions, as of when. Only topics that exist, so the cluster bounds it.
+    known: RwLock<HashMap<Arc<str>, (Instant, usize)>>,
+}
+
+/// What a new topic should be. 0 and `None` take the advice or the broker's default.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NewTopic {
+    pub(crate) name: String,
+    pub(crate) partitions: u32,
+    pub(crate) replication: u32,
+    pub(crate) consumers: u32,
+    pub(crate) producers: u32,
+    /// As `retention.ms`, `min.insync.replicas` and the like.
+    pub(crate) config: BTreeMap<String, String>,
+    pub(crate) dry_run: bool,
+}
+
+/// What was, or in a dry run would be, created.
+#[derive(Clone, Debug)]
+pub(crate) struct Created {
+    pub(crate) partitions: u32,
+    pub(crate) replication: u32,
+    pub(crate) config: BTreeMap<String, String>,
+    pub(crate) advice: Advice,
+}
+
+/// A topic in full.
+pub(crate) struct Described {
+    pub(crate) topic: TopicView,
+    pub(crate) bounds: BTreeMap<TopicPartition, Bounds>,
+    pub(crate) config: Vec<ConfigEntry>,
+}
+
+/// The cluster and what each broker carries.
+pub(crate) struct Brokers {
+    pub(crate) cluster: ClusterView,
+    /// By broker id.
+    pub(crate) load: BTreeMap<i32, BrokerLoad>,
+    pub(crate) replicas: ReplicaState,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct BrokerLoad {
+    pub(crate) partitions: u32,
+    pub(crate) leaders: u32,
+    /// `None` where the broker cannot be asked.
+    pub(crate) log_bytes: Option<i64>,
+}
+
+/// Partitions that need a look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ReplicaState {
+    /// Their ISR is smaller than their replica list.
+    pub(crate) under_replicated: u32,
+    /// They have no leader.
+    pub(crate) offline: u32,
+}
+
+impl ReplicaState {
+    pub(crate) fn of<'a>(topics: impl IntoIterator<Item = &'a TopicView>) -> Self {
+        let mut state = Self::default();
+        for partition in topics.into_iter().flat_map(|topic| &topic.partitions) {
+            state.under_replicated += u32::from(partition.isr.len() < partition.replicas.len());
+            state.offline += u32::from(partition.leader.is_none());
+        }
+        state
+    }
+}
+
+impl Topics {
+    pub(crate) fn new(kafka: Connection, gate: Arc<Gate>, config: config::Topics) -> Self {
+        Self { inner: Arc::new(Inner { kafka, gate, config, known: RwLock::default() }) }
+    }
+
+    async fn admin(&self) -> Result<&Arc<dyn kafka::Admin>> {
+        self.inner.gate.broker()?;
+        Ok(self.inner.kafka.admin().await?)
+    }
+
+    /// An error unless the topic, and the partition where one is named, exists. Answers from memory for `topics.metadata_age`.
+    pub(crate) async fn check(&self, topic: &str, partition: Option<i32>) -> Result<()> {
+        let known = self.inner.known.read().get(topic).copied();
+        let holds =
+            |partitions: usize| partition.is_none_or(|partition| usize::try_from(partition).is_ok_and(|partition| partition < partitions));
+        if let Some((at, partitions)) = known
+            && at.elapsed() < self.inner.config.metadata_age
+            && holds(partitions)
+        {
+            return Ok(());
+        }
+        let partitions = self.get(topic).await?.partitions.len();
+        match partition {
+            Some(partition) if !holds(partitions) => Err(BridgeError::unknown_partition(topic, partition, partitions)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) async fn get(&self, name: &str) -> Result<TopicView> {
+        // A name that no topic can have is a topic that does not exist.
+        check_name(name).map_err(|_| BridgeError::unknown_topic(name))?;
+        let found = self.admin().await?.topic(name).await;
+        let mut known = self.inner.known.write();
+        match &found {
+            Ok(topic) => drop(known.insert(name.into(), (Instant::now(), topic.partitions.len()))),
+            Err(KafkaError::UnknownTopic(_)) => drop(known.remove(name)),
+            Err(_) => {}
+        }
+        Ok(found?)
+    }
+
+    /// Ascending by name.
+    pub(crate) async fn list(&self) -> Result<Vec<TopicView>> {
+        Ok(self.admin().await?.topics().await?)
+    }
+
+    pub(crate) async fn describe(&self, name: &str) -> Result<Described> {
+        let topic = self.get(name).await?;
+        let partitions: Vec<TopicPartition> = topic.partitions.iter().map(|partition| TopicPartition::new(name, partition.id)).collect();
+        let (bounds, config) = {
+            let admin = self.admin().await?;
+            tokio::try_join!(admin.bounds(&partitions), admin.topic_config(name))?
+        };
+        Ok(Described { topic, bounds, config })
+    }
+
+    pub(crate) async fn config(&self, name: &str) -> Result<Vec<ConfigEntry>> {
+        self.get(name).await?;
+        Ok(self.admin().await?.topic_config(name).await?)
+    }
+
+    /// Offsets that partitions begin and end at.
+    pub(crate) async fn bounds(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, Bounds>> {
+        Ok(self.admin().await?.bounds(partitions).await?)
+    }
+
+    pub(crate) async fn cluster(&self) -> Result<ClusterView> {
+        Ok(self.admin().await?.cluster().await?)
+    }
+
+    pub(crate) async fn advise(&self, consumers: u32, producers: u32) -> Result<Advice> {
+        let brokers = u32::try_from(self.cluster().await?.brokers.len()).unwrap_or(u32::MAX);
+        Ok(advice::advise(consumers, producers, brokers, self.inner.config.partitions_max))
+    }
+
+    pub(crate) async fn create(&self, new: NewTopic) -> Result<Created> {
+        check_name(&new.name)?;
+        let partitions_max = self.inner.config.partitions_max;
+        if new.partitions > partitions_max {
+            return Err(BridgeError::new(
+                Code::Unprocessable,
+                format!(
+                    "{} partitions are more than {partitions_max} (topics.partitions_max); ask for fewer, or raise the limit",
+                    new.partitions
+                ),
+            ));
+        }
+        let advice = self.advise(new.consumers, new.producers).await?;
+        let partitions = if new.partitions == 0 { advice.partitions } else { new.partitions };
+        let replication = if new.replication == 0 { advice.replication } else { new.replication };
+        let mut config = new.config;
+        // Advice for the replication that the topic really gets.
+        config.entry(MIN_ISR.to_owned()).or_insert_with(|| replication.saturating_sub(1).max(1).to_string());
+        let as_i32 = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+        self.admin().await?.create_topic(&new.name, as_i32(partitions), as_i32(replication), &config, new.dry_run).await.map_err(
+            |error| match error {
+                KafkaError::AlreadyExists(_) => {
+                    BridgeError::new(Code::TopicExists, format!("topic {:?} exists already; describe it, or delete it first", new.name))
+                }
+                other => other.into(),
+            },
+        )?;
+        if !new.dry_run {
+            tracing::info!(topic = new.name, partitions, replication, "topic created");
+            self.await_usable(&new.name, partitions).await?;
+        }
+        Ok(Created { partitions, replication, config, advice })
+    }
+
+    /// A broker answers a creation before the new partitions have leaders everywhere; whoever writes at once would fail.
+    async fn await_usable(&self, name: &str, partitions: u32) -> Result<()> {
+        let admin = self.admin().await?;
+        let all: Vec<TopicPartition> = (0..partitions).filter_map(|id| Some(TopicPartition::new(name, i32::try_from(id).ok()?))).collect();
+        let usable = async {
+            // The offsets come from the leaders themselves.
+            while !admin.bounds(&all).await.is_ok_and(|bounds| bounds.len() == all.len()) {
+                sleep(USABLE_INTERVAL).await;
+            }
+        };
+        if timeout(USABLE_WAIT_MAX, usable).await.is_err() {
+            tracing::warn!(topic = name, "topic is created, but not every partition has a leader yet");
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn delete(&self, name: &str) -> Result<()> {
+        check_name(name).map_err(|_| BridgeError::unknown_topic(name))?;
+        self.admin().await?.delete_topic(name).await?;
+        self.inner.known.write().remove(name);
+        tracing::info!(topic = name, "topic deleted");
+        Ok(())
+    }
+
+    pub(crate) async fn brokers(&self) -> Result<Brokers> {
+        let admin = self.admin().await?;
+        let (cluster, topics) = tokio::try_join!(admin.cluster(), admin.topics())?;
+        // A broker that does not tell its disks' use is still a broker.
+        let log_bytes = admin.log_bytes().await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "log sizes are not known");
+            BTreeMap::new()
+        });
+        let mut load: BTreeMap<i32, BrokerLoad> = cluster.brokers.iter().map(|broker| (broker.id, BrokerLoad::default())).collect();
+        for partition in topics.iter().flat_map(|topic| &topic.partitions) {
+            for replica in &partition.replicas {
+                load.entry(*replica).or_default().partitions += 1;
+            }
+            if let Some(leader) = partition.leader {
+                load.entry(leader).or_default().leaders += 1;
+            }
+        }
+        for (broker, bytes) in log_bytes {
+            load.entry(broker).or_default().log_bytes = Some(bytes);
+        }
+        Ok(Brokers { replicas: ReplicaState::of(&topics), cluster, load })
+    }
+}
+
+/// How long a creation waits for the leaders of its partitions, and how often it looks.
+const USABLE_WAIT_MAX: Duration = Duration::from_secs(5);
+const USABLE_INTERVAL: Duration = Duration::from_millis(25);
+
+pub(crate) const MIN_ISR: &str = "min.insync.replicas";
+
+/// Kafka's rule for names, checked here so that the error says it.
+fn check_name(name: &str) -> Result<()> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if name.is_empty() || name.len() > 249 || name == "." || name == ".." || !name.bytes().all(legal) {
+        return Err(BridgeError::new(
+            Code::Unprocessable,
+            format!("{name:?} is not a topic name: 1 to 249 of the letters a-z, A-Z, digits, '.', '_' and '-', and not '.' or '..'"),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use service_kit::kafka::PartitionView;
+
+    use super::*;
+    use crate::testing::{self, FakeKafka};
+
+    #[tokio::test]
+    async fn a_topic_is_created_with_the_advice_where_nothing_was_said() {
+        let kafka = FakeKafka::default();
+        let topics = testing::topics(&kafka);
+        let created = topics.create(NewTopic { name: "t".into(), consumers: 3, producers: 2, ..NewTopic::default() }).await.unwrap();
+        assert_eq!((created.partitions, created.replication), (6, 1));
+        assert_eq!(created.config, BTreeMap::from([(MIN_ISR.to_owned(), "1".to_owned())]));
+        assert_eq!(topics.get("t").await.unwrap().partitions.len(), 6);
+        let error = topics.create(NewTopic { name: "t".into(), ..NewTopic::default() }).await.unwrap_err();
+        assert_eq!(error.code, Code::TopicExists);
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_creates_nothing() {
+        let kafka = FakeKafka::default();
+        let topics = testing::topics(&kafka);
+        let new = NewTopic {
+            name: "t".into(),
+            partitions: 4,
+            config: BTreeMap::from([(MIN_ISR.to_owned(), "7".to_owned())]),
+            dry_run: true,
+            ..NewTopic::default()
+        };
+        let created = topics.create(new).await.unwrap();
+        assert_eq!((created.partitions, created.config[MIN_ISR].as_str()), (4, "7"));
+        assert_eq!(topics.get("t").await.unwrap_err().code, Code::TopicNotFound);
+    }
+
+    #[tokio::test]
+    async fn wrong_names_and_too_many_partitions_are_refused_here() {
+        let topics = testing::topics(&FakeKafka::default());
+        for name in ["", ".", "..", "a b", "ö", &"x".repeat(250)] {
+            let error = topics.create(NewTopic { name: name.into(), ..NewTopic::default() }).await.unwrap_err();
+            assert!(error.code == Code::Unprocessable && error.message.contains("not a topic name"), "{error}");
+        }
+        let error = topics.create(NewTopic { name: "t".into(), partitions: 1_001, ..NewTopic::default() }).await.unwrap_err();
+        assert!(error.message.contains("topics.partitions_max"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_topic_is_looked_up_once_and_again_when_a_partition_is_missing() {
+        let kafka = FakeKafka::with_topic("t", 1);
+        let topics = testing::topics(&kafka);
+        topics.check("t", None).await.unwrap();
+        topics.check("t", Some(0)).await.unwrap();
+        assert_eq!(kafka.lookups(), 1);
+        assert_eq!(topics.check("t", Some(1)).await.unwrap_err().code, Code::PartitionNotFound);
+        assert_eq!(topics.check("t", Some(-1)).await.unwrap_err().code, Code::PartitionNotFound);
+        kafka.add_topic("t", 2);
+        topics.check("t", Some(1)).await.unwrap();
+        topics.delete("t").await.unwrap();
+        assert_eq!(topics.check("t", None).await.unwrap_err().code, Code::TopicNotFound);
+    }
+
+    #[test]
+    fn replica_state_counts_small_isrs_and_missing_leaders() {
+        let partition = |leader, isr: &[i32]| PartitionView { id: 0, leader, replicas: vec![1, 2, 3], isr: isr.to_vec() };
+        let topic = TopicView {
+            name: "t".into(),
+            partitions: vec![partition(Some(1), &[1, 2, 3]), partition(Some(1), &[1]), partition(None, &[])],
+        };
+        assert_eq!(ReplicaState::of([&topic]), ReplicaState { under_replicated: 2, offline: 1 });
+    }
+}
