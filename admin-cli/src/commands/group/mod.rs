@@ -1,0 +1,42 @@
+//! `millrace group …`: consumer groups as the bridge sees them.
+
+mod lag;
+mod list;
+
+use clap::Subcommand;
+use proto::control::v1::Group;
+use serde::Serialize;
+
+use crate::{cli::Session, failure::Failure};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Lists consumer groups.
+    List,
+    /// Shows how far a group is behind, by partition.
+    Lag(lag::Args),
+}
+
+impl Command {
+    pub(crate) async fn run(self, session: &Session) -> Result<(), Failure> {
+        match self {
+            Command::List => list::run(session).await,
+            Command::Lag(args) => lag::run(args, session).await,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct GroupView {
+    id: String,
+    state: String,
+    members: u32,
+    protocol: String,
+}
+
+impl From<Group> for GroupView {
+    fn from(group: Group) -> Self {
+        let Group { id, state, members, protocol } = group;
+        Self { id, state, members, protocol }
+    }
+}

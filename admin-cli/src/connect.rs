@@ -1,0 +1,170 @@
+//! The way to a service: one connection, one deadline over connecting and answering, and errors that name the remedy.
+
+use std::{error::Error, future::Future, io, time::Duration};
+
+use tokio::time::Instant;
+use tonic::{
+    Code, Request, Response, Status,
+    metadata::{Ascii, MetadataValue},
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    cli::{Address, Service, Session},
+    failure::Failure,
+    output::human,
+};
+
+/// A W3C trace context, checked, ready to travel.
+#[derive(Clone, Debug)]
+pub(crate) struct Trace(MetadataValue<Ascii>);
+
+impl Trace {
+    /// `VERSION-TRACE_ID-PARENT_ID-FLAGS` in lower-case hexadecimal digits.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let widths = [2, 32, 16, 2];
+        let parts: Vec<&str> = text.split('-').collect();
+        let hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let shaped = parts.len() == widths.len() && parts.iter().zip(widths).all(|(part, width)| part.len() == width && hex(part));
+        let zero = |part: &str| part.bytes().all(|byte| byte == b'0');
+        if !shaped || zero(parts[1]) || zero(parts[2]) || parts[0] == "ff" {
+            return Err(format!("{text:?} is no W3C trace context; expected 00-<32 hex digits>-<16 hex digits>-<2 hex digits>"));
+        }
+        text.parse().map(Trace).map_err(|_| "it is no header value".to_owned())
+    }
+}
+
+/// A connected service.
+pub(crate) struct Link {
+    service: Service,
+    address: Address,
+    channel: Channel,
+    wait: Duration,
+    deadline: Instant,
+    trace: Option<Trace>,
+}
+
+impl Session {
+    /// Connects, with the usual deadline for the connection and the calls together.
+    pub(crate) async fn connect(&self, service: Service) -> Result<Link, Failure> {
+        self.connect_within(service, self.timeout()).await
+    }
+
+    /// Connects; `wait` bounds connecting and everything asked over the link.
+    pub(crate) async fn connect_within(&self, service: Service, wait: Duration) -> Result<Link, Failure> {
+        let address = self.address(service).clone();
+        let deadline = Instant::now() + wait;
+        let endpoint = Endpoint::from_shared(address.uri()).map_err(|error| Failure::usage(format!("{address} is no address: {error}")))?;
+        // A service that is there accepts at once; only the answer may take as long as `wait`.
+        let endpoint = endpoint.connect_timeout(wait.min(self.timeout()));
+        let cannot = |reason: String| {
+            let (word, program, variable) = (service.word(), service.program(), service.variable());
+            Failure::unreachable(format!(
+                "cannot reach the {word} at {address}: {reason}; is {program} running? set --{word} or {variable}"
+            ))
+        };
+        let channel = match tokio::time::timeout_at(deadline, endpoint.connect()).await {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(error)) => return Err(cannot(reason(&error))),
+            Err(_) => return Err(cannot(format!("no connection within {}", human::duration(wait)))),
+        };
+        Ok(Link { service, address, channel, wait, deadline, trace: self.trace.clone() })
+    }
+}
+
+impl Link {
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// A request that carries the deadline and the trace.
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.deadline.saturating_duration_since(Instant::now()));
+        if let Some(Trace(value)) = &self.trace {
+            request.metadata_mut().insert("traceparent", value.clone());
+        }
+        request
+    }
+
+    /// Waits for the answer until the deadline.
+    pub(crate) async fn answer<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Failure> {
+        match tokio::time::timeout_at(self.deadline, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.explain(&status)),
+            Err(_) => Err(self.too_late()),
+        }
+    }
+
+    fn too_late(&self) -> Failure {
+        Failure::unreachable(format!(
+            "the {word} at {address} did not answer within {wait}; the outcome is not known: look with `millrace status {word}`, or raise --timeout",
+            word = self.service.word(),
+            address = self.address,
+            wait = human::duration(self.wait),
+        ))
+    }
+
+    fn explain(&self, status: &Status) -> Failure {
+        let (word, address, program) = (self.service.word(), &self.address, self.service.program());
+        // Marks of the transport: its deadline on either side, the answer for a method nobody hosts (bare, or with the method's path),
+        // and a connection that broke.
+        if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) && status.message() == "Timeout expired" {
+            return self.too_late();
+        }
+        if status.code() == Code::Unimplemented && (status.message().is_empty() || status.message().contains("/millrace.control.v1.")) {
+            return Failure::failed(format!(
+                "{address} does not offer this call; is it {program} of this version? set --{word} or {}",
+                self.service.variable()
+            ));
+        }
+        if let Some(source) = status.source() {
+            return Failure::unreachable(format!("lost the {word} at {address}: {}; is it {program}, and still running?", reason(source)));
+        }
+        match status.message() {
+            "" => Failure::failed(format!("the {word} answered: {}", status.code().description())),
+            message => Failure::failed(human::line(message)),
+        }
+    }
+}
+
+/// The innermost cause in plain words: transports wrap it three deep.
+fn reason(error: &(dyn Error + 'static)) -> String {
+    let mut innermost = error;
+    loop {
+        if let Some(io) = innermost.downcast_ref::<io::Error>() {
+            match io.kind() {
+                io::ErrorKind::ConnectionRefused => return "connection refused".to_owned(),
+                io::ErrorKind::ConnectionReset => return "connection reset".to_owned(),
+                io::ErrorKind::TimedOut => return "no connection in time".to_owned(),
+                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => return "no route to the host".to_owned(),
+                _ => {}
+            }
+        }
+        match innermost.source() {
+            Some(source) => innermost = source,
+            None => return human::line(&innermost.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_well_formed_trace_context_travels() {
+        assert!(Trace::parse("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01").is_ok());
+        for bad in [
+            "",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\n",
+        ] {
+            assert!(Trace::parse(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+}
