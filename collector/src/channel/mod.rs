@@ -1,0 +1,129 @@
+//! Channels: what stands between sources and sinks. One file and one line in [`CHANNELS`] each.
+//!
+//! The contract is Flume's. A put transaction is a batch: all of it or nothing. A take transaction is a [`Taken`]: until
+//! it is committed its events are the channel's, and rolling back (or dropping it) puts them back in their order.
+
+pub mod memory;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::event::{Event, acknowledge};
+use crate::flume_conf::{Component, Kind};
+
+/// A channel as the table knows it.
+pub struct ChannelKind {
+    pub kind: &'static Kind,
+    pub build: fn(&Component) -> anyhow::Result<Arc<dyn Channel>>,
+}
+
+pub static CHANNELS: &[ChannelKind] = &[ChannelKind { kind: &memory::KIND, build: memory::build }];
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PutError {
+    /// The caller keeps its events and tries again, or refuses them.
+    #[error("channel full: {used} of {capacity} events, {bytes} of {bytes_max} bytes; waited {waited:?} for the sinks")]
+    Full { used: usize, capacity: usize, bytes: usize, bytes_max: usize, waited: Duration },
+    /// The caller must put less at a time.
+    #[error("{events} events are more than transactionCapacity {max}")]
+    BatchTooLarge { events: usize, max: usize },
+}
+
+/// How full a channel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Events in the channel, those taken and not yet committed included.
+    pub events: usize,
+    pub events_max: usize,
+    pub bytes: usize,
+    pub bytes_max: usize,
+}
+
+impl Fill {
+    /// The fuller of events and bytes.
+    pub fn percent(self) -> f64 {
+        let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 * 100.0 };
+        share(self.events, self.events_max).max(share(self.bytes, self.bytes_max))
+    }
+}
+
+/// Counters of a channel since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub put_attempts: u64,
+    pub put_successes: u64,
+    pub take_attempts: u64,
+    pub take_successes: u64,
+}
+
+#[async_trait]
+pub trait Channel: Send + Sync + 'static {
+    /// Takes all of `events` and leaves the vector empty, or leaves it as it is. Waits for room for the channel's `keep-alive`.
+    async fn put(&self, events: &mut Vec<Event>) -> Result<(), PutError>;
+
+    /// Up to `max` events in order, and no more than `transactionCapacity`; waits `wait` for the first. Empty when none came.
+    /// Dropping the call takes nothing.
+    async fn take(self: Arc<Self>, max: usize, wait: Duration) -> Taken;
+
+    /// The end of a take: the events are gone.
+    fn committed(&self, events: &[Event]);
+
+    /// The end of a take: the events are back in their places.
+    fn returned(&self, events: Vec<Event>);
+
+    fn transaction_capacity(&self) -> usize;
+
+    fn fill(&self) -> Fill;
+
+    fn traffic(&self) -> Traffic;
+
+    /// Takes new settings of the same kind while running; what is inside stays.
+    fn reconfigure(&self, component: &Component);
+}
+
+/// Events under a take transaction. Dropped without [`Taken::commit`], they go back.
+pub struct Taken {
+    events: Vec<Event>,
+    channel: Option<Arc<dyn Channel>>,
+}
+
+impl Taken {
+    pub fn new(events: Vec<Event>, channel: Arc<dyn Channel>) -> Self {
+        Self { events, channel: Some(channel) }
+    }
+
+    pub fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// The events are delivered: the channel forgets them and their sources' positions advance.
+    pub fn commit(mut self) {
+        if let Some(channel) = self.channel.take() {
+            channel.committed(&self.events);
+        }
+        acknowledge(&self.events);
+    }
+
+    pub fn rollback(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(channel) = self.channel.take()
+            && !self.events.is_empty()
+        {
+            channel.returned(std::mem::take(&mut self.events));
+        }
+    }
+}

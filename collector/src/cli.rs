@@ -1,0 +1,297 @@
+//! The command line, in Flume's own words where Flume has them. Data goes to standard output, talk to standard error.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line's output")]
+
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use serde_json::json;
+use service_kit::exit;
+
+use crate::CollectorService;
+use crate::config::CollectorConfig;
+use crate::flume_conf::kinds::{self, Kind, MISSING, Type};
+use crate::flume_conf::plan::ComponentView;
+use crate::flume_conf::{Finding, Level, Outcome, Plan, Role};
+use crate::reload;
+use crate::source::exec;
+
+/// Collects events as a Flume agent file says, and writes them to Kafka.
+#[derive(Parser)]
+#[command(name = "millrace-collector", version, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs an agent.
+    Agent(AgentArgs),
+    /// Reads an agent file and tells what would run and everything that is wrong. Exit code 1 when something is an error.
+    Check(CheckArgs),
+    /// Lists the known component types, or the properties of one.
+    Components(ComponentsArgs),
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Settings of the process itself (control port, logs, traces, limits): --config FILE (TOML) or environment MILLRACE_…, e.g. MILLRACE_CONTROL__LISTEN=127.0.0.1:7101."
+)]
+struct AgentArgs {
+    /// Name of the agent in the file; may be left out when the file has only one.
+    #[arg(short, long)]
+    name: Option<String>,
+    /// Flume properties file. May be repeated: later ones count over earlier ones.
+    #[arg(short = 'f', long = "conf-file", value_name = "FILE")]
+    conf_file: Vec<PathBuf>,
+    /// Accepted without effect: Flume looks for its logging configuration there.
+    #[arg(short, long, value_name = "DIR")]
+    conf: Option<PathBuf>,
+    /// Copy Flume even where that is harmful: wrong components are dropped and the rest runs, dead keys stay dead, `exec` runs its command.
+    #[arg(long)]
+    flume_strict: bool,
+    /// Where file positions and dead letters are kept.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Settings of the process, as TOML.
+    #[arg(long, value_name = "TOML", env = "MILLRACE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Do not read the files again when they change.
+    #[arg(long)]
+    no_reload_conf: bool,
+    /// Java system property: `flume.monitoring.port` sets the metrics page's port (on the loopback address); others are what ${sys:name} stands for.
+    #[arg(short = 'D', value_name = "NAME=VALUE")]
+    define: Vec<String>,
+}
+
+#[derive(Args)]
+struct CheckArgs {
+    /// Flume properties files.
+    #[arg(required = true)]
+    file: Vec<PathBuf>,
+    /// Only this agent.
+    #[arg(short, long)]
+    name: Option<String>,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+    /// Read the files as Flume does.
+    #[arg(long)]
+    flume_strict: bool,
+    /// What ${sys:name} stands for.
+    #[arg(short = 'D', value_name = "NAME=VALUE")]
+    define: Vec<String>,
+}
+
+#[derive(Args)]
+struct ComponentsArgs {
+    /// A type: its properties.
+    kind: Option<String>,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            // Nothing can be told when even the terminal is gone.
+            let _printed = error.print();
+            return if asked { ExitCode::SUCCESS } else { ExitCode::from(exit::USAGE) };
+        }
+    };
+    match cli.command {
+        Command::Agent(arguments) => agent(arguments),
+        Command::Check(arguments) => check(&arguments),
+        Command::Components(arguments) => components(&arguments),
+    }
+}
+
+fn defined(texts: &[String]) -> BTreeMap<String, String> {
+    let pair = |text: &String| {
+        text.split_once('=').map_or_else(|| (text.clone(), String::new()), |(name, value)| (name.to_owned(), value.to_owned()))
+    };
+    texts.iter().map(pair).collect()
+}
+
+fn agent(arguments: AgentArgs) -> ExitCode {
+    if let Some(directory) = &arguments.conf {
+        eprintln!("note: --conf {} has no effect; logs are set by MILLRACE_TELEMETRY__LOG", directory.display());
+    }
+    let define = defined(&arguments.define);
+    let metrics = match define.get("flume.monitoring.port").map(|port| (port, port.parse::<u16>())) {
+        None => None,
+        Some((_, Ok(port))) => Some(format!("127.0.0.1:{port}")),
+        Some((text, Err(_))) => {
+            eprintln!("error: -Dflume.monitoring.port={text} is not a port");
+            return ExitCode::from(exit::USAGE);
+        }
+    };
+    if let Some(kind) = define.get("flume.monitoring.type").filter(|kind| !kind.eq_ignore_ascii_case("http")) {
+        eprintln!("note: -Dflume.monitoring.type={kind} has no effect; the metrics page is served over HTTP");
+    }
+    let flags = json!({
+        "agent": {
+            "name": arguments.name,
+            "conf_file": (!arguments.conf_file.is_empty()).then_some(arguments.conf_file),
+            "state_dir": arguments.state_dir,
+            "flume_strict": arguments.flume_strict.then_some(true),
+            "reload_conf": arguments.no_reload_conf.then_some(false),
+            "define": (!define.is_empty()).then_some(define),
+        },
+        "metrics": { "listen": metrics },
+    });
+    let config: CollectorConfig = match service_kit::config::load(arguments.config.as_deref(), flags) {
+        Ok(config) => config,
+        Err(errors) => return errors.report(),
+    };
+    if config.agent.conf_file.is_empty() {
+        eprintln!("error: no agent file; give one with --conf-file FILE");
+        return ExitCode::from(exit::USAGE);
+    }
+    let outcome = reload::read(&config.agent.conf_file, config.agent.name.as_deref(), config.agent.flume_strict, &config.agent.define);
+    match one_plan(outcome) {
+        Ok((plan, findings)) => {
+            let kit = config.kit();
+            service_kit::run(CollectorService { config, plan, findings }, kit)
+        }
+        Err(findings) => {
+            for finding in &findings {
+                eprintln!("{}: {finding}", finding.level);
+            }
+            let errors = findings.iter().filter(|finding| finding.level == Level::Error).count();
+            eprintln!("{errors} error{}; nothing was started", if errors == 1 { "" } else { "s" });
+            ExitCode::from(exit::CONFIG)
+        }
+    }
+}
+
+fn one_plan(outcome: Outcome) -> Result<(Plan, Vec<Finding>), Vec<Finding>> {
+    let failed = outcome.failed();
+    let Outcome { mut plans, mut findings } = outcome;
+    match plans.len() {
+        1 if !failed => Ok((plans.remove(0), findings)),
+        0 | 1 => Err(findings),
+        _ => {
+            let names: Vec<_> = plans.iter().map(|plan| plan.agent.as_str()).collect();
+            findings.push(
+                Finding::error("no-name", format!("there are several agents: {}", names.join(", ")))
+                    .flume("needs --name always")
+                    .remedy("give one of them with --name"),
+            );
+            Err(findings)
+        }
+    }
+}
+
+fn check(arguments: &CheckArgs) -> ExitCode {
+    let outcome = reload::read(&arguments.file, arguments.name.as_deref(), arguments.flume_strict, &defined(&arguments.define));
+    if arguments.output == Format::Json {
+        let agents: Vec<_> = outcome
+            .plans
+            .iter()
+            .map(|plan| json!({ "agent": plan.agent, "components": plan.components().map(ComponentView::from).collect::<Vec<_>>() }))
+            .collect();
+        println!("{:#}", json!({ "starts": !outcome.failed(), "agents": agents, "findings": outcome.findings }));
+    } else {
+        for plan in &outcome.plans {
+            println!("agent {}", plan.agent);
+            for component in plan.components() {
+                let tail = exec::tail_of(component, arguments.flume_strict).filter(|_| std::ptr::eq(component.kind, &exec::KIND));
+                let how =
+                    tail.map_or_else(String::new, |tail| format!("  tails {} from {}", tail.path.display(), exec::describe(tail.begin)));
+                let channels =
+                    if component.channels.is_empty() { String::new() } else { format!("  → {}", component.channels.join(" ")) };
+                let arrow = if component.kind.role == Role::Sink { channels.replace('→', "←") } else { channels };
+                println!("  {:8}{:16}{}{arrow}{how}", component.kind.role.singular(), component.name, component.type_name);
+            }
+        }
+        for finding in &outcome.findings {
+            println!("{}: {finding}", finding.level);
+        }
+        let count = |level| outcome.findings.iter().filter(|finding| finding.level == level).count();
+        let (errors, warnings) = (count(Level::Error), count(Level::Warning));
+        let verdict = if errors > 0 { "it does not start" } else { "it starts" };
+        println!("{errors} error{}, {warnings} warning{}: {verdict}", plural(errors), plural(warnings));
+    }
+    if outcome.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+fn components(arguments: &ComponentsArgs) -> ExitCode {
+    let chosen: Vec<&'static Kind> =
+        kinds::built().filter(|kind| arguments.kind.as_ref().is_none_or(|name| kind.is_called(name))).collect();
+    if chosen.is_empty() {
+        let name = arguments.kind.as_deref().unwrap_or_default();
+        let missing = Role::ALL.iter().find_map(|role| kinds::find_missing(*role, name));
+        let hint = missing.map_or_else(
+            || "`millrace-collector components` lists what there is".to_owned(),
+            |missing| format!("Flume has it, this version has not: {}", missing.instead),
+        );
+        eprintln!("error: there is no type `{name}`; {hint}");
+        return ExitCode::FAILURE;
+    }
+    if arguments.output == Format::Json {
+        let kinds: Vec<_> = chosen.iter().map(|kind| as_json(kind)).collect();
+        println!("{:#}", json!({ "components": kinds }));
+    } else if arguments.kind.is_some() {
+        for kind in chosen {
+            println!("{} {}\n{}\n", kind.role, kind.name(), kind.doc);
+            for property in kind.properties {
+                println!("  {}  [{}]\n      {}", property.name, described(property), property.doc);
+            }
+            for (old, new) in kind.deprecated {
+                println!("  {old}  [deprecated]{}", if new.is_empty() { "  no effect".to_owned() } else { format!("  → {new}") });
+            }
+        }
+    } else {
+        for kind in chosen {
+            println!("{:8} {:42} {}", kind.role.singular(), kind.name(), kind.doc);
+        }
+        println!("\nIn Flume, not in this version:");
+        for missing in MISSING {
+            println!("{:8} {:42} instead: {}", missing.role.singular(), missing.alias.unwrap_or(missing.class), missing.instead);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn as_json(kind: &Kind) -> serde_json::Value {
+    let properties: Vec<_> = kind
+        .properties
+        .iter()
+        .map(|property| json!({ "name": property.name, "type": type_name(property.kind), "default": property.default, "required": property.required, "own": property.own, "doc": property.doc }))
+        .collect();
+    json!({ "role": kind.role, "type": kind.name(), "class": kind.class, "doc": kind.doc, "properties": properties, "deprecated": kind.deprecated })
+}
+
+fn described(property: &kinds::Property) -> String {
+    let default = match (property.required, property.default) {
+        (true, _) => "required".to_owned(),
+        (false, Some(default)) => format!("default {default}"),
+        (false, None) => "optional".to_owned(),
+    };
+    format!("{}, {default}{}", type_name(property.kind), if property.own { ", Millrace's own" } else { "" })
+}
+
+/// How a value is written.
+pub fn type_name(kind: Type) -> String {
+    match kind {
+        Type::Text => "text".into(),
+        Type::Integer(min, i64::MAX) => format!("number from {min}"),
+        Type::Integer(min, max) => format!("number from {min} to {max}"),
+        Type::Boolean => "true or false".into(),
+        Type::Choice(of) => of.join(", "),
+    }
+}

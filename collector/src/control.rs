@@ -1,0 +1,222 @@
+//! The collector's control port, and the page with its numbers. Translates, then asks the agent's handle.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::{
+    Json, Router,
+    extract::State as Extract,
+    http::{HeaderMap, StatusCode, header::ACCEPT},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use proto::ServiceError;
+use proto::control::v1::collector_server::{Collector, CollectorServer};
+use proto::control::v1::{self, ComponentsRequest, ComponentsResponse, ReloadResponse};
+use service_kit::{Control, Readiness};
+
+use crate::agent::{Agent, State, View};
+use crate::flume_conf::Role;
+use crate::reload::Reloader;
+
+#[derive(Clone)]
+pub struct Operator {
+    pub agent: Arc<Agent>,
+    pub reloader: Arc<Reloader>,
+    pub readiness: Readiness,
+}
+
+impl Operator {
+    pub fn grpc(&self) -> tonic::service::Routes {
+        tonic::service::Routes::new(CollectorServer::new(self.clone()))
+    }
+
+    pub fn http(&self) -> Router {
+        Router::new()
+            .route("/metrics", get(metrics))
+            .route("/prometheus", get(prometheus))
+            .route("/health", get(health))
+            .with_state(self.clone())
+    }
+
+    fn wrong(&self) -> Option<String> {
+        let views = self.agent.view();
+        let bad = views.iter().filter(|view| view.state == State::Failed || !view.error.is_empty());
+        let told: Vec<_> = bad.map(|view| format!("{} {}: {}", view.role, view.name, view.error)).collect();
+        (!told.is_empty()).then(|| told.join("; "))
+    }
+}
+
+#[async_trait]
+impl Control for Operator {
+    async fn facts(&self) -> Vec<(String, String)> {
+        let plan = self.agent.plan();
+        let views = self.agent.view();
+        let sum = |role: Role, counter: &str| views.iter().filter(|view| view.role == role).map(|view| value(view, counter)).sum::<f64>();
+        let fullest =
+            views.iter().filter(|view| view.role == Role::Channel).map(|view| value(view, "ChannelFillPercentage")).fold(0.0, f64::max);
+        vec![
+            ("agent".into(), plan.agent),
+            ("sources".into(), plan.sources.len().to_string()),
+            ("channels".into(), plan.channels.len().to_string()),
+            ("sinks".into(), plan.sinks.len().to_string()),
+            ("accepted events".into(), sum(Role::Source, "EventAcceptedCount").to_string()),
+            ("delivered events".into(), sum(Role::Sink, "EventDrainSuccessCount").to_string()),
+            ("dead letters".into(), sum(Role::Sink, "DeadLetterCount").to_string()),
+            ("channel fill".into(), format!("{fullest:.1} %")),
+        ]
+    }
+
+    async fn degraded(&self) -> Option<String> {
+        self.wrong()
+    }
+
+    async fn reload(&self) -> Result<ReloadResponse, ServiceError> {
+        self.reloader.reload().await
+    }
+
+    async fn pause(&self, component: &str) -> Result<Vec<String>, ServiceError> {
+        self.agent.set_paused(component, true)
+    }
+
+    async fn resume(&self, component: &str) -> Result<Vec<String>, ServiceError> {
+        self.agent.set_paused(component, false)
+    }
+
+    async fn remaining(&self) -> u64 {
+        self.agent.remaining()
+    }
+
+    fn effective_config(&self) -> (String, String) {
+        let settings: String = service_kit::config::render(self.reloader.config()).lines().map(|line| format!("# {line}\n")).collect();
+        ("properties".into(), format!("{}\n# The process's own settings:\n{settings}", self.agent.plan().to_properties()))
+    }
+}
+
+#[async_trait]
+impl Collector for Operator {
+    async fn components(&self, _: tonic::Request<ComponentsRequest>) -> Result<tonic::Response<ComponentsResponse>, tonic::Status> {
+        let components = self.agent.view().into_iter().map(|view| v1::Component {
+            kind: match view.role {
+                Role::Source => v1::ComponentKind::Source,
+                Role::Channel => v1::ComponentKind::Channel,
+                Role::Sink => v1::ComponentKind::Sink,
+            }
+            .into(),
+            name: view.name,
+            r#type: view.type_name,
+            state: match view.state {
+                State::Running => v1::ComponentState::Running,
+                State::Paused => v1::ComponentState::Paused,
+                State::Failed => v1::ComponentState::Failed,
+                State::Stopped => v1::ComponentState::Stopped,
+            }
+            .into(),
+            error: view.error,
+            channels: view.channels,
+            counters: view.counters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        });
+        Ok(tonic::Response::new(ComponentsResponse { components: components.collect() }))
+    }
+}
+
+fn value(view: &View, counter: &str) -> f64 {
+    view.counters.iter().find(|(name, _)| *name == counter).map_or(0.0, |(_, value)| *value)
+}
+
+/// Flume's JSON, or Prometheus' text for those who ask for it.
+async fn metrics(Extract(operator): Extract<Operator>, headers: HeaderMap) -> Response {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let wants_text = ["text/plain", "openmetrics"].iter().any(|kind| accept.contains(kind));
+    if wants_text { prometheus(Extract(operator)).await } else { Json(flume_json(&operator.agent.view())).into_response() }
+}
+
+async fn prometheus(Extract(operator): Extract<Operator>) -> Response {
+    operator.agent.publish();
+    let kind = [(axum::http::header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (kind, service_kit::metrics::render()).into_response()
+}
+
+async fn health(Extract(operator): Extract<Operator>) -> Response {
+    let ready = operator.readiness.is_ready();
+    let wrong = operator.wrong();
+    let (code, state) = match (ready, &wrong) {
+        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        (true, None) => (StatusCode::OK, "ready"),
+        // It runs, and restarting it would not help.
+        (true, Some(_)) => (StatusCode::OK, "degraded"),
+    };
+    (code, Json(serde_json::json!({ "state": state, "reason": wrong.unwrap_or_default() }))).into_response()
+}
+
+/// `{"SOURCE.r1":{…},"CHANNEL.c1":{…},"SINK.k1":{…}}`, every value a string, as Flume's own page.
+fn flume_json(views: &[View]) -> serde_json::Value {
+    let page = views.iter().map(|view| {
+        let role = view.role.singular().to_uppercase();
+        let mut counters: serde_json::Map<String, serde_json::Value> =
+            view.counters.iter().map(|(name, value)| ((*name).to_owned(), java_number(name, *value).into())).collect();
+        counters.insert("Type".into(), role.clone().into());
+        (format!("{role}.{}", view.name), serde_json::Value::Object(counters))
+    });
+    serde_json::Value::Object(page.collect())
+}
+
+/// Java prints a double with a fraction always, a long never.
+fn java_number(name: &str, value: f64) -> String {
+    if ["ChannelFillPercentage", "SuccessRate"].contains(&name) { format!("{value:?}") } else { format!("{value:.0}") }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::channel::memory::{Limits, MemoryChannel};
+    use crate::counters::{ChannelGauges, SinkCounters, SourceCounters};
+
+    #[test]
+    fn the_page_has_flumes_shape() {
+        let channel =
+            MemoryChannel::new(Limits { events_max: 8, transaction_max: 8, bytes_max: usize::MAX, keep_alive: std::time::Duration::ZERO });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(crate::channel::Channel::put(&channel, &mut vec![crate::event::Event::new("x")])).unwrap();
+        let view = |role, name: &str, counters| View {
+            role,
+            name: name.into(),
+            type_name: String::new(),
+            state: State::Running,
+            error: String::new(),
+            channels: Vec::new(),
+            counters,
+        };
+        let page = flume_json(&[
+            view(Role::Source, "r1", SourceCounters::new("r1").shown()),
+            view(Role::Channel, "c1", ChannelGauges::new("c1").shown(&channel)),
+            view(Role::Sink, "k1", SinkCounters::new("k1").shown()),
+        ]);
+        let component = |name: &str| page[name].as_object().unwrap();
+        assert!(["SOURCE.r1", "CHANNEL.c1", "SINK.k1"].iter().all(|name| component(name).values().all(serde_json::Value::is_string)));
+        let names = |name: &str| component(name).keys().cloned().collect::<std::collections::BTreeSet<_>>();
+        for (name, counters) in [
+            (
+                "SOURCE.r1",
+                "EventReceivedCount EventAcceptedCount AppendReceivedCount AppendAcceptedCount AppendBatchReceivedCount AppendBatchAcceptedCount OpenConnectionCount ChannelWriteFail EventReadFail GenericProcessingFail StartTime StopTime Type",
+            ),
+            (
+                "CHANNEL.c1",
+                "ChannelCapacity ChannelSize ChannelFillPercentage EventPutAttemptCount EventPutSuccessCount EventTakeAttemptCount EventTakeSuccessCount StartTime StopTime Type",
+            ),
+            (
+                "SINK.k1",
+                "ConnectionCreatedCount ConnectionClosedCount ConnectionFailedCount BatchCompleteCount BatchEmptyCount BatchUnderflowCount EventDrainAttemptCount EventDrainSuccessCount EventWriteFail ChannelReadFail RollbackCount KafkaEventSendTimer SuccessRate StartTime StopTime Type",
+            ),
+        ] {
+            for counter in counters.split(' ') {
+                assert!(names(name).contains(counter), "{name} lacks {counter}");
+            }
+        }
+        assert_eq!(page["CHANNEL.c1"]["ChannelFillPercentage"], "12.5");
+        assert_eq!(page["CHANNEL.c1"]["ChannelSize"], "1");
+        assert_eq!(page["SINK.k1"]["SuccessRate"], "100.0");
+        assert_eq!(page["SINK.k1"]["Type"], "SINK");
+    }
+}

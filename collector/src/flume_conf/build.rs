@@ -1,0 +1,576 @@
+//! From raw components to a plan: kinds and properties looked up, channels bound, sizes compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::component::{Component, Setting};
+use super::kinds::{self, Kind, Role};
+use super::merge::Raw;
+use super::plan::Plan;
+use super::{Finding, Level, Place};
+
+pub(super) struct Build<'a> {
+    pub(super) strict: bool,
+    pub(super) raw: &'a Raw,
+    /// What has come of it so far; the agent's name at first.
+    pub(super) plan: Plan,
+    pub(super) findings: &'a mut Vec<Finding>,
+}
+
+impl Build<'_> {
+    pub(super) fn run(mut self) -> Plan {
+        self.unsupported_lists();
+        // Channels first: sources and sinks are bound to them.
+        for role in [Role::Channel, Role::Source, Role::Sink] {
+            for (name, place) in self.listed(role) {
+                if let Some(component) = self.component(role, &name, place.as_ref()) {
+                    self.plan.of_mut(role).push(component);
+                }
+            }
+            self.undeclared(role);
+            if role == Role::Channel {
+                self.channel_capacities();
+            }
+        }
+        self.bind();
+        self.batches();
+        self.unattached();
+        for at in 0..self.plan.sinks.len() {
+            self.exactly_once(at);
+        }
+        for component in self.plan.components() {
+            self.findings.extend((component.kind.review)(component, self.strict));
+        }
+        self.plan
+    }
+
+    fn key(&self, role: Role, name: &str, property: &str) -> String {
+        format!("{}.{}.{name}.{property}", self.plan.agent, role.plural())
+    }
+
+    /// A component that Flume drops while the rest runs: here an error, unless Flume is to be copied.
+    fn broken(&mut self, finding: Finding) {
+        let level = if self.strict { Level::Warning } else { Level::Error };
+        self.findings.push(Finding { level, ..finding });
+    }
+
+    fn unsupported_lists(&mut self) {
+        for (list, setting) in &self.raw.other_lists {
+            let remedy = match *list {
+                "sinkgroups" => "let the sinks share the channel: each takes what it can send",
+                _ => "take the value from the environment: ${env:NAME}",
+            };
+            let key = format!("{}.{list}", self.plan.agent);
+            self.findings.push(
+                Finding::error("not-built", format!("{list} are not in this version"))
+                    .maybe_at(setting.place.as_ref())
+                    .key(key)
+                    .remedy(remedy),
+            );
+        }
+        for role in Role::ALL {
+            if !self.raw.lists.contains_key(&role) {
+                let key = format!("{}.{}", self.plan.agent, role.plural());
+                let (flume, why) = match role {
+                    Role::Channel => ("drops the agent", "there is no channel"),
+                    Role::Source => ("runs without", "there is no source: nothing is collected"),
+                    Role::Sink => ("runs until the channel is full", "there is no sink: nothing is delivered"),
+                };
+                let remedy = format!("list the {} after `{key} =`", role.plural());
+                self.broken(Finding::error("no-components", why).key(key).flume(flume).remedy(remedy));
+            }
+        }
+    }
+
+    fn listed(&mut self, role: Role) -> Vec<(String, Option<Place>)> {
+        let Some(list) = self.raw.lists.get(&role) else { return Vec::new() };
+        let mut names = Vec::new();
+        for name in list.value.split_whitespace() {
+            if names.iter().any(|(known, _)| known == name) {
+                let key = format!("{}.{}", self.plan.agent, role.plural());
+                self.findings.push(
+                    Finding::warning("duplicate-name", format!("`{name}` is listed twice"))
+                        .maybe_at(list.place.as_ref())
+                        .key(key)
+                        .remedy("list it once"),
+                );
+            } else {
+                names.push((name.to_owned(), list.place.clone()));
+            }
+        }
+        names
+    }
+
+    fn undeclared(&mut self, role: Role) {
+        let listed: BTreeSet<&str> = self.raw.lists.get(&role).map(|list| list.value.split_whitespace().collect()).unwrap_or_default();
+        for ((of, name), properties) in &self.raw.components {
+            if *of == role && !listed.contains(name.as_str()) {
+                let place = properties.values().filter_map(|setting| setting.place.as_ref()).min();
+                let list = format!("{}.{}", self.plan.agent, role.plural());
+                let finding =
+                    Finding::warning("not-listed", format!("{role} `{name}` is defined but not listed in {list}, so it does not run"));
+                self.findings.push(
+                    finding.maybe_at(place).key(self.key(role, name, "*")).remedy(format!("add `{name}` to {list}, or remove its lines")),
+                );
+            }
+        }
+    }
+
+    fn component(&mut self, role: Role, name: &str, listed_at: Option<&Place>) -> Option<Component> {
+        let Some(properties) = self.raw.components.get(&(role, name.to_owned())) else {
+            let remedy = if name.contains(',') {
+                "separate names by blanks, not commas".to_owned()
+            } else {
+                let defined = self.raw.components.keys().filter(|(of, _)| *of == role).map(|(_, name)| name.as_str());
+                kinds::nearest(name, defined)
+                    .map_or_else(|| format!("define {}", self.key(role, name, "type")), |near| format!("did you mean `{near}`?"))
+            };
+            let list = format!("{}.{}", self.plan.agent, role.plural());
+            self.broken(
+                Finding::error("not-defined", format!("{role} `{name}` is listed but not defined"))
+                    .maybe_at(listed_at)
+                    .key(list)
+                    .flume("drops it")
+                    .remedy(remedy),
+            );
+            return None;
+        };
+        let first = properties.values().filter_map(|setting| setting.place.as_ref()).min();
+        let Some(kind_setting) = properties.get("type") else {
+            let key = self.key(role, name, "type");
+            self.broken(
+                Finding::error("no-type", format!("{role} `{name}` has no type"))
+                    .maybe_at(first)
+                    .key(&key)
+                    .flume("drops it")
+                    .remedy(format!("add {key} = …")),
+            );
+            return None;
+        };
+        let kind = self.kind(role, name, kind_setting)?;
+        let mut component = Component {
+            kind,
+            name: name.to_owned(),
+            type_name: kind_setting.value.trim().to_owned(),
+            settings: BTreeMap::new(),
+            channels: Vec::new(),
+        };
+        let mut usable = true;
+        // Current keys first: where an old spelling is there too, the current one counts.
+        for (key, setting) in properties {
+            if kind.property(key).is_some() {
+                usable &= self.accept(&mut component, key, setting.clone(), key);
+            }
+        }
+        for (key, setting) in properties {
+            if kind.property(key).is_none() && !common(role, key) {
+                usable &= self.other_key(&mut component, key, setting);
+            }
+        }
+        usable &= self.common_keys(role, name, properties);
+        for property in kind.properties.iter().filter(|property| property.required) {
+            if !component.settings.contains_key(property.name) {
+                let key = self.key(role, name, property.name);
+                let finding =
+                    Finding::error("missing-property", format!("{role} `{name}` ({}) needs {}", component.type_name, property.name))
+                        .maybe_at(kind_setting.place.as_ref());
+                self.broken(finding.key(&key).flume("drops it").remedy(format!("add {key} = … ({})", first_sentence(property.doc))));
+                usable = false;
+            }
+        }
+        // In the default reading an error has been told and nothing starts; what else is wrong is still looked for.
+        (usable || !self.strict).then_some(component)
+    }
+
+    fn kind(&mut self, role: Role, name: &str, setting: &Setting) -> Option<&'static Kind> {
+        let written = setting.value.trim();
+        if let Some(kind) = kinds::find(role, written) {
+            return Some(kind);
+        }
+        let key = self.key(role, name, "type");
+        let finding = if let Some(missing) = kinds::find_missing(role, written) {
+            Finding::error("not-built", format!("{role} `{written}` is not in this version")).flume("runs it").remedy(missing.instead)
+        } else {
+            let names: Vec<&str> =
+                kinds::built().filter(|kind| kind.role == role).flat_map(|kind| [kind.alias, kind.class]).flatten().collect();
+            let short = written.rsplit('.').next().unwrap_or(written);
+            let close = if role == Role::Sink && written.eq_ignore_ascii_case("kafka") {
+                Some("org.apache.flume.sink.kafka.KafkaSink")
+            } else {
+                kinds::nearest(written, names.iter().copied())
+            };
+            let close = close.or_else(|| kinds::nearest(short, names));
+            let known: Vec<_> = kinds::built().filter(|kind| kind.role == role).map(Kind::name).collect();
+            let remedy = close.map_or_else(|| format!("known here: {}", known.join(", ")), |near| format!("did you mean `{near}`?"));
+            let custom = if written.contains('.') { "custom classes cannot be loaded: " } else { "" };
+            Finding::error("unknown-type", format!("{custom}there is no {role} `{written}`"))
+                .flume("stops the whole agent (ClassNotFoundException)")
+                .remedy(remedy)
+        };
+        self.findings.push(finding.maybe_at(setting.place.as_ref()).key(key));
+        None
+    }
+
+    /// Takes a setting under a current key; false when its value is of the wrong type.
+    fn accept(&mut self, component: &mut Component, key: &str, setting: Setting, written: &str) -> bool {
+        let fault = component.kind.property(key).and_then(|property| property.fault(&setting.value).map(|fault| (property, fault)));
+        if let Some((property, fault)) = fault {
+            let role = component.kind.role;
+            let default = property.default.map_or_else(|| "remove the line".to_owned(), |default| format!("the default is {default}"));
+            let finding =
+                Finding::error("wrong-value", fault).maybe_at(setting.place.as_ref()).key(self.key(role, &component.name, written));
+            let flume = if role == Role::Channel { "takes the default" } else { "drops the component" };
+            self.broken(finding.flume(flume).remedy(default));
+            return role == Role::Channel;
+        }
+        component.settings.insert(key.to_owned(), setting);
+        true
+    }
+
+    /// A key that no property has: old, misspelt, or dead.
+    fn other_key(&mut self, component: &mut Component, key: &str, setting: &Setting) -> bool {
+        let kind = component.kind;
+        let full = self.key(kind.role, &component.name, key);
+        if let Some((_, new)) = kind.deprecated.iter().find(|(old, _)| *old == key) {
+            if new.is_empty() {
+                let finding = Finding::warning("no-effect", "accepted without effect").maybe_at(setting.place.as_ref()).key(full);
+                self.findings.push(finding.flume("ignores it with a warning").remedy("remove the line"));
+                return true;
+            }
+            let both = component.settings.contains_key(*new);
+            let message = if both { format!("old name of `{new}`, which is set too and counts") } else { format!("old name of `{new}`") };
+            let finding = Finding::warning("deprecated-key", message)
+                .maybe_at(setting.place.as_ref())
+                .key(&full)
+                .flume("reads it up to 1.11, no longer in later versions");
+            self.findings.push(finding.remedy(format!("write {new}")));
+            return both || self.accept(component, new, setting.clone(), key);
+        }
+        let wrong = kind.misspelt.iter().find(|(wrong, _)| *wrong == key).map(|(_, right)| (*right).to_owned());
+        if let Some(right) = wrong.or_else(|| (kind.adopt)(key)) {
+            let taken = !component.settings.contains_key(&right);
+            let message = match (self.strict, taken) {
+                (true, _) => format!("dead key; `{right}` is meant"),
+                (false, true) => format!("read as `{right}`"),
+                (false, false) => format!("`{right}` is set too and counts"),
+            };
+            let finding = Finding::warning("dead-key", message)
+                .maybe_at(setting.place.as_ref())
+                .key(&full)
+                .flume("ignores it without a word (1.7 to 1.11)");
+            self.findings.push(finding.remedy(format!("write {right}")));
+            return self.strict || !taken || self.accept(component, &right, setting.clone(), key);
+        }
+        let near = kinds::nearest(
+            key,
+            kind.properties
+                .iter()
+                .map(|property| property.name)
+                .chain(kind.deprecated.iter().map(|(old, _)| *old))
+                .chain(["type", "channel", "channels"]),
+        );
+        let remedy = near.map_or_else(
+            || format!("remove the line; `millrace-collector components {}` lists the properties", kind.name()),
+            |near| format!("did you mean `{near}`?"),
+        );
+        let finding = Finding::warning("dead-key", format!("{} `{}` has no such property", kind.role, component.type_name))
+            .maybe_at(setting.place.as_ref());
+        self.findings.push(finding.key(full).flume("keeps it without a word and does nothing with it").remedy(remedy));
+        true
+    }
+
+    /// Selectors and interceptors, which every source may have.
+    fn common_keys(&mut self, role: Role, name: &str, properties: &BTreeMap<String, Setting>) -> bool {
+        let mut usable = true;
+        if role != Role::Source {
+            return usable;
+        }
+        if let Some(selector) = properties.get("selector.type")
+            && !["replicating", "org.apache.flume.channel.ReplicatingChannelSelector"]
+                .iter()
+                .any(|known| known.eq_ignore_ascii_case(selector.value.trim()))
+        {
+            let finding = Finding::error("not-built", format!("selector `{}` is not in this version", selector.value))
+                .maybe_at(selector.place.as_ref());
+            self.findings.push(
+                finding
+                    .key(self.key(role, name, "selector.type"))
+                    .flume("runs it")
+                    .remedy("`replicating` writes every event to every channel"),
+            );
+            usable = false;
+        }
+        for key in ["selector.optional", "interceptors"] {
+            if let Some(setting) = properties.get(key) {
+                let finding = Finding::error("not-built", format!("{key} is not in this version")).maybe_at(setting.place.as_ref());
+                self.findings.push(
+                    finding.key(self.key(role, name, key)).flume("runs it").remedy("do it in the stream engine, or remove the lines"),
+                );
+                usable = false;
+            }
+        }
+        usable
+    }
+
+    /// `transactionCapacity` must fit into `capacity`.
+    fn channel_capacities(&mut self) {
+        let mut channels = std::mem::take(&mut self.plan.channels);
+        channels.retain_mut(|channel| {
+            let (capacity, transaction) = (channel.integer("capacity"), channel.integer("transactionCapacity"));
+            if transaction <= capacity {
+                return true;
+            }
+            let key = self.key(Role::Channel, &channel.name, "transactionCapacity");
+            let (fixed, other) = match (channel.settings.get("capacity"), channel.settings.get("transactionCapacity")) {
+                (Some(_), None) => ("transactionCapacity", capacity),
+                (None, Some(_)) => ("capacity", transaction),
+                _ => ("", 0),
+            };
+            let place = channel
+                .settings
+                .get("transactionCapacity")
+                .or_else(|| channel.settings.get("capacity"))
+                .and_then(|setting| setting.place.clone());
+            let message = format!("transactionCapacity {transaction} is more than capacity {capacity}");
+            let finding = Finding::error("transaction-capacity", message).maybe_at(place.as_ref()).key(key).flume("drops the channel");
+            if self.strict || fixed.is_empty() {
+                self.broken(finding.remedy(format!("set capacity to {transaction} or more")));
+                return !self.strict;
+            }
+            let remedy = format!("read as {fixed} = {other}; write it out");
+            self.findings.push(Finding { level: Level::Warning, ..finding.remedy(remedy) });
+            channel.settings.insert(fixed.to_owned(), Setting { value: other.to_string(), place: None });
+            true
+        });
+        self.plan.channels = channels;
+    }
+
+    fn bind(&mut self) {
+        for role in [Role::Source, Role::Sink] {
+            let mut components = std::mem::take(self.plan.of_mut(role));
+            components.retain_mut(|component| self.bind_one(component));
+            *self.plan.of_mut(role) = components;
+        }
+    }
+
+    /// Finds the channels of a source or sink; false when Flume drops it for want of one.
+    fn bind_one(&mut self, component: &mut Component) -> bool {
+        let role = component.kind.role;
+        let (right, wrong) = if role == Role::Source { ("channels", "channel") } else { ("channel", "channels") };
+        let properties = self.raw.components.get(&(role, component.name.clone()));
+        let at = |key: &str| properties.and_then(|properties| properties.get(key)).cloned();
+        let key = self.key(role, &component.name, right);
+        let type_place = at("type").and_then(|setting| setting.place);
+        let known: Vec<String> = self.plan.channels.iter().map(|channel| channel.name.clone()).collect();
+        let drops = format!("drops the {role}{}", if role == Role::Source { " and collects nothing from it" } else { "" });
+        let written = match (at(right), at(wrong)) {
+            (Some(setting), _) => setting,
+            (None, Some(setting)) => {
+                let finding =
+                    Finding::warning("channel-key", format!("a {role} has `{right}`, not `{wrong}`")).maybe_at(setting.place.as_ref());
+                let finding = finding.key(self.key(role, &component.name, wrong)).flume(&drops);
+                if self.strict {
+                    self.findings.push(finding.remedy(format!("write {key}")));
+                    return false;
+                }
+                self.findings.push(finding.remedy(format!("read as {key}; write it so")));
+                setting
+            }
+            (None, None) => {
+                let finding = Finding::error("no-channel", format!("{role} `{}` has no `{right}` line", component.name))
+                    .maybe_at(type_place.as_ref())
+                    .key(&key)
+                    .flume(&drops);
+                return match known.as_slice() {
+                    [only] if !self.strict => {
+                        component.channels = vec![only.clone()];
+                        let finding = finding.remedy(format!("bound to `{only}`, the agent's only channel; add {key} = {only}"));
+                        self.findings.push(Finding { level: Level::Warning, ..finding });
+                        true
+                    }
+                    _ => {
+                        let remedy =
+                            if known.is_empty() { format!("add {key} = …") } else { format!("add {key} = one of {}", known.join(", ")) };
+                        self.broken(finding.remedy(remedy));
+                        !self.strict
+                    }
+                };
+            }
+        };
+        let mut names: Vec<&str> = written.value.split_whitespace().collect();
+        let mut seen = BTreeSet::new();
+        names.retain(|name| seen.insert(*name));
+        if role == Role::Sink && names.len() > 1 {
+            let finding =
+                Finding::error("many-channels", "a sink reads from one channel").maybe_at(written.place.as_ref()).key(&key).flume(&drops);
+            self.broken(finding.remedy("name one; define a second sink for the other"));
+            return !self.strict;
+        }
+        let declared: BTreeSet<&str> =
+            self.raw.lists.get(&Role::Channel).map(|list| list.value.split_whitespace().collect()).unwrap_or_default();
+        for name in names {
+            if known.iter().any(|channel| channel == name) {
+                component.channels.push(name.to_owned());
+            } else if !declared.contains(name) || self.strict {
+                // A channel that is declared but wrong has its own finding already.
+                let remedy = match kinds::nearest(name, known.iter().map(String::as_str)) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("list `{name}` in {}.channels and define it", self.plan.agent),
+                };
+                let flume = if role == Role::Source { "leaves it out; without any channel it drops the source" } else { "drops the sink" };
+                self.broken(
+                    Finding::error("no-such-channel", format!("there is no channel `{name}`"))
+                        .maybe_at(written.place.as_ref())
+                        .key(&key)
+                        .flume(flume)
+                        .remedy(remedy),
+                );
+            }
+        }
+        !(self.strict && component.channels.is_empty())
+    }
+
+    /// A batch must fit into its channel's transaction.
+    fn batches(&mut self) {
+        for role in [Role::Source, Role::Sink] {
+            let mut components = std::mem::take(self.plan.of_mut(role));
+            components.retain(|component| self.batch_fits(component));
+            *self.plan.of_mut(role) = components;
+        }
+    }
+
+    fn batch_fits(&mut self, component: &Component) -> bool {
+        let Some(property) = component.kind.batch else { return true };
+        let batch = component.integer(property);
+        let strict = self.strict;
+        let mut fits = true;
+        let (mut told, agent) = (Vec::new(), self.plan.agent.clone());
+        for channel in self.plan.channels.iter_mut().filter(|channel| component.channels.contains(&channel.name)) {
+            let transaction = channel.integer("transactionCapacity");
+            if batch <= transaction {
+                continue;
+            }
+            let setting = component.settings.get(property).or_else(|| channel.settings.get("transactionCapacity"));
+            let capacity_fits = batch <= channel.integer("capacity") || !channel.settings.contains_key("capacity");
+            let role = component.kind.role;
+            let line = format!("{agent}.channels.{}.transactionCapacity", channel.name);
+            let message = format!("{property} {batch} is more than channel `{}`'s transactionCapacity {transaction}", channel.name);
+            let finding = Finding::error("batch-too-large", message).maybe_at(setting.and_then(|setting| setting.place.as_ref()));
+            let finding = finding
+                .key(format!("{agent}.{}.{}.{property}", role.plural(), component.name))
+                .flume(format!("drops the {role} and runs on without it"));
+            if !strict && capacity_fits && !channel.settings.contains_key("transactionCapacity") {
+                let own = |value: i64| Setting { value: value.to_string(), place: None };
+                channel.settings.insert("transactionCapacity".into(), own(batch));
+                if batch > channel.integer("capacity") {
+                    channel.settings.insert("capacity".into(), own(batch));
+                }
+                told.push(Finding { level: Level::Warning, ..finding.remedy(format!("read as {line} = {batch}; write it out")) });
+            } else {
+                let level = if strict { Level::Warning } else { Level::Error };
+                told.push(Finding { level, ..finding.remedy(format!("set {line} to {batch} or more")) });
+                fits = false;
+            }
+        }
+        self.findings.append(&mut told);
+        fits || !strict
+    }
+
+    fn unattached(&mut self) {
+        let used: BTreeSet<String> =
+            self.plan.sources.iter().chain(&self.plan.sinks).flat_map(|component| component.channels.clone()).collect();
+        let mut channels = std::mem::take(&mut self.plan.channels);
+        channels.retain(|channel| {
+            let place = self
+                .raw
+                .components
+                .get(&(Role::Channel, channel.name.clone()))
+                .and_then(|properties| properties.get("type"))
+                .and_then(|setting| setting.place.clone());
+            if !used.contains(&channel.name) {
+                let finding = Finding::warning("unattached-channel", format!("nothing is attached to channel `{}`", channel.name))
+                    .maybe_at(place.as_ref());
+                self.findings.push(
+                    finding
+                        .key(self.key(Role::Channel, &channel.name, "type"))
+                        .flume("drops it")
+                        .remedy("attach a source and a sink, or remove it"),
+                );
+                return false;
+            }
+            let has_sink = self.plan.sinks.iter().any(|sink| sink.channels.contains(&channel.name));
+            let told_worse = self.findings.iter().any(|finding| finding.level == Level::Error);
+            if !has_sink && !told_worse {
+                let finding =
+                    Finding::warning("no-sink", format!("no sink reads channel `{}`; it fills up", channel.name)).maybe_at(place.as_ref());
+                self.findings.push(finding.key(self.key(Role::Channel, &channel.name, "type")).remedy("add a sink for it"));
+            }
+            true
+        });
+        self.plan.channels = channels;
+    }
+
+    /// File positions inside the sink's transactions: only one sink may then read the channel, and only tailed files have positions.
+    fn exactly_once(&mut self, at: usize) {
+        const KEY: &str = "kafka.producer.transactional.id";
+        let Some(sink) = self.plan.sinks.get(at) else { return };
+        let Some(setting) = sink.settings.get(KEY) else { return };
+        let key = self.key(Role::Sink, &sink.name, KEY);
+        let place = setting.place.as_ref();
+        let id = setting.value.clone();
+        let of_channel = |component: &&Component| component.channels.iter().any(|channel| sink.channels.contains(channel));
+        let mut told = Vec::new();
+        let others: Vec<_> =
+            self.plan.sinks.iter().filter(of_channel).map(|other| other.name.as_str()).filter(|name| *name != sink.name).collect();
+        if !others.is_empty() {
+            let finding = Finding::error(
+                "exactly-once",
+                format!("sink `{}` is transactional, but `{}` takes events from the same channel", sink.name, others.join("`, `")),
+            );
+            told.push(
+                finding.flume("has no transactional sink in 1.11").remedy("give each sink its own channel, or remove the transactional id"),
+            );
+        }
+        if self.plan.sinks.iter().filter(|other| other.set(KEY) == Some(id.as_str())).count() > 1 {
+            told.push(
+                Finding::error(
+                    "exactly-once",
+                    format!("transactional id `{id}` is used by two sinks, which would fence each other for ever"),
+                )
+                .remedy("give each sink its own id"),
+            );
+        }
+        for source in self.plan.sources.iter().filter(of_channel) {
+            if source.channels.len() > 1 {
+                let message = format!(
+                    "source `{}` writes to {} channels; its file positions can be in one sink's transaction only",
+                    source.name,
+                    source.channels.len()
+                );
+                told.push(Finding::error("exactly-once", message).remedy("give the source one channel, or remove the transactional id"));
+            } else if !crate::source::has_positions(source, self.strict) {
+                let message = format!(
+                    "source `{}` ({}) has no positions: its events are written in transactions, but may be repeated or lost with the process",
+                    source.name, source.type_name
+                );
+                told.push(Finding::warning("exactly-once", message).remedy("collect a file with `exec` tail -F or TAILDIR"));
+            }
+        }
+        let place = place.cloned();
+        self.findings.extend(told.into_iter().map(|finding| finding.maybe_at(place.as_ref()).key(key.clone())));
+    }
+}
+
+/// Keys that every component of a role may have.
+fn common(role: Role, key: &str) -> bool {
+    match role {
+        Role::Source => {
+            ["type", "channels", "channel"].contains(&key) || ["selector.", "interceptors"].iter().any(|prefix| key.starts_with(prefix))
+        }
+        Role::Sink => ["type", "channels", "channel"].contains(&key),
+        Role::Channel => key == "type",
+    }
+}
+
+fn first_sentence(doc: &str) -> &str {
+    doc.split(". ").next().unwrap_or(doc).trim_end_matches('.')
+}

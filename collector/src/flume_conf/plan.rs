@@ -1,0 +1,170 @@
+//! From properties to components: Flume's component model, and what is wrong with a file by it.
+//!
+//! Two readings. `strict` is Flume 1.11's own: components that are wrong are dropped and the rest runs, dead keys stay
+//! dead. The default is the safer one: what is certain to be meant is done, with a warning; anything else that Flume
+//! would drop is an error, and nothing starts. Both give the same findings, at different levels.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Local};
+use serde::Serialize;
+
+use super::build::Build;
+use super::component::{Component, Setting};
+use super::kinds::Role;
+use super::merge::{group, merge};
+use super::{Finding, Level};
+
+/// One file, as named on the command line.
+pub struct ConfFile<'a> {
+    pub name: &'a str,
+    pub bytes: &'a [u8],
+}
+
+/// How to read.
+pub struct Options<'a> {
+    /// The one agent that is wanted; `None` reads all of them.
+    pub agent: Option<&'a str>,
+    /// Flume's own reading.
+    pub strict: bool,
+    pub env: &'a dyn Fn(&str) -> Option<String>,
+    /// `-Dname=value`.
+    pub sys: &'a BTreeMap<String, String>,
+    pub now: DateTime<Local>,
+}
+
+/// What one agent runs.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    pub agent: String,
+    pub sources: Vec<Component>,
+    pub channels: Vec<Component>,
+    pub sinks: Vec<Component>,
+}
+
+impl Plan {
+    pub fn components(&self) -> impl Iterator<Item = &Component> {
+        self.sources.iter().chain(&self.channels).chain(&self.sinks)
+    }
+
+    pub(super) fn of(&self, role: Role) -> &[Component] {
+        match role {
+            Role::Source => &self.sources,
+            Role::Channel => &self.channels,
+            Role::Sink => &self.sinks,
+        }
+    }
+
+    pub(super) fn of_mut(&mut self, role: Role) -> &mut Vec<Component> {
+        match role {
+            Role::Source => &mut self.sources,
+            Role::Channel => &mut self.channels,
+            Role::Sink => &mut self.sinks,
+        }
+    }
+
+    /// As a properties file, in the current spelling; secrets masked.
+    pub fn to_properties(&self) -> String {
+        let mut text = String::new();
+        let agent = &self.agent;
+        for role in Role::ALL {
+            let names: Vec<_> = self.of(role).iter().map(|component| component.name.as_str()).collect();
+            text.push_str(&format!("{agent}.{} = {}\n", role.plural(), names.join(" ")));
+        }
+        for component in self.components() {
+            let prefix = format!("{agent}.{}.{}", component.kind.role.plural(), component.name);
+            text.push_str(&format!("\n{prefix}.type = {}\n", component.type_name));
+            match component.kind.role {
+                Role::Source => text.push_str(&format!("{prefix}.channels = {}\n", component.channels.join(" "))),
+                Role::Sink => text.push_str(&format!("{prefix}.channel = {}\n", component.channels.join(" "))),
+                Role::Channel => {}
+            }
+            for (key, setting) in &component.settings {
+                let value = if is_secret(key) { "***".to_owned() } else { setting.value.replace('\\', "\\\\").replace('\n', "\\n") };
+                text.push_str(&format!("{prefix}.{key} = {value}\n"));
+            }
+        }
+        text
+    }
+}
+
+fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    ["password", "secret", "jaas", "token", "credential", "ssl.key", "keystore.key"].iter().any(|word| key.contains(word))
+}
+
+/// What a file came to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// One per agent, in the order of their names. With an error among the findings none of them may be started.
+    pub plans: Vec<Plan>,
+    /// In the order of the file.
+    pub findings: Vec<Finding>,
+}
+
+impl Outcome {
+    pub fn failed(&self) -> bool {
+        self.findings.iter().any(|finding| finding.level == Level::Error)
+    }
+}
+
+/// Reads the files, later ones over earlier ones.
+pub fn read(files: &[ConfFile<'_>], options: &Options<'_>) -> Outcome {
+    let mut outcome = Outcome::default();
+    let merged = merge(files, options, &mut outcome.findings);
+    let agents = group(merged, options, &mut outcome.findings);
+    let known: Vec<String> = agents.keys().cloned().collect();
+    if let Some(wanted) = options.agent
+        && !agents.contains_key(wanted)
+    {
+        let remedy = match known.as_slice() {
+            [] => "the file defines no agent".to_owned(),
+            names => format!("the file defines {}; give one of them with --name", names.join(", ")),
+        };
+        let finding = Finding::error("no-such-agent", format!("there is no agent `{wanted}`"))
+            .flume("starts, says \"No configuration found for this host\", and idles");
+        outcome.findings.push(finding.remedy(remedy));
+    } else if known.is_empty() {
+        outcome.findings.push(
+            Finding::error("no-agent", "no agent is defined").remedy("begin with <agent>.sources, <agent>.channels and <agent>.sinks"),
+        );
+    }
+    for (name, raw) in agents {
+        if options.agent.is_none_or(|wanted| wanted == name) {
+            let plan =
+                Build { strict: options.strict, raw: &raw, plan: Plan { agent: name, ..Plan::default() }, findings: &mut outcome.findings }
+                    .run();
+            outcome.plans.push(plan);
+        }
+    }
+    let order: BTreeMap<&str, usize> = files.iter().enumerate().map(|(at, file)| (file.name, at)).collect();
+    let rank = |finding: &Finding| {
+        finding.place.as_ref().map_or((usize::MAX, 0), |place| (order.get(place.file.as_str()).copied().unwrap_or_default(), place.line))
+    };
+    outcome.findings.sort_by_key(rank);
+    outcome
+}
+
+/// What `check --output json` prints of one component.
+#[derive(Serialize)]
+pub struct ComponentView<'a> {
+    pub role: Role,
+    pub name: &'a str,
+    #[serde(rename = "type")]
+    pub type_name: &'a str,
+    pub channels: &'a [String],
+    pub settings: BTreeMap<&'a str, &'a str>,
+}
+
+impl<'a> From<&'a Component> for ComponentView<'a> {
+    fn from(component: &'a Component) -> Self {
+        let shown = |(key, setting): (&'a String, &'a Setting)| (key.as_str(), if is_secret(key) { "***" } else { setting.value.as_str() });
+        Self {
+            role: component.kind.role,
+            name: &component.name,
+            type_name: &component.type_name,
+            channels: &component.channels,
+            settings: component.settings.iter().map(shown).collect(),
+        }
+    }
+}

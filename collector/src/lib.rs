@@ -1,0 +1,95 @@
+//! The collector: Flume's agent files, run by one small process.
+//!
+//! | module | question it answers |
+//! |---|---|
+//! | [`cli`] | what was asked for on the command line |
+//! | [`config`] | the process's own settings |
+//! | [`flume_conf`] | what an agent file means, and what is wrong with it |
+//! | [`event`] | what moves: events, their origin, the word that they arrived |
+//! | [`source`] | where events come from; `tail/` follows files |
+//! | [`channel`] | what stands between sources and sinks |
+//! | [`sink`] | where events go |
+//! | [`agent`] | components wired, started, stopped, replaced |
+//! | [`reload`] | the files read, at the start and again |
+//! | [`control`] | the control port and the metrics page |
+//! | [`counters`] | what is counted |
+//!
+//! Data flows one way, source → channel → sink; acknowledgements flow back through [`event::Ledger`].
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use service_kit::{Context, HttpEndpoint, Running, Service};
+
+pub mod agent;
+pub mod channel;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod counters;
+pub mod event;
+pub mod flume_conf;
+pub mod reload;
+pub mod sink;
+pub mod source;
+
+use agent::{Agent, Place};
+use config::CollectorConfig;
+use control::Operator;
+use flume_conf::{Finding, Plan};
+use reload::Reloader;
+
+/// Freed memory goes back to the system soon, and small blocks are cheap: the collector's budget is 64 MB.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The collector as a service: a checked plan, and what was found in its files.
+pub struct CollectorService {
+    pub config: CollectorConfig,
+    pub plan: Plan,
+    pub findings: Vec<Finding>,
+}
+
+/// How often gauges are brought up to date for whoever scrapes the control port.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(5);
+
+#[async_trait]
+impl Service for CollectorService {
+    const NAME: &'static str = "millrace-collector";
+
+    async fn start(self, ctx: Context) -> anyhow::Result<Running> {
+        reload::log(&self.findings);
+        let deadline = self.config.shutdown.deadline;
+        let place = Place {
+            state_dir: self.config.agent.state_dir(),
+            strict: self.config.agent.flume_strict,
+            drain: deadline.saturating_sub((deadline / 4).min(Duration::from_secs(3))),
+        };
+        let agent = Agent::start(self.plan, place, ctx.tasks.clone(), ctx.readiness.latch("pipeline")).await?;
+        let reloader = Arc::new(Reloader::new(self.config.clone(), agent.clone()));
+        if self.config.agent.reload_conf {
+            ctx.tasks.spawn(reloader.clone().watch(ctx.shutdown.clone()));
+        }
+        let (published, shutdown) = (agent.clone(), ctx.shutdown.clone());
+        ctx.tasks.spawn(async move {
+            while !shutdown.is_cancelled() {
+                published.publish();
+                tokio::select! {
+                    () = tokio::time::sleep(PUBLISH_INTERVAL) => {}
+                    () = shutdown.cancelled() => {}
+                }
+            }
+        });
+        let operator = Operator { agent: agent.clone(), reloader, readiness: ctx.readiness.clone() };
+        let shutdown = ctx.shutdown.clone();
+        Ok(Running {
+            grpc: operator.grpc(),
+            http: vec![HttpEndpoint { name: "metrics", listen: self.config.metrics.listen, router: operator.http() }],
+            control: Arc::new(operator),
+            done: Box::pin(async move {
+                shutdown.cancelled().await;
+                agent.stop().await
+            }),
+        })
+    }
+}

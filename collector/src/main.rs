@@ -1,0 +1,7 @@
+//! `millrace-collector`
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    collector::cli::main()
+}

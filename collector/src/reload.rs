@@ -1,0 +1,131 @@
+//! Reads the agent's files: at the start, and again when they change or when an operator asks.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
+
+use proto::control::v1::ReloadResponse;
+use proto::{ErrorKind, ServiceError};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Agent;
+use crate::config::CollectorConfig;
+use crate::flume_conf::{self, ConfFile, Finding, Level, Outcome, Plan};
+
+/// Reads and checks `files`. `agent`: the one wanted; `None`: all of them.
+pub fn read(files: &[PathBuf], agent: Option<&str>, strict: bool, define: &BTreeMap<String, String>) -> Outcome {
+    let mut unreadable = Vec::new();
+    let mut texts = Vec::new();
+    for path in files {
+        match std::fs::read(path) {
+            Ok(bytes) => texts.push((path.display().to_string(), bytes)),
+            Err(error) => {
+                let finding =
+                    Finding::error("no-file", format!("{}: {error}", path.display())).flume("does not start").remedy("correct --conf-file");
+                unreadable.push(finding);
+            }
+        }
+    }
+    if !unreadable.is_empty() {
+        return Outcome { plans: Vec::new(), findings: unreadable };
+    }
+    let named: Vec<ConfFile<'_>> = texts.iter().map(|(name, bytes)| ConfFile { name, bytes }).collect();
+    let env = |name: &str| std::env::var(name).ok();
+    let options = flume_conf::Options { agent, strict, env: &env, sys: &system_properties(define), now: chrono::Local::now() };
+    flume_conf::read(&named, &options)
+}
+
+/// `-Dname=value`, over the few of Java's own properties that mean something here.
+fn system_properties(define: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut properties: BTreeMap<String, String> =
+        [("file.separator", "/"), ("path.separator", ":"), ("line.separator", "\n"), ("os.name", "Linux"), ("java.io.tmpdir", "/tmp")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+    for (name, variable) in [("user.home", "HOME"), ("user.name", "USER"), ("user.dir", "PWD")] {
+        properties.extend(std::env::var(variable).ok().map(|value| (name.to_owned(), value)));
+    }
+    properties.extend(define.clone());
+    properties
+}
+
+/// Tells every finding in the log.
+pub fn log(findings: &[Finding]) {
+    for finding in findings {
+        let place = finding.place.as_ref().map(|place| format!("{}:{}", place.file, place.line)).unwrap_or_default();
+        let key = finding.key.as_deref().unwrap_or_default();
+        let (message, flume, remedy) = (&finding.message, &finding.flume, &finding.remedy);
+        match finding.level {
+            Level::Error => tracing::error!(place, key, flume, remedy, "{message}"),
+            Level::Warning => tracing::warn!(place, key, flume, remedy, "{message}"),
+            Level::Note => tracing::info!(place, key, "{message}"),
+        }
+    }
+}
+
+/// Goes over to changed files while the agent runs.
+pub struct Reloader {
+    config: CollectorConfig,
+    agent: Arc<Agent>,
+}
+
+impl Reloader {
+    pub fn new(config: CollectorConfig, agent: Arc<Agent>) -> Self {
+        Self { config, agent }
+    }
+
+    pub fn config(&self) -> &CollectorConfig {
+        &self.config
+    }
+
+    /// A conf with errors, or with a component that cannot be built, leaves the running pipeline in place.
+    pub async fn reload(&self) -> Result<ReloadResponse, ServiceError> {
+        let plan = self.plan()?;
+        let (plan, findings) = plan;
+        let mut response = self
+            .agent
+            .change(plan)
+            .await
+            .map_err(|error| ServiceError::invalid(format!("the running pipeline goes on; the new one cannot be built: {error:#}")))?;
+        response.warnings = findings.iter().filter(|finding| finding.level == Level::Warning).map(Finding::to_string).collect();
+        Ok(response)
+    }
+
+    fn plan(&self) -> Result<(Plan, Vec<Finding>), ServiceError> {
+        let agent = &self.config.agent;
+        let name = self.agent.plan().agent;
+        let outcome = read(&agent.conf_file, Some(&name), agent.flume_strict, &agent.define);
+        log(&outcome.findings);
+        if outcome.failed() {
+            let errors: Vec<String> =
+                outcome.findings.iter().filter(|finding| finding.level == Level::Error).map(Finding::to_string).collect();
+            return Err(ServiceError::invalid(format!(
+                "the running pipeline goes on; the new configuration has errors: {}",
+                errors.join("; ")
+            )));
+        }
+        let plan =
+            outcome.plans.into_iter().next().ok_or_else(|| ServiceError::new(ErrorKind::Invalid, "the files define no agent any more"))?;
+        Ok((plan, outcome.findings))
+    }
+
+    /// Looks at the files' times until told to stop.
+    pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
+        let mut seen = self.times();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.config.agent.reload_interval) => {}
+                () = stop.cancelled() => return,
+            }
+            let now = self.times();
+            if now == seen {
+                continue;
+            }
+            seen = now;
+            if let Err(error) = self.reload().await {
+                tracing::error!(%error, "configuration not reloaded");
+            }
+        }
+    }
+
+    fn times(&self) -> Vec<Option<SystemTime>> {
+        self.config.agent.conf_file.iter().map(|path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()).collect()
+    }
+}

@@ -1,0 +1,341 @@
+//! `org.apache.flume.sink.kafka.KafkaSink`: records in Kafka, idempotent and acknowledged by all replicas unless the conf
+//! says otherwise; exactly once with `kafka.producer.transactional.id`.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use service_kit::kafka::{KafkaConfig, KafkaError, OutRecord, Producer};
+
+use super::dead_letter::{DIRECTORY, DeadLetters};
+use super::flights::{Bounds, Deliver, Flights};
+use super::positions::Positions;
+use super::record::{Maker, topic_fault};
+use super::transactions::Transactions;
+use super::{Input, Setup, Sink, keeps_positions};
+use crate::flume_conf::{Component, Finding, Kind, Level, Property, Role};
+use crate::source::Stop;
+
+pub static KIND: Kind = Kind {
+    role: Role::Sink,
+    alias: None,
+    class: Some("org.apache.flume.sink.kafka.KafkaSink"),
+    doc: "Writes every event as a record to Kafka. Idempotent and acknowledged by all replicas where the conf says nothing else; only failed events are sent again; events that can never be written are put aside.",
+    properties: &[
+        Property::text("kafka.bootstrap.servers", None, "Brokers to begin with: host:port, separated by commas.").required(),
+        Property::text(
+            "kafka.topic",
+            Some("default-flume-topic"),
+            "Topic. `%{header}` and parts of the time (`%Y-%m-%d`) stand for an event's own while `allowTopicOverride` is true.",
+        ),
+        Property::integer(
+            "flumeBatchSize",
+            1,
+            1_000_000,
+            Some("100"),
+            "Events of one delivery, at least; several are under way at a time.",
+        ),
+        Property::text(
+            "kafka.producer.*",
+            None,
+            "Any property of Kafka's producer, in its Java name: `kafka.producer.acks`, `kafka.producer.compression.type`, …",
+        ),
+        Property::boolean("useFlumeEventFormat", "false", "Write headers and body in Flume's Avro form instead of the body alone."),
+        Property::integer("defaultPartitionId", 0, 2_147_483_647, None, "Partition of every record. Without it the key decides."),
+        Property::text("partitionIdHeader", None, "Header with the partition's number; wins over `defaultPartitionId`."),
+        Property::boolean("allowTopicOverride", "true", "Take the topic from a header where an event has it."),
+        Property::text("topicHeader", Some("topic"), "Name of that header."),
+        Property::text("timestampHeader", None, "Header with the record's time in milliseconds since 1970."),
+        Property::text("header.*", None, "`header.<event header> = <record header>`: headers to pass on."),
+        Property::text(
+            "deadLetter.topic",
+            None,
+            "Topic for events that can never be written (too large, no such partition). Without it they go to a file.",
+        )
+        .own(),
+        DIRECTORY,
+        Property::integer("inFlight.events", 1, 1_000_000, Some("16384"), "Events sent and not yet acknowledged, at most.").own(),
+        Property::integer("inFlight.bytes", 65_536, 1_073_741_824, Some("8388608"), "Their bytes, at most.").own(),
+        Property::text(
+            "positionsTopic",
+            Some("__millrace_positions"),
+            "With a transactional id: the compacted topic that takes the files' positions. Made if it is not there.",
+        )
+        .own(),
+        Property::integer(
+            "transaction.events",
+            1,
+            1_000_000,
+            Some("16384"),
+            "With a transactional id: events of one transaction, at most.",
+        )
+        .own(),
+        Property::integer(
+            "transaction.linger",
+            0,
+            60_000,
+            Some("20"),
+            "With a transactional id: milliseconds to wait for more events before a transaction begins.",
+        )
+        .own(),
+    ],
+    deprecated: &[
+        ("topic", "kafka.topic"),
+        ("brokerList", "kafka.bootstrap.servers"),
+        ("batchSize", "flumeBatchSize"),
+        ("requiredAcks", "kafka.producer.acks"),
+        ("key.serializer.class", ""),
+        ("serializer.class", ""),
+    ],
+    misspelt: &[
+        ("kafka.flumeBatchSize", "flumeBatchSize"),
+        ("kafka.batchSize", "flumeBatchSize"),
+        ("bootstrap.servers", "kafka.bootstrap.servers"),
+        ("kafka.bootstrapServers", "kafka.bootstrap.servers"),
+        ("kafka.brokerList", "kafka.bootstrap.servers"),
+        ("kafka.requiredAcks", "kafka.producer.acks"),
+        ("kafka.topics", "kafka.topic"),
+        ("kafka.compression.codec", "kafka.producer.compression.type"),
+        ("compression.codec", "kafka.producer.compression.type"),
+        ("compression.type", "kafka.producer.compression.type"),
+    ],
+    adopt,
+    batch: Some("flumeBatchSize"),
+    review,
+};
+
+/// `kafka.acks`, `producer.acks` → `kafka.producer.acks`.
+fn adopt(key: &str) -> Option<String> {
+    let property = key.strip_prefix("kafka.").or_else(|| key.strip_prefix("producer."))?;
+    let known = PRODUCER.contains(&property) || ["ssl.", "sasl.", "security."].iter().any(|prefix| property.starts_with(prefix));
+    known.then(|| format!("kafka.producer.{property}"))
+}
+
+/// Properties of Kafka's producer that are told from other words; security ones go by their prefix.
+const PRODUCER: &[&str] = &[
+    "acks",
+    "batch.size",
+    "buffer.memory",
+    "client.id",
+    "compression.type",
+    "compression.gzip.level",
+    "compression.lz4.level",
+    "compression.zstd.level",
+    "connections.max.idle.ms",
+    "delivery.timeout.ms",
+    "enable.idempotence",
+    "key.serializer",
+    "linger.ms",
+    "max.block.ms",
+    "max.in.flight.requests.per.connection",
+    "max.request.size",
+    "metadata.max.age.ms",
+    "partitioner.class",
+    "partitioner.ignore.keys",
+    "receive.buffer.bytes",
+    "reconnect.backoff.max.ms",
+    "reconnect.backoff.ms",
+    "request.timeout.ms",
+    "retries",
+    "retry.backoff.ms",
+    "send.buffer.bytes",
+    "transaction.timeout.ms",
+    "transactional.id",
+    "value.serializer",
+];
+
+fn review(component: &Component, strict: bool) -> Vec<Finding> {
+    let at = |key: &str| component.settings.get(key).and_then(|setting| setting.place.as_ref());
+    let say = |level, code, key: &str, message: String| {
+        Finding::new(level, code, message).maybe_at(at(key)).key(format!("{}.{key}", component.name))
+    };
+    let mut findings = Vec::new();
+    if component.set("kafka.bootstrap.servers").is_some() {
+        match config(component) {
+            // What concerns transactions alone says nothing to a sink without them.
+            Ok(config) => findings.extend(
+                config
+                    .notes()
+                    .iter()
+                    .filter(|note| keeps_positions(component) || !note.contains("in transactions"))
+                    .map(|note| say(Level::Note, "no-effect", "kafka.producer.*", note.clone())),
+            ),
+            Err(error) => {
+                let message = error.to_string();
+                // The message begins with the property's name.
+                let property = message.split([' ', ':']).next().unwrap_or_default();
+                let key = if property == "bootstrap.servers" {
+                    "kafka.bootstrap.servers".to_owned()
+                } else {
+                    format!("kafka.producer.{property}")
+                };
+                findings.push(
+                    say(if strict { Level::Warning } else { Level::Error }, "wrong-value", &key, message)
+                        .flume("fails when the sink starts"),
+                );
+            }
+        }
+        let servers = component.text("kafka.bootstrap.servers");
+        if servers.trim().contains(char::is_whitespace) && !servers.contains(',') {
+            findings.push(
+                say(
+                    Level::Warning,
+                    "wrong-value",
+                    "kafka.bootstrap.servers",
+                    "brokers are separated by commas, not blanks; read so".into(),
+                )
+                .flume("finds no broker")
+                .remedy("write host:port,host:port"),
+            );
+        }
+        for server in brokers(component) {
+            if server.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+                let finding = say(Level::Error, "wrong-value", "kafka.bootstrap.servers", format!("`{server}` is not host:port"));
+                findings.push(finding.flume("fails when the sink starts").remedy("write e.g. kafka1:9092"));
+            }
+        }
+    }
+    let topic = component.text("kafka.topic");
+    if component.set("kafka.topic").is_none() {
+        findings.push(
+            say(Level::Warning, "default-topic", "kafka.topic", format!("no topic is set; records go to `{topic}`"))
+                .remedy("add kafka.topic = …"),
+        );
+    } else if !(topic.contains('%') && component.boolean("allowTopicOverride"))
+        && let Some(fault) = topic_fault(topic)
+    {
+        let escapes = if topic.contains('%') { "; escapes count only while allowTopicOverride is true" } else { "" };
+        findings.push(
+            say(Level::Error, "wrong-value", "kafka.topic", format!("`{topic}` cannot be a topic: {fault}{escapes}"))
+                .flume("fails with every batch, for ever")
+                .remedy("name an existing topic"),
+        );
+    }
+    if keeps_positions(component)
+        && let Some(acks) = component.set("kafka.producer.acks")
+        && !["all", "-1"].contains(&acks.trim())
+    {
+        findings.push(
+            say(Level::Error, "exactly-once", "kafka.producer.acks", format!("acks = {acks} does not go with transactions"))
+                .remedy("remove the line, or write all"),
+        );
+    }
+    findings
+}
+
+fn brokers(component: &Component) -> Vec<String> {
+    component
+        .text("kafka.bootstrap.servers")
+        .split(|char: char| char == ',' || char.is_whitespace())
+        .filter(|server| !server.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn config(component: &Component) -> Result<KafkaConfig, KafkaError> {
+    let mut properties = component.below("kafka.producer.");
+    properties.remove("transactional.id");
+    if properties.remove("ssl.disableTLSHostnameVerification").is_some_and(|value| value.trim().eq_ignore_ascii_case("true")) {
+        properties.insert("ssl.endpoint.identification.algorithm".into(), String::new());
+    }
+    properties.insert("bootstrap.servers".into(), brokers(component).join(","));
+    let defaults: BTreeMap<&str, &str> = [
+        ("client.id", "millrace-collector"),
+        // A broker that is away is waited for: giving up would only mean to send again later, out of order.
+        ("delivery.timeout.ms", "2147483647"),
+    ]
+    .into();
+    for (key, value) in defaults {
+        properties.entry(key.to_owned()).or_insert_with(|| value.to_owned());
+    }
+    KafkaConfig::from_properties(properties)
+}
+
+pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sink>> {
+    let config = config(component)?;
+    let maker = Maker::of(component);
+    let dead = DeadLetters::of(component, &setup);
+    let dead_topic = component.set("deadLetter.topic").map(str::to_owned);
+    if let Some(id) = component.set("kafka.producer.transactional.id") {
+        let mut config = config;
+        if component.set("kafka.producer.delivery.timeout.ms").is_none() {
+            // A transaction ends within its timeout; records are not waited for longer.
+            config.set("delivery.timeout.ms", "30000");
+        }
+        return Ok(Box::new(KafkaSink {
+            dead_topic,
+            way: Way::Transactions(Box::new(Transactions {
+                positions: Positions::new(config.clone(), component.text("positionsTopic"), id.trim()),
+                record_bytes_max: config.get("max.request.size").and_then(|value| value.parse().ok()).unwrap_or(1 << 20),
+                config,
+                id: id.trim().to_owned(),
+                maker,
+                dead,
+                committed: setup.committed,
+                events_max: component.count("transaction.events"),
+                linger: component.millis("transaction.linger"),
+            })),
+        }));
+    }
+    let bounds = Bounds {
+        // One piece of the producer: larger sends could overtake each other.
+        records: 1024,
+        sends: component.count("inFlight.events").div_ceil(component.count("flumeBatchSize").clamp(1, 1024)).max(2),
+        events: component.count("inFlight.events"),
+        bytes: component.count("inFlight.bytes"),
+    };
+    Ok(Box::new(KafkaSink { dead_topic, way: Way::Flights(Box::new(Direct { config, maker, dead, bounds })) }))
+}
+
+struct KafkaSink {
+    dead_topic: Option<String>,
+    way: Way,
+}
+
+enum Way {
+    Flights(Box<Direct>),
+    Transactions(Box<Transactions>),
+}
+
+struct Direct {
+    config: KafkaConfig,
+    maker: Maker,
+    dead: DeadLetters,
+    bounds: Bounds,
+}
+
+#[async_trait]
+impl Sink for KafkaSink {
+    async fn run(self: Box<Self>, input: Input, stop: Stop) -> anyhow::Result<()> {
+        match self.way {
+            Way::Flights(direct) => {
+                let Direct { config, maker, mut dead, bounds } = *direct;
+                let producer = service_kit::kafka::producer(&config).await?;
+                input.counters.connections_created.add(1);
+                if let Some(topic) = &self.dead_topic {
+                    dead = dead.to_topic(topic, producer.clone());
+                }
+                let result = Flights { deliver: Arc::new(ToKafka(producer.clone())), maker, dead, bounds }.run(input, stop).await;
+                if let Err(error) = producer.flush(Duration::from_millis(100)).await {
+                    tracing::debug!(%error, "records were still under way");
+                }
+                result
+            }
+            Way::Transactions(mut transactions) => {
+                if let Some(topic) = &self.dead_topic {
+                    let producer = service_kit::kafka::producer(&transactions.config).await?;
+                    transactions.dead = transactions.dead.to_topic(topic, producer);
+                }
+                transactions.run(input, stop).await
+            }
+        }
+    }
+}
+
+struct ToKafka(Arc<dyn Producer>);
+
+#[async_trait]
+impl Deliver for ToKafka {
+    async fn send(&self, records: Vec<OutRecord>) -> Vec<Result<(), KafkaError>> {
+        self.0.send(records).await.into_iter().map(|result| result.map(|_| ())).collect()
+    }
+}

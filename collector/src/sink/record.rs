@@ -1,0 +1,312 @@
+//! From an event to a Kafka record: topic, partition, key, timestamp, headers, value.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::{DateTime, Local, TimeZone};
+use service_kit::kafka::OutRecord;
+
+use crate::event::Event;
+use crate::flume_conf::Component;
+
+/// What a Kafka record is made by.
+pub struct Maker {
+    topic: Arc<str>,
+    topic_has_escapes: bool,
+    topic_header: Option<String>,
+    partition: Option<i32>,
+    partition_header: Option<String>,
+    timestamp_header: Option<String>,
+    /// Flume header → record header.
+    headers: Vec<(String, String)>,
+    flume_format: bool,
+}
+
+/// Why an event can never be a record.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Poison(pub String);
+
+impl Maker {
+    pub fn of(component: &Component) -> Self {
+        let topic = component.text("kafka.topic");
+        let override_allowed = component.boolean("allowTopicOverride");
+        Self {
+            topic: topic.into(),
+            topic_has_escapes: override_allowed && topic.contains('%'),
+            topic_header: override_allowed.then(|| component.text("topicHeader").to_owned()),
+            partition: component.set("defaultPartitionId").and_then(|text| text.trim().parse().ok()),
+            partition_header: component.set("partitionIdHeader").map(str::to_owned),
+            timestamp_header: component.set("timestampHeader").map(str::to_owned),
+            headers: component.below("header.").into_iter().collect(),
+            flume_format: component.boolean("useFlumeEventFormat"),
+        }
+    }
+
+    /// Every event to one topic, nothing else.
+    pub fn to_topic(topic: &str) -> Self {
+        Self {
+            topic: topic.into(),
+            topic_has_escapes: false,
+            topic_header: None,
+            partition: None,
+            partition_header: None,
+            timestamp_header: None,
+            headers: Vec::new(),
+            flume_format: false,
+        }
+    }
+
+    /// The topic that is written where no event says otherwise.
+    pub fn topic(&self) -> &Arc<str> {
+        &self.topic
+    }
+
+    pub fn record(&self, event: &Event) -> Result<OutRecord, Poison> {
+        let mut headers = Vec::new();
+        if let Some(trace) = event.origin.as_ref().and_then(|origin| origin.trace.as_ref()) {
+            headers.push(("traceparent".to_owned(), Bytes::copy_from_slice(trace.as_bytes())));
+        }
+        let value = if self.flume_format { flume_avro(event) } else { event.body.clone() };
+        if event.headers.is_none() && !self.topic_has_escapes {
+            return Ok(OutRecord {
+                topic: self.topic.clone(),
+                partition: self.partition,
+                key: None,
+                value: Some(value),
+                headers,
+                timestamp_ms: None,
+            });
+        }
+        let text = |name: &str| Bytes::copy_from_slice(name.as_bytes());
+        for (from, to) in &self.headers {
+            headers.extend(event.header(from).map(|value| (to.clone(), text(value))));
+        }
+        let timestamp = self.timestamp_header.as_deref().and_then(|name| event.header(name)).and_then(|value| value.trim().parse().ok());
+        Ok(OutRecord {
+            topic: self.topic_of(event)?,
+            partition: self.partition_of(event)?,
+            key: event.header("key").map(text),
+            value: Some(value),
+            headers,
+            timestamp_ms: timestamp,
+        })
+    }
+
+    fn topic_of(&self, event: &Event) -> Result<Arc<str>, Poison> {
+        let named = self.topic_header.as_deref().and_then(|name| event.header(name));
+        let topic: Arc<str> = match named {
+            Some(topic) if topic == &*self.topic => self.topic.clone(),
+            Some(topic) => topic.into(),
+            None if self.topic_has_escapes => expand(&self.topic, event).into(),
+            None => self.topic.clone(),
+        };
+        match topic_fault(&topic) {
+            Some(fault) => Err(Poison(format!("`{topic}` cannot be a topic: {fault}"))),
+            None => Ok(topic),
+        }
+    }
+
+    fn partition_of(&self, event: &Event) -> Result<Option<i32>, Poison> {
+        let Some(name) = &self.partition_header else { return Ok(self.partition) };
+        match event.header(name) {
+            None => Ok(self.partition),
+            Some(text) => match text.trim().parse::<i32>() {
+                Ok(partition) if partition >= 0 => Ok(Some(partition)),
+                _ => Err(Poison(format!("header {name} = `{text}` is not a partition number"))),
+            },
+        }
+    }
+}
+
+pub fn topic_fault(topic: &str) -> Option<&'static str> {
+    if topic.is_empty() {
+        Some("it is empty")
+    } else if topic.len() > 249 {
+        Some("it is longer than 249 characters")
+    } else if topic == "." || topic == ".." {
+        Some("it is a directory's name")
+    } else if !topic.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) {
+        Some("only letters, digits, `.`, `_` and `-` may stand in it")
+    } else {
+        None
+    }
+}
+
+/// Flume's escapes: `%{header}`, `%[localhost]`, and parts of the time in the header `timestamp` (without it: now).
+fn expand(pattern: &str, event: &Event) -> String {
+    let mut result = String::new();
+    let mut rest = pattern;
+    let mut time: Option<DateTime<Local>> = None;
+    while let Some((before, after)) = rest.split_once('%') {
+        result.push_str(before);
+        let bracketed = |open: char, close: char| after.strip_prefix(open).and_then(|inside| inside.split_once(close));
+        if let Some((name, tail)) = bracketed('{', '}') {
+            result.push_str(event.header(name).unwrap_or_default());
+            rest = tail;
+            continue;
+        }
+        if let Some((word, tail)) = bracketed('[', ']') {
+            result.push_str(&host(word));
+            rest = tail;
+            continue;
+        }
+        let mut chars = after.chars();
+        match chars.next() {
+            Some('%') => result.push('%'),
+            Some(letter) => {
+                let time = *time.get_or_insert_with(|| timestamp(event));
+                match strftime(letter) {
+                    Some("ms") => result.push_str(&time.timestamp_millis().to_string()),
+                    Some(format) => result.push_str(&time.format(format).to_string()),
+                    None => result.extend(['%', letter]),
+                }
+            }
+            None => result.push('%'),
+        }
+        rest = chars.as_str();
+    }
+    result.push_str(rest);
+    result
+}
+
+fn timestamp(event: &Event) -> DateTime<Local> {
+    let stamped = event.header("timestamp").and_then(|text| text.trim().parse::<i64>().ok());
+    stamped.and_then(|ms| Local.timestamp_millis_opt(ms).single()).unwrap_or_else(Local::now)
+}
+
+fn strftime(letter: char) -> Option<&'static str> {
+    Some(match letter {
+        'a' => "%a",
+        'A' => "%A",
+        'b' => "%b",
+        'B' => "%B",
+        'c' => "%a %b %-d %H:%M:%S %Y",
+        'd' => "%d",
+        'D' => "%m/%d/%y",
+        'e' => "%-d",
+        'H' => "%H",
+        'I' => "%I",
+        'j' => "%j",
+        'k' => "%-H",
+        'l' => "%-I",
+        'm' => "%m",
+        'M' => "%M",
+        'n' => "%-m",
+        'p' => "%p",
+        's' => "%s",
+        'S' => "%S",
+        't' => "ms",
+        'y' => "%y",
+        'Y' => "%Y",
+        'z' => "%z",
+        _ => return None,
+    })
+}
+
+fn host(word: &str) -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    match word.to_ascii_lowercase().as_str() {
+        "localhost" | "fqdn" => name,
+        "ip" => std::net::ToSocketAddrs::to_socket_addrs(&(name.as_str(), 0))
+            .ok()
+            .and_then(|mut found| found.next())
+            .map_or(name, |address| address.ip().to_string()),
+        _ => String::new(),
+    }
+}
+
+/// Bare Avro binary of Flume's event: `{map<string> headers; bytes body}`.
+fn flume_avro(event: &Event) -> Bytes {
+    let mut out = Vec::with_capacity(event.body.len() + 16);
+    if let Some(headers) = event.headers.as_deref().filter(|headers| !headers.is_empty()) {
+        zigzag(&mut out, headers.len());
+        for (name, value) in headers {
+            for text in [name, value] {
+                zigzag(&mut out, text.len());
+                out.extend_from_slice(text.as_bytes());
+            }
+        }
+    }
+    zigzag(&mut out, 0);
+    zigzag(&mut out, event.body.len());
+    out.extend_from_slice(&event.body);
+    out.into()
+}
+
+fn zigzag(out: &mut Vec<u8>, length: usize) {
+    let mut number = (length as u64) << 1;
+    while number >= 0x80 {
+        out.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn maker() -> Maker {
+        Maker {
+            topic_header: Some("topic".into()),
+            partition: Some(1),
+            partition_header: Some("part".into()),
+            timestamp_header: Some("ts".into()),
+            headers: vec![("host".into(), "X-Host".into())],
+            ..Maker::to_topic("t")
+        }
+    }
+
+    #[test]
+    fn headers_decide_topic_partition_key_and_time() {
+        let record = |event| maker().record(&event);
+        let plain = record(Event::new("b")).unwrap();
+        assert_eq!((&*plain.topic, plain.partition, plain.key, plain.timestamp_ms, plain.headers.len()), ("t", Some(1), None, None, 0));
+        assert_eq!(plain.value.unwrap(), "b");
+        let full =
+            record(Event::with_headers("b", [("topic", "u"), ("part", " 7 "), ("key", "k"), ("ts", "5"), ("host", "h"), ("other", "o")]))
+                .unwrap();
+        assert_eq!((&*full.topic, full.partition, full.key.unwrap().as_ref(), full.timestamp_ms), ("u", Some(7), &b"k"[..], Some(5)));
+        assert_eq!(full.headers, [("X-Host".to_owned(), Bytes::from("h"))]);
+        assert_eq!(record(Event::with_headers("b", [("ts", "soon")])).unwrap().timestamp_ms, None);
+        for (header, value, expected) in [
+            ("part", "x", "header part = `x` is not a partition number"),
+            ("part", "-1", "header part = `-1` is not a partition number"),
+            ("topic", "", "`` cannot be a topic: it is empty"),
+            ("topic", "a b", "`a b` cannot be a topic: only letters, digits, `.`, `_` and `-` may stand in it"),
+            ("topic", "..", "`..` cannot be a topic: it is a directory's name"),
+        ] {
+            assert_eq!(record(Event::with_headers("b", [(header, value)])).unwrap_err(), Poison(expected.into()));
+        }
+        let fixed = Maker { topic_header: None, ..maker() };
+        assert_eq!(&*fixed.record(&Event::with_headers("b", [("topic", "u")])).unwrap().topic, "t");
+    }
+
+    #[test]
+    fn topic_escapes() {
+        let at = Local.with_ymd_and_hms(2026, 3, 4, 5, 6, 7).unwrap().timestamp_millis().to_string();
+        for (pattern, expected) in [
+            ("logs-%{host}", "logs-h1"),
+            ("%{host}%{none}x", "h1x"),
+            ("l-%Y-%m-%d-%H%M%S", "l-2026-03-04-050607"),
+            ("%y.%e.%k.%n.%j", "26.4.5.3.063"),
+            ("100%%", "100%"),
+            ("a%", "a%"),
+            ("a%Q", "a%Q"),
+            ("%{open", "%{open"),
+            ("plain", "plain"),
+        ] {
+            assert_eq!(expand(pattern, &Event::with_headers("", [("host", "h1"), ("timestamp", at.as_str())])), expected, "{pattern}");
+        }
+        assert_eq!(expand("%t", &Event::with_headers("", [("timestamp", at.as_str())])), at);
+        assert!(!expand("%[localhost]", &Event::new("")).is_empty());
+    }
+
+    #[test]
+    fn flume_events_are_avro() {
+        assert_eq!(flume_avro(&Event::new("hi")).as_ref(), b"\x00\x04hi");
+        assert_eq!(flume_avro(&Event::with_headers("hi", [("k", "vv")])).as_ref(), b"\x02\x02k\x04vv\x00\x04hi");
+        assert_eq!(flume_avro(&Event::new(vec![b'x'; 100]))[..3], [0, 0xc8, 0x01]);
+    }
+}

@@ -1,0 +1,283 @@
+//! One open file: complete lines out of it, from a position on.
+//!
+//! Reads 256 KiB at a time into a fresh buffer; the lines are slices of it. Bytes after the last newline wait in memory
+//! and are read into the next buffer's beginning. Before new bytes are taken, the last bytes read are compared with the
+//! file's: a file that was emptied and has grown past the position again is recognised by them.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::command::Begin;
+use super::identity::{Checksum, HEAD_BYTES_MAX, Inode, TAIL_BYTES_MAX, TailedFile, head};
+use crate::event::{Headers, Mark};
+
+pub const READ_BYTES: usize = 256 * 1024;
+
+/// Lines of one file, in one buffer.
+#[derive(Debug)]
+pub struct Chunk {
+    pub file: Arc<TailedFile>,
+    pub headers: Headers,
+    pub text: Bytes,
+    /// Offset of `text` in the file.
+    pub begin: u64,
+    /// Where each line ends in `text`, its newline included.
+    pub ends: Vec<usize>,
+}
+
+impl Chunk {
+    /// The line that ends at `end` and begins at `start`, without its newline and one carriage return before it.
+    pub fn line(&self, start: usize, end: usize) -> Bytes {
+        let mut stop = end;
+        if stop > start && self.text[stop - 1] == b'\n' {
+            stop -= 1;
+            if stop > start && self.text[stop - 1] == b'\r' {
+                stop -= 1;
+            }
+        }
+        self.text.slice(start..stop)
+    }
+
+    pub fn mark(&self, end: usize) -> Mark {
+        Mark { offset: self.begin + end as u64, tail: Checksum::of_tail(&self.text[..end]) }
+    }
+}
+
+pub enum Read {
+    Lines(Chunk),
+    /// Nothing new.
+    Idle,
+    /// The content is another one now: what waited of the old content's last line, if anything did.
+    Replaced(Option<Chunk>),
+}
+
+pub struct Reader {
+    pub file: Arc<TailedFile>,
+    pub inode: Inode,
+    pub headers: Headers,
+    /// When its name was first seen to mean another file, or none.
+    pub rotated_at: Option<Instant>,
+    handle: File,
+    /// Next byte to read.
+    next: u64,
+    /// Bytes before `next` that are no complete line yet.
+    partial: Vec<u8>,
+    /// The last bytes before `next`.
+    last: Vec<u8>,
+    modified: Option<(i64, i64)>,
+    grown_at: Instant,
+}
+
+impl Reader {
+    pub fn new(file: Arc<TailedFile>, inode: Inode, headers: Headers, handle: File, from: u64) -> io::Result<Self> {
+        let mut last = vec![0; TAIL_BYTES_MAX.min(usize::try_from(from).unwrap_or(TAIL_BYTES_MAX))];
+        let before = from - last.len() as u64;
+        handle.read_exact_at(&mut last, before)?;
+        Ok(Self {
+            file,
+            inode,
+            headers,
+            rotated_at: None,
+            handle,
+            next: from,
+            partial: Vec::new(),
+            last,
+            modified: None,
+            grown_at: Instant::now(),
+        })
+    }
+
+    /// Everything of it is read, and nothing more has come for `wait` since it lost its name.
+    pub fn is_finished(&self, wait: Duration) -> bool {
+        self.rotated_at.is_some_and(|rotated| rotated.max(self.grown_at).elapsed() >= wait)
+    }
+
+    /// The unterminated last line has been waiting for `wait`.
+    pub fn has_stale_partial(&self, wait: Duration) -> bool {
+        !self.partial.is_empty() && self.grown_at.elapsed() >= wait
+    }
+
+    pub fn read(&mut self, line_bytes_max: usize) -> io::Result<Read> {
+        let metadata = self.handle.metadata()?;
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        if metadata.len() == self.next && self.modified == Some(modified) {
+            return Ok(Read::Idle);
+        }
+        if metadata.len() < self.next || !self.is_where_it_was()? {
+            return Ok(Read::Replaced(self.take_partial()));
+        }
+        if metadata.len() == self.next {
+            self.modified = Some(modified);
+            return Ok(Read::Idle);
+        }
+        self.grow_fingerprint()?;
+        // Again where a buffer held no line's end; bounded by the longest line.
+        loop {
+            let (begin, text) = match self.read_on()? {
+                Some(read) => read,
+                None => return Ok(Read::Idle),
+            };
+            if let Some(chunk) = self.split(begin, text, line_bytes_max) {
+                return Ok(Read::Lines(chunk));
+            }
+        }
+    }
+
+    /// What waited, and the bytes after it; `None` at the end of the file.
+    fn read_on(&mut self) -> io::Result<Option<(u64, Vec<u8>)>> {
+        let carried = self.partial.len();
+        let mut text = Vec::with_capacity(carried + READ_BYTES);
+        text.extend_from_slice(&self.partial);
+        let count = rustix::io::pread(&self.handle, rustix::buffer::spare_capacity(&mut text), self.next)?;
+        if count == 0 {
+            return Ok(None);
+        }
+        let begin = self.next - carried as u64;
+        self.next += count as u64;
+        self.grown_at = Instant::now();
+        self.remember_last(&text[carried..]);
+        Ok(Some((begin, text)))
+    }
+
+    /// Complete lines; what comes after them waits. `None` when there is no line's end.
+    fn split(&mut self, begin: u64, mut text: Vec<u8>, line_bytes_max: usize) -> Option<Chunk> {
+        let searched = self.partial.len();
+        let mut ends: Vec<usize> = Vec::with_capacity((text.len() - searched) / 64);
+        ends.extend(memchr::memchr_iter(b'\n', &text[searched..]).map(|at| searched + at + 1));
+        let complete = ends.last().copied().unwrap_or_default();
+        if text.len() - complete >= line_bytes_max {
+            // A line without end would fill the memory: it goes on in pieces.
+            tracing::warn!(file = %self.file.path().display(), bytes = text.len() - complete, "line is longer than maxLineLength; it is split");
+            ends.push(text.len());
+            self.partial = Vec::new();
+        } else if ends.is_empty() {
+            self.partial = text;
+            return None;
+        } else {
+            self.partial = text[complete..].to_vec();
+            text.truncate(complete);
+        }
+        Some(self.chunk(text, begin, ends))
+    }
+
+    /// The unterminated last line, as a line.
+    pub fn take_partial(&mut self) -> Option<Chunk> {
+        if self.partial.is_empty() {
+            return None;
+        }
+        let text = std::mem::take(&mut self.partial);
+        let (begin, ends) = (self.next - text.len() as u64, vec![text.len()]);
+        Some(self.chunk(text, begin, ends))
+    }
+
+    /// Bytes in the file after what was read.
+    pub fn unread(&self) -> u64 {
+        self.handle.metadata().map_or(0, |metadata| metadata.len().saturating_sub(self.next))
+    }
+
+    pub fn try_clone(&self) -> io::Result<File> {
+        self.handle.try_clone()
+    }
+
+    fn chunk(&self, text: Vec<u8>, begin: u64, ends: Vec<usize>) -> Chunk {
+        Chunk { file: self.file.clone(), headers: self.headers.clone(), text: text.into(), begin, ends }
+    }
+
+    /// Are the bytes before `next` still those that were read?
+    fn is_where_it_was(&self) -> io::Result<bool> {
+        let mut now = [0; TAIL_BYTES_MAX];
+        let now = &mut now[..self.last.len()];
+        match self.handle.read_exact_at(now, self.next - self.last.len() as u64) {
+            Ok(()) => Ok(now == self.last.as_slice()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn remember_last(&mut self, new: &[u8]) {
+        self.last.extend_from_slice(&new[new.len().saturating_sub(TAIL_BYTES_MAX)..]);
+        let surplus = self.last.len().saturating_sub(TAIL_BYTES_MAX);
+        self.last.drain(..surplus);
+    }
+
+    /// The beginning's checksum covers more as a young file grows.
+    fn grow_fingerprint(&self) -> io::Result<()> {
+        if (self.file.head().bytes as usize) < HEAD_BYTES_MAX {
+            self.file.grown(head(&self.handle)?);
+        }
+        Ok(())
+    }
+}
+
+/// The offset at which `tail` would have begun when the file was `length` bytes long.
+pub fn begin_offset(file: &File, begin: Begin, length: u64) -> io::Result<u64> {
+    let length = length.min(file.metadata()?.len());
+    match begin {
+        Begin::End => Ok(length),
+        Begin::Line(1) => Ok(0),
+        Begin::Line(line) => {
+            let mut newlines = line - 1;
+            let mut offset = 0;
+            let mut block = vec![0; 64 * 1024];
+            while offset < length {
+                let count = file.read_at(&mut block, offset)?;
+                if count == 0 {
+                    break;
+                }
+                for at in memchr::memchr_iter(b'\n', &block[..count]) {
+                    newlines -= 1;
+                    if newlines == 0 {
+                        return Ok(offset + at as u64 + 1);
+                    }
+                }
+                offset += count as u64;
+            }
+            Ok(length)
+        }
+        Begin::LastLines(lines) => {
+            let mut end = length;
+            let mut block = vec![0; 64 * 1024];
+            // The newline that ends the last line does not begin another one.
+            let mut newlines = lines;
+            let mut at_end = true;
+            while end > 0 {
+                let start = end.saturating_sub(block.len() as u64);
+                let part = &mut block[..usize::try_from(end - start).unwrap_or_default()];
+                file.read_exact_at(part, start)?;
+                let mut searched = part.len();
+                if at_end && part.last() == Some(&b'\n') {
+                    searched -= 1;
+                }
+                at_end = false;
+                for at in memchr::memrchr_iter(b'\n', &part[..searched]) {
+                    newlines -= 1;
+                    if newlines == 0 {
+                        return Ok(start + at as u64 + 1);
+                    }
+                }
+                end = start;
+            }
+            Ok(0)
+        }
+    }
+}
+
+/// Opens a file that can be tailed; says what it is when it cannot.
+pub fn open(path: &Path) -> io::Result<(File, std::fs::Metadata)> {
+    // A FIFO would block until somebody writes to it.
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    Ok((file, metadata))
+}

@@ -1,0 +1,143 @@
+//! Positions on disk: one small JSON file per source in the state directory, replaced as a whole.
+//!
+//! Promise: after `save` returns the positions survive a crash: temporary file, fsync, rename, fsync of the directory.
+//! A file that cannot be read is kept aside as `….damaged` and told, never silently overwritten.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::identity::Remembered;
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    version: u32,
+    files: Vec<Remembered>,
+}
+
+const VERSION: u32 = 1;
+
+pub struct Store {
+    path: PathBuf,
+    /// What is on disk, so that nothing is written twice.
+    written: Option<Vec<Remembered>>,
+}
+
+impl Store {
+    /// `<directory>/<source>.positions.json`; the directory is made if it is not there.
+    pub fn open(directory: &Path, source: &str) -> io::Result<(Self, Vec<Remembered>)> {
+        fs::create_dir_all(directory)?;
+        let path = directory.join(format!("{}.positions.json", file_name(source)));
+        let files = match fs::read(&path) {
+            Ok(text) => match serde_json::from_slice::<Document>(&text) {
+                Ok(document) if document.version == VERSION => document.files,
+                Ok(document) => {
+                    return Err(io::Error::other(format!(
+                        "{} has version {}, this program writes version {VERSION}; use the newer program or remove the file",
+                        path.display(),
+                        document.version
+                    )));
+                }
+                Err(error) => {
+                    let aside = path.with_extension("json.damaged");
+                    fs::rename(&path, &aside)?;
+                    tracing::warn!(%error, file = %path.display(), kept = %aside.display(), "positions cannot be read; files are found again by other means or read as new");
+                    Vec::new()
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+        };
+        Ok((Self { path, written: Some(files.clone()) }, files))
+    }
+
+    pub fn save(&mut self, files: Vec<Remembered>) -> io::Result<()> {
+        if self.written.as_ref() == Some(&files) {
+            return Ok(());
+        }
+        self.written = None;
+        let document = Document { version: VERSION, files };
+        write_atomically(&self.path, &serde_json::to_vec_pretty(&document)?)?;
+        self.written = Some(document.files);
+        Ok(())
+    }
+}
+
+fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("json.new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&temporary, path)?;
+    // Sync the directory too: a durable file whose name is lost is a lost file.
+    match path.parent() {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// A component's name as a file name: what is not a letter, digit, `-`, `_` or `.` is written as its code.
+pub fn file_name(name: &str) -> String {
+    let mut result = String::new();
+    for char in name.chars() {
+        match char {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => result.push(char),
+            '.' if !result.is_empty() => result.push('.'),
+            other => result.push_str(&format!("%{:x}", u32::from(other))),
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::identity::Fingerprint;
+    use super::*;
+
+    fn remembered(id: u64, offset: u64) -> Remembered {
+        Remembered { id, path: "/var/log/app.log".into(), dev: 1, inode: 2, fingerprint: Fingerprint::default(), offset }
+    }
+
+    #[test]
+    fn what_is_saved_is_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut store, files) = Store::open(directory.path(), "src").unwrap();
+        assert!(files.is_empty());
+        store.save(vec![remembered(u64::MAX, 5), remembered(1, 9)]).unwrap();
+        assert_eq!(Store::open(directory.path(), "src").unwrap().1, [remembered(u64::MAX, 5), remembered(1, 9)]);
+        assert!(Store::open(directory.path(), "other").unwrap().1.is_empty());
+    }
+
+    #[test]
+    fn a_damaged_file_is_kept_aside_and_a_newer_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.positions.json");
+        fs::write(&path, "{\"version\":1,\"files\":[{").unwrap();
+        assert!(Store::open(directory.path(), "s").unwrap().1.is_empty());
+        assert!(directory.path().join("s.positions.json.damaged").exists());
+        fs::write(&path, "{\"version\":2,\"files\":[]}").unwrap();
+        assert!(Store::open(directory.path(), "s").err().unwrap().to_string().contains("version 2"));
+    }
+
+    #[test]
+    fn a_left_over_temporary_file_does_no_harm() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("s.positions.json.new"), "torn").unwrap();
+        let (mut store, _) = Store::open(directory.path(), "s").unwrap();
+        store.save(vec![remembered(3, 4)]).unwrap();
+        assert_eq!(Store::open(directory.path(), "s").unwrap().1, [remembered(3, 4)]);
+    }
+
+    #[test]
+    fn names_become_safe_file_names() {
+        for (name, expected) in [("logSource", "logSource"), ("a/b", "a%2fb"), ("..", "%2e."), ("源", "%6e90"), ("a b", "a%20b")] {
+            assert_eq!(file_name(name), expected);
+        }
+    }
+}
