@@ -1,0 +1,516 @@
+//! Runs a job: restore → [cut → definition durable → run → commit durable → prune]…
+//!
+//! - A batch that fails is run again, with the same records, from the state before it; after `batch.retry.attempts` the
+//!   job fails. A broker that is away is no failure: the batch waits.
+//! - After a crash [`crate::commit::decide`] says what runs again.
+//! - The job ends when its sources do, or when it is told to ([`Mode`]).
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use parking_lot::Mutex;
+use service_kit::kafka::{KafkaError, RangeReader};
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
+use tracing::{info, info_span, warn};
+
+pub use super::cutter::Mode;
+use super::{
+    BatchContext, BatchOutcome, Program,
+    clock::{self, Clock},
+    cutter::{CutSource, Cutter, Rate, Rates},
+    input,
+    rate::PidRate,
+};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::commit::{Commit, Decision, End, Metadata, PlannedBatch, Positions, SourceStart, Totals, decide, differences};
+use crate::job::{JobSettings, JobState, Monitor};
+use crate::source::{Cluster, Mirror, Source};
+
+/// Longest wait between two runs of a failing batch, or two looks at a broker or store that is away.
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Differences named when a changed program meets an old checkpoint.
+const DIFFERENCES_MAX: usize = 8;
+
+/// Everything a job needs to run.
+pub struct Runner {
+    pub job: Arc<str>,
+    pub settings: JobSettings,
+    pub program: Box<dyn Program>,
+    pub checkpoint: Checkpoint,
+    pub cluster: Arc<dyn Cluster>,
+    pub clock: Arc<dyn Clock>,
+    pub monitor: Arc<Monitor>,
+    pub mode: watch::Receiver<Mode>,
+    pub tasks: TaskTracker,
+}
+
+/// The state between two batches.
+struct Progress {
+    checkpoint_id: Arc<str>,
+    /// Snapshot after the newest commit; empty before the first.
+    state: Bytes,
+    totals: Totals,
+    readers: Vec<Arc<dyn RangeReader>>,
+    mirrors: Vec<Option<Mirror>>,
+    rates: Rates,
+}
+
+/// Programs may hold on to their mirrors for longer than the job runs.
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.mirrors.iter().flatten().for_each(Mirror::close);
+    }
+}
+
+impl Runner {
+    /// Runs the job to its end and writes the end to the monitor.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let (job, monitor) = (self.job.clone(), self.monitor.clone());
+        let result = self.run_to_end().await;
+        match &result {
+            Ok(()) => {
+                info!(%job, "job finished");
+                monitor.over(JobState::Finished, None);
+            }
+            Err(error) => {
+                tracing::error!(%job, error = format!("{error:#}"), "job failed");
+                monitor.over(JobState::Failed, Some(format!("{error:#}")));
+            }
+        }
+        result
+    }
+
+    async fn run_to_end(mut self) -> anyhow::Result<()> {
+        let Some(sources) = self.connect().await? else { return Ok(()) };
+        let Some(mut start) = self.restore(&sources).await? else { return Ok(()) };
+        self.monitor.set_state(JobState::Running);
+        for planned in std::mem::take(&mut start.rerun) {
+            self.monitor.submitted(&planned, self.clock.now_ms());
+            if !self.batch(&planned, &mut start.progress, true).await? || planned.end.is_some() {
+                return Ok(());
+            }
+        }
+        let cutter = Cutter {
+            sources: start.sources,
+            settings: self.settings.clone(),
+            clock: self.clock.clone(),
+            monitor: self.monitor.clone(),
+            rates: start.progress.rates.clone(),
+            next_id: start.next_id,
+            last_ms: start.last_ms,
+            mode: self.mode.clone(),
+        };
+        let (queue, batches) = mpsc::channel(self.settings.queue_batches_max);
+        let cutter = self.tasks.spawn(cutter.run(queue));
+        let result = self.batches(batches, &mut start.progress).await;
+        // A failing cutter closes the queue; its error is the job's.
+        cutter.abort();
+        let cut = cutter.await;
+        result?;
+        match cut {
+            Ok(cut) => cut,
+            Err(error) if error.is_cancelled() => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Runs what the cutter cuts.
+    async fn batches(&mut self, mut batches: mpsc::Receiver<PlannedBatch>, progress: &mut Progress) -> anyhow::Result<()> {
+        let mut mode = self.mode.clone();
+        loop {
+            let stop_now = |mode: &mut watch::Receiver<Mode>, gracefully: bool| *mode.borrow_and_update() == Mode::Stop && !gracefully;
+            if stop_now(&mut mode, self.settings.stop_gracefully) {
+                return Ok(());
+            }
+            let planned = tokio::select! {
+                biased;
+                changed = mode.changed(), if !self.settings.stop_gracefully => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return Ok(()),
+                },
+                planned = batches.recv() => planned,
+            };
+            let Some(planned) = planned else { return Ok(()) };
+            if !self.batch(&planned, progress, false).await? || planned.end.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    // === Start ===
+
+    /// Connects every source; waits while brokers are away. `None` when the job was stopped meanwhile.
+    async fn connect(&mut self) -> anyhow::Result<Option<Vec<Arc<Source>>>> {
+        let mut sources = Vec::new();
+        for spec in self.program.sources() {
+            let cluster = self.cluster.clone();
+            let connect = move || {
+                let (cluster, spec) = (cluster.clone(), spec.clone());
+                async move { Ok(Arc::new(Source::connect(cluster.as_ref(), spec).await?)) }.boxed()
+            };
+            match self.patiently(connect).await? {
+                Some(source) => sources.push(source),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(sources))
+    }
+
+    /// Finds out where the job stands. `None` when it has nothing to do any more, or was stopped meanwhile.
+    async fn restore(&mut self, sources: &[Arc<Source>]) -> anyhow::Result<Option<Start>> {
+        let checkpoint = self.checkpoint.clone();
+        let load = move || {
+            let checkpoint = checkpoint.clone();
+            async move { Ok(checkpoint.load().await?) }.boxed()
+        };
+        let Some(loaded) = self.patiently(load).await? else { return Ok(None) };
+        let (restore, batches, discard) = match decide(&loaded.facts) {
+            Decision::Refuse(reason) => {
+                anyhow::bail!(
+                    "checkpoint `{}` cannot be used: {reason}. Restore it from a savepoint, or give the job another one",
+                    self.checkpoint.location()
+                )
+            }
+            Decision::Fresh => (None, vec![], vec![]),
+            Decision::Continue { restore, discard } => (restore, vec![], discard),
+            Decision::Rerun { restore, batches, discard } => (restore, batches, discard),
+        };
+        debug_assert_eq!(restore, loaded.commit.as_ref().map(|(commit, _)| commit.id));
+        let metadata = match loaded.metadata {
+            Some(metadata) => self.known(metadata, sources)?,
+            None => match self.fresh(sources).await? {
+                Some(metadata) => metadata,
+                None => return Ok(None),
+            },
+        };
+        for entry in discard {
+            warn!(?entry, job = %self.job, "dropping a torn checkpoint entry");
+            self.checkpoint.discard(entry).await?;
+        }
+        let all_bounded = !metadata.sources.is_empty() && metadata.sources.iter().all(|source| source.ends.is_some());
+        let (mut positions, mut state, mut totals, mut last_ms) = match &loaded.commit {
+            None => (metadata.sources.iter().map(|source| source.starts.clone()).collect(), Bytes::new(), Totals::default(), None),
+            Some((commit, state)) => (commit.next.clone(), state.clone(), commit.totals, Some(commit.time_ms)),
+        };
+        if let Some((commit, _)) = &loaded.commit {
+            self.monitor.restored(commit.totals, commit.watermark_ms);
+            match commit.end {
+                Some(End::Finished) if all_bounded && batches.is_empty() => {
+                    info!(job = %self.job, "every source was read already");
+                    return Ok(None);
+                }
+                // Everything was emitted: the windows are empty again.
+                Some(End::Drained) => state = Bytes::new(),
+                _ => {}
+            }
+            let keep = self.settings.checkpoint_retained;
+            self.checkpoint.prune(commit.id, keep).await?;
+        }
+        let mut rerun = Vec::new();
+        for id in batches {
+            let Some(planned) = loaded.planned.get(&id) else { anyhow::bail!("batch {id} is decided upon and not loaded") };
+            for (source, ranges) in planned.definition.ranges.iter().enumerate() {
+                let Some(positions): Option<&mut Positions> = positions.get_mut(source) else { continue };
+                positions.0.extend(ranges.iter().map(|range| (range.topic_partition(), range.until)));
+            }
+            last_ms = Some(planned.definition.time_ms);
+            rerun.push(planned.clone());
+        }
+        let next_id = rerun.last().map(|planned| planned.definition.id).or(restore).map_or(0, |id| id + 1);
+        totals.batches = totals.batches.max(restore.map_or(0, |id| id + 1));
+        let interval_ms = clock::interval_ms(self.settings.batch_interval);
+        let pid = || PidRate::new(interval_ms, self.settings.backpressure.clone());
+        let progress = Progress {
+            checkpoint_id: metadata.checkpoint_id.as_str().into(),
+            state,
+            totals,
+            readers: sources.iter().map(|source| source.reader.clone()).collect(),
+            mirrors: sources.iter().map(|source| self.mirror(source)).collect(),
+            rates: Arc::new(Mutex::new(sources.iter().map(|_| Rate { pid: pid(), latest: 0 }).collect())),
+        };
+        info!(
+            job = %self.job, checkpoint = self.checkpoint.location(), next_batch = next_id, run_again = rerun.len(),
+            fresh = loaded.commit.is_none() && rerun.is_empty(), "job starts"
+        );
+        self.program.attach(&progress.mirrors);
+        if !self.reset(&progress).await? {
+            return Ok(None);
+        }
+        let sources = sources
+            .iter()
+            .zip(positions)
+            .zip(&metadata.sources)
+            .map(|((source, positions), start)| CutSource::new(source.clone(), positions.0, start.ends.as_ref().map(|ends| ends.0.clone())))
+            .collect();
+        Ok(Some(Start { sources, rerun, next_id, last_ms, progress }))
+    }
+
+    /// Checks that the checkpoint is this job's.
+    fn known(&self, metadata: Metadata, sources: &[Arc<Source>]) -> anyhow::Result<Metadata> {
+        let location = self.checkpoint.location();
+        if metadata.job != *self.job {
+            anyhow::bail!("checkpoint `{location}` belongs to job `{}`, not to `{}`; give this job its own", metadata.job, self.job);
+        }
+        let now: Vec<&str> = sources.iter().map(|source| source.spec.name.as_str()).collect();
+        let then: Vec<&str> = metadata.sources.iter().map(|source| source.name.as_str()).collect();
+        let mut differ = differences(&metadata.fingerprint, &self.program.fingerprint(), DIFFERENCES_MAX);
+        if now != then {
+            differ.insert(0, format!("sources: was {then:?}, is {now:?}"));
+        }
+        if !differ.is_empty() {
+            anyhow::bail!(
+                "checkpoint `{location}` was written by a different program of job `{}`:\n  {}\nRestore the program, or give the changed job a fresh checkpoint",
+                self.job,
+                differ.join("\n  ")
+            );
+        }
+        Ok(metadata)
+    }
+
+    async fn fresh(&mut self, sources: &[Arc<Source>]) -> anyhow::Result<Option<Metadata>> {
+        let mut starts: Vec<SourceStart> = Vec::new();
+        for source in sources {
+            let cluster = self.cluster.clone();
+            let source = source.clone();
+            let look_up = move || {
+                let (source, cluster) = (source.clone(), cluster.clone());
+                async move { source.start(cluster.as_ref()).await }.boxed()
+            };
+            match self.patiently(look_up).await? {
+                Some(start) => starts.push(start),
+                None => return Ok(None),
+            }
+        }
+        let metadata = Metadata {
+            job: self.job.to_string(),
+            checkpoint_id: uuid::Uuid::new_v4().simple().to_string(),
+            fingerprint: self.program.fingerprint(),
+            started_at_ms: self.clock.now_ms(),
+            sources: starts,
+        };
+        self.checkpoint.put_metadata(&metadata).await?;
+        Ok(Some(metadata))
+    }
+
+    fn mirror(&self, source: &Source) -> Option<Mirror> {
+        let group = source.spec.group.clone()?;
+        Some(Mirror::start(self.cluster.clone(), source.spec.clone(), group, &self.tasks))
+    }
+
+    /// Puts the program back to the newest commit. False when the job was stopped meanwhile.
+    async fn reset(&mut self, progress: &Progress) -> anyhow::Result<bool> {
+        self.program.restore(progress.state.clone())?;
+        for definition in self.program.wants() {
+            let caught_up = definition.ranges.iter().map(|ranges| vec![false; ranges.len()]).collect();
+            let planned = PlannedBatch { definition: (*definition).clone(), caught_up, end: None };
+            let mut backoff = self.settings.retry_backoff;
+            while let Err(error) = self.program.rebuild(definition.clone(), input::open(&progress.readers, &planned)).await {
+                if !is_away(&error) {
+                    return Err(error.context(format!("cannot read batch {} again, which a window still needs", definition.id)));
+                }
+                if !self.wait(&error, &mut backoff).await {
+                    return Ok(false);
+                }
+            }
+            self.no_longer_waiting();
+        }
+        Ok(true)
+    }
+
+    // === A batch ===
+
+    /// Runs one batch to its commit. False when the job was stopped before it succeeded.
+    async fn batch(&mut self, planned: &PlannedBatch, progress: &mut Progress, mut replay: bool) -> anyhow::Result<bool> {
+        let id = planned.definition.id;
+        if !replay && !self.store(Entry::Definition(planned)).await? {
+            return Ok(false);
+        }
+        let mut attempt = 0;
+        let mut backoff = self.settings.retry_backoff;
+        let outcome = loop {
+            self.monitor.started(id, attempt, self.clock.now_ms());
+            let error = match self.attempt(planned, progress, replay).await {
+                Ok(outcome) => break outcome,
+                Err(error) => error,
+            };
+            replay = true;
+            self.monitor.attempt_failed(id, &format!("{error:#}"));
+            if !is_away(&error) {
+                attempt += 1;
+                if attempt > self.settings.retry_attempts {
+                    self.monitor.failed(id, &format!("{error:#}"), self.clock.now_ms());
+                    return Err(error.context(format!("batch {id} failed {attempt} times")));
+                }
+            }
+            if !self.wait(&error, &mut backoff).await || !self.reset(progress).await? {
+                return Ok(false);
+            }
+        };
+        self.no_longer_waiting();
+        let state = self.program.snapshot()?;
+        let totals = &mut progress.totals;
+        totals.batches += 1;
+        totals.rows_in += outcome.rows_in;
+        totals.rows_out += outcome.rows_out;
+        totals.malformed += outcome.malformed;
+        totals.late += outcome.late;
+        let next = |ranges: &Vec<super::OffsetRange>| {
+            Positions(ranges.iter().map(|range| (range.topic_partition(), range.until)).collect::<BTreeMap<_, _>>())
+        };
+        let commit = Commit {
+            id,
+            time_ms: planned.definition.time_ms,
+            next: planned.definition.ranges.iter().map(next).collect(),
+            watermark_ms: outcome.watermark_ms,
+            totals: *totals,
+            end: planned.end,
+        };
+        if !self.store(Entry::Commit(&commit, &state)).await? {
+            return Ok(false);
+        }
+        progress.state = state;
+        self.committed(&commit, &outcome, planned, progress).await;
+        Ok(true)
+    }
+
+    /// One run of a batch.
+    async fn attempt(&mut self, planned: &PlannedBatch, progress: &Progress, replay: bool) -> anyhow::Result<BatchOutcome> {
+        let definition = Arc::new(planned.definition.clone());
+        let inputs = input::open(&progress.readers, planned);
+        let span = || info_span!(parent: None, "engine.batch", job = %self.job, batch = definition.id, time_ms = definition.time_ms, records = definition.count(), replay);
+        let (inputs, span) = input::traced(inputs, span).await;
+        let batch = BatchContext {
+            job: self.job.clone(),
+            checkpoint_id: progress.checkpoint_id.clone(),
+            definition,
+            replay,
+            last: planned.end.is_some(),
+            span: span.clone(),
+        };
+        input::in_process_span(&span, self.program.run(&batch, inputs)).await
+    }
+
+    /// What follows a commit; nothing here may fail the job.
+    async fn committed(&mut self, commit: &Commit, outcome: &BatchOutcome, planned: &PlannedBatch, progress: &Progress) {
+        for (mirror, next) in progress.mirrors.iter().zip(&commit.next) {
+            if let Some(mirror) = mirror {
+                mirror.commit(next.0.clone());
+            }
+        }
+        if let Err(error) = self.checkpoint.prune_one(commit.id, self.settings.checkpoint_retained).await {
+            warn!(%error, job = %self.job, "cannot remove an old checkpoint entry");
+        }
+        let now_ms = self.clock.now_ms();
+        let Some(view) = self.monitor.completed_batch(commit.id, outcome, commit.totals, now_ms) else { return };
+        if self.settings.backpressure.enabled {
+            let (processing, scheduling) = (view.processing_ms().unwrap_or(0), view.scheduling_delay_ms().unwrap_or(0));
+            for (rate, ranges) in progress.rates.lock().iter_mut().zip(&planned.definition.ranges) {
+                let elements = ranges.iter().map(super::OffsetRange::count).sum();
+                let limit = rate.pid.compute(now_ms, elements, processing.cast_signed(), scheduling.cast_signed());
+                if let Some(limit) = limit {
+                    rate.latest = limit as i64;
+                }
+            }
+        }
+    }
+
+    // === Patience ===
+
+    /// Puts a checkpoint entry; waits while the store does not answer. False when the job was stopped meanwhile.
+    async fn store(&mut self, entry: Entry<'_>) -> anyhow::Result<bool> {
+        let mut backoff = self.settings.retry_backoff;
+        let mut unknown = false;
+        loop {
+            let put = match entry {
+                Entry::Definition(planned) => self.checkpoint.put_definition(planned).await,
+                Entry::Commit(commit, state) => self.checkpoint.put_commit(commit, state).await,
+            };
+            match put {
+                Ok(()) => {
+                    self.no_longer_waiting();
+                    return Ok(true);
+                }
+                // An earlier put of ours was answered with an error and happened all the same.
+                Err(CheckpointError::Taken { .. }) if unknown => return Ok(true),
+                Err(error) if error.retryable() => {
+                    unknown = true;
+                    if !self.wait(&error.into(), &mut backoff).await {
+                        return Ok(false);
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Repeats until it succeeds, waiting while the other side is away. `None` when the job was stopped meanwhile.
+    async fn patiently<T>(
+        &mut self,
+        mut attempt: impl FnMut() -> BoxFuture<'static, anyhow::Result<T>> + Send,
+    ) -> anyhow::Result<Option<T>> {
+        let mut backoff = self.settings.retry_backoff.min(Duration::from_millis(500));
+        loop {
+            let mut mode = self.mode.clone();
+            let done = tokio::select! {
+                biased;
+                _ = mode.wait_for(|mode| matches!(mode, Mode::Stop | Mode::Drain)) => return Ok(None),
+                done = attempt() => done,
+            };
+            match done {
+                Ok(done) => {
+                    self.no_longer_waiting();
+                    return Ok(Some(done));
+                }
+                Err(error) if is_away(&error) => {
+                    if !self.wait(&error, &mut backoff).await {
+                        return Ok(None);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits before the next attempt; says so once. False when the job is to stop.
+    async fn wait(&mut self, error: &anyhow::Error, backoff: &mut Duration) -> bool {
+        if self.monitor.waiting(format!("waiting: {error:#}")) {
+            warn!(job = %self.job, error = format!("{error:#}"), "waiting to try again; nothing is lost");
+        }
+        let stopped = tokio::time::timeout(*backoff, self.mode.wait_for(|mode| *mode == Mode::Stop)).await.is_ok();
+        *backoff = (*backoff * 2).min(RETRY_WAIT_MAX);
+        !stopped
+    }
+
+    fn no_longer_waiting(&self) {
+        if self.monitor.not_waiting() {
+            info!(job = %self.job, "goes on");
+        }
+    }
+}
+
+/// What is put while a batch runs.
+#[derive(Clone, Copy)]
+enum Entry<'a> {
+    Definition(&'a PlannedBatch),
+    Commit(&'a Commit, &'a Bytes),
+}
+
+/// Where a job begins.
+struct Start {
+    sources: Vec<CutSource>,
+    /// Batches that may have run before, to be run again.
+    rerun: Vec<PlannedBatch>,
+    next_id: u64,
+    last_ms: Option<i64>,
+    progress: Progress,
+}
+
+/// The other side does not answer at the moment; nothing is wrong with the job.
+fn is_away(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<KafkaError>().is_some_and(KafkaError::retryable)
+            || cause.downcast_ref::<CheckpointError>().is_some_and(CheckpointError::retryable)
+    })
+}

@@ -1,0 +1,423 @@
+//! The runner over Kafka in memory: what happens to records when jobs start, fail, stop, crash and go on.
+#![allow(clippy::unwrap_used)]
+
+use std::{sync::Arc, time::Duration};
+
+use object_store::memory::InMemory;
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::task::TaskTracker;
+
+use super::clock::manual::ManualClock;
+use super::fake::{CountingProgram, FakeKafka, FencedSink, spec};
+use super::runner::{Mode, Runner};
+use super::{Bounded, Program, Startup};
+use crate::checkpoint::Checkpoint;
+use crate::job::{JobSettings, JobState, Monitor};
+
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Longest wait for a condition; far above what any of them takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A job under test.
+struct Running {
+    monitor: Arc<Monitor>,
+    mode: watch::Sender<Mode>,
+    clock: ManualClock,
+    tasks: TaskTracker,
+    done: JoinHandle<anyhow::Result<()>>,
+}
+
+fn settings() -> JobSettings {
+    JobSettings { batch_interval: INTERVAL, retry_backoff: Duration::from_millis(1), ..JobSettings::default() }
+}
+
+fn start(kafka: &FakeKafka, checkpoint: &Checkpoint, settings: JobSettings, program: impl Program + 'static) -> Running {
+    start_at(1_000_000, kafka, checkpoint, settings, program)
+}
+
+/// A later start: time has passed.
+fn start_again(kafka: &FakeKafka, checkpoint: &Checkpoint, settings: JobSettings, program: impl Program + 'static) -> Running {
+    start_at(2_000_000, kafka, checkpoint, settings, program)
+}
+
+fn start_at(now_ms: i64, kafka: &FakeKafka, checkpoint: &Checkpoint, settings: JobSettings, program: impl Program + 'static) -> Running {
+    let clock = ManualClock::at(now_ms);
+    let monitor = Arc::new(Monitor::new("job", 1000, 100, checkpoint.location(), now_ms));
+    let (mode, receiver) = watch::channel(Mode::Run);
+    let tasks = TaskTracker::new();
+    let runner = Runner {
+        job: "job".into(),
+        settings,
+        program: Box::new(program),
+        checkpoint: checkpoint.clone(),
+        cluster: Arc::new(kafka.clone()),
+        clock: Arc::new(clock.clone()),
+        monitor: monitor.clone(),
+        mode: receiver,
+        tasks: tasks.clone(),
+    };
+    Running { monitor, mode, clock, tasks, done: tokio::spawn(runner.run()) }
+}
+
+impl Running {
+    async fn until(&self, fits: impl FnMut(&crate::job::JobView) -> bool) {
+        tokio::time::timeout(PATIENCE, self.monitor.wait_for(fits)).await.expect("the condition did not come about");
+    }
+
+    /// Moves the clock one interval and waits for that batch.
+    async fn tick(&self) {
+        // Restored totals are there once the job runs.
+        self.until(|view| view.state == JobState::Running).await;
+        let before = self.monitor.view().totals.batches;
+        self.asleep().await;
+        self.clock.advance(INTERVAL);
+        self.until(|view| view.totals.batches > before).await;
+    }
+
+    /// Waits until the cutter sleeps.
+    async fn asleep(&self) {
+        let sleeping = async {
+            while self.clock.sleepers() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, sleeping).await.expect("the cutter never slept");
+    }
+
+    async fn end(self) -> anyhow::Result<()> {
+        tokio::time::timeout(PATIENCE, self.done).await.expect("the job did not end").unwrap()
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.mode.send_replace(Mode::Stop);
+        self.end().await
+    }
+}
+
+fn counting(startup: Startup, bounded: Option<Bounded>, sink: &FencedSink) -> CountingProgram {
+    CountingProgram::new(spec(startup, bounded), sink)
+}
+
+#[tokio::test]
+async fn batches_follow_each_other_without_gap_or_overlap() {
+    let (kafka, sink, checkpoint) = (FakeKafka::with_topic("t", 2), FencedSink::default(), Checkpoint::in_memory());
+    kafka.send("t", 0, "before");
+    let job = start(&kafka, &checkpoint, settings(), counting(Startup::Earliest, None, &sink));
+    job.tick().await;
+    kafka.send("t", 0, "a");
+    kafka.send("t", 1, "b");
+    job.tick().await;
+    job.tick().await; // nothing new: an empty batch
+    job.stop().await.unwrap();
+    let state = sink.state();
+    assert_eq!(state.effects, kafka.all("t"));
+    assert_eq!(
+        state.batches.iter().map(|batch| (batch.id, batch.time_ms)).collect::<Vec<_>>(),
+        [(0, 1_001_000), (1, 1_002_000), (2, 1_003_000)]
+    );
+    assert_eq!(state.batches[2].count(), 0);
+}
+
+#[tokio::test]
+async fn latest_begins_after_what_is_there_and_keeps_that_place() {
+    let (kafka, sink, checkpoint) = (FakeKafka::with_topic("t", 1), FencedSink::default(), Checkpoint::in_memory());
+    kafka.send("t", 0, "old");
+    let job = start(&kafka, &checkpoint, settings(), counting(Startup::Latest, None, &sink));
+    job.until(|view| view.state == JobState::Running).await;
+    // Stopped before its first batch: what comes now must not be skipped by the next start.
+    job.stop().await.unwrap();
+    kafka.send("t", 0, "new");
+    let job = start_again(&kafka, &checkpoint, settings(), counting(Startup::Latest, None, &sink));
+    job.tick().await;
+    job.stop().await.unwrap();
+    assert_eq!(sink.state().effects.keys().collect::<Vec<_>>(), ["t-0@1"]);
+}
+
+#[tokio::test]
+async fn a_bounded_job_reads_everything_at_once_and_finishes_and_stays_finished() {
+    let (kafka, sink, checkpoint) = (FakeKafka::with_topic("t", 3), FencedSink::default(), Checkpoint::in_memory());
+    (0..30).for_each(|n| kafka.send("t", n % 3, "x"));
+    let job = start(&kafka, &checkpoint, settings(), counting(Startup::Earliest, Some(Bounded::Latest), &sink));
+    let monitor = job.monitor.clone();
+    job.end().await.unwrap();
+    assert_eq!(monitor.state(), JobState::Finished);
+    assert_eq!(sink.state().effects, kafka.all("t"));
+    assert_eq!(sink.state().lasts, [0]);
+    let everything = kafka.all("t");
+    kafka.send("t", 0, "later");
+    start_again(&kafka, &checkpoint, settings(), counting(Startup::Earliest, Some(Bounded::Latest), &sink)).end().await.unwrap();
+    assert_eq!(sink.state().effects, everything);
+}
+
+#[tokio::test]
+async fn a_bounded_job_over_an_empty_topic_runs_one_last_batch() {
+    let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
+    start(&kafka, &Checkpoint::in_memory(), settings(), counting(Startup::Earliest, Some(Bounded::Latest), &sink)).end().await.unwrap();
+    assert_eq!(sink.state().lasts, [0]);
+}
+
+#[tokio::test]
+async fn max_rate_per_partition_bounds_every_batch() {
+    let (kafka, sink) = (FakeKafka::with_topic("t", 2), FencedSink::default());
+    (0..25).for_each(|_| kafka.send("t", 0, "x"));
+    kafka.send("t", 1, "x");
+    let settings = JobSettings { max_rate_per_partition: Some(10), ..settings() };
+    let job = start(&kafka, &Checkpoint::in_memory(), settings, counting(Startup::Earliest, Some(Bounded::Latest), &sink));
+    job.until(|view| view.totals.batches == 1).await; // bounded: at once
+    job.tick().await;
+    job.asleep().await;
+    job.clock.advance(INTERVAL);
+    job.end().await.unwrap();
+    let counts: Vec<u64> = sink.state().batches.iter().map(|batch| batch.count()).collect();
+    assert_eq!(counts, [11, 10, 5]);
+}
+
+#[tokio::test]
+async fn a_failed_batch_is_run_again_from_the_state_before_it() {
+    for fail_after_effect in [false, true] {
+        let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
+        let mut program = counting(Startup::Earliest, None, &sink);
+        program.fail_after_effect = fail_after_effect;
+        *program.failures.lock() = vec![1, 1, 1];
+        let job = start(&kafka, &Checkpoint::in_memory(), settings(), program);
+        for _ in 0..3 {
+            kafka.send("t", 0, "x");
+            job.tick().await;
+        }
+        let view = job.monitor.batch(1).unwrap();
+        assert_eq!((view.attempt, view.error.is_some()), (3, true));
+        assert_eq!(job.monitor.view().error, None);
+        job.stop().await.unwrap();
+        assert_eq!(sink.state().effects, kafka.all("t"));
+        assert_eq!(sink.state().totals.values().copied().collect::<Vec<_>>(), [1, 2, 3], "state is not counted twice");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_keeps_failing_fails_the_job_with_its_error() {
+    let (kafka, sink, checkpoint) = (FakeKafka::with_topic("t", 1), FencedSink::default(), Checkpoint::in_memory());
+    kafka.send("t", 0, "x");
+    let program = counting(Startup::Earliest, None, &sink);
+    *program.failures.lock() = vec![0; 4];
+    let job = start(&kafka, &checkpoint, JobSettings { retry_attempts: 3, ..settings() }, program);
+    job.asleep().await;
+    job.clock.advance(INTERVAL);
+    let monitor = job.monitor.clone();
+    let error = format!("{:#}", job.end().await.unwrap_err());
+    assert!(error.contains("batch 0 failed 4 times") && error.contains("told to fail"), "{error}");
+    assert_eq!(monitor.state(), JobState::Failed);
+    assert!(monitor.view().error.unwrap().contains("told to fail"));
+    // The next start runs the same batch again.
+    let job = start_again(&kafka, &checkpoint, settings(), counting(Startup::Earliest, None, &sink));
+    job.until(|view| view.totals.batches == 1).await;
+    job.stop().await.unwrap();
+    assert_eq!(sink.state().effects, kafka.all("t"));
+}
+
+#[tokio::test]
+async fn a_broker_that_is_away_is_waited_for_and_loses_nothing() {
+    let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
+    kafka.set_away(true);
+    let job = start(&kafka, &Checkpoint::in_memory(), settings(), counting(Startup::Earliest, None, &sink));
+    job.until(|view| view.error.as_ref().is_some_and(|error| error.contains("fake:9092"))).await;
+    assert_eq!(job.monitor.state(), JobState::Starting);
+    kafka.set_away(false);
+    kafka.send("t", 0, "a");
+    job.until(|view| view.state == JobState::Running && view.error.is_none()).await;
+    job.tick().await;
+    // Away between two batches.
+    kafka.set_away(true);
+    kafka.send("t", 0, "b");
+    job.asleep().await;
+    job.clock.advance(INTERVAL);
+    job.until(|view| view.error.is_some()).await;
+    assert!(kafka.refused() > 0);
+    kafka.set_away(false);
+    job.until(|view| view.totals.batches == 2).await;
+    assert_eq!(job.monitor.view().error, None);
+    job.stop().await.unwrap();
+    assert_eq!(sink.state().effects, kafka.all("t"));
+}
+
+#[tokio::test]
+async fn an_unknown_topic_fails_the_job_at_once() {
+    let (kafka, sink) = (FakeKafka::default(), FencedSink::default());
+    let job = start(&kafka, &Checkpoint::in_memory(), settings(), counting(Startup::Earliest, None, &sink));
+    let error = format!("{:#}", job.end().await.unwrap_err());
+    assert!(error.contains('t'), "{error}");
+}
+
+#[tokio::test]
+async fn new_partitions_are_read_from_their_first_record() {
+    let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
+    let job = start(&kafka, &Checkpoint::in_memory(), settings(), counting(Startup::Latest, None, &sink));
+    job.tick().await;
+    kafka.add_partitions("t", 1..3);
+    kafka.send("t", 2, "x");
+    job.tick().await;
+    job.stop().await.unwrap();
+    assert_eq!(sink.state().effects, kafka.all("t"));
+}
+
+#[tokio::test]
+async fn drain_reads_to_the_end_and_the_next_start_has_empty_state() {
+    let (kafka, sink, checkpoint) = (FakeKafka::with_topic("t", 1), FencedSink::default(), Checkpoint::in_memory());
+    let limited = JobSettings { max_rate_per_partition: Some(1), ..settings() };
+    let job = start(&kafka, &checkpoint, limited.clone(), counting(Startup::Earliest, None, &sink));
+    job.tick().await;
+    (0..10).for_each(|_| kafka.send("t", 0, "x"));
+    job.mode.send_replace(Mode::Drain);
+    job.asleep().await;
+    job.clock.advance(INTERVAL);
+    job.end().await.unwrap();
+    assert_eq!(sink.state().effects, kafka.all("t"), "a drain ignores the rate");
+    assert_eq!(sink.state().lasts, [1]);
+    kafka.send("t", 0, "y");
+    let job = start_again(&kafka, &checkpoint, limited, counting(Startup::Earliest, None, &sink));
+    job.tick().await;
+    job.stop().await.unwrap();
+    assert_eq!(sink.state().effects, kafka.all("t"));
+    assert_eq!(sink.state().totals[&2], 1, "the state began anew");
+}
+
+#[tokio::test]
+async fn pause_cuts_nothing_until_resume() {
+    let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
+    let job = start(&kafka, &Checkpoint::in_memory(), settings(), counting(Startup::Earliest, None, &sink));
+    job.tick().await;
+    job.mode.send_replace(Mode::Pause);
+    job.until(|view| view.state == JobState::Paused).await;
+    kafka.send("t", 0, "x");
+    job.clock.advance(INTERVAL * 5);
+    assert_eq!(job.monitor.view().totals.batches, 1);
+    job.mode.send_replace(Mode::Run);
+    job.until(|view| view.totals.batches == 2).await;
+    job.stop().await.unwrap();
+    let state = sink.state();
+    assert_eq!(state.batches.last().unwrap().time_ms, 1_006_000, "one batch covers the missed time");
+}
+
+#[tokio::test]
+async fn offsets_removed_by_retention_are_an_error_or_skipped_when_that_is_accepted() {
+    let (kafka, sink, checkpoint) = (FakeKafka::with_topic("t", 1), FencedSink::default(), Checkpoint::in_memory());
+    kafka.send("t", 0, "x");
+    let job = start(&kafka, &checkpoint, settings(), counting(Startup::Earliest, None, &sink));
+    job.tick().await;
+    job.stop().await.unwrap();
+    (0..9).for_each(|_| kafka.send("t", 0, "x"));
+    kafka.remove_before("t", 0, 5);
+    let job = start_again(&kafka, &checkpoint, settings(), counting(Startup::Earliest, None, &sink));
+    job.asleep().await;
+    job.clock.advance(INTERVAL);
+    let error = format!("{:#}", job.end().await.unwrap_err());
+    assert!(["t-0", "offset 1", "begins at 5", "failOnDataLoss=false"].iter().all(|part| error.contains(part)), "{error}");
+    let lossy = JobSettings { fail_on_data_loss: false, ..settings() };
+    let job = start_again(&kafka, &checkpoint, lossy, counting(Startup::Earliest, None, &sink));
+    job.tick().await;
+    job.stop().await.unwrap();
+    assert_eq!(sink.state().effects.len(), 6, "the first, and 5 to 9");
+}
+
+#[tokio::test]
+async fn another_job_another_program_and_another_process_are_refused() {
+    let (kafka, sink, checkpoint) = (FakeKafka::with_topic("t", 1), FencedSink::default(), Checkpoint::in_memory());
+    let job = start(&kafka, &checkpoint, settings(), counting(Startup::Earliest, None, &sink));
+    job.tick().await;
+    // A second process on the same checkpoint: whoever puts a definition second loses.
+    let other = start_again(&kafka, &checkpoint, settings(), counting(Startup::Earliest, None, &sink));
+    other.tick().await;
+    job.asleep().await;
+    job.clock.advance(INTERVAL);
+    let error = format!("{:#}", job.end().await.unwrap_err());
+    assert!(error.contains("another process"), "{error}");
+    other.stop().await.unwrap();
+
+    let mut changed = counting(Startup::Earliest, None, &sink);
+    changed.fingerprint = serde_json::json!({ "program": "sum" });
+    let error = format!("{:#}", start_again(&kafka, &checkpoint, settings(), changed).end().await.unwrap_err());
+    assert!(error.contains(r#"/program: was "count", is "sum""#), "{error}");
+}
+
+#[tokio::test]
+async fn group_offsets_are_mirrored_and_a_fresh_job_begins_at_them() {
+    let (kafka, sink) = (FakeKafka::with_topic("t", 2), FencedSink::default());
+    (0..4).for_each(|n| kafka.send("t", n % 2, "x"));
+    kafka.set_committed("g", "t", 0, 1);
+    let mut program = counting(Startup::GroupOffsets, None, &sink);
+    program.spec.group = Some("g".into());
+    program.spec.kafka.set("auto.offset.reset", "earliest");
+    let job = start(&kafka, &Checkpoint::in_memory(), settings(), program);
+    job.tick().await;
+    assert_eq!(sink.state().effects.keys().collect::<Vec<_>>(), ["t-0@1", "t-1@0", "t-1@1"]);
+    let mirrored = async {
+        while kafka.committed("g", "t", 0) != Some(2) || kafka.committed("g", "t", 1) != Some(2) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, mirrored).await.expect("offsets were not mirrored");
+    let tasks = job.tasks.clone();
+    job.stop().await.unwrap();
+    tasks.close();
+    tokio::time::timeout(PATIENCE, tasks.wait()).await.expect("the job left tasks behind");
+}
+
+#[tokio::test]
+async fn the_checkpoint_keeps_as_many_batches_as_it_is_told() {
+    let store = Arc::new(InMemory::new());
+    let checkpoint = Checkpoint::over(store.clone());
+    let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
+    let job = start(&kafka, &checkpoint, JobSettings { checkpoint_retained: 3, ..settings() }, counting(Startup::Earliest, None, &sink));
+    for _ in 0..7 {
+        job.tick().await;
+    }
+    job.stop().await.unwrap();
+    use futures::TryStreamExt;
+    use object_store::ObjectStore;
+    let mut names: Vec<String> = store.list(None).map_ok(|meta| meta.location.to_string()).try_collect().await.unwrap();
+    names.sort();
+    assert_eq!(names, ["commits/4", "commits/5", "commits/6", "metadata", "offsets/4", "offsets/5", "offsets/6"]);
+}
+
+#[tokio::test]
+async fn a_slow_batch_shows_as_scheduling_delay_of_those_behind_it() {
+    struct Slow(CountingProgram, Arc<tokio::sync::Semaphore>);
+    #[async_trait::async_trait]
+    impl Program for Slow {
+        fn sources(&self) -> Vec<super::SourceSpec> {
+            self.0.sources()
+        }
+        fn plan(&self) -> String {
+            self.0.plan()
+        }
+        fn fingerprint(&self) -> serde_json::Value {
+            self.0.fingerprint()
+        }
+        async fn run(&mut self, batch: &super::BatchContext, input: Vec<super::PartitionInput>) -> anyhow::Result<super::BatchOutcome> {
+            self.1.acquire().await?.forget();
+            self.0.run(batch, input).await
+        }
+        fn snapshot(&mut self) -> anyhow::Result<bytes::Bytes> {
+            self.0.snapshot()
+        }
+        fn restore(&mut self, snapshot: bytes::Bytes) -> anyhow::Result<()> {
+            self.0.restore(snapshot)
+        }
+    }
+    let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let program = Slow(counting(Startup::Earliest, None, &sink), gate.clone());
+    let job = start(&kafka, &Checkpoint::in_memory(), JobSettings { queue_batches_max: 2, ..settings() }, program);
+    for n in 1..=3 {
+        job.asleep().await;
+        job.clock.advance(INTERVAL);
+        job.until(|view| view.active.len() == n).await;
+    }
+    gate.add_permits(1);
+    job.until(|view| view.totals.batches == 1).await;
+    gate.add_permits(2);
+    job.until(|view| view.totals.batches == 3).await;
+    let delays: Vec<Option<u64>> = (0..3).map(|id| job.monitor.batch(id).unwrap().scheduling_delay_ms()).collect();
+    assert_eq!(delays, [Some(0), Some(1000), Some(0)]);
+    assert_eq!(job.monitor.batch(0).unwrap().processing_ms(), Some(2000));
+    job.stop().await.unwrap();
+}

@@ -1,0 +1,180 @@
+//! The control port's view of the jobs: translates, then calls the registry.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use proto::ServiceError;
+use proto::control::v1::{self as pb, ReloadResponse, engine_server};
+use service_kit::{Control, config::render};
+use tonic::{Request, Response, Status};
+
+use crate::config::EngineConfig;
+use crate::job::{BatchView, Job, JobState, Registry, Submission};
+
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+const SAVEPOINT_WAIT: Duration = Duration::from_secs(60);
+const BATCHES_SHOWN: usize = 20;
+
+/// Behind the `Control` gRPC service.
+pub struct EngineControl {
+    registry: Registry,
+    config: EngineConfig,
+}
+
+impl EngineControl {
+    pub fn new(registry: Registry, config: EngineConfig) -> Self {
+        Self { registry, config }
+    }
+}
+
+#[async_trait]
+impl Control for EngineControl {
+    async fn facts(&self) -> Vec<(String, String)> {
+        let views: Vec<_> = self.registry.jobs().iter().map(|job| job.monitor.view()).collect();
+        let running = views.iter().filter(|view| !view.state.is_over()).count();
+        let batches: u64 = views.iter().map(|view| view.totals.batches).sum();
+        let rows: u64 = views.iter().map(|view| view.totals.rows_in).sum();
+        vec![
+            ("jobs".into(), format!("{running} running, {} in all", views.len())),
+            ("batches".into(), batches.to_string()),
+            ("rows in".into(), rows.to_string()),
+        ]
+    }
+
+    async fn degraded(&self) -> Option<String> {
+        let wrong: Vec<String> = self
+            .registry
+            .jobs()
+            .iter()
+            .map(|job| job.monitor.view())
+            .filter_map(|view| view.error.map(|error| format!("job `{}` {}: {error}", view.name, view.state.name())))
+            .collect();
+        (!wrong.is_empty()).then(|| wrong.join("; "))
+    }
+
+    async fn reload(&self) -> Result<ReloadResponse, ServiceError> {
+        Err(ServiceError::new(
+            proto::ErrorKind::Unsupported,
+            "the engine's configuration is read at its start; jobs are changed one by one (stop, submit)",
+        ))
+    }
+
+    async fn pause(&self, component: &str) -> Result<Vec<String>, ServiceError> {
+        self.registry.pause(component, true)
+    }
+
+    async fn resume(&self, component: &str) -> Result<Vec<String>, ServiceError> {
+        self.registry.pause(component, false)
+    }
+
+    async fn remaining(&self) -> u64 {
+        self.registry.jobs().iter().map(|job| job.monitor.records_waiting()).sum()
+    }
+
+    fn effective_config(&self) -> (String, String) {
+        ("toml".into(), render(&self.config))
+    }
+}
+
+/// The `Engine` gRPC service.
+pub fn routes(registry: Registry) -> tonic::service::Routes {
+    tonic::service::Routes::new(engine_server::EngineServer::new(Engine { registry }))
+}
+
+struct Engine {
+    registry: Registry,
+}
+
+#[async_trait]
+impl engine_server::Engine for Engine {
+    async fn submit_job(&self, request: Request<pb::SubmitJobRequest>) -> Result<Response<pb::SubmitJobResponse>, Status> {
+        let pb::SubmitJobRequest { name, sql, checkpoint, from_savepoint, dry_run } = request.into_inner();
+        let submission = Submission { name, sql, checkpoint, from_savepoint, dry_run };
+        let (job, plan, notes) = self.registry.submit(submission).await?;
+        Ok(Response::new(pb::SubmitJobResponse { job: job.as_deref().map(job_message), plan, notes }))
+    }
+
+    async fn list_jobs(&self, _: Request<pb::ListJobsRequest>) -> Result<Response<pb::ListJobsResponse>, Status> {
+        let jobs = self.registry.jobs().iter().map(|job| job_message(job)).collect();
+        Ok(Response::new(pb::ListJobsResponse { jobs }))
+    }
+
+    async fn show_job(&self, request: Request<pb::ShowJobRequest>) -> Result<Response<pb::ShowJobResponse>, Status> {
+        let pb::ShowJobRequest { name, batches } = request.into_inner();
+        let job = self.registry.job(&name)?;
+        let max = if batches == 0 { BATCHES_SHOWN } else { batches as usize };
+        let mut views: Vec<BatchView> = job.monitor.view().active;
+        views.reverse();
+        views.extend(job.monitor.completed(max));
+        Ok(Response::new(pb::ShowJobResponse {
+            job: Some(job_message(&job)),
+            batches: views.iter().take(max).map(batch_message).collect(),
+            definition: job.definition.clone(),
+            plan: job.plan.clone(),
+        }))
+    }
+
+    async fn stop_job(&self, request: Request<pb::StopJobRequest>) -> Result<Response<pb::StopJobResponse>, Status> {
+        let pb::StopJobRequest { name, drain, timeout_ms } = request.into_inner();
+        let timeout = if timeout_ms == 0 { STOP_TIMEOUT } else { Duration::from_millis(timeout_ms) };
+        let job = self.registry.stop(&name, drain, timeout).await?;
+        Ok(Response::new(pb::StopJobResponse { job: Some(job_message(&job)) }))
+    }
+
+    async fn savepoint(&self, request: Request<pb::SavepointRequest>) -> Result<Response<pb::SavepointResponse>, Status> {
+        let pb::SavepointRequest { name, target } = request.into_inner();
+        let (location, batch_id) = self.registry.savepoint(&name, &target, SAVEPOINT_WAIT).await?;
+        Ok(Response::new(pb::SavepointResponse { location, batch_id }))
+    }
+}
+
+fn job_message(job: &Job) -> pb::Job {
+    let view = job.monitor.view();
+    let state = match view.state {
+        JobState::Starting => pb::JobState::Starting,
+        JobState::Running => pb::JobState::Running,
+        JobState::Paused => pb::JobState::Paused,
+        JobState::Stopping => pb::JobState::Stopping,
+        JobState::Finished => pb::JobState::Finished,
+        JobState::Failed => pb::JobState::Failed,
+    };
+    pb::Job {
+        name: view.name,
+        state: state.into(),
+        error: view.error.unwrap_or_default(),
+        started_at_ms: view.started_at_ms,
+        batch_interval_ms: view.batch_interval_ms,
+        batches_completed: view.totals.batches,
+        rows_in: view.totals.rows_in,
+        rows_out: view.totals.rows_out,
+        watermark_ms: view.watermark_ms,
+        late_rows: view.totals.late,
+        malformed_rows: view.totals.malformed,
+        checkpoint: view.checkpoint,
+        kind: job.kind.name().into(),
+    }
+}
+
+fn batch_message(batch: &BatchView) -> pb::Batch {
+    pb::Batch {
+        id: batch.id,
+        time_ms: batch.time_ms,
+        rows: batch.records,
+        scheduling_delay_ms: batch.scheduling_delay_ms().unwrap_or(0),
+        processing_ms: batch.processing_ms().unwrap_or(0),
+        total_delay_ms: batch.total_delay_ms().unwrap_or(0),
+        ranges: batch
+            .ranges
+            .iter()
+            .flatten()
+            .map(|range| pb::OffsetRange {
+                topic: range.topic.to_string(),
+                partition: range.partition,
+                from: range.from,
+                until: range.until,
+            })
+            .collect(),
+        state: batch.state.name().into(),
+        error: batch.error.clone().unwrap_or_default(),
+    }
+}

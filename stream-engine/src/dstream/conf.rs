@@ -1,0 +1,82 @@
+//! `SparkConf`: a program's settings, by Spark's names.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Settings of a DStream program. Wrong ones are said by [`super::StreamingContext::new`].
+#[derive(Clone, Debug, Default)]
+pub struct SparkConf {
+    pub(super) settings: Vec<(String, String)>,
+    pub(super) flags: Flags,
+}
+
+/// The command line of a DStream program; what `spark-submit` would take is taken here.
+#[derive(Clone, Debug, Default, Parser)]
+#[command(about = "A streaming program of Millrace's stream engine", long_about = None)]
+pub(super) struct Flags {
+    /// A setting, e.g. spark.streaming.kafka.maxRatePerPartition=1000; wins over the program's own.
+    #[arg(long = "conf", value_name = "KEY=VALUE")]
+    pub(super) conf: Vec<String>,
+    /// Where the job keeps its checkpoint (a folder or file:// URL); wins over the program's own.
+    #[arg(long, value_name = "URL", env = "MILLRACE_CHECKPOINT")]
+    pub(super) checkpoint: Option<String>,
+    /// Name of the job; default is the program's own.
+    #[arg(long, value_name = "JOB")]
+    pub(super) name: Option<String>,
+    /// Engine configuration (TOML): [control], [page], [telemetry], [shutdown], [limits].
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Address of the control port; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) control_listen: Option<String>,
+    /// Address of the web page; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) page_listen: Option<String>,
+}
+
+impl SparkConf {
+    /// No settings; the environment (`MILLRACE_…`) still counts.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the program's command line (`--help` lists it). Prints what is wrong with it and exits with code 64.
+    pub fn from_args() -> Self {
+        match Flags::try_parse() {
+            Ok(flags) => Self { flags, ..Self::default() },
+            Err(error) => {
+                // Nothing can be done about a closed terminal.
+                error.print().ok();
+                std::process::exit(if error.use_stderr() { i32::from(service_kit::exit::USAGE) } else { 0 });
+            }
+        }
+    }
+
+    /// The job's name: in the checkpoint, on the page, in metrics.
+    pub fn set_app_name(self, name: &str) -> Self {
+        self.set("spark.app.name", name)
+    }
+
+    /// One process runs the job, so a master has no meaning; accepted so that programs read alike.
+    pub fn set_master(self, master: &str) -> Self {
+        self.set("spark.master", master)
+    }
+
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.push((key.into(), value.into()));
+        self
+    }
+
+    /// Everything that was set, the command line last.
+    pub(super) fn all(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let mut all = self.settings.clone();
+        for setting in &self.flags.conf {
+            let Some((key, value)) = setting.split_once('=') else {
+                anyhow::bail!("--conf {setting}: write KEY=VALUE");
+            };
+            all.push((key.trim().into(), value.trim().into()));
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,602 @@
+//! The jobs of this engine: submitted, listed, stopped, and found again after a restart.
+//!
+//! A SQL job's definition is stored as `<engine checkpoint>/<name>/definition` before it starts, so a restarted engine
+//! resumes every job that was not stopped, also after a crash. Where a job stands is in its own checkpoint.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use proto::{ErrorKind, ServiceError};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use super::{BatchState, JobSettings, JobState, Monitor};
+use crate::batch::{
+    Program,
+    clock::{Clock, interval_ms},
+    runner::{Mode, Runner},
+};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::commit::Metadata;
+use crate::source::Cluster;
+use crate::sql;
+
+const NAME_BYTES_MAX: usize = 128;
+const DEFINITION: &str = "definition";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobKind {
+    Sql,
+    /// A DStream program.
+    Program,
+}
+
+impl JobKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sql => "sql",
+            Self::Program => "program",
+        }
+    }
+}
+
+/// `[a-zA-Z0-9._-]{1,128}`, and neither `.` nor `..`: a name is a folder and a metric's label.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(allowed) || matches!(name, "." | "..") {
+        return Err(format!("`{name}` is no job name; use 1 to {NAME_BYTES_MAX} of the characters a-z A-Z 0-9 . _ -"));
+    }
+    Ok(())
+}
+
+/// A job, running or over.
+pub struct Job {
+    pub name: String,
+    pub kind: JobKind,
+    pub settings: JobSettings,
+    pub plan: String,
+    /// What was accepted without effect.
+    pub notes: Vec<String>,
+    /// The SQL text; empty for programs.
+    pub definition: String,
+    pub monitor: Arc<Monitor>,
+    checkpoint: Checkpoint,
+    mode: watch::Sender<Mode>,
+}
+
+/// What a job is started with.
+pub struct NewJob {
+    pub name: String,
+    pub kind: JobKind,
+    pub settings: JobSettings,
+    pub program: Box<dyn Program>,
+    pub checkpoint: Checkpoint,
+    pub definition: String,
+    pub notes: Vec<String>,
+    pub mode: (watch::Sender<Mode>, watch::Receiver<Mode>),
+}
+
+/// A SQL job as it is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Submission {
+    pub name: String,
+    pub sql: String,
+    /// Empty: `<engine checkpoint>/<name>`.
+    pub checkpoint: String,
+    /// Empty: from the checkpoint, or fresh.
+    pub from_savepoint: String,
+    pub dry_run: bool,
+}
+
+/// What a restart needs to know about a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Definition {
+    sql: String,
+    checkpoint: String,
+    wanted: Wanted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Wanted {
+    Running,
+    /// Stopped by someone, or finished by itself.
+    Over,
+}
+
+/// All jobs of this process. Cheap to clone.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    jobs: Mutex<BTreeMap<String, Arc<Job>>>,
+    /// Where definitions are kept; `None` for a process that runs one job and ends.
+    store: Option<Checkpoint>,
+    jobs_max: usize,
+    defaults: BTreeMap<String, String>,
+    cluster: Arc<dyn Cluster>,
+    clock: Arc<dyn Clock>,
+    tasks: TaskTracker,
+    /// The process ends: jobs that stop now go on at the next start.
+    closing: watch::Sender<bool>,
+}
+
+impl Registry {
+    pub fn new(
+        store: Option<Checkpoint>,
+        jobs_max: usize,
+        defaults: BTreeMap<String, String>,
+        cluster: Arc<dyn Cluster>,
+        clock: Arc<dyn Clock>,
+        tasks: TaskTracker,
+    ) -> Self {
+        let closing = watch::Sender::new(false);
+        Self { inner: Arc::new(Inner { jobs: Mutex::default(), store, jobs_max, defaults, cluster, clock, tasks, closing }) }
+    }
+
+    /// By name.
+    pub fn jobs(&self) -> Vec<Arc<Job>> {
+        self.inner.jobs.lock().values().cloned().collect()
+    }
+
+    pub fn job(&self, name: &str) -> Result<Arc<Job>, ServiceError> {
+        self.inner.jobs.lock().get(name).cloned().ok_or_else(|| ServiceError::not_found(format!("there is no job `{name}`")))
+    }
+
+    /// Starts a job.
+    pub fn start(&self, new: NewJob) -> Result<Arc<Job>, ServiceError> {
+        let NewJob { name, kind, settings, program, checkpoint, definition, notes, mode: (mode, mode_receiver) } = new;
+        check_name(&name).map_err(ServiceError::invalid)?;
+        let now_ms = self.inner.clock.now_ms();
+        let interval = u64::try_from(interval_ms(settings.batch_interval)).unwrap_or(0);
+        let monitor = Arc::new(Monitor::new(&name, interval, settings.retained_batches, checkpoint.location(), now_ms));
+        let job = Arc::new(Job {
+            name: name.clone(),
+            kind,
+            settings: settings.clone(),
+            plan: program.plan(),
+            notes,
+            definition,
+            monitor: monitor.clone(),
+            checkpoint: checkpoint.clone(),
+            mode,
+        });
+        self.insert(job.clone())?;
+        let runner = Runner {
+            job: name.into(),
+            settings,
+            program,
+            checkpoint,
+            cluster: self.inner.cluster.clone(),
+            clock: self.inner.clock.clone(),
+            monitor,
+            mode: mode_receiver,
+            tasks: self.inner.tasks.clone(),
+        };
+        let (registry, ended) = (self.clone(), job.clone());
+        self.inner.tasks.spawn(async move {
+            // The error is in the log and in the monitor. A failed job is tried again at the next start of the engine.
+            let finished = Box::pin(runner.run()).await.is_ok();
+            if finished && !*registry.inner.closing.borrow() {
+                registry.remember(&ended, Wanted::Over).await;
+            }
+        });
+        Ok(job)
+    }
+
+    /// Takes the name, unless a job that is not over has it.
+    fn insert(&self, job: Arc<Job>) -> Result<(), ServiceError> {
+        let mut jobs = self.inner.jobs.lock();
+        if jobs.get(&job.name).is_some_and(|job| !job.monitor.state().is_over()) {
+            return Err(ServiceError::new(
+                ErrorKind::AlreadyExists,
+                format!("job `{}` is running; stop it first or choose another name", job.name),
+            ));
+        }
+        if !jobs.contains_key(&job.name) && jobs.len() >= self.inner.jobs_max {
+            return Err(ServiceError::new(ErrorKind::LimitExceeded, format!("this engine takes {} jobs (jobs.max)", self.inner.jobs_max)));
+        }
+        jobs.insert(job.name.clone(), job);
+        Ok(())
+    }
+
+    // === SQL jobs ===
+
+    /// Checks, plans and, unless it is a dry run, starts a SQL job. Gives the plan and notes too.
+    pub async fn submit(&self, submission: Submission) -> Result<(Option<Arc<Job>>, String, Vec<String>), ServiceError> {
+        let Submission { name, sql, checkpoint, from_savepoint, dry_run } = submission;
+        check_name(&name).map_err(ServiceError::invalid)?;
+        let Some(store) = self.inner.store.clone() else {
+            return Err(ServiceError::new(ErrorKind::Unsupported, "this process runs one job; submit to `millrace-engine serve`"));
+        };
+        let compiled = self.compile(&sql).map_err(|error| ServiceError::invalid(error.to_string()))?;
+        if dry_run || compiled.explain_only {
+            return Ok((None, compiled.plan, compiled.notes));
+        }
+        if self.job(&name).is_ok_and(|job| !job.monitor.state().is_over()) {
+            return Err(ServiceError::new(
+                ErrorKind::AlreadyExists,
+                format!("job `{name}` is running; stop it first or choose another name"),
+            ));
+        }
+        let location = if checkpoint.is_empty() { format!("{}/{name}", store.location()) } else { checkpoint };
+        let opened = self.open(&name, &location)?;
+        if !from_savepoint.is_empty() {
+            resume_from(&Checkpoint::open(&from_savepoint).map_err(invalid)?, &opened, &name, self.inner.clock.now_ms()).await?;
+        }
+        let definition = Definition { sql: sql.clone(), checkpoint: location, wanted: Wanted::Running };
+        store.child(&name).put_file(DEFINITION, &definition, &[]).await.map_err(unavailable)?;
+        let (plan, notes) = (compiled.plan.clone(), compiled.notes.clone());
+        let job = self.start(NewJob {
+            name,
+            kind: JobKind::Sql,
+            settings: compiled.settings,
+            program: compiled.program,
+            checkpoint: opened,
+            definition: sql,
+            notes: compiled.notes,
+            mode: watch::channel(Mode::Run),
+        })?;
+        Ok((Some(job), plan, notes))
+    }
+
+    fn compile(&self, text: &str) -> Result<sql::CompiledJob, sql::SqlError> {
+        compile(text, &self.inner.defaults)
+    }
+
+    /// A job without its own checkpoint lives in a folder of the engine's.
+    fn open(&self, name: &str, location: &str) -> Result<Checkpoint, ServiceError> {
+        match &self.inner.store {
+            Some(store) if location == format!("{}/{name}", store.location()) => Ok(store.child(name)),
+            _ => Checkpoint::open(location).map_err(invalid),
+        }
+    }
+
+    /// Starts every job that was running when the engine ended, and lists the others. A job that cannot start is listed as failed.
+    pub async fn resume(&self) -> Result<(), CheckpointError> {
+        let Some(store) = self.inner.store.clone() else { return Ok(()) };
+        for name in store.folders().await? {
+            let stored = match store.child(&name).get_file::<Definition>(DEFINITION).await {
+                Ok(Some((definition, _))) => definition,
+                Ok(None) => continue,
+                Err(error) => {
+                    error!(job = name, %error, "cannot read the job's definition");
+                    self.list(&name, String::new(), store.child(&name), JobState::Failed, Some(error.to_string()));
+                    continue;
+                }
+            };
+            let checkpoint = match self.open(&name, &stored.checkpoint) {
+                Ok(checkpoint) => checkpoint,
+                Err(error) => {
+                    error!(job = name, %error, "cannot resume");
+                    self.list(&name, stored.sql, store.child(&name), JobState::Failed, Some(error.message));
+                    continue;
+                }
+            };
+            if stored.wanted == Wanted::Over {
+                self.list(&name, stored.sql, checkpoint, JobState::Finished, None);
+                continue;
+            }
+            let failed = match self.compile(&stored.sql) {
+                Ok(compiled) => {
+                    let new = NewJob {
+                        name: name.clone(),
+                        kind: JobKind::Sql,
+                        settings: compiled.settings,
+                        program: compiled.program,
+                        checkpoint: checkpoint.clone(),
+                        definition: stored.sql.clone(),
+                        notes: compiled.notes,
+                        mode: watch::channel(Mode::Run),
+                    };
+                    self.start(new).err().map(|error| error.message)
+                }
+                Err(error) => Some(error.to_string()),
+            };
+            match failed {
+                None => info!(job = name, "resumed"),
+                Some(error) => {
+                    error!(job = name, error, "cannot resume");
+                    self.list(&name, stored.sql, checkpoint, JobState::Failed, Some(error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows a job that does not run.
+    fn list(&self, name: &str, definition: String, checkpoint: Checkpoint, state: JobState, error: Option<String>) {
+        let settings = JobSettings::default();
+        let interval = u64::try_from(interval_ms(settings.batch_interval)).unwrap_or(0);
+        let monitor = Monitor::new(name, interval, settings.retained_batches, checkpoint.location(), self.inner.clock.now_ms());
+        monitor.over(state, error);
+        let job = Job {
+            name: name.into(),
+            kind: JobKind::Sql,
+            settings,
+            plan: String::new(),
+            notes: Vec::new(),
+            definition,
+            monitor: Arc::new(monitor),
+            checkpoint,
+            mode: watch::Sender::new(Mode::Stop),
+        };
+        if let Err(error) = self.insert(Arc::new(job)) {
+            warn!(job = name, %error, "not listed");
+        }
+    }
+
+    /// Stores whether a restart should run the job.
+    async fn remember(&self, job: &Job, wanted: Wanted) {
+        let Some(store) = self.inner.store.as_ref().filter(|_| job.kind == JobKind::Sql) else { return };
+        let definition = Definition { sql: job.definition.clone(), checkpoint: job.checkpoint.location().into(), wanted };
+        if let Err(error) = store.child(&job.name).put_file(DEFINITION, &definition, &[]).await {
+            warn!(job = job.name, %error, "cannot store the job's state; a restart of the engine will run it again");
+        }
+    }
+
+    // === Operators' requests ===
+
+    /// Stops a job, with `drain` after reading to the end of its sources; waits for it.
+    pub async fn stop(&self, name: &str, drain: bool, timeout: Duration) -> Result<Arc<Job>, ServiceError> {
+        let job = self.job(name)?;
+        if job.monitor.state().is_over() {
+            // A failed job would be tried again at the next start.
+            self.remember(&job, Wanted::Over).await;
+            return Ok(job);
+        }
+        self.remember(&job, Wanted::Over).await;
+        job.monitor.set_state(JobState::Stopping);
+        job.mode.send_replace(if drain { Mode::Drain } else { Mode::Stop });
+        let over = job.monitor.wait_for(|view| view.state.is_over());
+        if tokio::time::timeout(timeout, over).await.is_err() {
+            return Err(ServiceError::new(
+                ErrorKind::Timeout,
+                format!("job `{name}` did not end within {}; it goes on stopping", humantime::format_duration(timeout)),
+            ));
+        }
+        Ok(job)
+    }
+
+    /// Pauses or resumes one job, all when the name is empty. Gives the names.
+    pub fn pause(&self, name: &str, pause: bool) -> Result<Vec<String>, ServiceError> {
+        let jobs = if name.is_empty() { self.jobs() } else { vec![self.job(name)?] };
+        let (from, to) = if pause { (Mode::Run, Mode::Pause) } else { (Mode::Pause, Mode::Run) };
+        let mut changed = Vec::new();
+        for job in jobs {
+            let now = *job.mode.borrow();
+            if job.monitor.state().is_over() || !matches!(now, Mode::Run | Mode::Pause) {
+                if name.is_empty() {
+                    continue;
+                }
+                let state = job.monitor.state().name();
+                return Err(ServiceError::new(ErrorKind::Conflict, format!("job `{name}` is {state}")));
+            }
+            if now == from {
+                job.mode.send_replace(to);
+            }
+            changed.push(job.name.clone());
+        }
+        Ok(changed)
+    }
+
+    /// Copies the newest commit to `target`, after the batch that is running. Gives the place and the batch.
+    pub async fn savepoint(&self, name: &str, target: &str, wait: Duration) -> Result<(String, u64), ServiceError> {
+        let job = self.job(name)?;
+        let running = job.monitor.view().active.iter().find(|batch| batch.state == BatchState::Running).map(|batch| batch.id);
+        if let Some(running) = running {
+            let done = job.monitor.wait_for(|view| view.active.iter().all(|batch| batch.id != running));
+            // A batch that does not end is no reason to refuse a savepoint of the one before.
+            tokio::time::timeout(wait, done).await.ok();
+        }
+        let loaded = job.checkpoint.load().await.map_err(unavailable)?;
+        let (Some(metadata), Some((commit, state))) = (loaded.metadata, loaded.commit) else {
+            return Err(ServiceError::new(ErrorKind::Conflict, format!("job `{name}` has not completed a batch yet")));
+        };
+        let target = if target.is_empty() {
+            job.checkpoint.child("savepoints").child(&commit.id.to_string())
+        } else {
+            Checkpoint::open(target).map_err(invalid)?
+        };
+        match job.checkpoint.copy_to(&target, &metadata, &commit, &state).await {
+            Ok(()) => Ok((target.location().into(), commit.id)),
+            Err(error @ CheckpointError::Taken { .. }) => Err(ServiceError::new(
+                ErrorKind::AlreadyExists,
+                format!("`{}` holds a checkpoint or savepoint already; choose another place ({error})", target.location()),
+            )),
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+
+    /// Ends every job after its running batch; the next start goes on with them.
+    pub async fn close(&self) {
+        self.inner.closing.send_replace(true);
+        let jobs = self.jobs();
+        for job in &jobs {
+            // A drain under way is finished: what it was asked for is stored.
+            job.mode.send_if_modified(|mode| {
+                let stop = *mode != Mode::Drain;
+                if stop {
+                    *mode = Mode::Stop;
+                }
+                stop
+            });
+        }
+        for job in jobs {
+            job.monitor.wait_for(|view| view.state.is_over()).await;
+        }
+    }
+}
+
+impl Job {
+    /// Gives the job a mode as an operator would.
+    pub fn set_mode(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+}
+
+/// Plans a SQL job; `defaults` hold where the text has no `SET`.
+pub fn compile(text: &str, defaults: &BTreeMap<String, String>) -> Result<sql::CompiledJob, sql::SqlError> {
+    sql::compile(text, &sql::CompileOptions { defaults: defaults.clone(), ..sql::CompileOptions::default() })
+}
+
+/// A new history from a savepoint: same state and offsets, new fences.
+async fn resume_from(savepoint: &Checkpoint, checkpoint: &Checkpoint, job: &str, now_ms: i64) -> Result<(), ServiceError> {
+    let loaded = savepoint.load().await.map_err(unavailable)?;
+    let (Some(metadata), Some((commit, state))) = (loaded.metadata, loaded.commit) else {
+        return Err(ServiceError::not_found(format!("`{}` holds no savepoint", savepoint.location())));
+    };
+    let metadata =
+        Metadata { job: job.into(), checkpoint_id: uuid::Uuid::new_v4().simple().to_string(), started_at_ms: now_ms, ..metadata };
+    savepoint.copy_to(checkpoint, &metadata, &commit, &state).await.map_err(|error| match error {
+        CheckpointError::Taken { .. } => ServiceError::new(
+            ErrorKind::Conflict,
+            format!("checkpoint `{}` is in use; a job starts from a savepoint with a checkpoint of its own", checkpoint.location()),
+        ),
+        error => unavailable(error),
+    })
+}
+
+fn invalid(error: CheckpointError) -> ServiceError {
+    ServiceError::invalid(error.to_string())
+}
+
+fn unavailable(error: CheckpointError) -> ServiceError {
+    let kind = if error.retryable() { ErrorKind::Unavailable } else { ErrorKind::Conflict };
+    ServiceError::new(kind, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::batch::clock::SystemClock;
+    use crate::batch::fake::FakeKafka;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const SQL: &str = "SET 'batch.interval' = '10ms';
+        CREATE TABLE logs (line STRING) WITH ('connector' = 'kafka', 'topic' = 't', 'properties.bootstrap.servers' = 'fake:9092',
+            'scan.startup.mode' = 'earliest-offset', 'format' = 'raw');
+        CREATE TABLE seen (line STRING) WITH ('connector' = 'console');
+        INSERT INTO seen SELECT line FROM logs WHERE line = 'never';";
+
+    #[test]
+    fn names_are_folders_and_labels() {
+        for good in ["a", "nginx-stats", "A.b_c-9", &"x".repeat(128)] {
+            assert_eq!(check_name(good), Ok(()), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "ä", "a\n", "<b>", &"x".repeat(129)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// An engine as it is after a start: jobs that were running run again.
+    async fn engine(kafka: &FakeKafka, store: &Checkpoint) -> Registry {
+        let cluster = Arc::new(kafka.clone());
+        let registry = Registry::new(Some(store.clone()), 3, BTreeMap::new(), cluster, Arc::new(SystemClock), TaskTracker::new());
+        registry.resume().await.unwrap();
+        registry
+    }
+
+    fn named(name: &str) -> Submission {
+        Submission { name: name.into(), sql: SQL.into(), ..Submission::default() }
+    }
+
+    async fn read(registry: &Registry, name: &str, rows: u64) {
+        let job = registry.job(name).unwrap();
+        let read = job.monitor.wait_for(|view| view.totals.rows_in == rows && view.state == JobState::Running);
+        tokio::time::timeout(PATIENCE, read).await.unwrap_or_else(|_| panic!("{:?}", job.monitor.view()));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_restarted_engine_goes_on_with_its_jobs_and_leaves_stopped_ones_alone() {
+        let (kafka, store) = (FakeKafka::with_topic("t", 1), Checkpoint::in_memory());
+        (0..3).for_each(|_| kafka.send("t", 0, "x"));
+        let first = engine(&kafka, &store).await;
+        first.submit(named("job")).await.unwrap();
+        read(&first, "job", 3).await;
+        first.close().await;
+        assert_eq!(first.job("job").unwrap().monitor.state(), JobState::Finished);
+
+        kafka.send("t", 0, "y");
+        let second = engine(&kafka, &store).await;
+        read(&second, "job", 4).await; // totals go on, nothing is read twice
+        let stopped = second.stop("job", false, PATIENCE).await.unwrap();
+        assert_eq!(stopped.monitor.state(), JobState::Finished);
+
+        let third = engine(&kafka, &store).await;
+        let listed = third.job("job").unwrap();
+        assert_eq!((listed.monitor.state(), listed.definition.as_str()), (JobState::Finished, SQL));
+        // Submitted again, it goes on where it was.
+        third.submit(named("job")).await.unwrap();
+        read(&third, "job", 4).await;
+        third.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn wrong_submissions_are_refused_and_leave_nothing_behind() {
+        let (kafka, store) = (FakeKafka::with_topic("t", 1), Checkpoint::in_memory());
+        let registry = engine(&kafka, &store).await;
+        registry.submit(named("job")).await.unwrap();
+        let refused = async |submission: Submission| registry.submit(submission).await.err().unwrap();
+        assert_eq!(refused(named("job")).await.kind, ErrorKind::AlreadyExists);
+        assert_eq!(refused(named("a/b")).await.kind, ErrorKind::Invalid);
+        let wrong = refused(Submission { sql: SQL.replace("SELECT line", "SELECT lien"), ..named("wrong") }).await;
+        assert!(wrong.kind == ErrorKind::Invalid && wrong.message.contains("line 5"), "{wrong}");
+        let place = refused(Submission { checkpoint: "s3://b/x".into(), ..named("place") }).await;
+        assert!(place.kind == ErrorKind::Invalid && place.message.contains("s3"), "{place}");
+        let nothing = refused(Submission { from_savepoint: "memory:///registry-nothing".into(), ..named("nothing") }).await;
+        assert_eq!(nothing.kind, ErrorKind::NotFound);
+        let (job, plan, _) = registry.submit(Submission { dry_run: true, ..named("dry") }).await.unwrap();
+        assert!(job.is_none() && !plan.is_empty());
+        assert_eq!(registry.jobs().iter().map(|job| job.name.clone()).collect::<Vec<_>>(), ["job"]);
+        for name in ["two", "three"] {
+            registry.submit(named(name)).await.unwrap();
+        }
+        assert_eq!(refused(named("four")).await.kind, ErrorKind::LimitExceeded);
+        registry.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_job_starts_from_a_savepoint_with_the_state_of_then() {
+        let (kafka, store) = (FakeKafka::with_topic("t", 1), Checkpoint::in_memory());
+        (0..3).for_each(|_| kafka.send("t", 0, "x"));
+        let registry = engine(&kafka, &store).await;
+        registry.submit(named("job")).await.unwrap();
+        read(&registry, "job", 3).await;
+        let target = "memory:///registry-savepoint";
+        let (place, _) = registry.savepoint("job", target, PATIENCE).await.unwrap();
+        assert_eq!(place, target);
+        assert_eq!(registry.savepoint("job", target, PATIENCE).await.err().unwrap().kind, ErrorKind::AlreadyExists);
+        kafka.send("t", 0, "y");
+        read(&registry, "job", 4).await;
+        let from = |name: &str| Submission { from_savepoint: target.into(), ..named(name) };
+        registry.submit(from("fork")).await.unwrap();
+        read(&registry, "fork", 4).await; // three from the savepoint, one read after it
+        registry.stop("job", false, PATIENCE).await.unwrap();
+        // Onto a checkpoint in use it is refused: that one is further.
+        assert_eq!(registry.submit(from("job")).await.err().unwrap().kind, ErrorKind::Conflict);
+        registry.close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn pause_and_resume_by_name_or_all_at_once() {
+        let (kafka, store) = (FakeKafka::with_topic("t", 1), Checkpoint::in_memory());
+        let registry = engine(&kafka, &store).await;
+        registry.submit(named("job")).await.unwrap();
+        read(&registry, "job", 0).await;
+        assert_eq!(registry.pause("", true).unwrap(), ["job"]);
+        let job = registry.job("job").unwrap();
+        tokio::time::timeout(PATIENCE, job.monitor.wait_for(|view| view.state == JobState::Paused)).await.unwrap();
+        kafka.send("t", 0, "x");
+        assert_eq!(registry.pause("job", false).unwrap(), ["job"]);
+        read(&registry, "job", 1).await;
+        assert_eq!(registry.pause("none", true).err().unwrap().kind, ErrorKind::NotFound);
+        registry.stop("job", false, PATIENCE).await.unwrap();
+        assert_eq!(registry.pause("job", true).err().unwrap().kind, ErrorKind::Conflict);
+    }
+}

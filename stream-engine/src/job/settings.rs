@@ -1,0 +1,317 @@
+//! What a job may set: Spark's names as they are, and our own few.
+//!
+//! A name without meaning here is accepted with a note; an unknown `spark.streaming.*` name is a mistake and is
+//! refused with the nearest known one.
+
+use std::{fmt, time::Duration};
+
+/// Everything a job may set. `JobSettings::default()` is Spark's defaults where Spark has the setting.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobSettings {
+    /// `batch.interval`: time between batches, 10 ms to 1 h; default 5 s.
+    pub batch_interval: Duration,
+    /// `spark.streaming.kafka.maxRatePerPartition`: records per second and partition; `None` (0) means no limit.
+    pub max_rate_per_partition: Option<u64>,
+    /// `spark.streaming.kafka.minRatePerPartition`: records per batch and partition that a limit never goes below; default 1.
+    pub min_rate_per_partition: u64,
+    pub backpressure: PidConfig,
+    /// `batch.records.max`: records that a batch covers at most, over all partitions of a source, split by lag; `None` (0)
+    /// means no limit. Bounds what a job reads at once after it was away; default 5,000,000.
+    pub records_max: Option<u64>,
+    /// `batch.queue.max`: batches that may be cut and wait while one runs; then no further batch is cut until there is
+    /// room, and the next one covers the missed time. 1 to 1000, default 64.
+    pub queue_batches_max: usize,
+    /// `batch.retry.attempts`: how often a failed batch is run again before the job fails; default 10 (about two
+    /// and a half minutes).
+    pub retry_attempts: u32,
+    /// `batch.retry.backoff`: wait before the first of these runs; doubles each time, up to 30 s; default 500 ms.
+    pub retry_backoff: Duration,
+    /// `checkpoint.retained`: how many batches' entries the checkpoint keeps, 2 to 1000, default 10.
+    pub checkpoint_retained: u64,
+    /// `failOnDataLoss`: stop when offsets that were still to be read are gone from the topic; `false` goes on at the
+    /// earliest that is there. Default true.
+    pub fail_on_data_loss: bool,
+    /// `spark.streaming.ui.retainedBatches`: completed batches that page and API remember; 1 to 100000, default 1000.
+    pub retained_batches: usize,
+    /// `spark.streaming.stopGracefullyOnShutdown`: run every batch that is cut before stopping, not just the running one.
+    pub stop_gracefully: bool,
+}
+
+/// `spark.streaming.backpressure.*`: the rate follows what the job can process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PidConfig {
+    pub enabled: bool,
+    /// Records per second for the first batches, over all partitions; `None` (0) means no limit.
+    pub initial_rate: Option<u64>,
+    /// Weight of the present error, ≥ 0; default 1.0.
+    pub proportional: f64,
+    /// Weight of what has piled up, ≥ 0; default 0.2.
+    pub integral: f64,
+    /// Weight of the error's change, ≥ 0; default 0.0.
+    pub derived: f64,
+    /// Records per second that the estimate never goes below, > 0; default 100.
+    pub min_rate: f64,
+}
+
+impl Default for PidConfig {
+    fn default() -> Self {
+        Self { enabled: false, initial_rate: None, proportional: 1.0, integral: 0.2, derived: 0.0, min_rate: 100.0 }
+    }
+}
+
+impl Default for JobSettings {
+    fn default() -> Self {
+        Self {
+            batch_interval: Duration::from_secs(5),
+            max_rate_per_partition: None,
+            min_rate_per_partition: 1,
+            backpressure: PidConfig::default(),
+            records_max: Some(5_000_000),
+            queue_batches_max: 64,
+            retry_attempts: 10,
+            retry_backoff: Duration::from_millis(500),
+            checkpoint_retained: 10,
+            fail_on_data_loss: true,
+            retained_batches: 1000,
+            stop_gracefully: false,
+        }
+    }
+}
+
+/// A setting that was accepted without effect, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note(pub String);
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingError {
+    #[error("unknown setting `{key}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
+    Unknown { key: String, nearest: Option<String> },
+    #[error("setting `{key}`: `{value}` is not {expected}")]
+    Value { key: String, value: String, expected: &'static str },
+}
+
+type Set = fn(&mut JobSettings, &str) -> Result<(), &'static str>;
+
+/// Names with an effect. The error of a setter is what the value should have been.
+const KNOWN: &[(&str, Set)] = &[
+    ("batch.interval", |s, v| interval(v).map(|d| s.batch_interval = d)),
+    ("batch.queue.max", |s, v| within(v, 1, 1000, "a whole number from 1 to 1000").map(|n| s.queue_batches_max = n as usize)),
+    ("batch.records.max", |s, v| rate(v).map(|n| s.records_max = n)),
+    ("batch.retry.attempts", |s, v| within(v, 0, 1000, "a whole number from 0 to 1000").map(|n| s.retry_attempts = n as u32)),
+    ("batch.retry.backoff", |s, v| duration(v).map(|d| s.retry_backoff = d)),
+    ("checkpoint.retained", |s, v| within(v, 2, 1000, "a whole number from 2 to 1000").map(|n| s.checkpoint_retained = n)),
+    ("failOnDataLoss", |s, v| boolean(v).map(|b| s.fail_on_data_loss = b)),
+    ("spark.streaming.backpressure.enabled", |s, v| boolean(v).map(|b| s.backpressure.enabled = b)),
+    ("spark.streaming.backpressure.initialRate", |s, v| rate(v).map(|r| s.backpressure.initial_rate = r)),
+    ("spark.streaming.backpressure.rateEstimator", |_, v| if v == "pid" { Ok(()) } else { Err("`pid`, the only estimator there is") }),
+    ("spark.streaming.backpressure.pid.proportional", |s, v| weight(v).map(|w| s.backpressure.proportional = w)),
+    ("spark.streaming.backpressure.pid.integral", |s, v| weight(v).map(|w| s.backpressure.integral = w)),
+    ("spark.streaming.backpressure.pid.derived", |s, v| weight(v).map(|w| s.backpressure.derived = w)),
+    ("spark.streaming.backpressure.pid.minRate", |s, v| match weight(v) {
+        Ok(w) if w > 0.0 => {
+            s.backpressure.min_rate = w;
+            Ok(())
+        }
+        _ => Err("a number above 0"),
+    }),
+    ("spark.streaming.kafka.maxRatePerPartition", |s, v| rate(v).map(|r| s.max_rate_per_partition = r)),
+    ("spark.streaming.kafka.minRatePerPartition", |s, v| within(v, 0, u64::MAX, "a whole number").map(|n| s.min_rate_per_partition = n)),
+    ("spark.streaming.stopGracefullyOnShutdown", |s, v| boolean(v).map(|b| s.stop_gracefully = b)),
+    ("spark.streaming.ui.retainedBatches", |s, v| {
+        within(v, 1, 100_000, "a whole number from 1 to 100000").map(|n| s.retained_batches = n as usize)
+    }),
+];
+
+/// Names of Spark without an effect here, and why.
+const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("spark.streaming.blockInterval", "this job has no receivers; partitions are read directly"),
+    ("spark.streaming.clock", "the clock is not pluggable"),
+    ("spark.streaming.concurrentJobs", "batches of a job run one after another; partitions of a batch run at the same time"),
+    ("spark.streaming.driver.writeAheadLog.allowBatching", "there is no driver; batch definitions are in the checkpoint"),
+    ("spark.streaming.driver.writeAheadLog.batchingTimeout", "there is no driver; batch definitions are in the checkpoint"),
+    ("spark.streaming.driver.writeAheadLog.class", "there is no driver; batch definitions are in the checkpoint"),
+    ("spark.streaming.driver.writeAheadLog.closeFileAfterWrite", "there is no driver; batch definitions are in the checkpoint"),
+    ("spark.streaming.driver.writeAheadLog.maxFailures", "there is no driver; batch definitions are in the checkpoint"),
+    ("spark.streaming.driver.writeAheadLog.rollingIntervalSecs", "there is no driver; batch definitions are in the checkpoint"),
+    ("spark.streaming.gracefulStopTimeout", "`shutdown.deadline` bounds every stop"),
+    ("spark.streaming.kafka.allowNonConsecutiveOffsets", "always allowed"),
+    ("spark.streaming.kafka.consumer.cache.enabled", "connections are kept per broker, not per partition"),
+    ("spark.streaming.kafka.consumer.cache.initialCapacity", "connections are kept per broker, not per partition"),
+    ("spark.streaming.kafka.consumer.cache.loadFactor", "connections are kept per broker, not per partition"),
+    ("spark.streaming.kafka.consumer.cache.maxCapacity", "connections are kept per broker, not per partition"),
+    ("spark.streaming.kafka.consumer.poll.ms", "a batch waits for its broker as long as the broker is away"),
+    ("spark.streaming.listeners", "classes of the JVM cannot be loaded; the page, /api/v1 and /metrics show the same events"),
+    ("spark.streaming.manualClock.jump", "for Spark's own tests"),
+    ("spark.streaming.receiver.maxRate", "this job has no receivers; set spark.streaming.kafka.maxRatePerPartition"),
+    ("spark.streaming.receiver.writeAheadLog.class", "direct sources need no write-ahead log"),
+    ("spark.streaming.receiver.writeAheadLog.closeFileAfterWrite", "direct sources need no write-ahead log"),
+    ("spark.streaming.receiver.writeAheadLog.enable", "direct sources need no write-ahead log"),
+    ("spark.streaming.receiver.writeAheadLog.maxFailures", "direct sources need no write-ahead log"),
+    ("spark.streaming.receiver.writeAheadLog.rollingIntervalSecs", "direct sources need no write-ahead log"),
+    ("spark.streaming.sessionByKey.deltaChainThreshold", "state is not kept as chains of deltas"),
+    ("spark.streaming.unpersist", "data of a batch is freed when no window needs it"),
+];
+
+impl JobSettings {
+    /// Takes one setting. `Ok(Some(note))` when it is accepted without effect. Settings that do not begin with a known
+    /// prefix (`batch.`, `checkpoint.`, `spark.`) are [`SettingError::Unknown`], so that callers can offer them elsewhere.
+    pub fn apply(&mut self, key: &str, value: &str) -> Result<Option<Note>, SettingError> {
+        let value = value.trim();
+        if let Some((_, set)) = KNOWN.iter().find(|(name, _)| *name == key) {
+            return match set(self, value) {
+                Ok(()) => Ok(None),
+                Err(expected) => Err(SettingError::Value { key: key.into(), value: value.into(), expected }),
+            };
+        }
+        if let Some((_, why)) = WITHOUT_EFFECT.iter().find(|(name, _)| *name == key) {
+            return Ok(Some(Note(format!("`{key}` has no effect: {why}"))));
+        }
+        if key.starts_with("spark.") && !key.starts_with("spark.streaming.") {
+            return Ok(Some(Note(format!("`{key}` has no effect: it configures Spark's own runtime"))));
+        }
+        let names = KNOWN.iter().map(|(name, _)| *name).chain(WITHOUT_EFFECT.iter().map(|(name, _)| *name));
+        Err(SettingError::Unknown { key: key.into(), nearest: nearest(key, names) })
+    }
+
+    /// Names with an effect, for listings.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        KNOWN.iter().map(|(name, _)| *name)
+    }
+}
+
+fn boolean(value: &str) -> Result<bool, &'static str> {
+    value.to_ascii_lowercase().parse().map_err(|_| "`true` or `false`")
+}
+
+fn within(value: &str, min: u64, max: u64, expected: &'static str) -> Result<u64, &'static str> {
+    value.parse().ok().filter(|n| (min..=max).contains(n)).ok_or(expected)
+}
+
+fn rate(value: &str) -> Result<Option<u64>, &'static str> {
+    value.parse::<u64>().map(|n| (n > 0).then_some(n)).map_err(|_| "a whole number of records (0 = no limit)")
+}
+
+fn weight(value: &str) -> Result<f64, &'static str> {
+    value.parse::<f64>().ok().filter(|w| w.is_finite() && *w >= 0.0).ok_or("a number of at least 0")
+}
+
+fn duration(value: &str) -> Result<Duration, &'static str> {
+    humantime::parse_duration(value).map_err(|_| "a duration such as `500ms` or `5s`")
+}
+
+fn interval(value: &str) -> Result<Duration, &'static str> {
+    const EXPECTED: &str = "a duration from 10ms to 1h in whole milliseconds, such as `500ms` or `5s`";
+    let parsed = humantime::parse_duration(value).map_err(|_| EXPECTED)?;
+    let fits = (Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&parsed);
+    if fits && parsed.subsec_nanos() % 1_000_000 == 0 { Ok(parsed) } else { Err(EXPECTED) }
+}
+
+/// The name with the fewest edits, when it is near enough to be what was meant.
+pub(crate) fn nearest<'a>(key: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let key_lower = key.to_ascii_lowercase();
+    let (distance, name) = names.map(|name| (edits(&key_lower, &name.to_ascii_lowercase()), name)).min()?;
+    (distance <= key.len().max(name.len()) / 3).then(|| name.to_string())
+}
+
+/// Levenshtein distance.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn sparks_names_are_taken() {
+        let mut settings = JobSettings::default();
+        for (key, value) in [
+            ("batch.interval", "10 s"),
+            ("spark.streaming.backpressure.enabled", "TRUE"),
+            ("spark.streaming.backpressure.initialRate", "1000"),
+            ("spark.streaming.backpressure.pid.minRate", "50"),
+            ("spark.streaming.kafka.maxRatePerPartition", "200"),
+            ("spark.streaming.ui.retainedBatches", "7"),
+            ("failOnDataLoss", "false"),
+        ] {
+            assert_eq!(settings.apply(key, value), Ok(None), "{key}");
+        }
+        assert_eq!(settings.batch_interval, Duration::from_secs(10));
+        assert!(settings.backpressure.enabled);
+        assert_eq!(settings.backpressure.initial_rate, Some(1000));
+        assert_eq!(settings.backpressure.min_rate, 50.0);
+        assert_eq!(settings.max_rate_per_partition, Some(200));
+        assert_eq!(settings.retained_batches, 7);
+        assert!(!settings.fail_on_data_loss);
+    }
+
+    #[test]
+    fn zero_means_no_limit_as_in_spark() {
+        let mut settings = JobSettings { max_rate_per_partition: Some(5), ..JobSettings::default() };
+        settings.apply("spark.streaming.kafka.maxRatePerPartition", "0").unwrap();
+        assert_eq!(settings.max_rate_per_partition, None);
+    }
+
+    #[test]
+    fn names_without_meaning_are_accepted_with_a_note() {
+        let mut settings = JobSettings::default();
+        for key in ["spark.serializer", "spark.master", "spark.streaming.blockInterval", "spark.streaming.concurrentJobs"] {
+            let note = settings.apply(key, "1").unwrap().unwrap();
+            assert!(note.0.contains(key), "{note}");
+        }
+        assert_eq!(settings, JobSettings::default());
+    }
+
+    #[test]
+    fn unknown_streaming_names_are_refused_with_the_nearest() {
+        for (wrong, right) in [
+            ("spark.streaming.backpresure.enabled", "spark.streaming.backpressure.enabled"),
+            ("spark.streaming.kafka.maxRatePerPartitions", "spark.streaming.kafka.maxRatePerPartition"),
+            ("batch.intervall", "batch.interval"),
+            ("spark.streaming.Kafka.maxrateperpartition", "spark.streaming.kafka.maxRatePerPartition"),
+        ] {
+            let error = JobSettings::default().apply(wrong, "1").unwrap_err();
+            assert_eq!(error, SettingError::Unknown { key: wrong.into(), nearest: Some(right.into()) });
+        }
+        let error = JobSettings::default().apply("nonsense", "1").unwrap_err();
+        assert_eq!(error.to_string(), "unknown setting `nonsense`");
+    }
+
+    #[test]
+    fn values_are_checked_and_the_error_says_what_fits() {
+        for (key, value) in [
+            ("batch.interval", "9ms"),
+            ("batch.interval", "2h"),
+            ("batch.interval", "soon"),
+            ("batch.interval", "10500us"),
+            ("spark.streaming.backpressure.enabled", "yes"),
+            ("spark.streaming.backpressure.rateEstimator", "mine"),
+            ("spark.streaming.backpressure.pid.minRate", "0"),
+            ("spark.streaming.backpressure.pid.integral", "-0.1"),
+            ("spark.streaming.kafka.maxRatePerPartition", "-1"),
+            ("checkpoint.retained", "1"),
+        ] {
+            let error = JobSettings::default().apply(key, value).unwrap_err();
+            assert!(matches!(error, SettingError::Value { .. }), "{key}={value}: {error}");
+            assert!(error.to_string().contains(key) && error.to_string().contains(value), "{error}");
+        }
+    }
+}

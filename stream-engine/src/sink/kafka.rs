@@ -1,0 +1,271 @@
+//! Kafka sink: one record per row.
+//!
+//! `exactly-once` is one transaction per batch. The batch's id stands in the metadata of the offsets that the same
+//! transaction commits for the group `<sink.transactional-id-prefix>` (`-2`, … for further INSERTs into the table), so
+//! records and mark appear together. A new writer reads the mark and skips the batches that are written already.
+//! A batch without rows writes nothing.
+//!
+//! `at-least-once` sends and waits until every record is acknowledged.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::DataType;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use service_kit::kafka::{self, KafkaError, OutRecord, Producer, TopicPartition, TransactionalWriter};
+use service_kit::telemetry;
+use tracing::info;
+
+use super::{RowStream, Sink, SinkKind, SinkTable};
+use crate::batch::BatchContext;
+use crate::format::{JsonEncoder, TimestampStyle};
+use crate::sql::SqlError;
+use crate::sql::kafka::KafkaTable;
+use crate::sql::options::Options;
+
+pub(super) const KIND: SinkKind = SinkKind { name: "kafka", upsert: false, options: KafkaTable::known_options, build };
+
+fn build(options: &mut Options, table: &SinkTable) -> Result<Box<dyn Sink>, SqlError> {
+    let kafka = KafkaTable::read(options, &table.fields)?;
+    let [topic] = kafka.topics.as_slice() else {
+        return Err(options.error("topic", "a table that is written has one topic", "name one topic, and write to others by further tables"));
+    };
+    if !table.primary_key.is_empty() {
+        return Err(options.error(
+            "connector",
+            "connector `kafka` appends; it cannot hold to a PRIMARY KEY",
+            "remove the PRIMARY KEY (`upsert-kafka` is not built yet)",
+        ));
+    }
+    for (key, choice) in [("format", Some(&kafka.value)), ("key.format", kafka.key.as_ref())] {
+        if choice.is_some_and(|choice| choice.name == "regex") {
+            return Err(options.error(key, "format `regex` only reads", "write `json` or `raw`"));
+        }
+    }
+    let columns = |wanted: &dyn Fn(&str) -> bool| -> Vec<usize> {
+        table.schema.fields().iter().enumerate().filter(|(_, field)| wanted(field.name())).map(|(index, _)| index).collect()
+    };
+    let is_key = |name: &str| kafka.key_fields.iter().any(|key| key == name);
+    let timestamps = if kafka.iso_timestamps { TimestampStyle::Iso } else { TimestampStyle::Sql };
+    let encoder = Encoder {
+        topic: topic.as_str().into(),
+        json: JsonEncoder { timestamps, without_nulls: kafka.without_nulls },
+        value: columns(&|name| kafka.value_has_key || !is_key(name)),
+        value_raw: kafka.value.name == "raw",
+        key: columns(&is_key),
+        key_raw: kafka.key.as_ref().is_some_and(|choice| choice.name == "raw"),
+    };
+    let delivery = match &kafka.transactional_prefix {
+        None => Delivery::AtLeastOnce(None),
+        Some(prefix) => {
+            let id = if table.ordinal == 0 { prefix.clone() } else { format!("{prefix}-{}", table.ordinal + 1) };
+            Delivery::ExactlyOnce(Transactions { id, writer: None, open: false, written: None })
+        }
+    };
+    Ok(Box::new(KafkaSink { kafka, encoder: Arc::new(encoder), delivery }))
+}
+
+struct KafkaSink {
+    kafka: KafkaTable,
+    encoder: Arc<Encoder>,
+    delivery: Delivery,
+}
+
+enum Delivery {
+    AtLeastOnce(Option<Arc<dyn Producer>>),
+    ExactlyOnce(Transactions),
+}
+
+struct Transactions {
+    /// Transactional id, and the group of the marks.
+    id: String,
+    writer: Option<Box<dyn TransactionalWriter>>,
+    /// A call was dropped inside a transaction; the writer must not be used again.
+    open: bool,
+    /// The last batch that is written, of this checkpoint.
+    written: Option<u64>,
+}
+
+#[async_trait]
+impl Sink for KafkaSink {
+    async fn write(&mut self, batch: &BatchContext, rows: RowStream) -> anyhow::Result<u64> {
+        match &mut self.delivery {
+            Delivery::AtLeastOnce(producer) => {
+                let producer = match producer {
+                    Some(producer) => producer.clone(),
+                    None => producer.insert(kafka::producer(&self.kafka.config).await?).clone(),
+                };
+                send_all(&*producer, &self.encoder, rows, batch).await
+            }
+            Delivery::ExactlyOnce(transactions) => transactions.write(&self.kafka, &self.encoder, batch, rows).await,
+        }
+    }
+}
+
+async fn send_all(producer: &dyn Producer, encoder: &Arc<Encoder>, mut rows: RowStream, batch: &BatchContext) -> anyhow::Result<u64> {
+    let mut count = 0;
+    while let Some(next) = rows.next().await {
+        let records = encoder.clone().records(next?, batch).await?;
+        count += records.len() as u64;
+        for result in producer.send(records).await {
+            result.with_context(|| format!("writing to topic `{}`", encoder.topic))?;
+        }
+    }
+    Ok(count)
+}
+
+impl Transactions {
+    async fn write(&mut self, kafka: &KafkaTable, encoder: &Arc<Encoder>, batch: &BatchContext, mut rows: RowStream) -> anyhow::Result<u64> {
+        if self.open || self.writer.is_none() {
+            self.renew(kafka, batch).await?;
+        }
+        let mut count = 0;
+        if self.written.is_some_and(|written| written >= batch.definition.id) {
+            while let Some(next) = rows.next().await {
+                count += next?.num_rows() as u64;
+            }
+            info!(batch = batch.definition.id, output = %self.id, "batch is in Kafka already, skipped");
+            return Ok(count);
+        }
+        let result = self.transaction(encoder, batch, &mut rows, &mut count).await;
+        let outcome_is_clear = match &result {
+            Ok(()) => true,
+            Err(error) => self.abort(error).await,
+        };
+        if !outcome_is_clear {
+            self.writer = None;
+        }
+        self.open = false;
+        result?;
+        self.written = Some(batch.definition.id);
+        Ok(count)
+    }
+
+    async fn transaction(&mut self, encoder: &Arc<Encoder>, batch: &BatchContext, rows: &mut RowStream, count: &mut u64) -> anyhow::Result<()> {
+        let writer = self.writer.as_mut().context("made above")?;
+        while let Some(next) = rows.next().await {
+            let records = encoder.clone().records(next?, batch).await?;
+            if records.is_empty() {
+                continue;
+            }
+            if *count == 0 {
+                self.open = true;
+                writer.begin().await?;
+            }
+            *count += records.len() as u64;
+            writer.send(records).await.with_context(|| format!("writing to topic `{}`", encoder.topic))?;
+        }
+        if *count > 0 {
+            writer.offsets(&self.id, marks(batch, &encoder.topic)).await?;
+            writer.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the writer can go on.
+    async fn abort(&mut self, error: &anyhow::Error) -> bool {
+        let poisoned = matches!(
+            error.downcast_ref::<KafkaError>(),
+            Some(KafkaError::OutcomeUnknown(_) | KafkaError::Fenced(_) | KafkaError::Fatal(_))
+        );
+        match (&mut self.writer, poisoned) {
+            (Some(writer), false) if self.open => writer.abort().await.is_ok(),
+            (_, poisoned) => !poisoned,
+        }
+    }
+
+    /// A new writer fences the old one and settles its transaction; only then is the mark final.
+    async fn renew(&mut self, kafka: &KafkaTable, batch: &BatchContext) -> anyhow::Result<()> {
+        self.writer = None;
+        self.writer = Some(kafka::transactional_writer(&kafka.config, &self.id).await?);
+        let marks = kafka::admin(&kafka.config).await?.committed(&self.id, None).await?;
+        self.written = marks.values().filter_map(|(_, metadata)| written(metadata, &batch.checkpoint_id)).max();
+        self.open = false;
+        Ok(())
+    }
+}
+
+/// Offsets of the batch's input with the batch in their metadata. A batch that read nothing marks the sink's topic.
+fn marks(batch: &BatchContext, topic: &Arc<str>) -> Vec<(TopicPartition, i64, String)> {
+    let metadata = format!("millrace checkpoint={} batch={}", batch.checkpoint_id, batch.definition.id);
+    let mut marks: Vec<_> =
+        batch.definition.all_ranges().map(|range| (range.topic_partition(), range.until, metadata.clone())).collect();
+    if marks.is_empty() {
+        marks.push((TopicPartition::new(topic.clone(), 0), 0, metadata));
+    }
+    marks
+}
+
+/// The batch in a mark, when it is of this checkpoint.
+fn written(metadata: &str, checkpoint_id: &str) -> Option<u64> {
+    let (checkpoint, batch) = metadata.strip_prefix("millrace checkpoint=")?.rsplit_once(" batch=")?;
+    if checkpoint == checkpoint_id { batch.parse().ok() } else { None }
+}
+
+/// Rows → records.
+struct Encoder {
+    topic: Arc<str>,
+    json: JsonEncoder,
+    value: Vec<usize>,
+    value_raw: bool,
+    key: Vec<usize>,
+    key_raw: bool,
+}
+
+impl Encoder {
+    /// Encodes beside the runtime: a batch takes milliseconds.
+    async fn records(self: Arc<Self>, rows: RecordBatch, batch: &BatchContext) -> anyhow::Result<Vec<OutRecord>> {
+        let headers: Vec<(String, Bytes)> =
+            telemetry::traceparent(&batch.span).map(|parent| ("traceparent".to_owned(), Bytes::from(parent))).into_iter().collect();
+        tokio::task::spawn_blocking(move || self.encode(&rows, &headers)).await?
+    }
+
+    fn encode(&self, rows: &RecordBatch, headers: &[(String, Bytes)]) -> anyhow::Result<Vec<OutRecord>> {
+        let values = self.texts(rows, &self.value, self.value_raw)?;
+        let mut keys = match self.key.as_slice() {
+            [] => Vec::new(),
+            key => self.texts(rows, key, self.key_raw)?,
+        }
+        .into_iter();
+        let records = values.into_iter().map(|value| OutRecord {
+            topic: self.topic.clone(),
+            partition: None,
+            key: keys.next().flatten(),
+            value,
+            headers: headers.to_vec(),
+            timestamp_ms: None,
+        });
+        Ok(records.collect())
+    }
+
+    fn texts(&self, rows: &RecordBatch, columns: &[usize], raw: bool) -> anyhow::Result<Vec<Option<Bytes>>> {
+        let part = rows.project(columns)?;
+        if !raw {
+            return Ok(self.json.encode(&part)?.into_iter().map(Some).collect());
+        }
+        let column = part.columns().first().context("format `raw` writes one column")?;
+        let bytes = match column.data_type() {
+            DataType::Binary => column.clone(),
+            _ => arrow::compute::cast(column, &DataType::Binary)?,
+        };
+        let bytes = bytes.as_binary::<i32>();
+        Ok(bytes.iter().map(|value| value.map(Bytes::copy_from_slice)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_counts_only_for_its_own_checkpoint() {
+        let mark = "millrace checkpoint=7f batch=12";
+        assert_eq!(written(mark, "7f"), Some(12));
+        assert_eq!(written(mark, "7e"), None);
+        assert_eq!(written("someone else's metadata", "7f"), None);
+        assert_eq!(written("", ""), None);
+    }
+}

@@ -1,0 +1,136 @@
+//! Direct Kafka source: reads offset ranges itself, without joining a group.
+//!
+//! Start and end offsets are looked up once, when the job first starts, and then come from the checkpoint. Partitions
+//! that appear later are read from their first record.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use service_kit::kafka::{Bounds, KafkaError, RangeReader, TopicPartition};
+
+use super::Cluster;
+use crate::batch::{Bounded, SourceSpec, Startup};
+use crate::commit::{Positions, SourceStart};
+
+/// A connected source.
+pub struct Source {
+    pub spec: SourceSpec,
+    pub reader: Arc<dyn RangeReader>,
+}
+
+/// Offsets that were still to be read are not in the topic.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DataLoss {
+    #[error(
+        "source `{source_name}`: partition {partition} was to be read from offset {wanted}, but begins at {earliest}: \
+         retention removed {} offsets. Set failOnDataLoss=false to go on at {earliest}, or start with a fresh checkpoint",
+        earliest - wanted
+    )]
+    Removed { source_name: String, partition: TopicPartition, wanted: i64, earliest: i64 },
+    #[error(
+        "source `{source_name}`: partition {partition} was to be read from offset {wanted}, but ends at {latest}: \
+         was the topic deleted and created again? Set failOnDataLoss=false to read it from its beginning ({earliest}), or start with a fresh checkpoint"
+    )]
+    BeyondEnd { source_name: String, partition: TopicPartition, wanted: i64, earliest: i64, latest: i64 },
+}
+
+impl Source {
+    pub async fn connect(cluster: &dyn Cluster, spec: SourceSpec) -> Result<Self, KafkaError> {
+        let reader = cluster.reader(&spec).await?;
+        Ok(Self { spec, reader })
+    }
+
+    /// All partitions of the source's topics.
+    pub async fn partitions(&self) -> Result<Vec<TopicPartition>, KafkaError> {
+        let mut all = Vec::new();
+        for topic in &self.spec.topics {
+            let topic: Arc<str> = topic.as_str().into();
+            let partitions = self.reader.partitions(&topic).await?;
+            all.extend(partitions.into_iter().map(|partition| TopicPartition { topic: topic.clone(), partition }));
+        }
+        Ok(all)
+    }
+
+    /// Where a fresh job begins, and where it ends when the source is bounded.
+    pub async fn start(&self, cluster: &dyn Cluster) -> anyhow::Result<SourceStart> {
+        let partitions = self.partitions().await?;
+        let bounds = self.reader.bounds(&partitions).await?;
+        let all = |offset: fn(&Bounds) -> i64| bounds.iter().map(|(p, b)| (p.clone(), offset(b))).collect::<BTreeMap<_, _>>();
+        let starts = match &self.spec.startup {
+            Startup::Earliest => all(|b| b.earliest),
+            Startup::Latest => all(|b| b.latest),
+            Startup::Timestamp(time_ms) => self.reader.offsets_at(&partitions, *time_ms).await?,
+            Startup::Specific(offsets) => {
+                if let Some(unknown) = offsets.keys().find(|partition| !bounds.contains_key(*partition)) {
+                    anyhow::bail!("source `{}`: start offset given for partition {unknown}, which does not exist", self.spec.name);
+                }
+                let mut starts = all(|b| b.earliest);
+                starts.extend(offsets.clone());
+                for (partition, wanted) in &starts {
+                    self.check(partition, *wanted, bounds.get(partition))?;
+                }
+                starts
+            }
+            Startup::GroupOffsets => self.group_offsets(cluster, &partitions, &bounds).await?,
+        };
+        let ends = match self.spec.bounded {
+            None => None,
+            Some(Bounded::Latest) => Some(all(|b| b.latest)),
+            Some(Bounded::Timestamp(time_ms)) => {
+                let at = self.reader.offsets_at(&partitions, time_ms).await?;
+                // An open transaction can keep the stable end below the offset of that time.
+                let end = |(p, at): (TopicPartition, i64)| {
+                    let latest = bounds.get(&p).map_or(at, |b| b.latest);
+                    (p, at.min(latest))
+                };
+                Some(at.into_iter().map(end).collect())
+            }
+        };
+        Ok(SourceStart { name: self.spec.name.clone(), starts: Positions(starts), ends: ends.map(Positions) })
+    }
+
+    async fn group_offsets(
+        &self,
+        cluster: &dyn Cluster,
+        partitions: &[TopicPartition],
+        bounds: &BTreeMap<TopicPartition, Bounds>,
+    ) -> anyhow::Result<BTreeMap<TopicPartition, i64>> {
+        let name = &self.spec.name;
+        let Some(group) = self.spec.group.as_deref().or_else(|| self.spec.kafka.get("group.id")) else {
+            anyhow::bail!("source `{name}`: starting at group offsets needs a group; set `group.id`");
+        };
+        let committed = cluster.committed(&self.spec, group, partitions).await?;
+        let reset = self.spec.kafka.get("auto.offset.reset").unwrap_or("latest");
+        let mut starts = BTreeMap::new();
+        for (partition, bounds) in bounds {
+            let kept = committed.get(partition).copied().filter(|at| (bounds.earliest..=bounds.latest).contains(at));
+            let start = match (kept, reset) {
+                (Some(offset), _) => offset,
+                (None, "earliest") => bounds.earliest,
+                (None, "latest") => bounds.latest,
+                (None, "none") => {
+                    anyhow::bail!(
+                        "source `{name}`: group `{group}` has no usable offset for {partition}, and `auto.offset.reset` is `none`"
+                    )
+                }
+                (None, other) => {
+                    anyhow::bail!("source `{name}`: `auto.offset.reset` is `{other}`; it must be earliest, latest or none")
+                }
+            };
+            starts.insert(partition.clone(), start);
+        }
+        Ok(starts)
+    }
+
+    /// Is the offset within what the partition holds?
+    pub fn check(&self, partition: &TopicPartition, wanted: i64, bounds: Option<&Bounds>) -> Result<(), DataLoss> {
+        let Some(Bounds { earliest, latest }) = bounds.copied() else { return Ok(()) };
+        let (source_name, partition) = (self.spec.name.clone(), partition.clone());
+        if wanted < earliest {
+            Err(DataLoss::Removed { source_name, partition, wanted, earliest })
+        } else if wanted > latest {
+            Err(DataLoss::BeyondEnd { source_name, partition, wanted, earliest, latest })
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Sources: what a job reads. There is one kind, the direct Kafka source; a topic partition is a unit of work.
+
+pub mod kafka;
+mod mirror;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use service_kit::kafka::{Admin, KafkaError, RangeReader, TopicPartition};
+use tokio::sync::OnceCell;
+
+pub use kafka::{DataLoss, Source};
+pub use mirror::Mirror;
+
+use crate::batch::SourceSpec;
+
+/// What sources need of a Kafka cluster. Tests bring partitions in memory.
+#[async_trait]
+pub trait Cluster: Send + Sync + 'static {
+    async fn reader(&self, spec: &SourceSpec) -> Result<Arc<dyn RangeReader>, KafkaError>;
+    /// The group's offsets; partitions without one are absent.
+    async fn committed(
+        &self,
+        spec: &SourceSpec,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, i64>, KafkaError>;
+    async fn commit(&self, spec: &SourceSpec, group: &str, offsets: &[(TopicPartition, i64)]) -> Result<(), KafkaError>;
+}
+
+/// The real thing.
+#[derive(Default)]
+pub struct KafkaCluster {
+    /// One client for everything that concerns groups; sources of other clusters than the first get their own.
+    admin: OnceCell<(String, Arc<dyn Admin>)>,
+}
+
+impl KafkaCluster {
+    async fn admin(&self, spec: &SourceSpec) -> Result<Arc<dyn Admin>, KafkaError> {
+        let servers = spec.kafka.get("bootstrap.servers").unwrap_or_default().to_string();
+        let connect = async || Ok((servers.clone(), service_kit::kafka::admin(&spec.kafka).await?));
+        let (connected, admin) = self.admin.get_or_try_init(connect).await?;
+        if *connected == servers { Ok(admin.clone()) } else { service_kit::kafka::admin(&spec.kafka).await }
+    }
+}
+
+#[async_trait]
+impl Cluster for KafkaCluster {
+    async fn reader(&self, spec: &SourceSpec) -> Result<Arc<dyn RangeReader>, KafkaError> {
+        service_kit::kafka::range_reader(&spec.kafka, spec.isolation).await
+    }
+
+    async fn committed(
+        &self,
+        spec: &SourceSpec,
+        group: &str,
+        partitions: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
+        let committed = self.admin(spec).await?.committed(group, Some(partitions)).await?;
+        Ok(committed.into_iter().map(|(partition, (offset, _))| (partition, offset)).collect())
+    }
+
+    async fn commit(&self, spec: &SourceSpec, group: &str, offsets: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
+        let offsets: Vec<_> = offsets.iter().map(|(partition, offset)| (partition.clone(), *offset, String::new())).collect();
+        self.admin(spec).await?.commit(group, &offsets).await
+    }
+}

@@ -1,0 +1,82 @@
+//! SQL jobs: Flink's DDL and window functions, planned once by DataFusion, run per batch.
+//!
+//! | file | question it answers |
+//! |---|---|
+//! | `parser.rs`, `tvf.rs`, `types.rs`, `error.rs` | what does the text say, and where is it wrong |
+//! | `options.rs`, `kafka.rs` | what do a table's options mean |
+//! | `job.rs` | which tables and queries does the job have |
+//! | `session.rs`, `functions.rs`, `lineage.rs`, `plan.rs`, `feed.rs` | what runs in every batch for a query |
+//! | `source.rs`, `malformed.rs`, `pipeline.rs` | how records become rows and reach the queries |
+//! | `watermark.rs`, `window.rs` | when is a window complete, and what is in it |
+//! | `program.rs` | one batch from beginning to end, snapshot and restore |
+//!
+//! A job's own settings (`SET 'key' = 'value'`; others are the batch core's, see [`JobSettings`]):
+//!
+//! | key | default | |
+//! |---|---|---|
+//! | `millrace.emit` | on-watermark | for the INSERTs below it: `every-batch` also writes the totals so far of open windows that changed, to a sink that replaces rows |
+//! | `millrace.query.memory.max` | 512 MB | memory for hash tables of running plans |
+//! | `table.exec.source.idle-timeout` | none | how long a partition that is silent while others have rows holds the watermark back; none: not at all; `0 s`: always |
+//! | `table.local-time-zone` | UTC | only UTC |
+
+pub(crate) mod error;
+mod feed;
+mod functions;
+mod job;
+pub(crate) mod kafka;
+mod lineage;
+mod malformed;
+pub(crate) mod options;
+mod parser;
+mod pipeline;
+mod plan;
+mod program;
+mod session;
+mod source;
+mod tvf;
+pub(crate) mod types;
+mod watermark;
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+pub use error::SqlError;
+
+use crate::batch::Program;
+use crate::job::JobSettings;
+
+/// What surrounds a job's text.
+pub struct CompileOptions {
+    /// Settings that hold where the text has no `SET` for them.
+    pub defaults: BTreeMap<String, String>,
+    /// Gives `${env:NAME}`.
+    pub environment: Box<dyn Fn(&str) -> Option<String> + Send + Sync>,
+}
+
+impl Default for CompileOptions {
+    /// No settings; the environment of the process.
+    fn default() -> Self {
+        Self { defaults: BTreeMap::new(), environment: Box::new(|name| std::env::var(name).ok()) }
+    }
+}
+
+/// A job that is ready to run.
+pub struct CompiledJob {
+    pub settings: JobSettings,
+    pub program: Box<dyn Program>,
+    /// What was accepted without effect, one sentence each.
+    pub notes: Vec<String>,
+    /// For people: each INSERT's plan; with EXPLAIN also those.
+    pub plan: String,
+    /// The text has EXPLAIN statements and no INSERT: show [`Self::plan`] and run nothing.
+    pub explain_only: bool,
+}
+
+/// Reads and plans a job. Connects to nothing.
+pub fn compile(text: &str, options: &CompileOptions) -> Result<CompiledJob, SqlError> {
+    let job::Compiled { settings, program, notes, plan, explain_only } = job::compile(text, options)?;
+    Ok(CompiledJob { settings, program: Box::new(program), notes, plan, explain_only })
+}

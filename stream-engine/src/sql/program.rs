@@ -1,0 +1,506 @@
+//! A planned SQL job as the batch core runs it.
+//!
+//! One batch: read and decode every partition once, run each query's plan over it, move the watermark, emit the windows
+//! that are complete, write the sinks. The state changes only when all of it succeeded.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use arrow::array::RecordBatch;
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::ExecutionPlan;
+use futures::future::join_all;
+use futures::{FutureExt, StreamExt};
+use serde::{Deserialize, Serialize};
+use service_kit::kafka::{self, Producer};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tracing::{Instrument, info_span};
+
+use super::malformed::{Reports, Sampler};
+use super::pipeline::{self, BATCHES_AHEAD, CHUNKS_AHEAD, Decoded, Intake};
+use super::plan::WindowPlan;
+use super::source::Reader;
+use super::watermark::{Clocks, Seen};
+use super::window::WindowState;
+use crate::batch::{BatchContext, BatchOutcome, OutputReport, PartitionInput, Program, SourceSpec};
+use crate::sink::{RowStream, Sink};
+
+/// Batches on their way from plans to a sink.
+const SINK_BATCHES_AHEAD: usize = 4;
+const SNAPSHOT_VERSION: u32 = 1;
+
+pub(crate) struct SqlProgram {
+    pub(crate) sources: Vec<Source>,
+    pub(crate) outputs: Vec<Output>,
+    pub(crate) context: Arc<TaskContext>,
+    /// `table.exec.source.idle-timeout`
+    pub(crate) idle_after: Option<Duration>,
+    pub(crate) plan: String,
+    pub(crate) state: State,
+}
+
+/// A table that queries read.
+pub(crate) struct Source {
+    pub(crate) reader: Arc<Reader>,
+    pub(crate) sampler: Arc<Sampler>,
+    pub(crate) dead_letters: Option<Arc<dyn Producer>>,
+}
+
+/// An INSERT.
+pub(crate) struct Output {
+    pub(crate) name: String,
+    pub(crate) source: usize,
+    /// Of the reader's columns, those that the plan's leaf takes.
+    pub(crate) positions: Vec<usize>,
+    pub(crate) query: Query,
+    pub(crate) sink: Box<dyn Sink>,
+}
+
+pub(crate) enum Query {
+    Stateless(Arc<dyn ExecutionPlan>),
+    Window(Arc<WindowPlan>, Emit),
+}
+
+/// `millrace.emit`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Emit {
+    /// Each window once, when it is complete.
+    OnWatermark,
+    /// Also the totals so far of the open windows that the batch touched.
+    EveryBatch,
+}
+
+/// Cheap to clone; goes into the snapshot.
+#[derive(Clone, Default)]
+pub(crate) struct State {
+    /// By source.
+    clocks: Vec<Clocks>,
+    /// By output; `None` for queries without state.
+    windows: Vec<Option<WindowState>>,
+}
+
+impl State {
+    pub(crate) fn fresh(sources: &[Source], outputs: &[Output]) -> Self {
+        let window = |output: &Output| matches!(output.query, Query::Window(..)).then(WindowState::default);
+        Self { clocks: vec![Clocks::default(); sources.len()], windows: outputs.iter().map(window).collect() }
+    }
+}
+
+/// In front of a snapshot: the length of this JSON (four bytes, little endian), this, then each output's Arrow IPC.
+#[derive(Serialize, Deserialize)]
+struct SnapshotHead {
+    version: u32,
+    sources: Vec<(String, Clocks)>,
+    outputs: Vec<SnapshotOutput>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SnapshotOutput {
+    name: String,
+    closed_until: Option<i64>,
+    bytes: usize,
+}
+
+#[async_trait]
+impl Program for SqlProgram {
+    fn sources(&self) -> Vec<SourceSpec> {
+        self.sources.iter().map(|source| source.reader.table().spec()).collect()
+    }
+
+    fn plan(&self) -> String {
+        self.plan.clone()
+    }
+
+    fn fingerprint(&self) -> serde_json::Value {
+        let sources: serde_json::Map<_, _> = self
+            .sources
+            .iter()
+            .map(|source| (source.reader.table().name.clone(), serde_json::json!({ "topics": source.reader.table().kafka.topics })))
+            .collect();
+        // Queries without state may come and go.
+        let operators: serde_json::Map<_, _> = self
+            .outputs
+            .iter()
+            .filter_map(|output| match &output.query {
+                Query::Stateless(_) => None,
+                Query::Window(plan, _) => Some((output.name.clone(), self.operator(output, plan))),
+            })
+            .collect();
+        serde_json::json!({ "sql": SNAPSHOT_VERSION, "sources": sources, "operators": operators })
+    }
+
+    async fn run(&mut self, batch: &BatchContext, input: Vec<PartitionInput>) -> anyhow::Result<BatchOutcome> {
+        let mut state = self.state.clone();
+        let outcome = self.run_batch(batch, input, &mut state).await?;
+        self.state = state;
+        Ok(outcome)
+    }
+
+    fn snapshot(&mut self) -> anyhow::Result<Bytes> {
+        let mut head = SnapshotHead { version: SNAPSHOT_VERSION, sources: Vec::new(), outputs: Vec::new() };
+        for (source, clocks) in self.sources.iter().zip(&self.state.clocks) {
+            head.sources.push((source.reader.table().name.clone(), clocks.clone()));
+        }
+        let mut body = Vec::new();
+        for (output, window) in self.outputs.iter().zip(&self.state.windows) {
+            if let (Query::Window(plan, _), Some(window)) = (&output.query, window) {
+                let ipc = window.to_ipc(plan)?;
+                head.outputs.push(SnapshotOutput {
+                    name: output.name.clone(),
+                    closed_until: window.closed_until(),
+                    bytes: ipc.len(),
+                });
+                metrics::gauge!("millrace_engine_window_state_bytes", "output" => output.name.clone()).set(ipc.len() as f64);
+                body.extend(ipc);
+            }
+        }
+        let head = serde_json::to_vec(&head)?;
+        let mut snapshot = u32::try_from(head.len())?.to_le_bytes().to_vec();
+        snapshot.extend(head);
+        snapshot.extend(body);
+        Ok(snapshot.into())
+    }
+
+    fn restore(&mut self, snapshot: Bytes) -> anyhow::Result<()> {
+        let mut state = State::fresh(&self.sources, &self.outputs);
+        if snapshot.is_empty() {
+            self.state = state;
+            return Ok(());
+        }
+        let (length, rest) = snapshot.split_at_checked(4).context("the snapshot is cut off")?;
+        let length = u32::from_le_bytes(length.try_into()?) as usize;
+        let (head, mut body) = rest.split_at_checked(length).context("the snapshot is cut off")?;
+        let head: SnapshotHead = serde_json::from_slice(head).context("the snapshot's head")?;
+        ensure!(head.version == SNAPSHOT_VERSION, "the snapshot has version {}, this engine reads {SNAPSHOT_VERSION}", head.version);
+        for (name, clocks) in head.sources {
+            if let Some(index) = self.sources.iter().position(|source| source.reader.table().name == name) {
+                state.clocks[index] = clocks;
+            }
+        }
+        for saved in head.outputs {
+            let (ipc, rest) = body.split_at_checked(saved.bytes).context("the snapshot is cut off")?;
+            body = rest;
+            let index = self.outputs.iter().position(|output| output.name == saved.name);
+            if let Some((index, Query::Window(plan, _))) = index.map(|index| (index, &self.outputs[index].query)) {
+                state.windows[index] = Some(WindowState::from_ipc(plan, ipc, saved.closed_until)?);
+            }
+        }
+        self.state = state;
+        Ok(())
+    }
+}
+
+/// What the tasks of a batch give back.
+enum Done {
+    /// Of this input.
+    Decoded(usize, Decoded),
+    /// Of this output and input.
+    Partial(usize, usize, Vec<RecordBatch>),
+    Passed,
+}
+
+impl SqlProgram {
+    fn operator(&self, output: &Output, plan: &WindowPlan) -> serde_json::Value {
+        let types = plan.partial.schema();
+        let types: Vec<_> = types.fields().iter().map(|field| field.data_type().to_string()).collect();
+        serde_json::json!({
+            "source": self.sources[output.source].reader.table().name,
+            "window": { "size_ms": plan.shape.size, "slide_ms": plan.shape.slide, "offset_ms": plan.shape.offset },
+            "keys": plan.keys,
+            "aggregates": plan.aggregates,
+            "state": types,
+        })
+    }
+
+    async fn run_batch(&mut self, batch: &BatchContext, input: Vec<PartitionInput>, state: &mut State) -> anyhow::Result<BatchOutcome> {
+        for source in &mut self.sources {
+            let kafka = &source.reader.table().kafka;
+            if kafka.dead_letters.is_some() && source.dead_letters.is_none() {
+                source.dead_letters = Some(kafka::producer(&kafka.config).await?);
+            }
+        }
+        let process = info_span!(parent: &batch.span, "process");
+        let read = self.read(batch, input, state).instrument(process.clone()).await?;
+        let mut outcome = read.outcome;
+        for (index, source) in self.sources.iter().enumerate() {
+            if let Some(watermark) = source.reader.table().watermark {
+                let clocks = &mut state.clocks[index];
+                clocks.advance(batch.definition.time_ms, &read.seen[index], watermark.delay_ms, self.idle_after);
+                outcome.watermark_ms = match (outcome.watermark_ms, clocks.watermark_ms) {
+                    (Some(one), Some(other)) => Some(one.min(other)),
+                    (one, other) => one.or(other),
+                };
+            }
+        }
+        let emitted = self.emit(batch, read.partials, state).instrument(process).await?;
+        let mut reports = read.reports;
+        reports.extend(self.write_windows(batch, emitted).await);
+        reports.sort_by_key(|(index, ..)| *index);
+        let mut failure = None;
+        for (_, report, error) in reports {
+            outcome.rows_out += report.rows;
+            outcome.outputs.push(report);
+            failure = failure.or(error);
+        }
+        match failure {
+            None => Ok(outcome),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// Reads, decodes and runs the plans; writes the outputs without windows on the way.
+    async fn read(&mut self, batch: &BatchContext, input: Vec<PartitionInput>, state: &State) -> anyhow::Result<Read> {
+        let compute = pipeline::compute()?;
+        let mut tasks: JoinSet<anyhow::Result<Done>> = JoinSet::new();
+        let mut pumps = Vec::new();
+        let mut letters = Vec::new();
+        let mut letter_senders = Vec::new();
+        for source in &self.sources {
+            let table = source.reader.table();
+            letter_senders.push(match (&table.kafka.dead_letters, &source.dead_letters) {
+                (Some(topic), Some(producer)) => {
+                    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+                    letters.push(send_letters(producer.clone(), receiver, table.name.clone()));
+                    Some((topic.clone(), sender))
+                }
+                _ => None,
+            });
+        }
+        let mut sink_senders = Vec::new();
+        let mut sinks = Vec::new();
+        let mut intakes = Vec::new();
+        let mut plans = Vec::new();
+        for (index, output) in self.outputs.iter_mut().enumerate() {
+            let reader = &self.sources[output.source].reader;
+            let (plan, late_before) = match &output.query {
+                Query::Stateless(plan) => (plan.clone(), None),
+                Query::Window(plan, _) => {
+                    let bound = state.windows[index].as_ref().and_then(|window| window.late_before(plan.shape));
+                    (plan.partial.clone(), reader.position(plan.time_column).zip(bound))
+                }
+            };
+            plans.push((output.source, plan));
+            intakes.push(Intake { positions: output.positions.clone(), late_before, late: Arc::new(AtomicU64::new(0)) });
+            sink_senders.push(match &output.query {
+                Query::Stateless(_) => {
+                    let (sender, receiver) = mpsc::channel(SINK_BATCHES_AHEAD);
+                    let rows = ReceiverStream::new(receiver).boxed();
+                    sinks.push(write(index, &output.name, &mut *output.sink, batch, rows).boxed());
+                    Some(sender)
+                }
+                Query::Window(..) => None,
+            });
+        }
+        let mut seen: Vec<Vec<Seen>> = vec![Vec::new(); self.sources.len()];
+        let mut of_input = Vec::new();
+        for (number, PartitionInput { source, range, caught_up, mut records }) in input.into_iter().enumerate() {
+            of_input.push((source, seen[source].len()));
+            seen[source].push(Seen { partition: range.topic_partition().to_string(), caught_up, max_event_ms: None });
+            if range.from >= range.until {
+                continue;
+            }
+            let (chunk_sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+            pumps.push(async move {
+                while let Some(chunk) = records.next().await {
+                    // Decoding ended with an error of its own, which counts.
+                    if chunk_sender.send(chunk).await.is_err() {
+                        break;
+                    }
+                }
+            });
+            let mut queries = Vec::new();
+            for (output, (_, plan)) in plans.iter().enumerate().filter(|(_, (of, _))| *of == source) {
+                let (sender, rows) = mpsc::channel(BATCHES_AHEAD);
+                queries.push(sender);
+                let (plan, context, intake) = (plan.clone(), self.context.clone(), intakes[output].clone());
+                match sink_senders[output].clone() {
+                    Some(sink) => {
+                        tasks.spawn_on(pipeline::pass(plan, context, intake, rows, sink).map(|done| done.map(|()| Done::Passed)), &compute)
+                    }
+                    None => {
+                        let partial = pipeline::partial(plan, context, intake, rows);
+                        tasks.spawn_on(partial.map(move |done| done.map(|states| Done::Partial(output, number, states))), &compute)
+                    }
+                };
+            }
+            let reports = Reports {
+                table: self.sources[source].reader.table().name.as_str().into(),
+                sampler: self.sources[source].sampler.clone(),
+                dead_letters: letter_senders[source].clone(),
+            };
+            let decode = pipeline::decode(self.sources[source].reader.clone(), range, chunks, queries, reports);
+            tasks.spawn_on(decode.map(move |done| done.map(|decoded| Done::Decoded(number, decoded))), &compute);
+        }
+        drop(sink_senders);
+        drop(letter_senders);
+        let (_, done, reports, letters) = tokio::join!(join_all(pumps), finish(tasks), join_all(sinks), join_all(letters));
+        // A dead-letter topic that fails stops the decoding, so its error comes first.
+        letters.into_iter().collect::<anyhow::Result<()>>()?;
+
+        let mut outcome = BatchOutcome::default();
+        let mut partials: Vec<Vec<(usize, Vec<RecordBatch>)>> = vec![Vec::new(); plans.len()];
+        for done in done? {
+            match done {
+                Done::Decoded(number, decoded) => {
+                    let (source, position) = of_input[number];
+                    seen[source][position].max_event_ms = decoded.max_event_ms;
+                    outcome.rows_in += decoded.records;
+                    outcome.malformed += decoded.malformed;
+                }
+                Done::Partial(output, number, states) => partials[output].push((number, states)),
+                Done::Passed => {}
+            }
+        }
+        // By partition, not by who was first: so a batch that runs again builds the same state.
+        partials.iter_mut().for_each(|of_output| of_output.sort_by_key(|(number, _)| *number));
+        let partials = partials.into_iter().map(|of_output| of_output.into_iter().flat_map(|(_, states)| states).collect()).collect();
+        outcome.late = self.late(&intakes);
+        Ok(Read { outcome, seen, partials, reports })
+    }
+
+    /// A row that is late for several queries counts once: the most of any query per source.
+    fn late(&self, intakes: &[Intake]) -> u64 {
+        let mut most = vec![0_u64; self.sources.len()];
+        for (output, intake) in self.outputs.iter().zip(intakes) {
+            let late = intake.late.load(Ordering::Relaxed);
+            most[output.source] = most[output.source].max(late);
+        }
+        most.iter().sum()
+    }
+
+    /// Moves every window state on; gives the rows to write per output.
+    async fn emit(&mut self, batch: &BatchContext, partials: Vec<Vec<RecordBatch>>, state: &mut State) -> anyhow::Result<Vec<Option<Vec<RecordBatch>>>> {
+        let compute = pipeline::compute()?;
+        let mut running = Vec::new();
+        for ((index, output), partial) in self.outputs.iter().enumerate().zip(partials) {
+            let (Query::Window(plan, emit), Some(window)) = (&output.query, state.windows[index].take()) else { continue };
+            let due = if batch.last { Due::All } else { Due::At(state.clocks[output.source].watermark_ms) };
+            let (plan, context, emit) = (plan.clone(), self.context.clone(), *emit);
+            let task = compute.spawn(async move { advance(&plan, &context, window, partial, due, emit).await });
+            running.push((index, task));
+        }
+        let mut emitted = vec![None; self.outputs.len()];
+        for (index, task) in running {
+            let (window, rows) = task.await?.with_context(|| format!("query of `{}`", self.outputs[index].name))?;
+            let name = self.outputs[index].name.clone();
+            metrics::gauge!("millrace_engine_window_state_rows", "output" => name).set(window.rows() as f64);
+            state.windows[index] = Some(window);
+            emitted[index] = Some(rows);
+        }
+        Ok(emitted)
+    }
+
+    async fn write_windows(&mut self, batch: &BatchContext, emitted: Vec<Option<Vec<RecordBatch>>>) -> Vec<Report> {
+        let writes = self.outputs.iter_mut().enumerate().zip(emitted).filter_map(|((index, output), rows)| {
+            rows.map(|rows| write(index, &output.name, &mut *output.sink, batch, pipeline::ready(rows)))
+        });
+        join_all(writes).await
+    }
+}
+
+/// What reading a batch gave.
+struct Read {
+    outcome: BatchOutcome,
+    /// By source, in the order of the input.
+    seen: Vec<Vec<Seen>>,
+    /// By output.
+    partials: Vec<Vec<RecordBatch>>,
+    reports: Vec<Report>,
+}
+
+/// Index of the output, what is reported, and its error.
+type Report = (usize, OutputReport, Option<anyhow::Error>);
+
+#[derive(Clone, Copy)]
+enum Due {
+    All,
+    At(Option<i64>),
+}
+
+/// Adds a batch's partial states to a window state and computes what it emits.
+async fn advance(
+    plan: &WindowPlan,
+    context: &TaskContext,
+    mut window: WindowState,
+    partials: Vec<RecordBatch>,
+    due: Due,
+    emit: Emit,
+) -> anyhow::Result<(WindowState, Vec<RecordBatch>)> {
+    let mut touched = std::collections::BTreeSet::new();
+    for partial in &partials {
+        touched.extend(window.add(partial)?);
+    }
+    window.merge(plan, context).await?;
+    let mut ends = match due {
+        Due::At(None) => Default::default(),
+        Due::At(watermark) => window.due(plan.shape, watermark),
+        Due::All => window.due(plan.shape, None),
+    };
+    let closed = match due {
+        Due::At(watermark) => watermark.map(|watermark| watermark.saturating_add(1)),
+        Due::All => ends.last().copied(),
+    };
+    if emit == Emit::EveryBatch {
+        ends.extend(window.touched(plan.shape, &touched));
+    }
+    let rows = window.results(plan, context, &ends).await?;
+    if let Some(closed) = closed {
+        window.close(closed, plan.shape);
+    }
+    Ok((window, rows))
+}
+
+async fn write(index: usize, name: &str, sink: &mut dyn Sink, batch: &BatchContext, rows: RowStream) -> Report {
+    let span = info_span!(parent: &batch.span, "output", output = name);
+    let began = Instant::now();
+    let result = sink.write(batch, rows).instrument(span).await;
+    let (rows, error) = match result {
+        Ok(rows) => (rows, None),
+        Err(error) => (0, Some(error.context(format!("output `{name}`")))),
+    };
+    let report = OutputReport {
+        name: name.to_owned(),
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        rows,
+        error: error.as_ref().map(|error| format!("{error:#}")),
+    };
+    (index, report, error)
+}
+
+/// Waits for all tasks; the error is that of the task that failed first.
+async fn finish(mut tasks: JoinSet<anyhow::Result<Done>>) -> anyhow::Result<Vec<Done>> {
+    let mut results = Vec::new();
+    let mut failure: Option<anyhow::Error> = None;
+    while let Some(task) = tasks.join_next().await {
+        match task.map_err(anyhow::Error::from).and_then(|result| result) {
+            Ok(done) => results.push(done),
+            Err(error) => failure = Some(failure.unwrap_or(error)),
+        }
+    }
+    match failure {
+        None => Ok(results),
+        Some(error) => Err(error),
+    }
+}
+
+async fn send_letters(
+    producer: Arc<dyn Producer>,
+    mut letters: mpsc::Receiver<Vec<kafka::OutRecord>>,
+    table: String,
+) -> anyhow::Result<()> {
+    while let Some(records) = letters.recv().await {
+        let count = records.len() as u64;
+        for result in producer.send(records).await {
+            result.with_context(|| format!("dead letters of table `{table}`"))?;
+        }
+        metrics::counter!("millrace_engine_dead_letters_total", "table" => table.clone()).increment(count);
+    }
+    Ok(())
+}
