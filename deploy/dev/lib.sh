@@ -5,6 +5,8 @@ DEV_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # Downloads and build output that outlive a clone.
 MILLRACE_CACHE="${MILLRACE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/millrace}"
 mkdir -p "$MILLRACE_CACHE"
+# The build cache lies outside the clone: a fresh clone does not build its dependencies again.
+export MILLRACE_CACHE CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$MILLRACE_CACHE/target}"
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }

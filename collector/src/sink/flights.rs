@@ -4,11 +4,12 @@
 //! is begun until every send has ended, then what is left goes out in its old order. What can never be delivered goes to
 //! the dead letters. A take is committed when its last event is decided.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, task::Poll, time::Duration};
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use service_kit::kafka::{KafkaError, OutRecord};
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, sleep_until};
 use tracing::Span;
 
@@ -101,58 +102,61 @@ impl<D: Deliver> Flights<D> {
             }
             let has_room = under_way.len() < self.bounds.sends && events < self.bounds.events && bytes < self.bounds.bytes;
             tokio::select! {
-                Some((flight, poison, results, begun)) = under_way.next(), if !under_way.is_empty() => {
-                    silent_since = None;
-                    events -= flight.todo.len() + poison.len();
-                    bytes -= flight.bytes;
-                    input.counters.send_ms.fetch_add(u64::try_from(begun.elapsed().as_millis()).unwrap_or_default(), std::sync::atomic::Ordering::Relaxed);
-                    match self.land(flight, poison, results, &input).await {
-                        Ok(()) => {
-                            if failed.is_empty() {
-                                input.trouble(None);
-                                backoff = BACKOFF_MIN;
-                                if !std::mem::take(&mut told).is_empty() {
-                                    tracing::info!(sink = input.name(), "delivering again");
-                                }
-                            }
-                        }
-                        Err((flight, error)) => {
-                            if told != error {
-                                tracing::warn!(sink = input.name(), error, events = flight.todo.len(), "not delivered; trying again until it is");
-                                told.clone_from(&error);
-                            }
-                            input.trouble(Some(error));
-                            input.counters.rollbacks.add(1);
-                            failed.push(flight);
-                        }
-                    }
-                }
-                () = sleep_until(silent_since.unwrap_or_else(Instant::now) + SILENCE_MAX), if silent_since.is_some() && !silence_told => {
-                    input.trouble(Some(format!("no answer for {} s; events wait", SILENCE_MAX.as_secs())));
-                }
-                () = sleep_until(again_at.unwrap_or_else(Instant::now)), if again_at.is_some() => {
-                    again_at = None;
-                    failed.sort_by_key(Flight::first_number);
-                    for flight in failed.drain(..) {
-                        events += flight.todo.len();
-                        bytes += flight.bytes;
-                        under_way.push(self.take_off(flight));
-                    }
-                }
-                takes = input.gather(self.bounds.records), if has_room && failed.is_empty() && !ending => {
-                    let flight = Flight::new(takes, input.name());
-                    events += flight.todo.len();
-                    bytes += flight.bytes;
-                    under_way.push(self.take_off(flight));
-                }
-                () = stop.begin.cancelled(), if !ending => {}
-                // What is still under way goes back to the channel.
-                () = stop.abandon.cancelled() => return Ok(()),
-            }
+                           Some((flight, poison, results, begun)) = under_way.next(), if !under_way.is_empty() => {
+                               silent_since = None;
+                               events -= flight.todo.len() + poison.len();
+                               bytes -= flight.bytes;
+                               input.counters.send_ms.fetch_add(u64::try_from(begun.elapsed().as_millis()).unwrap_or_default(), std::sync::atomic::Ordering::Relaxed);
+                               match self.land(flight, poison, results, &input).await {
+                                   Ok(()) => {
+                                       if failed.is_empty() {
+                                           input.trouble(None);
+                                           backoff = BACKOFF_MIN;
+                                           if !std::mem::take(&mut told).is_empty() {
+                                               tracing::info!(sink = input.name(), "delivering again");
+                                           }
+                                       }
+                                   }
+                                   Err((flight, error)) => {
+                                       if told != error {
+                                           tracing::warn!(sink = input.name(), error, events = flight.todo.len(), "not delivered; trying again until it is");
+                                           told.clone_from(&error);
+                                       }
+                                       input.trouble(Some(error));
+                                       input.counters.rollbacks.add(1);
+                                       failed.push(flight);
+                                   }
+                               }
+                           }
+                           () = sleep_until(silent_since.unwrap_or_else(Instant::now) + SILENCE_MAX), if silent_since.is_some() && !silence_told => {
+                               input.trouble(Some(format!("no answer for {} s; events wait", SILENCE_MAX.as_secs())));
+                           }
+                           () = sleep_until(again_at.unwrap_or_else(Instant::now)), if again_at.is_some() => {
+                               again_at = None;
+                               failed.sort_by_key(Flight::first_number);
+                               for flight in failed.drain(..) {
+                                   events += flight.todo.len();
+                                   bytes += flight.bytes;
+                                   let begun = self.take_off(flight).await;
+            under_way.push(begun);
+                               }
+                           }
+                           takes = input.gather(self.bounds.records), if has_room && failed.is_empty() && !ending => {
+                               let flight = Flight::new(takes, input.name());
+                               events += flight.todo.len();
+                               bytes += flight.bytes;
+                               let begun = self.take_off(flight).await;
+            under_way.push(begun);
+                           }
+                           () = stop.begin.cancelled(), if !ending => {}
+                           // What is still under way goes back to the channel.
+                           () = stop.abandon.cancelled() => return Ok(()),
+                       }
         }
     }
 
-    fn take_off(&self, mut flight: Flight) -> BoxFuture<'static, Landed> {
+    /// Begins the send before it returns, so that sends begin in the order of their events.
+    async fn take_off(&self, mut flight: Flight) -> BoxFuture<'static, Landed> {
         let (mut records, mut poison) = (Vec::with_capacity(flight.todo.len()), Vec::new());
         let mut good = Vec::with_capacity(flight.todo.len());
         for at in std::mem::take(&mut flight.todo) {
@@ -166,11 +170,17 @@ impl<D: Deliver> Flights<D> {
         }
         flight.todo = good;
         let deliver = self.deliver.clone();
-        Box::pin(async move {
+        // Without the runtime's budget for one task: when that is used up, the first poll would only defer the send, and
+        // deferred sends begin in the reverse order (seen: 1,024 records before the 1,024 ahead of them).
+        let mut send = Box::pin(unconstrained(async move {
             let begun = Instant::now();
             let results = if records.is_empty() { Vec::new() } else { deliver.send(records).await };
             (flight, poison, results, begun)
-        })
+        }));
+        match futures::poll!(&mut send) {
+            Poll::Ready(landed) => Box::pin(std::future::ready(landed)),
+            Poll::Pending => send,
+        }
     }
 
     /// Commits what is decided; gives back what is to be sent again, and why.
@@ -334,5 +344,56 @@ mod tests {
         let (delivered, dead, _) =
             run(&["x", "y"], &[("x", &[KafkaError::UnknownTopic("t".into())]), ("y", &[KafkaError::UnknownTopic("other".into())])]).await;
         assert_eq!((delivered, dead), (vec!["x".to_owned()], vec!["y".to_owned()]));
+    }
+
+    /// Takes a permit first, as a producer with bounded memory does; then the order of the calls is the order of the records.
+    struct Budgeted {
+        permits: tokio::sync::Semaphore,
+        seen: Mutex<Vec<u64>>,
+    }
+
+    #[async_trait]
+    impl Deliver for Budgeted {
+        async fn send(&self, records: Vec<OutRecord>) -> Vec<Result<(), KafkaError>> {
+            let _permit = self.permits.acquire().await.unwrap();
+            let number = |record: &OutRecord| std::str::from_utf8(record.value.as_ref().unwrap()).unwrap().parse::<u64>().unwrap();
+            self.seen.lock().extend(records.iter().map(number));
+            tokio::task::yield_now().await;
+            records.iter().map(|_| Ok(())).collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn sends_begin_in_the_order_of_the_events_however_busy_the_task_is() {
+        const EVENTS: u64 = 20_000;
+        let directory = tempfile::tempdir().unwrap();
+        let channel: Arc<dyn Channel> = Arc::new(MemoryChannel::new(Limits {
+            events_max: EVENTS as usize,
+            transaction_max: EVENTS as usize,
+            bytes_max: usize::MAX,
+            keep_alive: Duration::ZERO,
+        }));
+        channel.put(&mut (0..EVENTS).map(|number| Event::new(number.to_string())).collect()).await.unwrap();
+        let (_resume, paused) = watch::channel(false);
+        let input = Input::new("k", channel.clone(), SinkCounters::new("k"), paused, Arc::new(Mutex::new(None)));
+        let component = Component {
+            kind: &crate::sink::null::KIND,
+            name: "k".into(),
+            type_name: String::new(),
+            settings: BTreeMap::new(),
+            channels: Vec::new(),
+        };
+        let setup = Setup { state_dir: directory.path().to_owned(), committed: watch::Sender::new(None) };
+        let deliver = Arc::new(Budgeted { permits: tokio::sync::Semaphore::new(1000), seen: Mutex::default() });
+        let bounds = Bounds { records: 8, sends: 500, events: usize::MAX, bytes: usize::MAX };
+        let flights = Flights { deliver: deliver.clone(), maker: Maker::to_topic("t"), dead: DeadLetters::of(&component, &setup), bounds };
+        let stop = Stop::default();
+        let sink = tokio::task::spawn(flights.run(input, stop.clone()));
+        while channel.fill().events > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stop.begin.cancel();
+        sink.await.unwrap().unwrap();
+        assert_eq!(*deliver.seen.lock(), (0..EVENTS).collect::<Vec<_>>());
     }
 }

@@ -53,8 +53,8 @@ pub static KIND: Kind = Kind {
         )
         .own(),
         DIRECTORY,
-        Property::integer("inFlight.events", 1, 1_000_000, Some("16384"), "Events sent and not yet acknowledged, at most.").own(),
-        Property::integer("inFlight.bytes", 65_536, 1_073_741_824, Some("8388608"), "Their bytes, at most.").own(),
+        Property::integer("inFlight.events", 1, 1_000_000, Some("8192"), "Events sent and not yet acknowledged, at most.").own(),
+        Property::integer("inFlight.bytes", 65_536, 1_073_741_824, Some("4194304"), "Their bytes, at most.").own(),
         Property::text(
             "positionsTopic",
             Some("__millrace_positions"),

@@ -312,8 +312,21 @@ mod tests {
             &json(false, false),
             &fields,
             &[
-                r#"{"a":1}"#, "", "[1]", r#"{"a":1"#, r#"{"a":1}}"#, r#"{"a":01}"#, r#"{"a":"x"}"#, r#"{"a":3000000000}"#, r#"{"t":"noon"}"#,
-                r#"{"z":tru}"#, r#"{"z":"\x"}"#, "{\"z\":\"\u{1}\"}", r#"{"a":1,}"#, r#"{"a" 1}"#, r#"{"a":2}"#,
+                r#"{"a":1}"#,
+                "",
+                "[1]",
+                r#"{"a":1"#,
+                r#"{"a":1}}"#,
+                r#"{"a":01}"#,
+                r#"{"a":"x"}"#,
+                r#"{"a":3000000000}"#,
+                r#"{"t":"noon"}"#,
+                r#"{"z":tru}"#,
+                r#"{"z":"\x"}"#,
+                "{\"z\":\"\u{1}\"}",
+                r#"{"a":1,}"#,
+                r#"{"a" 1}"#,
+                r#"{"a":2}"#,
             ],
         );
         assert_eq!(rows, [r#"{"a":1}"#, r#"{"a":2}"#]);
@@ -355,9 +368,12 @@ mod tests {
 
     #[test]
     fn rows_arrays_and_maps_are_read_and_checked() {
-        let point = DataType::Struct(vec![Field::new("x", DataType::Int32, true), Field::new("tags", crate::sql::types::list(DataType::Utf8), true)].into());
+        let point = DataType::Struct(
+            vec![Field::new("x", DataType::Int32, true), Field::new("tags", crate::sql::types::list(DataType::Utf8), true)].into(),
+        );
         let fields = [field("p", point), field("m", crate::sql::types::map(DataType::Utf8, DataType::Int64))];
-        let lines: [&[u8]; 4] = [br#"{"p":{"x":1,"tags":["a",null]},"m":{"k":1}}"#, br#"{"p":{"x":"one"}}"#, br#"{"p":[1]}"#, br#"{"m":null}"#];
+        let lines: [&[u8]; 4] =
+            [br#"{"p":{"x":1,"tags":["a",null]},"m":{"k":1}}"#, br#"{"p":{"x":"one"}}"#, br#"{"p":[1]}"#, br#"{"m":null}"#];
         let (batch, bad) = decode(&json(false, false), &fields, &lines);
         assert_eq!(bad.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [1, 2]);
         let shown = pretty_format_batches(&[batch]).unwrap().to_string();

@@ -27,8 +27,8 @@ use arrow::datatypes::FieldRef;
 
 pub use encode::{JsonEncoder, TimestampStyle};
 
-use crate::sql::options::Options;
 use crate::sql::SqlError;
+use crate::sql::options::Options;
 
 /// Why a message is not a row of the table. For people: it names the field.
 #[derive(Clone, Debug, PartialEq, Eq)]

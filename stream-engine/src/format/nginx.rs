@@ -28,8 +28,18 @@ const EXTRA: &str = "request_time;msec";
 
 /// Columns in the order of [`Line`]'s ranges.
 const COLUMNS: [&str; 12] = [
-    "remote_addr", "remote_user", "time_local", "request", "status", "body_bytes_sent", "http_referer",
-    "http_user_agent", "method", "path", "query", "protocol",
+    "remote_addr",
+    "remote_user",
+    "time_local",
+    "request",
+    "status",
+    "body_bytes_sent",
+    "http_referer",
+    "http_user_agent",
+    "method",
+    "path",
+    "query",
+    "protocol",
 ];
 const TIME_LOCAL: usize = 2;
 
@@ -155,8 +165,18 @@ impl NginxDecoder {
         cut.extra(&mut self.extra);
         let (method, path, query, protocol) = request_parts(line, request.clone());
         Ok([
-            Some(remote_addr), Some(remote_user), Some(time_local), Some(request), Some(status), Some(body_bytes_sent),
-            Some(http_referer), Some(http_user_agent), method, path, query, protocol,
+            Some(remote_addr),
+            Some(remote_user),
+            Some(time_local),
+            Some(request),
+            Some(status),
+            Some(body_bytes_sent),
+            Some(http_referer),
+            Some(http_user_agent),
+            method,
+            path,
+            query,
+            protocol,
         ])
     }
 }
@@ -262,8 +282,20 @@ mod tests {
         assert_eq!(
             rows[0],
             [
-                "10.0.0.7", "ann", "2026-11-22T13:00:00Z", "GET /a/b?c=d HTTP/1.1", "200", "512", "https://example.org/", "Mozilla/5.0 (X11)",
-                "GET", "/a/b", "c=d", "HTTP/1.1", "0.042", "2026-11-22T13:00:00.123Z"
+                "10.0.0.7",
+                "ann",
+                "2026-11-22T13:00:00Z",
+                "GET /a/b?c=d HTTP/1.1",
+                "200",
+                "512",
+                "https://example.org/",
+                "Mozilla/5.0 (X11)",
+                "GET",
+                "/a/b",
+                "c=d",
+                "HTTP/1.1",
+                "0.042",
+                "2026-11-22T13:00:00.123Z"
             ]
         );
     }

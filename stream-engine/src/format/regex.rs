@@ -19,36 +19,30 @@ use super::{Decoder, Format, FormatKind, Malformed, nginx};
 use crate::sql::SqlError;
 use crate::sql::options::{Options, did_you_mean};
 
-pub(super) const KIND: FormatKind =
-    FormatKind { name: "regex", options: &["regex.pattern", "regex.preset", "nginx.extra-fields"], build };
+pub(super) const KIND: FormatKind = FormatKind { name: "regex", options: &["regex.pattern", "regex.preset", "nginx.extra-fields"], build };
 
 fn build(options: &mut Options, fields: &[FieldRef]) -> Result<Arc<dyn Format>, SqlError> {
     let preset = options.optional("regex.preset");
     let pattern = options.optional("regex.pattern");
     match (pattern, preset) {
-        (Some(_), Some(_)) => Err(options.error(
-            "regex.preset",
-            "`regex.pattern` and `regex.preset` are both given",
-            "leave one of them out",
-        )),
+        (Some(_), Some(_)) => {
+            Err(options.error("regex.preset", "`regex.pattern` and `regex.preset` are both given", "leave one of them out"))
+        }
         (None, None) => Err(options.error(
             "format",
             "format `regex` needs a pattern",
             "give 'regex.pattern' = '…(?<name>…)…', or 'regex.preset' = 'nginx-combined'",
         )),
         (None, Some(preset)) if preset == nginx::NAME => nginx::build(options, fields),
-        (None, Some(preset)) => Err(options.error(
-            "regex.preset",
-            format!("unknown preset `{preset}`"),
-            format!("the only preset is `{}`", nginx::NAME),
-        )),
+        (None, Some(preset)) => {
+            Err(options.error("regex.preset", format!("unknown preset `{preset}`"), format!("the only preset is `{}`", nginx::NAME)))
+        }
         (Some(pattern), None) => {
-            let regex = Regex::new(&format!("^(?:{pattern})$"))
-                .map_err(|error| {
-                    let text = error.to_string();
-                    let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-                    options.error("regex.pattern", format!("the pattern does not compile: {reason}"), "")
-                })?;
+            let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|error| {
+                let text = error.to_string();
+                let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+                options.error("regex.pattern", format!("the pattern does not compile: {reason}"), "")
+            })?;
             let groups: Vec<&str> = regex.capture_names().flatten().collect();
             if let Some(field) = fields.iter().find(|field| !groups.contains(&field.name().as_str())) {
                 return Err(options.error(

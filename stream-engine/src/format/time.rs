@@ -8,8 +8,7 @@ pub(crate) struct Instant {
     pub nanos: u32,
 }
 
-const MONTHS: [&[u8; 3]; 12] =
-    [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
+const MONTHS: [&[u8; 3]; 12] = [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
 
 /// Reads any of the three forms.
 pub(crate) fn parse(text: &[u8]) -> Option<Instant> {
@@ -170,8 +169,17 @@ mod tests {
     #[test]
     fn what_is_no_time_is_refused() {
         for text in [
-            "", "2026", "2026-13-01", "2026-02-29", "2026-11-22 25:00:00", "2026-11-22 13:00:00.", "22/Foo/2026:14:00:00 +0100",
-            "2026-11-22 13:00:00 tomorrow", "2026-11-22x13:00:00", "22/Nov/2026:14:00", "2026-11-22 13:00:00.1234567890",
+            "",
+            "2026",
+            "2026-13-01",
+            "2026-02-29",
+            "2026-11-22 25:00:00",
+            "2026-11-22 13:00:00.",
+            "22/Foo/2026:14:00:00 +0100",
+            "2026-11-22 13:00:00 tomorrow",
+            "2026-11-22x13:00:00",
+            "22/Nov/2026:14:00",
+            "2026-11-22 13:00:00.1234567890",
         ] {
             assert_eq!(parse(text.as_bytes()), None, "{text}");
         }

@@ -31,7 +31,11 @@ pub(super) const KIND: SinkKind = SinkKind { name: "kafka", upsert: false, optio
 fn build(options: &mut Options, table: &SinkTable) -> Result<Box<dyn Sink>, SqlError> {
     let kafka = KafkaTable::read(options, &table.fields)?;
     let [topic] = kafka.topics.as_slice() else {
-        return Err(options.error("topic", "a table that is written has one topic", "name one topic, and write to others by further tables"));
+        return Err(options.error(
+            "topic",
+            "a table that is written has one topic",
+            "name one topic, and write to others by further tables",
+        ));
     };
     if !table.primary_key.is_empty() {
         return Err(options.error(
@@ -118,7 +122,13 @@ async fn send_all(producer: &dyn Producer, encoder: &Arc<Encoder>, mut rows: Row
 }
 
 impl Transactions {
-    async fn write(&mut self, kafka: &KafkaTable, encoder: &Arc<Encoder>, batch: &BatchContext, mut rows: RowStream) -> anyhow::Result<u64> {
+    async fn write(
+        &mut self,
+        kafka: &KafkaTable,
+        encoder: &Arc<Encoder>,
+        batch: &BatchContext,
+        mut rows: RowStream,
+    ) -> anyhow::Result<u64> {
         if self.open || self.writer.is_none() {
             self.renew(kafka, batch).await?;
         }
@@ -144,7 +154,13 @@ impl Transactions {
         Ok(count)
     }
 
-    async fn transaction(&mut self, encoder: &Arc<Encoder>, batch: &BatchContext, rows: &mut RowStream, count: &mut u64) -> anyhow::Result<()> {
+    async fn transaction(
+        &mut self,
+        encoder: &Arc<Encoder>,
+        batch: &BatchContext,
+        rows: &mut RowStream,
+        count: &mut u64,
+    ) -> anyhow::Result<()> {
         let writer = self.writer.as_mut().context("made above")?;
         while let Some(next) = rows.next().await {
             let records = encoder.clone().records(next?, batch).await?;
@@ -191,8 +207,7 @@ impl Transactions {
 /// Offsets of the batch's input with the batch in their metadata. A batch that read nothing marks the sink's topic.
 fn marks(batch: &BatchContext, topic: &Arc<str>) -> Vec<(TopicPartition, i64, String)> {
     let metadata = format!("millrace checkpoint={} batch={}", batch.checkpoint_id, batch.definition.id);
-    let mut marks: Vec<_> =
-        batch.definition.all_ranges().map(|range| (range.topic_partition(), range.until, metadata.clone())).collect();
+    let mut marks: Vec<_> = batch.definition.all_ranges().map(|range| (range.topic_partition(), range.until, metadata.clone())).collect();
     if marks.is_empty() {
         marks.push((TopicPartition::new(topic.clone(), 0), 0, metadata));
     }

@@ -71,17 +71,28 @@ return 1
 
 fn options() -> Vec<&'static str> {
     vec![
-        "connector", "url", "mode", "key", "ttl", "fields", "field", "value", "member", "score", "replace",
-        "sink.buffer-flush.max-rows", "sink.retry.timeout", "fence.ttl",
+        "connector",
+        "url",
+        "mode",
+        "key",
+        "ttl",
+        "fields",
+        "field",
+        "value",
+        "member",
+        "score",
+        "replace",
+        "sink.buffer-flush.max-rows",
+        "sink.retry.timeout",
+        "fence.ttl",
     ]
 }
 
 fn build(options: &mut Options, table: &SinkTable) -> Result<Box<dyn Sink>, SqlError> {
     let url = options.required("url", "${env:REDIS_URL}")?;
     let shown = without_password(&url);
-    let client = Client::open(url.as_str()).map_err(|error| {
-        options.error("url", format!("`{shown}` is no Redis address ({error})"), "write redis://host:port")
-    })?;
+    let client = Client::open(url.as_str())
+        .map_err(|error| options.error("url", format!("`{shown}` is no Redis address ({error})"), "write redis://host:port"))?;
     let rows = rows(options, table)?;
     Ok(Box::new(RedisSink {
         rows,
@@ -436,21 +447,27 @@ mod tests {
         assert_eq!(
             chunks(&[("key", "w:{ws}:{path}"), ("ttl", "1 min")]),
             [[
-                "HDEL w:1970-01-01T00:00:00: n", "PEXPIRE w:1970-01-01T00:00:00: 60000", "HSET w:1970-01-01T00:00:00:/a n 2",
-                "PEXPIRE w:1970-01-01T00:00:00:/a 60000", "HSET w:1970-01-01T00:00:10:/b n 3", "PEXPIRE w:1970-01-01T00:00:10:/b 60000",
+                "HDEL w:1970-01-01T00:00:00: n",
+                "PEXPIRE w:1970-01-01T00:00:00: 60000",
+                "HSET w:1970-01-01T00:00:00:/a n 2",
+                "PEXPIRE w:1970-01-01T00:00:00:/a 60000",
+                "HSET w:1970-01-01T00:00:10:/b n 3",
+                "PEXPIRE w:1970-01-01T00:00:10:/b 60000",
             ]]
         );
-        assert_eq!(chunks(&[("key", "all"), ("field", "{ws}|{path}"), ("value", "n")]).concat(), [
-            "HSET all 1970-01-01T00:00:10|/b 3 1970-01-01T00:00:00|/a 2",
-            "HDEL all 1970-01-01T00:00:00|",
-        ]);
         assert_eq!(
-            chunks(&[("mode", "string"), ("key", "{{{path}}}"), ("value", "n")]).concat(),
-            ["SET {/a} 2", "SET {/b} 3"]
+            chunks(&[("key", "all"), ("field", "{ws}|{path}"), ("value", "n")]).concat(),
+            ["HSET all 1970-01-01T00:00:10|/b 3 1970-01-01T00:00:00|/a 2", "HDEL all 1970-01-01T00:00:00|",]
         );
+        assert_eq!(chunks(&[("mode", "string"), ("key", "{{{path}}}"), ("value", "n")]).concat(), ["SET {/a} 2", "SET {/b} 3"]);
         assert_eq!(
             chunks(&[("mode", "sorted-set"), ("key", "top:{ws}"), ("member", "{path}"), ("score", "n"), ("replace", "true")]).concat(),
-            ["DEL top:1970-01-01T00:00:00", "ZADD top:1970-01-01T00:00:00 2 /a", "DEL top:1970-01-01T00:00:10", "ZADD top:1970-01-01T00:00:10 3 /b"]
+            [
+                "DEL top:1970-01-01T00:00:00",
+                "ZADD top:1970-01-01T00:00:00 2 /a",
+                "DEL top:1970-01-01T00:00:10",
+                "ZADD top:1970-01-01T00:00:10 3 /b"
+            ]
         );
     }
 

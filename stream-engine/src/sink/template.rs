@@ -38,7 +38,11 @@ impl Template {
                 continue;
             }
             let Some((name, after)) = rest[at + 1..].split_once('}').filter(|_| brace == "{") else {
-                return Err(options.error(key, format!("`{key}`: a brace without its partner in `{text}`"), "write {column}, or {{ for a plain brace"));
+                return Err(options.error(
+                    key,
+                    format!("`{key}`: a brace without its partner in `{text}`"),
+                    "write {column}, or {{ for a plain brace",
+                ));
             };
             if !plain.is_empty() {
                 parts.push(Part::Text(std::mem::take(&mut plain)));

@@ -60,9 +60,8 @@ pub(crate) fn did_you_mean(name: &str, names: &[&str]) -> Option<String> {
 
 /// The nearest name, or all of them when none is near and they are few.
 pub(crate) fn nearest_or_all(what: &str, name: &str, names: &[&str]) -> String {
-    did_you_mean(name, names).unwrap_or_else(|| {
-        if names.is_empty() { format!("there are no {what}") } else { format!("{what}: {}", names.join(", ")) }
-    })
+    did_you_mean(name, names)
+        .unwrap_or_else(|| if names.is_empty() { format!("there are no {what}") } else { format!("{what}: {}", names.join(", ")) })
 }
 
 /// A parser's message ends in ` at Line: 3, Column: 7`; that becomes the place.
@@ -91,8 +90,7 @@ pub(crate) fn from_planner(error: &DataFusionError, fallback: Place) -> SqlError
                 names.sort_unstable();
                 names.dedup();
                 let relation = field.relation.as_ref().map(|relation| format!(" in `{relation}`")).unwrap_or_default();
-                return place
-                    .error(format!("unknown column `{}`{relation}", field.name), nearest_or_all("columns", &field.name, &names));
+                return place.error(format!("unknown column `{}`{relation}", field.name), nearest_or_all("columns", &field.name, &names));
             }
             SchemaError::AmbiguousReference { field } => {
                 return place.error(format!("column `{}` is ambiguous", field.name), "write `table.column`");
@@ -123,9 +121,7 @@ fn lower_first(text: &str) -> String {
     let mut characters = text.chars();
     match characters.next() {
         // `SUM …` stays as it is, `Expected …` does not.
-        Some(first) if !characters.clone().next().is_some_and(char::is_uppercase) => {
-            first.to_lowercase().chain(characters).collect()
-        }
+        Some(first) if !characters.clone().next().is_some_and(char::is_uppercase) => first.to_lowercase().chain(characters).collect(),
         _ => text.to_owned(),
     }
 }

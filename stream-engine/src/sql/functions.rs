@@ -24,9 +24,7 @@ pub(crate) const WINDOW_END: &str = "millrace_window_end";
 pub(crate) const WINDOW_TIME: &str = "millrace_window_time";
 
 pub(crate) fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
-    let assign = |name, part| {
-        Arc::new(ScalarUDF::from(Assign { name, part, signature: Signature::any(4, Volatility::Immutable) }))
-    };
+    let assign = |name, part| Arc::new(ScalarUDF::from(Assign { name, part, signature: Signature::any(4, Volatility::Immutable) }));
     let numbers = [vec![DataType::Int64], vec![DataType::Int64, DataType::Int64]];
     vec![
         assign(WINDOW_START, Part::Start),
@@ -165,9 +163,8 @@ impl ScalarUDFImpl for ToTimestamp {
 
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let texts: ArrayRef = arguments.args[0].to_array(arguments.number_rows)?;
-        let milliseconds = |text: &str| {
-            time::parse(text.trim().as_bytes()).map(|instant| instant.seconds * 1000 + i64::from(instant.nanos / 1_000_000))
-        };
+        let milliseconds =
+            |text: &str| time::parse(text.trim().as_bytes()).map(|instant| instant.seconds * 1000 + i64::from(instant.nanos / 1_000_000));
         let times: TimestampMillisecondArray = texts.as_string::<i32>().iter().map(|text| text.and_then(milliseconds)).collect();
         Ok(ColumnarValue::Array(Arc::new(times)))
     }

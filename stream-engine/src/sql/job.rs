@@ -13,6 +13,7 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_plan::displayable;
 use datafusion::sql::sqlparser::ast::{self, ExprWithAlias};
 
+use super::CompileOptions;
 use super::error::{Place, SqlError, from_planner, nearest_or_all};
 use super::feed::FeedTable;
 use super::kafka::KafkaTable;
@@ -24,7 +25,6 @@ use super::program::{Emit, Output, Query, Source, SqlProgram, State};
 use super::session::Session;
 use super::source::{ColumnOrigin, METADATA, Reader, SourceColumn, SourceTable, Watermark, metadata_types};
 use super::types::flink_name;
-use super::CompileOptions;
 use crate::batch::Startup;
 use crate::job::{JobSettings, SettingError};
 use crate::sink::{SINKS, Sink, SinkKind, SinkTable};
@@ -48,9 +48,13 @@ pub(super) struct Compiled {
 
 pub(super) fn compile(text: &str, options: &CompileOptions) -> Result<Compiled, SqlError> {
     let statements = parse(text, &*options.environment)?;
-    let defaults: Vec<Entry> =
-        options.defaults.iter().map(|(key, value)| Entry { key: key.clone(), value: value.clone(), at: Place { line: 1, column: 1 } }).collect();
-    let sets = || defaults.iter().chain(statements.iter().filter_map(|s| if let Statement::Set { entry } = s { Some(entry) } else { None }));
+    let defaults: Vec<Entry> = options
+        .defaults
+        .iter()
+        .map(|(key, value)| Entry { key: key.clone(), value: value.clone(), at: Place { line: 1, column: 1 } })
+        .collect();
+    let sets =
+        || defaults.iter().chain(statements.iter().filter_map(|s| if let Statement::Set { entry } = s { Some(entry) } else { None }));
     let mut memory = MEMORY_DEFAULT;
     for entry in sets().filter(|entry| entry.key == MEMORY) {
         memory = bytes(&entry.value).ok_or_else(|| wrong(entry, "a size such as `256 MB` or `2 GB`"))?;
@@ -160,7 +164,9 @@ impl Job {
             key => match self.settings.apply(key, &entry.value) {
                 Ok(note) => self.notes.extend(note.map(|note| note.to_string())),
                 Err(SettingError::Unknown { nearest: None, .. }) => {
-                    return Err(entry.at.error(format!("unknown setting `{key}`"), nearest_or_all("settings of SQL jobs", key, OWN_SETTINGS)));
+                    return Err(entry
+                        .at
+                        .error(format!("unknown setting `{key}`"), nearest_or_all("settings of SQL jobs", key, OWN_SETTINGS)));
                 }
                 Err(error) => return Err(entry.at.error(error.to_string(), "")),
             },
@@ -175,7 +181,11 @@ impl Job {
         let connector = options.required("connector", "kafka")?;
         let Some(kind) = SINKS.iter().find(|kind| kind.name == connector) else {
             let names: Vec<&str> = SINKS.iter().map(|kind| kind.name).collect();
-            return Err(options.error("connector", format!("unknown connector `{connector}`"), nearest_or_all("connectors", &connector, &names)));
+            return Err(options.error(
+                "connector",
+                format!("unknown connector `{connector}`"),
+                nearest_or_all("connectors", &connector, &names),
+            ));
         };
         let columns = self.columns(&def)?;
         let physical: Vec<FieldRef> = def
@@ -190,7 +200,8 @@ impl Job {
             }
         }
         let schema = Arc::new(Schema::new(columns.iter().map(|column| column.field.clone()).collect::<Vec<_>>()));
-        let sink_schema = Arc::new(Schema::new(physical.iter().map(|field| field.as_ref().clone().with_nullable(true)).collect::<Vec<_>>()));
+        let sink_schema =
+            Arc::new(Schema::new(physical.iter().map(|field| field.as_ref().clone().with_nullable(true)).collect::<Vec<_>>()));
         let source = if connector == "kafka" {
             let watermark = watermark(&def, &schema)?;
             let mut options = options;
@@ -282,11 +293,15 @@ impl Job {
         let expr = ExprWithAlias { expr: expr.clone(), alias: None };
         let mut expr: Expr = state.create_logical_expr_from_sql_expr(expr, base)?;
         let data_type = expr.get_type(base)?;
-        if is_event_time && let DataType::Timestamp(unit, zone) = &data_type && *unit != TimeUnit::Millisecond {
+        if is_event_time
+            && let DataType::Timestamp(unit, zone) = &data_type
+            && *unit != TimeUnit::Millisecond
+        {
             expr = cast(expr, DataType::Timestamp(TimeUnit::Millisecond, zone.clone()));
         }
         // Some functions (COALESCE) exist for the planner only, until they are simplified.
-        let context = SimplifyContext::builder().with_schema(Arc::new(base.clone())).with_config_options(state.config_options().clone()).build();
+        let context =
+            SimplifyContext::builder().with_schema(Arc::new(base.clone())).with_config_options(state.config_options().clone()).build();
         let simplifier = ExprSimplifier::new(context);
         let expr = simplifier.simplify(simplifier.coerce(expr, base)?)?;
         let physical = state.create_physical_expr(expr, base)?;
@@ -315,8 +330,7 @@ impl Job {
         self.known_tables(query)?;
         let error = |error: &DataFusionError| from_planner(error, query.at);
         let statement = datafusion::sql::parser::Statement::Statement(Box::new(ast::Statement::Query(query.query.clone())));
-        let mut plan =
-            futures::executor::block_on(self.session.state().statement_to_plan(statement)).map_err(|e| error(&e))?;
+        let mut plan = futures::executor::block_on(self.session.state().statement_to_plan(statement)).map_err(|e| error(&e))?;
         if !columns.is_empty() {
             let given: Vec<_> = plan.schema().columns();
             if given.len() != columns.len() {
@@ -326,7 +340,10 @@ impl Job {
                 ));
             }
             let renamed = given.into_iter().zip(columns).map(|(from, to)| Expr::Column(from).alias(&to.text));
-            plan = LogicalPlanBuilder::from(plan).project(renamed.collect::<Vec<_>>()).and_then(LogicalPlanBuilder::build).map_err(|e| error(&e))?;
+            plan = LogicalPlanBuilder::from(plan)
+                .project(renamed.collect::<Vec<_>>())
+                .and_then(LogicalPlanBuilder::build)
+                .map_err(|e| error(&e))?;
         }
         self.register(name, Arc::new(ViewTable::new(plan, None)))?;
         self.views.insert(name.text.clone());
@@ -379,7 +396,9 @@ impl Job {
                 .iter()
                 .map(|name| {
                     let found = schema.index_of(&name.text).ok();
-                    found.ok_or_else(|| name.at.error(format!("unknown column `{}`", name.text), nearest_or_all("columns", &name.text, &names)))
+                    found.ok_or_else(|| {
+                        name.at.error(format!("unknown column `{}`", name.text), nearest_or_all("columns", &name.text, &names))
+                    })
                 })
                 .collect::<Result<_, _>>()?;
         }
@@ -401,9 +420,10 @@ impl Job {
                 }
                 Ok(())
             }
-            Some(table) => {
-                Err(at.error(format!("table `{}` cannot be read: connector `{}` only writes", plan.source, table.connector), "read a `kafka` table"))
-            }
+            Some(table) => Err(at.error(
+                format!("table `{}` cannot be read: connector `{}` only writes", plan.source, table.connector),
+                "read a `kafka` table",
+            )),
             None => Err(at.error(format!("unknown table `{}`", plan.source), "")),
         }
     }

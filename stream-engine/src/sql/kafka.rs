@@ -30,10 +30,25 @@ use crate::batch::{Bounded, Startup};
 use crate::format::{FORMATS, Format, FormatKind};
 
 pub(crate) const OPTIONS: &[&str] = &[
-    "connector", "topic", "properties.bootstrap.servers", "properties.group.id", "properties.isolation.level",
-    "scan.startup.mode", "scan.startup.timestamp-millis", "scan.startup.specific-offsets", "scan.bounded.mode",
-    "scan.bounded.timestamp-millis", "format", "value.format", "key.format", "key.fields", "value.fields-include",
-    "dead-letter.topic", "sink.delivery-guarantee", "sink.transactional-id-prefix", "json.encode.ignore-null-fields",
+    "connector",
+    "topic",
+    "properties.bootstrap.servers",
+    "properties.group.id",
+    "properties.isolation.level",
+    "scan.startup.mode",
+    "scan.startup.timestamp-millis",
+    "scan.startup.specific-offsets",
+    "scan.bounded.mode",
+    "scan.bounded.timestamp-millis",
+    "format",
+    "value.format",
+    "key.format",
+    "key.fields",
+    "value.fields-include",
+    "dead-letter.topic",
+    "sink.delivery-guarantee",
+    "sink.transactional-id-prefix",
+    "json.encode.ignore-null-fields",
 ];
 
 /// A Kafka table's options, checked.
@@ -205,7 +220,11 @@ fn specific_offsets(options: &Options, topics: &[String]) -> Result<BTreeMap<Top
             Some((partition, offset))
         });
         let Some((partition, offset)) = parsed else {
-            return Err(options.error(KEY, format!("`{item}` is not a partition's offset"), "write partition:0,offset:42;partition:1,offset:300"));
+            return Err(options.error(
+                KEY,
+                format!("`{item}` is not a partition's offset"),
+                "write partition:0,offset:42;partition:1,offset:300",
+            ));
         };
         for topic in topics {
             offsets.insert(TopicPartition::new(topic.as_str(), partition), offset);

@@ -32,7 +32,11 @@ pub(crate) enum Origin {
     /// Index of a column of the source table.
     Source(usize),
     /// `time` is the source column in DESCRIPTOR, where it is one.
-    Window { part: WindowPart, shape: Shape, time: Option<usize> },
+    Window {
+        part: WindowPart,
+        shape: Shape,
+        time: Option<usize>,
+    },
     Computed,
 }
 

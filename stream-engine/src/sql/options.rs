@@ -76,9 +76,11 @@ impl Options {
     /// One of a few words; gives the word as it stands in `choices`.
     pub(crate) fn choice(&self, key: &str, choices: &[&'static str], default: &'static str) -> Result<&'static str, SqlError> {
         let Some(value) = self.optional(key) else { return Ok(default) };
-        choices.iter().copied().find(|choice| *choice == value.trim()).ok_or_else(|| {
-            self.error(key, format!("`{key}`: unknown value `{value}`"), nearest_or_all("values", &value, choices))
-        })
+        choices
+            .iter()
+            .copied()
+            .find(|choice| *choice == value.trim())
+            .ok_or_else(|| self.error(key, format!("`{key}`: unknown value `{value}`"), nearest_or_all("values", &value, choices)))
     }
 
     pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, SqlError> {
@@ -111,14 +113,12 @@ impl Options {
         let read = self.read.borrow();
         match self.entries.iter().find(|entry| !read.contains(&entry.key)) {
             None => Ok(()),
-            Some(entry) if known.contains(&entry.key.as_str()) => Err(entry.at.error(
-                format!("option `{}` has no effect on {what}", entry.key),
-                "remove it, or choose the format or mode it belongs to",
-            )),
-            Some(entry) => Err(entry.at.error(
-                format!("unknown option `{}` of {what}", entry.key),
-                nearest_or_all("known options", &entry.key, known),
-            )),
+            Some(entry) if known.contains(&entry.key.as_str()) => Err(entry
+                .at
+                .error(format!("option `{}` has no effect on {what}", entry.key), "remove it, or choose the format or mode it belongs to")),
+            Some(entry) => {
+                Err(entry.at.error(format!("unknown option `{}` of {what}", entry.key), nearest_or_all("known options", &entry.key, known)))
+            }
         }
     }
 }

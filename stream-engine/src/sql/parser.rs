@@ -73,7 +73,11 @@ pub(crate) struct ColumnDef {
 pub(crate) enum ColumnKind {
     Physical(FieldRef),
     /// `TIMESTAMP(3) METADATA FROM 'timestamp' [VIRTUAL]`
-    Metadata { field: FieldRef, key: String, is_virtual: bool },
+    Metadata {
+        field: FieldRef,
+        key: String,
+        is_virtual: bool,
+    },
     /// `ts AS TO_TIMESTAMP_LTZ(ms, 3)`
     Computed(Box<Expr>),
 }
@@ -101,9 +105,9 @@ pub(crate) fn parse(text: &str, environment: Environment<'_>) -> Result<Vec<Stat
 }
 
 fn tokenize(text: &str) -> Result<Vec<TokenWithSpan>, SqlError> {
-    let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize_with_location().map_err(|error| {
-        Place::from(error.location).error(error.message.to_lowercase(), "close the quotation mark or comment")
-    })?;
+    let tokens = Tokenizer::new(&GenericDialect {}, text)
+        .tokenize_with_location()
+        .map_err(|error| Place::from(error.location).error(error.message.to_lowercase(), "close the quotation mark or comment"))?;
     Ok(tokens.into_iter().filter(|token| !matches!(token.token, Token::Whitespace(_))).collect())
 }
 
@@ -195,14 +199,8 @@ fn query(cursor: &mut Cursor<'_>) -> Result<ParsedQuery, SqlError> {
 fn table(cursor: &mut Cursor<'_>, environment: Environment<'_>) -> Result<TableDef, SqlError> {
     cursor.if_not_exists()?;
     let name = cursor.name("the table's name")?;
-    let mut table = TableDef {
-        options_at: name.at,
-        name,
-        columns: Vec::new(),
-        watermark: None,
-        primary_key: Vec::new(),
-        options: Vec::new(),
-    };
+    let mut table =
+        TableDef { options_at: name.at, name, columns: Vec::new(), watermark: None, primary_key: Vec::new(), options: Vec::new() };
     cursor.expect(&Token::LParen, "( and the columns")?;
     loop {
         table_item(cursor, &mut table)?;

@@ -79,7 +79,12 @@ pub(crate) enum OutputColumn {
 }
 
 /// Plans `query` for a sink with these columns (`None`: as they come).
-pub(crate) fn plan(session: &Session, query: &ParsedQuery, sink: Option<&Target<'_>>, tables: &dyn Tables) -> std::result::Result<QueryPlan, SqlError> {
+pub(crate) fn plan(
+    session: &Session,
+    query: &ParsedQuery,
+    sink: Option<&Target<'_>>,
+    tables: &dyn Tables,
+) -> std::result::Result<QueryPlan, SqlError> {
     let planner = Planner { session, at: query.at, tables };
     let logical = planner.logical(&query.query)?;
     let logical = match sink {
@@ -180,10 +185,9 @@ impl Planner<'_> {
             }
             _ => {
                 if below.iter().any(|node| self.makes_hop(node)) {
-                    return Err(self.at.error(
-                        "HOP without GROUP BY window_start, window_end is not built yet",
-                        "group by the window, or use TUMBLE",
-                    ));
+                    return Err(self
+                        .at
+                        .error("HOP without GROUP BY window_start, window_end is not built yet", "group by the window, or use TUMBLE"));
                 }
                 let physical = self.session.physical(plan.clone()).map_err(|error| self.error(&error))?;
                 (self.leaf(&physical)?.columns().to_vec(), QueryKind::Stateless(physical))
@@ -217,7 +221,9 @@ impl Planner<'_> {
                     return Err(self.at.error("joins are not built yet", "read one table per query; see the status table of the README"));
                 }
                 (LogicalPlan::Union(_), _) => {
-                    return Err(self.at.error("UNION is not built yet", "write one INSERT INTO per branch: they share one read of the source"));
+                    return Err(self
+                        .at
+                        .error("UNION is not built yet", "write one INSERT INTO per branch: they share one read of the source"));
                 }
                 (_, [input]) => {
                     node = input;
@@ -250,9 +256,7 @@ impl Planner<'_> {
 
     fn makes_hop(&self, node: &LogicalPlan) -> bool {
         let LogicalPlan::Projection(projection) = node else { return false };
-        projection.expr.iter().any(|expr| {
-            matches!(origin_of(expr, &projection.input), Origin::Window { shape, .. } if shape.is_hop())
-        })
+        projection.expr.iter().any(|expr| matches!(origin_of(expr, &projection.input), Origin::Window { shape, .. } if shape.is_hop()))
     }
 
     fn window(
@@ -279,8 +283,7 @@ impl Planner<'_> {
             }
         }
         output.extend((0..aggregate.aggr_expr.len()).map(|index| OutputColumn::Finish(groups.len() + index)));
-        let lower = Aggregate::try_new(aggregate.input.clone(), groups, aggregate.aggr_expr.clone())
-            .map_err(|error| self.error(&error))?;
+        let lower = Aggregate::try_new(aggregate.input.clone(), groups, aggregate.aggr_expr.clone()).map_err(|error| self.error(&error))?;
         let single = self.session.physical_aggregate(LogicalPlan::Aggregate(lower)).map_err(|error| self.error(&error))?;
         let Some(single) = single.downcast_ref::<AggregateExec>() else {
             let shown = displayable(single.as_ref()).one_line().to_string();
@@ -291,9 +294,11 @@ impl Planner<'_> {
         let fields = aggregate.schema.fields().iter().enumerate();
         let plain: Vec<_> = fields.map(|(index, field)| Field::new(format!("c{index}"), field.data_type().clone(), true)).collect();
         let feed = provider_as_source(Arc::new(FeedTable::new("windows", Arc::new(Schema::new(plain)))));
-        let columns = aggregate.schema.iter().enumerate().map(|(index, (relation, field))| {
-            col(format!("__windows.c{index}")).alias_qualified(relation.cloned(), field.name())
-        });
+        let columns = aggregate
+            .schema
+            .iter()
+            .enumerate()
+            .map(|(index, (relation, field))| col(format!("__windows.c{index}")).alias_qualified(relation.cloned(), field.name()));
         let replacement = LogicalPlanBuilder::scan("__windows", feed, None)
             .and_then(|builder| builder.project(columns.collect::<Vec<_>>()))
             .and_then(LogicalPlanBuilder::build)
@@ -461,9 +466,11 @@ fn looks_at_several_rows(node: &LogicalPlan) -> bool {
     match node {
         LogicalPlan::Projection(_) | LogicalPlan::Filter(_) | LogicalPlan::SubqueryAlias(_) => false,
         LogicalPlan::Window(window) => !window.window_expr.iter().all(|expr| match expr.clone().unalias() {
-            Expr::WindowFunction(function) => function.params.partition_by.iter().any(|key| {
-                matches!(origin_of(key, &window.input), Origin::Window { part: WindowPart::Start | WindowPart::End, .. })
-            }),
+            Expr::WindowFunction(function) => function
+                .params
+                .partition_by
+                .iter()
+                .any(|key| matches!(origin_of(key, &window.input), Origin::Window { part: WindowPart::Start | WindowPart::End, .. })),
             _ => false,
         }),
         _ => true,

@@ -152,11 +152,7 @@ impl Program for SqlProgram {
         for (output, window) in self.outputs.iter().zip(&self.state.windows) {
             if let (Query::Window(plan, _), Some(window)) = (&output.query, window) {
                 let ipc = window.to_ipc(plan)?;
-                head.outputs.push(SnapshotOutput {
-                    name: output.name.clone(),
-                    closed_until: window.closed_until(),
-                    bytes: ipc.len(),
-                });
+                head.outputs.push(SnapshotOutput { name: output.name.clone(), closed_until: window.closed_until(), bytes: ipc.len() });
                 metrics::gauge!("millrace_engine_window_state_bytes", "output" => output.name.clone()).set(ipc.len() as f64);
                 body.extend(ipc);
             }
@@ -376,7 +372,12 @@ impl SqlProgram {
     }
 
     /// Moves every window state on; gives the rows to write per output.
-    async fn emit(&mut self, batch: &BatchContext, partials: Vec<Vec<RecordBatch>>, state: &mut State) -> anyhow::Result<Vec<Option<Vec<RecordBatch>>>> {
+    async fn emit(
+        &mut self,
+        batch: &BatchContext,
+        partials: Vec<Vec<RecordBatch>>,
+        state: &mut State,
+    ) -> anyhow::Result<Vec<Option<Vec<RecordBatch>>>> {
         let compute = pipeline::compute()?;
         let mut running = Vec::new();
         for ((index, output), partial) in self.outputs.iter().enumerate().zip(partials) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, FieldRef, Field};
+use arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::common::{DataFusionError, Result};
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::context::SessionContext;
@@ -20,7 +20,8 @@ use super::functions;
 use super::types;
 
 /// Rules that would take a windowed aggregate apart or reorder its keys.
-const NOT_FOR_AGGREGATES: &[&str] = &["single_distinct_aggregation_to_group_by", "eliminate_group_by_constant", "common_sub_expression_eliminate"];
+const NOT_FOR_AGGREGATES: &[&str] =
+    &["single_distinct_aggregation_to_group_by", "eliminate_group_by_constant", "common_sub_expression_eliminate"];
 
 pub(crate) struct Session {
     pub(crate) context: SessionContext,

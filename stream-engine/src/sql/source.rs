@@ -185,9 +185,9 @@ impl Reader {
             Ok(match &self.table.columns[column].origin {
                 ColumnOrigin::Metadata(key) => metadata(key, data_type, range, records, kept)?,
                 // What no expression needs is not decoded; its place is kept by NULLs.
-                _ => of(&self.value, &value)
-                    .or_else(|| of(&self.key, &key))
-                    .unwrap_or_else(|| arrow::array::new_null_array(data_type, rows)),
+                _ => {
+                    of(&self.value, &value).or_else(|| of(&self.key, &key)).unwrap_or_else(|| arrow::array::new_null_array(data_type, rows))
+                }
             })
         };
         let mut computing = None;
@@ -283,8 +283,7 @@ fn metadata(key: &str, data_type: &DataType, range: &OffsetRange, records: &[Rec
         "partition" => Arc::new(Int32Array::from_iter_values(kept().map(|_| range.partition))),
         "offset" => Arc::new(Int64Array::from_iter_values(kept().map(|record| record.offset))),
         "timestamp" => {
-            let times: TimestampMillisecondArray =
-                kept().map(|record| (record.timestamp_ms >= 0).then_some(record.timestamp_ms)).collect();
+            let times: TimestampMillisecondArray = kept().map(|record| (record.timestamp_ms >= 0).then_some(record.timestamp_ms)).collect();
             match data_type {
                 DataType::Timestamp(_, zone) => Arc::new(times.with_timezone_opt(zone.clone())),
                 _ => Arc::new(times),

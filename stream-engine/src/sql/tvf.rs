@@ -21,9 +21,15 @@ pub(crate) fn rewrite(tokens: &[TokenWithSpan]) -> Result<Vec<TokenWithSpan>, Sq
         let rest = &tokens[at..];
         // Newer Flink also takes the function without TABLE( ) around it.
         let (skip, wrapped) = match rest {
-            [table, open, function, open2, ..] if word(table, "TABLE") && is(open, &Token::LParen) && known(function) && is(open2, &Token::LParen) => (2, true),
+            [table, open, function, open2, ..]
+                if word(table, "TABLE") && is(open, &Token::LParen) && known(function) && is(open2, &Token::LParen) =>
+            {
+                (2, true)
+            }
             [function, open, next, ..]
-                if known(function) && is(open, &Token::LParen) && (word(next, "TABLE") || word(next, "DATA") || is(next, &Token::LParen)) =>
+                if known(function)
+                    && is(open, &Token::LParen)
+                    && (word(next, "TABLE") || word(next, "DATA") || is(next, &Token::LParen)) =>
             {
                 (0, false)
             }
@@ -91,10 +97,9 @@ fn subquery(function: &TokenWithSpan, arguments: &[TokenWithSpan]) -> Result<Vec
         return Err(at.error("a window's size and slide must be more than 0", ""));
     }
     if size % slide != 0 {
-        return Err(at.error(
-            format!("HOP's size ({size} ms) is not a multiple of its slide ({slide} ms)"),
-            "choose a slide that divides the size",
-        ));
+        return Err(
+            at.error(format!("HOP's size ({size} ms) is not a multiple of its slide ({slide} ms)"), "choose a slide that divides the size")
+        );
     }
     let call = |function: &str| format!("{function}(`{column}`, {size}, {slide}, {offset})");
     let head = format!(
@@ -145,9 +150,8 @@ fn descriptor(cursor: &mut Cursor<'_>, at: Place) -> Result<String, SqlError> {
 
 /// `INTERVAL '10' SECOND` in milliseconds.
 pub(crate) fn interval(cursor: &mut Cursor<'_>) -> Result<i64, SqlError> {
-    const UNITS: &[(&str, f64)] = &[
-        ("MILLISECOND", 1.0), ("SECOND", 1e3), ("MINUTE", 60e3), ("HOUR", 3_600e3), ("DAY", 86_400e3), ("WEEK", 604_800e3),
-    ];
+    const UNITS: &[(&str, f64)] =
+        &[("MILLISECOND", 1.0), ("SECOND", 1e3), ("MINUTE", 60e3), ("HOUR", 3_600e3), ("DAY", 86_400e3), ("WEEK", 604_800e3)];
     let at = cursor.place();
     let remedy = "write INTERVAL '10' SECOND (or MILLISECOND, MINUTE, HOUR, DAY, WEEK)";
     if !cursor.word("INTERVAL") {

@@ -16,8 +16,28 @@ use arrow::datatypes::{DataType, Field, TimeUnit};
 pub(crate) const UTC: &str = "+00:00";
 
 pub(crate) const TYPE_NAMES: &[&str] = &[
-    "STRING", "VARCHAR", "CHAR", "BYTES", "BINARY", "VARBINARY", "BOOLEAN", "TINYINT", "SMALLINT", "INT", "INTEGER", "BIGINT",
-    "FLOAT", "DOUBLE", "DECIMAL", "NUMERIC", "DATE", "TIMESTAMP", "TIMESTAMP_LTZ", "ROW", "ARRAY", "MAP",
+    "STRING",
+    "VARCHAR",
+    "CHAR",
+    "BYTES",
+    "BINARY",
+    "VARBINARY",
+    "BOOLEAN",
+    "TINYINT",
+    "SMALLINT",
+    "INT",
+    "INTEGER",
+    "BIGINT",
+    "FLOAT",
+    "DOUBLE",
+    "DECIMAL",
+    "NUMERIC",
+    "DATE",
+    "TIMESTAMP",
+    "TIMESTAMP_LTZ",
+    "ROW",
+    "ARRAY",
+    "MAP",
 ];
 
 /// A scalar type by name and arguments; the error is what is wrong with the arguments.
@@ -47,9 +67,7 @@ pub(crate) fn scalar(name: &str, arguments: &[u64]) -> Option<Result<DataType, S
             Ok(DataType::Decimal128(precision as u8, scale as i8))
         }),
         "TIMESTAMP" => count(1).and_then(|()| unit(name, arguments)).map(|unit| DataType::Timestamp(unit, None)),
-        "TIMESTAMP_LTZ" => {
-            count(1).and_then(|()| unit(name, arguments)).map(|unit| DataType::Timestamp(unit, Some(UTC.into())))
-        }
+        "TIMESTAMP_LTZ" => count(1).and_then(|()| unit(name, arguments)).map(|unit| DataType::Timestamp(unit, Some(UTC.into()))),
         _ => return None,
     })
 }

@@ -47,7 +47,8 @@ impl WindowState {
     pub(crate) fn late_before(&self, shape: Shape) -> Option<i64> {
         let closed = self.closed_until?;
         // The first pane that still belongs to an open window is the one of the first window that ends after `closed`.
-        let first_open = super::functions::pane_start(closed.saturating_sub(shape.size), shape.slide, shape.offset).saturating_add(shape.slide);
+        let first_open =
+            super::functions::pane_start(closed.saturating_sub(shape.size), shape.slide, shape.offset).saturating_add(shape.slide);
         Some(first_open)
     }
 
@@ -109,12 +110,7 @@ impl WindowState {
     }
 
     /// Rows of the windows with these ends, as the sink gets them.
-    pub(crate) async fn results(
-        &self,
-        plan: &WindowPlan,
-        context: &TaskContext,
-        ends: &BTreeSet<i64>,
-    ) -> anyhow::Result<Vec<RecordBatch>> {
+    pub(crate) async fn results(&self, plan: &WindowPlan, context: &TaskContext, ends: &BTreeSet<i64>) -> anyhow::Result<Vec<RecordBatch>> {
         if ends.is_empty() {
             return Ok(Vec::new());
         }

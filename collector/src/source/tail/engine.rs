@@ -49,7 +49,13 @@ impl Find {
     pub fn lengths(&self) -> HashMap<Inode, u64> {
         let paths: Vec<PathBuf> = match self {
             Self::Path(path) => vec![path.clone()],
-            Self::Groups(groups) => groups.iter().filter_map(|group| fs::read_dir(&group.directory).ok()).flatten().flatten().map(|entry| entry.path()).collect(),
+            Self::Groups(groups) => groups
+                .iter()
+                .filter_map(|group| fs::read_dir(&group.directory).ok())
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path())
+                .collect(),
         };
         paths.iter().filter_map(|path| fs::metadata(path).ok()).map(|metadata| (Inode::from(&metadata), metadata.len())).collect()
     }

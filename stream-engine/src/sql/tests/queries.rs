@@ -11,7 +11,10 @@ fn rows_pass_through_filters_and_projections() {
          INSERT INTO s (b, name) SELECT b * 2, name FROM big WHERE a <> 3;"
     ));
     let outcome = job.batch(
-        vec![lines(0, &[r#"{"a":1,"bytes":10,"name":"x"}"#, r#"{"a":3,"bytes":10,"name":"y"}"#, r#"{"a":1,"bytes":9}"#, r#"{"a":2,"bytes":11}"#])],
+        vec![lines(
+            0,
+            &[r#"{"a":1,"bytes":10,"name":"x"}"#, r#"{"a":3,"bytes":10,"name":"y"}"#, r#"{"a":1,"bytes":9}"#, r#"{"a":2,"bytes":11}"#],
+        )],
         false,
     );
     assert_eq!(job.rows(), ["X | 20 | NULL", "NULL | 22 | NULL"]);
@@ -57,7 +60,10 @@ fn several_inserts_share_one_read_and_get_the_same_rows() {
         rows.sort();
         rows
     };
-    assert_eq!((sorted(0), sorted(1), sorted(2)), (vec!["2".into(), "3".into()], vec!["3".into()], vec!["-1".into(), "-2".into(), "-3".into()]));
+    assert_eq!(
+        (sorted(0), sorted(1), sorted(2)),
+        (vec!["2".into(), "3".into()], vec!["3".into()], vec!["-1".into(), "-2".into(), "-3".into()])
+    );
     assert_eq!(outcome.outputs.iter().map(|output| output.rows).collect::<Vec<_>>(), [2, 1, 3]);
 }
 
@@ -70,7 +76,18 @@ fn malformed_records_are_counted_and_cost_only_themselves() {
     ));
     let good = |a: i32| format!(r#"{{"a":{a},"ts":"2026-11-22T13:00:00"}}"#);
     let outcome = job.batch(
-        vec![lines(0, &[&good(1), "{", &good(2), r#"{"a":"x","ts":"2026-11-22 13:00:00"}"#, r#"{"a":3}"#, r#"{"ts":"2026-11-22 13:00:00"}"#, &good(4)])],
+        vec![lines(
+            0,
+            &[
+                &good(1),
+                "{",
+                &good(2),
+                r#"{"a":"x","ts":"2026-11-22 13:00:00"}"#,
+                r#"{"a":3}"#,
+                r#"{"ts":"2026-11-22 13:00:00"}"#,
+                &good(4),
+            ],
+        )],
         false,
     );
     assert_eq!(job.rows(), ["1", "2", "4"]);
@@ -99,7 +116,9 @@ fn settings_are_the_jobs_and_unknown_ones_are_refused() {
              INSERT INTO s SELECT a FROM t;"
         )
     };
-    let compiled = try_compile(&text("SET 'batch.interval' = '250ms'; SET 'spark.serializer' = 'x'; SET 'millrace.query.memory.max' = '64 MB';")).unwrap();
+    let compiled =
+        try_compile(&text("SET 'batch.interval' = '250ms'; SET 'spark.serializer' = 'x'; SET 'millrace.query.memory.max' = '64 MB';"))
+            .unwrap();
     assert_eq!(compiled.settings.batch_interval, std::time::Duration::from_millis(250));
     assert_eq!(compiled.notes.len(), 1, "{:?}", compiled.notes);
     let mut options = options();
@@ -123,7 +142,10 @@ fn explain_shows_the_plan_and_runs_nothing() {
 #[test]
 fn the_example_counts_a_log_in_windows() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nginx-stats/job.sql");
-    let text = std::fs::read_to_string(file).unwrap().replace("${env:REDIS_URL}", "redis://nowhere").replace("${env:KAFKA_BOOTSTRAP_SERVERS}", "nowhere:9092");
+    let text = std::fs::read_to_string(file)
+        .unwrap()
+        .replace("${env:REDIS_URL}", "redis://nowhere")
+        .replace("${env:KAFKA_BOOTSTRAP_SERVERS}", "nowhere:9092");
     let mut job = Job::new(&text);
     let line = |second: u32, path: &str, status: u32| {
         format!(r#"10.0.0.1 - - [22/Nov/2026:13:00:{second:02} +0000] "GET {path} HTTP/1.1" {status} 100 "-" "curl" 0.{second:03}"#)

@@ -197,7 +197,14 @@ fn a_row_that_is_late_for_some_hop_windows_still_counts_in_the_open_ones() {
     let outcome = job.batch(vec![row_lines(0, &[at(500, "a", 2)])], true);
     assert_eq!(outcome.late, 0);
     let counts: Vec<String> = job.sorted().iter().map(|row| row.split(" | ").take(4).collect::<Vec<_>>().join(" ")).collect();
-    assert_eq!(counts, ["1970-01-01T00:00:00 1970-01-01T00:00:03 a 2", "1970-01-01T00:00:01 1970-01-01T00:00:04 a 1", "1970-01-01T00:00:02 1970-01-01T00:00:05 a 1"]);
+    assert_eq!(
+        counts,
+        [
+            "1970-01-01T00:00:00 1970-01-01T00:00:03 a 2",
+            "1970-01-01T00:00:01 1970-01-01T00:00:04 a 1",
+            "1970-01-01T00:00:02 1970-01-01T00:00:05 a 1"
+        ]
+    );
 }
 
 #[test]
