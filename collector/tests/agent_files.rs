@@ -45,6 +45,7 @@ fn the_article_runs_as_it_stands_with_a_warning_for_the_missing_channels_line() 
     assert_eq!(finding.key.as_deref(), Some("agent.sources.logSource.channels"));
     assert_eq!(finding.flume, "drops the source and collects nothing from it");
     assert_eq!(finding.remedy, "bound to `memChannel`, the agent's only channel; add agent.sources.logSource.channels = memChannel");
+    assert_eq!(outcome.findings[1].key.as_deref(), Some("agent.sources.logSource.command"));
     assert_eq!(names(&outcome), "logSource memChannel kafkaSink");
     assert_eq!(component(&outcome, "logSource").channels, ["memChannel"]);
     assert_eq!(component(&outcome, "memChannel").integer("capacity"), 10000);

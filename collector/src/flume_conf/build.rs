@@ -38,7 +38,10 @@ impl Build<'_> {
             self.exactly_once(at);
         }
         for component in self.plan.components() {
-            self.findings.extend((component.kind.review)(component, self.strict));
+            let prefix = format!("{}.{}", self.plan.agent, component.kind.role.plural());
+            let told = (component.kind.review)(component, self.strict);
+            self.findings
+                .extend(told.into_iter().map(|finding| Finding { key: finding.key.map(|key| format!("{prefix}.{key}")), ..finding }));
         }
         self.plan
     }
