@@ -3,7 +3,8 @@
 //! `exactly-once` is one transaction per batch. The batch's id stands in the metadata of the offsets that the same
 //! transaction commits for the group `<sink.transactional-id-prefix>` (`-2`, … for further INSERTs into the table), so
 //! records and mark appear together. A new writer reads the mark and skips the batches that are written already.
-//! A batch without rows writes nothing.
+//! A batch without rows writes nothing. A transaction is open while its batch is read and written, so a batch must fit into
+//! `properties.transaction.timeout.ms` (60 s): bound it by `spark.streaming.kafka.maxRatePerPartition`.
 //!
 //! `at-least-once` sends and waits until every record is acknowledged.
 

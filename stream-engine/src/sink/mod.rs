@@ -47,6 +47,8 @@ pub struct SinkTable {
     pub primary_key: Vec<String>,
 }
 
+type Build = fn(&mut Options, &SinkTable) -> Result<Box<dyn Sink>, SqlError>;
+
 /// A line in the table of sinks.
 pub struct SinkKind {
     pub name: &'static str,
@@ -54,7 +56,7 @@ pub struct SinkKind {
     pub upsert: bool,
     pub options: fn() -> Vec<&'static str>,
     /// Checks the options; connects to nothing yet.
-    pub build: fn(&mut Options, &SinkTable) -> Result<Box<dyn Sink>, SqlError>,
+    pub build: Build,
 }
 
 pub const SINKS: &[SinkKind] = &[kafka::KIND, redis::KIND, console::KIND, console::PRINT];

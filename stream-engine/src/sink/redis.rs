@@ -435,7 +435,7 @@ mod tests {
             schema,
             primary_key: Vec::new(),
         };
-        let rows = rows(&mut Options::new("t", Place::default(), &entries), &table).unwrap();
+        let rows = rows(&Options::new("t", Place::default(), &entries), &table).unwrap();
         let mut keys = BTreeMap::new();
         rows.add(&batch(), &mut keys).unwrap();
         let text = |command: &Command| format!("{} {} {}", command.name, command.key, command.arguments.join(" ")).trim_end().to_owned();

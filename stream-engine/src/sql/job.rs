@@ -357,7 +357,7 @@ impl Job {
         if let Some(with) = &query.query.with {
             common.extend(with.cte_tables.iter().map(|table| table.alias.name.value.clone()));
         }
-        let _ = ast::visit_relations(&query.query, |relation| {
+        let _walked = ast::visit_relations(&query.query, |relation| {
             let name = relation.to_string().replace(['`', '"'], "");
             if !self.tables.contains_key(&name) && !self.views.contains(&name) && !common.contains(&name) {
                 let span = relation.0.first().and_then(|part| part.as_ident()).map(|ident| ident.span.start);

@@ -97,7 +97,7 @@ pub(crate) fn computes_with_window(expr: &Expr, input: &LogicalPlan) -> bool {
     }
     let mut found = false;
     // The walk itself cannot fail.
-    let _ = expr.apply(|part| {
+    let _walked = expr.apply(|part| {
         found |= matches!(part, Expr::Column(_)) && matches!(origin_of(part, input), Origin::Window { .. });
         Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     });

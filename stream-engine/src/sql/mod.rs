@@ -48,12 +48,15 @@ pub use error::SqlError;
 use crate::batch::Program;
 use crate::job::JobSettings;
 
+/// Looks a variable up.
+pub type Environment = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// What surrounds a job's text.
 pub struct CompileOptions {
     /// Settings that hold where the text has no `SET` for them.
     pub defaults: BTreeMap<String, String>,
     /// Gives `${env:NAME}`.
-    pub environment: Box<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    pub environment: Environment,
 }
 
 impl Default for CompileOptions {

@@ -31,12 +31,11 @@ impl Options {
         Self { table: table.to_owned(), at, entries: entries.to_vec(), read: RefCell::default() }
     }
 
-    pub(crate) fn table(&self) -> &str {
-        &self.table
-    }
-
+    /// A format's option may carry `value.` in front, as Flink writes it beside `value.format`.
     fn entry(&self, key: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.key == key)
+        let of_format = ["json.", "regex.", "nginx."].iter().any(|prefix| key.starts_with(prefix));
+        let is = |entry: &&Entry| entry.key == key || (of_format && entry.key.strip_prefix("value.") == Some(key));
+        self.entries.iter().find(is)
     }
 
     /// An error at the option, or at the table where it is absent.
@@ -45,8 +44,9 @@ impl Options {
     }
 
     pub(crate) fn optional(&self, key: &str) -> Option<String> {
-        self.read.borrow_mut().insert(key.to_owned());
-        self.entry(key).map(|entry| entry.value.clone())
+        let entry = self.entry(key);
+        self.read.borrow_mut().insert(entry.map_or(key, |entry| &entry.key).to_owned());
+        entry.map(|entry| entry.value.clone())
     }
 
     pub(crate) fn required(&self, key: &str, example: &str) -> Result<String, SqlError> {

@@ -87,6 +87,7 @@ pub(crate) fn plan(
 ) -> std::result::Result<QueryPlan, SqlError> {
     let planner = Planner { session, at: query.at, tables };
     let logical = planner.logical(&query.query)?;
+    planner.has_no_clock(&logical)?;
     let logical = match sink {
         Some(target) => planner.fit(logical, target)?,
         None => logical,
@@ -127,6 +128,28 @@ impl Planner<'_> {
         let statement = PlannerStatement::Statement(Box::new(ast::Statement::Query(Box::new(query.clone()))));
         let state = self.session.state();
         futures::executor::block_on(state.statement_to_plan(statement)).map_err(|error| self.error(&error))
+    }
+
+    /// The planner would replace the time of day by the time of planning, once and for all.
+    fn has_no_clock(&self, plan: &LogicalPlan) -> std::result::Result<(), SqlError> {
+        const CLOCKS: &[&str] = &["now", "current_timestamp", "current_date", "current_time", "today"];
+        let mut found = false;
+        // The walk itself cannot fail.
+        let _walked = plan.apply(|node| {
+            node.apply_expressions(|expr| {
+                expr.apply(|part| {
+                    found |= matches!(part, Expr::ScalarFunction(function) if CLOCKS.contains(&function.name()));
+                    Ok(TreeNodeRecursion::Continue)
+                })
+            })
+        });
+        if found {
+            return Err(self.at.error(
+                "the time of day is not built yet",
+                "use the record's time: declare ts TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL in the table",
+            ));
+        }
+        Ok(())
     }
 
     /// Casts the query's columns to the sink's, by position as in SQL.
@@ -206,7 +229,7 @@ impl Planner<'_> {
         let mut node = plan;
         loop {
             let mut has_subquery = false;
-            let _ = node.apply_expressions(|expr| {
+            let _walked = node.apply_expressions(|expr| {
                 expr.apply(|part| {
                     has_subquery |= matches!(part, Expr::InSubquery(_) | Expr::Exists(_) | Expr::ScalarSubquery(_));
                     Ok(TreeNodeRecursion::Continue)

@@ -226,7 +226,7 @@ fn every_batch_shows_the_totals_so_far_of_the_windows_it_touched() {
     job.batch(vec![row_lines(0, &[at(200, "a", 1)])], false);
     job.batch(vec![row_lines(0, &[at(1600, "b", 1)])], true);
     let written: Vec<_> = job.written[0].lock().iter().map(|(batch, row)| format!("{batch}: {}", row.join(" "))).collect();
-    let mut sorted = written.clone();
+    let mut sorted = written;
     sorted.sort();
     assert_eq!(
         sorted,
