@@ -84,8 +84,6 @@ impl Service for BridgeService {
         let producer = kafka::producer(&kafka).await.context("[kafka]")?;
 
         let gate = Arc::new(Gate::new(ctx.shutdown.clone()));
-        // The first probe, in a moment, says otherwise.
-        gate.set_broker(Some("not yet asked".to_owned()));
         let topics = Topics::new(connection.clone(), Arc::clone(&gate), config.topics.clone());
         let produce = Produce::new(Arc::clone(&producer), topics.clone(), Arc::clone(&gate), config.produce.clone(), ctx.tasks.clone());
         let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate));

@@ -193,7 +193,7 @@ async fn a_collector_sends_through_the_bridge() {
     kafka::create_topic(&bootstrap, &topic, 1).await;
     let mut bridge = start_bridge(dir.path(), &bootstrap);
     let endpoint = bridge.address("control").await;
-    let sink = format!("agent.sinks.k.type = bridge\nagent.sinks.k.endpoint = {endpoint}\nagent.sinks.k.topic = {topic}\n");
+    let sink = format!("agent.sinks.k.type = bridge\nagent.sinks.k.endpoint = http://{endpoint}\nagent.sinks.k.topic = {topic}\n");
     let (args, log) = agent(dir.path(), "bridged", &sink);
     let mut collector = start_collector(dir.path(), &args, &[]);
     collector.addresses().await;

@@ -217,7 +217,7 @@ mod tests {
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into();
-        let sys = [("user.home".to_owned(), "/home/u".to_owned())].into();
+        let sys = [("user.home".to_owned(), "/users/u".to_owned())].into();
         let env = |name: &str| match name {
             "HOST" => Some("h1".to_owned()),
             "EMPTY" => Some(String::new()),
@@ -244,7 +244,7 @@ mod tests {
             ("${env:NONE:-${a.port}}", "9092"),
             ("${env:${which}}", "h1"),
             ("${a.hosts}", "k1:9092,k2:9092"),
-            ("${sys:user.home}/x", "/home/u/x"),
+            ("${sys:user.home}/x", "/users/u/x"),
             ("${sys:none}", "${sys:none}"),
             ("${java:version}", "${java:version}"),
             ("${none}", "${none}"),

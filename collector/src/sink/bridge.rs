@@ -27,7 +27,7 @@ pub static KIND: Kind = Kind {
     properties: &[
         Property::text("endpoint", None, "The bridge's gRPC address, e.g. http://bridge:7102.").required().own(),
         Property::text("topic", None, "Topic to write.").required().own(),
-        Property::integer("batchSize", 1, 10_000, Some("500"), "Events of one request, at most.").own(),
+        Property::integer("batchSize", 1, 10_000, Some("100"), "Events of one request, at most.").own(),
         Property::integer(
             "requestTimeout",
             1,

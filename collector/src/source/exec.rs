@@ -111,20 +111,18 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
 
 pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Source>> {
     if let Some(tail) = tail_of(component, setup.strict) {
-        let find = Find::Path(std::path::absolute(&tail.path).with_context(|| format!("path {}", tail.path.display()))?);
         return Ok(Box::new(TailSource {
             name: component.name.clone(),
             state_dir: setup.state_dir,
             settings: Settings {
-                lengths: find.lengths(),
-                find,
-                begin: tail.begin,
+                find: Find::Path(std::path::absolute(&tail.path).with_context(|| format!("path {}", tail.path.display()))?),
                 line_bytes_max: component.count("maxLineLength"),
                 rotate_wait: component.millis("rotateWait"),
                 partial_wait: None,
                 scan_interval: Duration::from_millis(100),
                 path_header: None,
             },
+            begin: tail.begin,
             committed: setup.committed,
             flume: None,
             save_interval: Duration::from_millis(250),

@@ -115,20 +115,18 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sour
         Some(rest) => std::env::var_os("HOME").map(|home| PathBuf::from(home).join(rest)),
         None => Some(PathBuf::from(component.text("positionFile"))),
     };
-    let find = Find::Groups(groups);
     Ok(Box::new(TailSource {
         name: component.name.clone(),
         state_dir: setup.state_dir,
         settings: Settings {
-            lengths: find.lengths(),
-            find,
-            begin: if component.boolean("skipToEnd") { Begin::End } else { Begin::Line(1) },
+            find: Find::Groups(groups),
             line_bytes_max: component.count("maxLineLength"),
             rotate_wait: component.millis("rotateWait"),
             partial_wait: setup.strict.then(|| component.millis("idleTimeout")),
             scan_interval: Duration::from_millis(250),
             path_header: component.boolean("fileHeader").then(|| component.text("fileHeaderKey").to_owned()),
         },
+        begin: if component.boolean("skipToEnd") { Begin::End } else { Begin::Line(1) },
         committed: setup.committed,
         flume: flume.map(FlumePositions),
         save_interval: component.millis("writePosInterval"),

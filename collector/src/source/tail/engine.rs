@@ -38,35 +38,38 @@ pub struct Group {
     pub headers: Headers,
 }
 
+impl Group {
+    /// The files that match; none while the directory cannot be read.
+    fn entries(&self) -> Vec<fs::DirEntry> {
+        let matches = |entry: &fs::DirEntry| self.name.is_match(entry.file_name().as_encoded_bytes()) && entry.path().is_file();
+        fs::read_dir(&self.directory).into_iter().flatten().flatten().filter(matches).collect()
+    }
+}
+
 pub enum Find {
     Path(PathBuf),
     Groups(Vec<Group>),
 }
 
 impl Find {
-    /// How long each file is now. What is written while a source still waits for the committed positions comes after its
-    /// start, and is read.
-    pub fn lengths(&self) -> HashMap<Inode, u64> {
+    /// The files that are there now, each with the place where reading begins.
+    pub fn first_look(&self, begin: Begin) -> Vec<Remembered> {
         let paths: Vec<PathBuf> = match self {
             Self::Path(path) => vec![path.clone()],
-            Self::Groups(groups) => groups
-                .iter()
-                .filter_map(|group| fs::read_dir(&group.directory).ok())
-                .flatten()
-                .flatten()
-                .map(|entry| entry.path())
-                .collect(),
+            Self::Groups(groups) => groups.iter().flat_map(Group::entries).map(|entry| entry.path()).collect(),
         };
-        paths.iter().filter_map(|path| fs::metadata(path).ok()).map(|metadata| (Inode::from(&metadata), metadata.len())).collect()
+        let look = |path: &PathBuf| {
+            let (handle, metadata) = open(path)?;
+            let file = TailedFile::new(rand::random(), path.clone(), Inode::from(&metadata), head(&handle)?);
+            Ok(file.remember(Mark { offset: begin_offset(&handle, begin)?, tail: Checksum::default() }))
+        };
+        // What cannot be opened now is told, and read from its beginning, when it is looked for.
+        paths.iter().filter_map(|path: &PathBuf| -> Option<Remembered> { (look(path) as io::Result<Remembered>).ok() }).collect()
     }
 }
 
 pub struct Settings {
     pub find: Find,
-    /// [`Find::lengths`] when the source was made.
-    pub lengths: HashMap<Inode, u64>,
-    /// Where to begin in files that are there when the source starts for the first time.
-    pub begin: Begin,
     pub line_bytes_max: usize,
     /// How long a file that lost its name is still watched for more.
     pub rotate_wait: Duration,
@@ -87,8 +90,6 @@ pub struct Engine {
     positions: BTreeMap<u64, Remembered>,
     /// Remembered from before and not found yet.
     sought: Vec<Remembered>,
-    /// No file was ever tailed by this source.
-    fresh: bool,
     scanned_at: Option<Instant>,
     /// Whose turn it is: a busy file does not keep the others waiting.
     turn: usize,
@@ -102,7 +103,15 @@ pub struct Engine {
 
 impl Engine {
     /// `known`: positions that were found elsewhere (the positions topic, Flume's position file); the furthest one counts.
-    pub fn new(settings: Settings, store: Store, saved: Vec<Remembered>, known: Vec<Remembered>, ledger: Arc<Ledger>) -> Self {
+    /// `first`: what the source's very first look found; it counts while there is nothing else.
+    pub fn new(
+        settings: Settings,
+        store: Store,
+        saved: Vec<Remembered>,
+        known: Vec<Remembered>,
+        first: Vec<Remembered>,
+        ledger: Arc<Ledger>,
+    ) -> Self {
         let mut sought = saved;
         for other in known {
             match sought.iter_mut().find(|file| file.id == other.id) {
@@ -111,13 +120,15 @@ impl Engine {
                 None => sought.push(other),
             }
         }
+        if sought.is_empty() {
+            sought = first;
+        }
         Self {
             settings,
             store,
             ledger,
             open: Vec::new(),
             positions: BTreeMap::new(),
-            fresh: sought.is_empty(),
             sought,
             scanned_at: None,
             turn: 0,
@@ -277,7 +288,7 @@ impl Engine {
                 seen.insert(inode);
                 continue;
             }
-            match self.adopt(&path, headers, first) {
+            match self.adopt(&path, headers) {
                 Ok(inode) => {
                     self.troubles.remove(&path);
                     seen.insert(inode);
@@ -327,7 +338,7 @@ impl Engine {
     }
 
     /// Opens a file that is not open yet, at its remembered position if it has one.
-    fn adopt(&mut self, path: &Path, headers: Headers, first: bool) -> io::Result<Inode> {
+    fn adopt(&mut self, path: &Path, headers: Headers) -> io::Result<Inode> {
         let headers = match &self.settings.path_header {
             Some(name) => {
                 let mut all = headers.as_deref().cloned().unwrap_or_default();
@@ -343,13 +354,9 @@ impl Engine {
             self.resume(remembered, path, headers, handle, inode)?;
             return Ok(inode);
         }
-        let from = match self.settings.lengths.get(&inode) {
-            Some(length) if first && self.fresh => begin_offset(&handle, self.settings.begin, *length)?,
-            _ => 0,
-        };
-        let file = self.mint(path, inode, head(&handle)?, from);
-        tracing::info!(file = %path.display(), from, "file opened");
-        self.open.push(Reader::new(file, inode, headers, handle, from)?);
+        let file = self.mint(path, inode, head(&handle)?, 0);
+        tracing::info!(file = %path.display(), "file opened");
+        self.open.push(Reader::new(file, inode, headers, handle, 0)?);
         Ok(inode)
     }
 

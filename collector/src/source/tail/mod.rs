@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use tokio::{runtime::Handle, sync::watch};
 
 use self::{
+    command::Begin,
     engine::{Engine, Settings},
     identity::Remembered,
     reader::Chunk,
@@ -40,6 +41,8 @@ pub struct TailSource {
     pub name: String,
     pub state_dir: PathBuf,
     pub settings: Settings,
+    /// Where to begin in files that are there when the source starts for the first time.
+    pub begin: Begin,
     pub committed: Option<Committed>,
     pub flume: Option<FlumePositions>,
     /// How often delivered positions are written to disk.
@@ -55,6 +58,9 @@ const IDLE_MAX: Duration = Duration::from_millis(200);
 #[async_trait]
 impl Source for TailSource {
     async fn run(mut self: Box<Self>, out: Output, stop: Stop) -> anyhow::Result<()> {
+        // Before anything is waited for: what is written from now on is read.
+        let first = Store::first(&self.state_dir, &self.name, || self.settings.find.first_look(self.begin))
+            .with_context(|| format!("state directory {}", self.state_dir.display()))?;
         let mut known = Vec::new();
         if let Some(committed) = &mut self.committed {
             // The sink's transactions decide where reading goes on; without its word lines could be repeated.
@@ -65,12 +71,12 @@ impl Source for TailSource {
         }
         let handle = Handle::current();
         // A thread of its own: files are read and synced in blocking calls.
-        tokio::task::spawn_blocking(move || self.tail(known, &out, &stop, &handle)).await.context("the tail thread panicked")?
+        tokio::task::spawn_blocking(move || self.tail(known, first, &out, &stop, &handle)).await.context("the tail thread panicked")?
     }
 }
 
 impl TailSource {
-    fn tail(self, mut known: Vec<Remembered>, out: &Output, stop: &Stop, handle: &Handle) -> anyhow::Result<()> {
+    fn tail(self, mut known: Vec<Remembered>, first: Vec<Remembered>, out: &Output, stop: &Stop, handle: &Handle) -> anyhow::Result<()> {
         let (store, saved) =
             Store::open(&self.state_dir, &self.name).with_context(|| format!("state directory {}", self.state_dir.display()))?;
         if let (true, Some(FlumePositions(path))) = (saved.is_empty(), &self.flume)
@@ -85,7 +91,7 @@ impl TailSource {
             }
         }
         let ledger = Arc::new(Ledger::default());
-        let mut engine = Engine::new(self.settings, store, saved, known, ledger.clone());
+        let mut engine = Engine::new(self.settings, store, saved, known, first, ledger.clone());
         let mut idle = IDLE_MIN;
         let mut saved_at = Instant::now();
         while !stop.begin.is_cancelled() {

@@ -217,9 +217,9 @@ impl Reader {
     }
 }
 
-/// The offset at which `tail` would have begun when the file was `length` bytes long.
-pub fn begin_offset(file: &File, begin: Begin, length: u64) -> io::Result<u64> {
-    let length = length.min(file.metadata()?.len());
+/// The offset at which `tail` would begin.
+pub fn begin_offset(file: &File, begin: Begin) -> io::Result<u64> {
+    let length = file.metadata()?.len();
     match begin {
         Begin::End => Ok(length),
         Begin::Line(1) => Ok(0),

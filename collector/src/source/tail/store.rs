@@ -55,6 +55,25 @@ impl Store {
         Ok((Self { path, written: Some(files.clone()) }, files))
     }
 
+    /// What the source's very first look found, as it was noted then; looked at and noted now if it was not. So a process
+    /// that is killed before it has saved a position still begins where the first one would have begun.
+    pub fn first(directory: &Path, source: &str, look: impl FnOnce() -> Vec<Remembered>) -> io::Result<Vec<Remembered>> {
+        let path = directory.join(format!("{}.first.json", file_name(source)));
+        match fs::read(&path) {
+            Ok(text) => match serde_json::from_slice::<Document>(&text) {
+                Ok(document) => Ok(document.files),
+                Err(error) => Err(io::Error::other(format!("{}: {error}; remove the file to begin anew", path.display()))),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(directory)?;
+                let document = Document { version: VERSION, files: look() };
+                write_atomically(&path, &serde_json::to_vec_pretty(&document)?)?;
+                Ok(document.files)
+            }
+            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+        }
+    }
+
     pub fn save(&mut self, files: Vec<Remembered>) -> io::Result<()> {
         if self.written.as_ref() == Some(&files) {
             return Ok(());

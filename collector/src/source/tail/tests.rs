@@ -62,9 +62,7 @@ impl Trial {
             None => Find::Path(self.path("app.log")),
         };
         let settings = Settings {
-            lengths: find.lengths(),
             find,
-            begin: self.begin,
             line_bytes_max: self.line_bytes_max,
             rotate_wait: self.rotate_wait,
             partial_wait: self.partial_wait,
@@ -72,9 +70,10 @@ impl Trial {
             path_header: None,
         };
         let (store, saved) = Store::open(&self.directory.path().join("state"), "s").unwrap();
+        let first = Store::first(&self.directory.path().join("state"), "s", || settings.find.first_look(self.begin)).unwrap();
         self.ledger = Arc::default();
         self.open.clear();
-        self.engine = Some(Engine::new(settings, store, saved, known, self.ledger.clone()));
+        self.engine = Some(Engine::new(settings, store, saved, known, first, self.ledger.clone()));
         self
     }
 
@@ -148,6 +147,19 @@ fn what_is_written_between_the_start_and_the_first_look_is_read() {
     trial.start();
     trial.append("app.log", &numbered(25, 60));
     assert_eq!(trial.read(), lines(15, 60));
+}
+
+#[test]
+fn a_kill_before_anything_was_delivered_begins_where_the_first_start_would_have() {
+    let mut trial = Trial::new(Begin::LastLines(10));
+    trial.append("app.log", &numbered(0, 25));
+    trial.start();
+    trial.append("app.log", &numbered(25, 60));
+    trial.kill();
+    trial.rename("app.log", "app.log.1");
+    trial.append("app.log", &numbered(60, 70));
+    trial.kill();
+    assert_eq!(trial.read(), lines(15, 70));
 }
 
 #[test]
