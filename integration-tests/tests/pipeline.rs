@@ -162,9 +162,9 @@ async fn the_cli_sees_all_three_and_says_who_is_away() {
     assert_eq!(code, 0, "{said}{talk}");
     let (code, said, _) = millrace(&all, &["topic", "list", "--output", "json"]);
     let topics: serde_json::Value = serde_json::from_str(&said).expect("JSON");
-    let row = topics
+    let row = topics["topics"]
         .as_array()
-        .expect("a list")
+        .unwrap_or_else(|| panic!("no list: {topics}"))
         .iter()
         .find(|row| row["name"] == topic.as_str())
         .unwrap_or_else(|| panic!("{topic} in {topics}"));
