@@ -240,8 +240,12 @@ async fn accept(listener: TcpListener, link: Link) {
                 // Dropping the listener refuses new connections.
                 changed = open.changed() => if changed.is_err() { return },
             }
-        } else if open.changed().await.is_err() {
-            return;
+        } else {
+            // Closed here too: a connection may have come in the moment of the cut.
+            listener = None;
+            if open.changed().await.is_err() {
+                return;
+            }
         }
     }
 }
