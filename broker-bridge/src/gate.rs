@@ -2,7 +2,10 @@
 //!
 //! A caller gets 503 at once instead of waiting out a deadline; the monitor looks every second whether the broker is back.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Duration,
+};
 
 use parking_lot::RwLock;
 use proto::ServiceError;
@@ -35,6 +38,8 @@ pub(crate) struct Gate {
     in_flight: [AtomicU64; 2],
     /// Why the broker counts as away.
     away: RwLock<Option<String>>,
+    /// Cancelled when the broker was looked at for the first time.
+    asked: CancellationToken,
     shutdown: CancellationToken,
     suspicion: Notify,
 }
@@ -48,7 +53,14 @@ pub(crate) struct Pass<'a> {
 
 impl Gate {
     pub(crate) fn new(shutdown: CancellationToken) -> Self {
-        Self { paused: Default::default(), in_flight: Default::default(), away: RwLock::new(None), shutdown, suspicion: Notify::new() }
+        Self {
+            paused: Default::default(),
+            in_flight: Default::default(),
+            away: RwLock::new(None),
+            asked: CancellationToken::new(),
+            shutdown,
+            suspicion: Notify::new(),
+        }
     }
 
     /// Lets `amount` records or requests in, or says why not.
@@ -81,7 +93,16 @@ impl Gate {
         let mut current = self.away.write();
         let changed = current.is_some() != away.is_some();
         *current = away;
+        self.asked.cancel();
         changed
+    }
+
+    /// Waits for the first [`Self::set_broker`]; where it does not come within `bound`, the broker counts as away until it does.
+    pub(crate) async fn first_look(&self, bound: Duration) {
+        let _looked = tokio::time::timeout(bound, self.asked.cancelled()).await;
+        if !self.asked.is_cancelled() {
+            *self.away.write() = Some("no answer yet".to_owned());
+        }
     }
 
     /// Something failed that a broker should have answered: have it looked at now.

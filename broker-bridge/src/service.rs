@@ -27,6 +27,9 @@ use crate::{
     topics::Topics,
 };
 
+/// Longest wait for the first answer of a broker before the listeners open.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+
 /// The service behind `millrace-bridge serve`.
 pub(crate) struct BridgeService {
     config: BridgeConfig,
@@ -109,6 +112,8 @@ impl Service for BridgeService {
             seen: Arc::clone(&seen),
         };
         ctx.tasks.spawn(monitor.run(ctx.shutdown.clone(), ctx.readiness.latch("kafka")));
+        // Who asks right after the start is neither refused for nothing nor kept waiting for a broker that is away.
+        gate.first_look(FIRST_LOOK).await;
         ctx.tasks.spawn(expire(sessions.clone(), config.consume.session_idle, ctx.clone()));
 
         let grpc = grpc::routes(grpc::Services {
