@@ -43,6 +43,7 @@ async fn main() -> anyhow::Result<()> {
 
     let began = Instant::now();
     let count = batches.len();
+    let mut read = 0;
     for (id, partitions) in batches.into_iter().enumerate() {
         let mut input = Vec::new();
         for (partition, records) in partitions.into_iter().enumerate() {
@@ -62,9 +63,12 @@ async fn main() -> anyhow::Result<()> {
             last: id + 1 == count,
             span: tracing::Span::none(),
         };
-        program.run(&context, input).await?;
+        let outcome = program.run(&context, input).await?;
+        anyhow::ensure!(outcome.malformed + outcome.late == 0, "rows were lost: {outcome:?}");
+        read += outcome.rows_in;
         program.snapshot()?;
     }
+    anyhow::ensure!(read == rows as u64, "{read} of {rows} rows were read");
     let seconds = began.elapsed().as_secs_f64();
     println!("{rows} rows of {} bytes in {seconds:.2} s: {:.0} rows/s", size / rows.max(1), rows as f64 / seconds);
     Ok(())
