@@ -456,7 +456,7 @@ struct Built {
     committed: BTreeMap<String, CommittedSender>,
 }
 
-type CommittedSender = watch::Sender<Option<Arc<Vec<tail::identity::Remembered>>>>;
+type CommittedSender = watch::Sender<Option<Arc<tail::Found>>>;
 
 impl Pipeline {
     fn insert_channel(&mut self, shell: Arc<Shell>) {

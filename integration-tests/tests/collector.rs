@@ -14,7 +14,7 @@ use integration_tests::{
     servers::{OwnKafka, kafka_bootstrap},
     unique,
 };
-use rand::Rng;
+use rand::RngExt;
 
 const WAIT: Duration = Duration::from_secs(60);
 const FREE_PORTS: [(&str, &str); 2] = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_METRICS__LISTEN", "127.0.0.1:0")];

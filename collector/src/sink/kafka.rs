@@ -10,10 +10,10 @@ use super::dead_letter::{DIRECTORY, DeadLetters};
 use super::flights::{Bounds, Deliver, Flights};
 use super::positions::Positions;
 use super::record::{Maker, topic_fault};
-use super::transactions::Transactions;
+use super::transactions::{self, Transactions};
 use super::{Input, Setup, Sink, keeps_positions};
 use crate::flume_conf::{Component, Finding, Kind, Level, Property, Role};
-use crate::source::Stop;
+use crate::source::{Stop, tail::Forgotten};
 
 pub static KIND: Kind = Kind {
     role: Role::Sink,
@@ -65,8 +65,24 @@ pub static KIND: Kind = Kind {
             "transaction.events",
             1,
             1_000_000,
-            Some("16384"),
-            "With a transactional id: events of one transaction, at most.",
+            Some("65536"),
+            "With a transactional id: events of one transaction, at most, and never more than half of the channel's capacity. A transaction takes in what is ready, so it grows with the backlog.",
+        )
+        .own(),
+        Property::integer(
+            "transaction.bytes",
+            65_536,
+            1_073_741_824,
+            Some("16777216"),
+            "With a transactional id: bytes of one transaction (bodies and about 64 bytes an event), at most.",
+        )
+        .own(),
+        Property::integer(
+            "transaction.time",
+            1,
+            60_000,
+            Some("1000"),
+            "With a transactional id: milliseconds after which a transaction takes in nothing more and is committed.",
         )
         .own(),
         Property::integer(
@@ -74,7 +90,7 @@ pub static KIND: Kind = Kind {
             0,
             60_000,
             Some("20"),
-            "With a transactional id: milliseconds to wait for more events before a transaction begins.",
+            "With a transactional id: milliseconds a transaction waits for more events when none are ready.",
         )
         .own(),
     ],
@@ -271,7 +287,12 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sink
                 maker,
                 dead,
                 committed: setup.committed,
-                events_max: component.count("transaction.events"),
+                forgotten: Forgotten::default(),
+                bounds: transactions::Bounds {
+                    events: component.count("transaction.events"),
+                    bytes: component.count("transaction.bytes"),
+                    time: component.millis("transaction.time"),
+                },
                 linger: component.millis("transaction.linger"),
             })),
         }));

@@ -18,10 +18,10 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::channel::{Channel, Taken};
+use crate::channel::{Channel, Fill, Taken};
 use crate::counters::SinkCounters;
 use crate::flume_conf::{Component, Kind};
-use crate::source::{Stop, tail::identity::Remembered};
+use crate::source::{Stop, tail::Found};
 
 /// A sink as the table knows it.
 pub struct SinkKind {
@@ -41,7 +41,7 @@ pub struct Setup {
     /// The agent's own directory below the state directory.
     pub state_dir: PathBuf,
     /// Where a transactional sink tells the committed positions.
-    pub committed: watch::Sender<Option<Arc<Vec<Remembered>>>>,
+    pub committed: watch::Sender<Option<Arc<Found>>>,
 }
 
 #[async_trait]
@@ -108,9 +108,9 @@ impl Input {
         all
     }
 
-    /// Adds what is there now.
+    /// Adds what is there now; nothing while the sink is paused.
     pub async fn gather_more(&self, all: &mut Vec<Taken>, count: &mut usize, max: usize) {
-        while *count < max {
+        while *count < max && !*self.paused.borrow() {
             let more = self.channel.clone().take(max - *count, Duration::ZERO).await;
             if more.is_empty() {
                 return;
@@ -119,6 +119,11 @@ impl Input {
             *count += more.len();
             all.push(more);
         }
+    }
+
+    /// How full the channel is.
+    pub fn fill(&self) -> Fill {
+        self.channel.fill()
     }
 
     /// What is wrong with the sink now, for status; `None` when it is well.

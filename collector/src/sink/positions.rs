@@ -1,6 +1,7 @@
 //! File positions in Kafka: the topic that a transactional sink writes in the same transactions as the records.
 //!
-//! One record per file, key `<transactional id>/<file id>`, value JSON (`Remembered`); compaction keeps the last one.
+//! One record per file, key `<transactional id>/<file id>`, value JSON (`Remembered`); compaction keeps the last one. A
+//! file that is through gets a tombstone, so that the topic holds the files of now and not every file there ever was.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -25,16 +26,17 @@ impl Positions {
     }
 
     pub fn record(&self, position: &Remembered) -> Result<OutRecord, serde_json::Error> {
-        let key = format!("{}{:016x}", self.prefix, position.id);
-        let value = serde_json::to_vec(position)?;
-        Ok(OutRecord {
-            topic: self.topic.clone(),
-            partition: None,
-            key: Some(key.into()),
-            value: Some(value.into()),
-            headers: Vec::new(),
-            timestamp_ms: None,
-        })
+        Ok(self.out(position.id, Some(serde_json::to_vec(position)?.into())))
+    }
+
+    /// The file's position is not needed any more.
+    pub fn tombstone(&self, id: u64) -> OutRecord {
+        self.out(id, None)
+    }
+
+    fn out(&self, id: u64, value: Option<Bytes>) -> OutRecord {
+        let key = format!("{}{id:016x}", self.prefix);
+        OutRecord { topic: self.topic.clone(), partition: None, key: Some(key.into()), value, headers: Vec::new(), timestamp_ms: None }
     }
 
     /// What is committed, by file id. To be read after the writer was taken over, so that nothing of an older one can follow.
@@ -127,6 +129,12 @@ mod tests {
             let record = positions(writer).record(&position).unwrap();
             positions("w").apply(&mut found, record.key.as_ref(), record.value.as_ref());
         }
-        assert_eq!(found.into_values().map(|position| (position.id, position.offset)).collect::<Vec<_>>(), [(7, 5), (u64::MAX, 9)]);
+        let offsets = |found: &BTreeMap<u64, Remembered>| found.values().map(|position| (position.id, position.offset)).collect::<Vec<_>>();
+        assert_eq!(offsets(&found), [(7, 5), (u64::MAX, 9)]);
+        for writer in ["w2", "w"] {
+            let tombstone = positions(writer).tombstone(u64::MAX);
+            positions("w").apply(&mut found, tombstone.key.as_ref(), tombstone.value.as_ref());
+        }
+        assert_eq!(offsets(&found), [(7, 5)]);
     }
 }

@@ -3,6 +3,10 @@
 //! A session begins with a new writer, which fences any older one and ends what it left open, and with the committed
 //! positions. Within it every event at or below its file's committed position is skipped: it was written by an earlier
 //! transaction. After an unknown outcome the session ends and the next one finds out what was committed.
+//!
+//! A commit costs some milliseconds whatever the transaction holds, so a transaction takes what is ready up to its
+//! [`Bounds`]: it is sent in parts, and while one part is under way the next one is taken and made into records. It ends
+//! at the latest when it holds half of what the channel may hold: the source fills the other half during the commit.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -12,7 +16,11 @@ use std::{
 
 use anyhow::Context as _;
 use service_kit::kafka::{KafkaConfig, KafkaError, OutRecord, TransactionalWriter, transactional_writer};
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+use tracing::Span;
 
 use super::dead_letter::DeadLetters;
 use super::flights::is_poison;
@@ -23,7 +31,10 @@ use crate::channel::Taken;
 use crate::event::{Event, Mark};
 use crate::source::{
     Stop,
-    tail::identity::{Checksum, Remembered, TailedFile},
+    tail::{
+        Forgotten, Found,
+        identity::{Checksum, Remembered, TailedFile},
+    },
 };
 
 pub struct Transactions {
@@ -33,11 +44,28 @@ pub struct Transactions {
     pub maker: Maker,
     pub dead: DeadLetters,
     /// Where the source learns the committed positions.
-    pub committed: watch::Sender<Option<Arc<Vec<Remembered>>>>,
-    pub events_max: usize,
+    pub committed: watch::Sender<Option<Arc<Found>>>,
+    /// Files whose positions nobody needs any more.
+    pub forgotten: Forgotten,
+    pub bounds: Bounds,
     pub linger: Duration,
     pub record_bytes_max: usize,
 }
+
+/// What one transaction takes in, at most.
+#[derive(Clone, Copy)]
+pub struct Bounds {
+    pub events: usize,
+    pub bytes: usize,
+    /// After so long it takes in nothing more, so that it ends well within `transaction.timeout.ms`.
+    pub time: Duration,
+}
+
+/// Events of one part of a transaction: many enough that waiting for their acknowledgement is a small share, few enough
+/// that their copies in the client are a small share of the memory.
+const PART_EVENTS: usize = 8192;
+/// Tombstones of one transaction.
+const TOMBSTONES_MAX: usize = 1000;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -52,9 +80,17 @@ struct Held {
 }
 
 impl Held {
-    /// The next undecided events.
-    fn events(&self, max: usize) -> impl Iterator<Item = &Event> {
-        self.takes.iter().flat_map(Taken::events).skip(self.decided).take(max)
+    /// Undecided events from the `from`th on.
+    fn events(&self, from: usize, max: usize) -> impl Iterator<Item = &Event> {
+        let mut skip = self.decided + from;
+        let mut takes = self.takes.iter();
+        // Whole takes are passed over at once.
+        let first = takes.by_ref().find_map(|take| {
+            let part = take.events().get(skip..).filter(|part| !part.is_empty());
+            skip = skip.saturating_sub(take.len());
+            part
+        });
+        first.into_iter().flatten().chain(takes.flat_map(Taken::events)).take(max)
     }
 
     fn len(&self) -> usize {
@@ -97,7 +133,8 @@ impl Transactions {
             let error = match session {
                 Ok((writer, committed)) => {
                     input.counters.connections_created.add(1);
-                    self.committed.send_replace(Some(Arc::new(committed.values().cloned().collect())));
+                    let positions = committed.values().cloned().collect();
+                    self.committed.send_replace(Some(Arc::new(Found { positions, forgotten: self.forgotten.clone() })));
                     let offsets = committed.into_iter().map(|(id, position)| (id, position.offset)).collect();
                     let session = Session { transactions: &self, writer, offsets, input: &input };
                     let ended = tokio::select! {
@@ -149,10 +186,50 @@ struct Session<'a> {
     input: &'a Input,
 }
 
+/// The transaction under way.
+struct Open {
+    since: Instant,
+    /// The bounds, and half of the channel.
+    events_max: usize,
+    bytes_max: usize,
+    time: Duration,
+    /// Events taken in: those made into records, skipped or put aside.
+    events: usize,
+    bytes: usize,
+    delivered: u64,
+    skipped: u64,
+    reached: BTreeMap<u64, (Arc<TailedFile>, Mark)>,
+    /// The writer has begun it.
+    begun: bool,
+    /// One for each time takes were added, and how many takes they cover.
+    spans: Vec<Span>,
+    spanned: usize,
+}
+
+impl Open {
+    /// Events of the next part, at most.
+    fn room(&self) -> usize {
+        PART_EVENTS.min(self.events_max.saturating_sub(self.events))
+    }
+
+    fn is_full(&self) -> bool {
+        self.events >= self.events_max || self.bytes >= self.bytes_max || self.since.elapsed() >= self.time
+    }
+}
+
+/// What is sent at once.
+#[derive(Default)]
+struct Part {
+    events: usize,
+    records: Vec<OutRecord>,
+    /// Events that can never be written, and why.
+    letters: Vec<(Event, String)>,
+}
+
 impl Session<'_> {
     /// Delivers until told to stop (`None`) or until the writer is lost.
     async fn run(mut self, held: &mut Held, stop: &Stop, backoff: &mut Duration, told: &mut String) -> anyhow::Result<Option<KafkaError>> {
-        let all = self.transactions.events_max;
+        let all = self.transactions.bounds.events;
         // Halved while the cause of an error is searched for.
         let mut most = all;
         loop {
@@ -160,19 +237,13 @@ impl Session<'_> {
                 if stop.begin.is_cancelled() {
                     return Ok(None);
                 }
+                let room = self.open(all).room();
                 tokio::select! {
-                    takes = self.input.gather(all) => held.takes.extend(takes),
+                    takes = self.input.gather(room) => held.takes.extend(takes),
                     () = stop.begin.cancelled() => return Ok(None),
                 }
-                if held.len() < all && !self.transactions.linger.is_zero() {
-                    tokio::time::sleep(self.transactions.linger).await;
-                    let (mut more, mut count) = (Vec::new(), held.len());
-                    self.input.gather_more(&mut more, &mut count, all).await;
-                    held.takes.extend(more);
-                }
             }
-            let count = held.len().min(most);
-            let attempt = self.attempt(held, count).await?;
+            let (attempt, count) = self.attempt(held, most, stop).await?;
             match attempt {
                 Attempt::Committed => {
                     held.decide(count);
@@ -188,7 +259,7 @@ impl Session<'_> {
                     if count > 1 {
                         most = count / 2;
                     } else {
-                        let letters = held.events(1).map(|event| (event.clone(), error.to_string())).collect();
+                        let letters = held.events(0, 1).map(|event| (event.clone(), error.to_string())).collect();
                         self.transactions.dead.put(letters, &self.input.counters).await.context("dead letters cannot be written")?;
                         held.decide(1);
                     }
@@ -205,65 +276,121 @@ impl Session<'_> {
         }
     }
 
-    /// One transaction with the next `count` events.
-    async fn attempt(&mut self, held: &mut Held, count: usize) -> anyhow::Result<Attempt> {
-        let mut records = Vec::with_capacity(count + 1);
-        let mut reached: BTreeMap<u64, (Arc<TailedFile>, Mark)> = BTreeMap::new();
-        let (mut letters, mut skipped) = (Vec::new(), 0);
-        for event in held.events(count) {
-            if let Some(origin) = &event.origin
-                && let Some(file) = &origin.file
-            {
-                if self.offsets.get(&file.id).is_some_and(|&committed| event.end <= committed) {
-                    skipped += 1;
-                    continue;
-                }
-                // The checksum before the position is known where a source batch ends.
-                let tail = origin.mark.filter(|mark| mark.offset == event.end).map_or_else(Checksum::default, |mark| mark.tail);
-                reached.insert(file.id, (file.clone(), Mark { offset: event.end, tail }));
-            }
-            match self.transactions.maker.record(event) {
-                Ok(record) if size(&record) > self.transactions.record_bytes_max => {
-                    let reason = KafkaError::TooLarge { bytes: size(&record), max: self.transactions.record_bytes_max };
-                    letters.push((event.clone(), reason.to_string()));
-                }
-                Ok(record) => records.push(record),
-                Err(poison) => letters.push((event.clone(), poison.0)),
-            }
+    /// One transaction with the next events, `most` at most; says how many they were.
+    async fn attempt(&mut self, held: &mut Held, most: usize, stop: &Stop) -> anyhow::Result<(Attempt, usize)> {
+        let mut open = self.open(most);
+        let result = self.fill(held, &mut open, stop).await?;
+        let spent = u64::try_from(open.since.elapsed().as_millis()).unwrap_or_default();
+        self.input.counters.send_ms.fetch_add(spent, std::sync::atomic::Ordering::Relaxed);
+        if let Err(error) = result {
+            return Ok((self.after(error).await, open.events));
         }
-        let delivered = records.len() as u64;
-        for (file, mark) in reached.values() {
-            records.push(self.transactions.positions.record(&file.remember(*mark))?);
-        }
-        letters.retain(|(event, _)| !held.put_aside.contains(&event.number));
-        let put_aside: Vec<u64> = letters.iter().map(|(event, _)| event.number).collect();
-        self.transactions.dead.put(letters, &self.input.counters).await.context("dead letters cannot be written")?;
-        held.put_aside.extend(put_aside);
-        if !records.is_empty() {
-            let span = send_span(&held.takes, self.input.name());
-            let begun = tokio::time::Instant::now();
-            let result = self.transaction(records).await;
-            self.input
-                .counters
-                .send_ms
-                .fetch_add(u64::try_from(begun.elapsed().as_millis()).unwrap_or_default(), std::sync::atomic::Ordering::Relaxed);
-            drop(span);
-            if let Err(error) = result {
-                return Ok(self.after(error).await);
-            }
-        }
-        for (id, (_, mark)) in reached {
+        for (id, (_, mark)) in open.reached {
             self.offsets.insert(id, mark.offset);
         }
-        self.input.counters.delivered.add(delivered);
-        self.input.counters.skipped.add(skipped);
-        Ok(Attempt::Committed)
+        self.input.counters.delivered.add(open.delivered);
+        self.input.counters.skipped.add(open.skipped);
+        Ok((Attempt::Committed, open.events))
     }
 
-    async fn transaction(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError> {
-        self.writer.begin().await?;
-        self.writer.send(records).await?;
-        self.writer.commit().await
+    fn open(&self, most: usize) -> Open {
+        let (bounds, channel) = (self.transactions.bounds, self.input.fill());
+        Open {
+            since: Instant::now(),
+            events_max: most.min((channel.events_max / 2).max(1)),
+            bytes_max: bounds.bytes.min(channel.bytes_max / 2),
+            time: bounds.time,
+            events: 0,
+            bytes: 0,
+            delivered: 0,
+            skipped: 0,
+            reached: BTreeMap::new(),
+            begun: false,
+            spans: Vec::new(),
+            spanned: 0,
+        }
+    }
+
+    /// Sends part after part until the transaction is full or no more events come, then the positions; commits.
+    async fn fill(&mut self, held: &mut Held, open: &mut Open, stop: &Stop) -> anyhow::Result<Result<(), KafkaError>> {
+        let mut part = self.transactions.part(held, open, &self.offsets, self.input);
+        let mut tombstones = Vec::new();
+        let mut positions_sent = false;
+        loop {
+            self.transactions.put_aside(held, std::mem::take(&mut part.letters), self.input).await?;
+            let full = open.is_full();
+            if part.records.is_empty() {
+                part = Part::default();
+                if !full && self.transactions.more(held, open, self.input, stop).await {
+                    part = self.transactions.part(held, open, &self.offsets, self.input);
+                }
+                if part.events == 0 {
+                    break;
+                }
+                continue;
+            }
+            if !std::mem::replace(&mut open.begun, true)
+                && let Err(error) = self.writer.begin().await
+            {
+                return Ok(Err(error));
+            }
+            if full {
+                tombstones = self.add_positions(&mut part.records, open)?;
+                positions_sent = true;
+            }
+            let Session { transactions, writer, offsets, input } = &mut *self;
+            let next = async {
+                if full {
+                    return Part::default();
+                }
+                let (mut takes, mut count) = (Vec::new(), held.len() - open.events);
+                input.gather_more(&mut takes, &mut count, open.room()).await;
+                held.takes.extend(takes);
+                transactions.part(held, open, offsets, input)
+            };
+            let (sent, next) = tokio::join!(writer.send(part.records), next);
+            if let Err(error) = sent {
+                return Ok(Err(error));
+            }
+            if full {
+                break;
+            }
+            part = next;
+        }
+        if !open.begun {
+            return Ok(Ok(()));
+        }
+        if !positions_sent {
+            let mut records = Vec::new();
+            tombstones = self.add_positions(&mut records, open)?;
+            if !records.is_empty()
+                && let Err(error) = self.writer.send(records).await
+            {
+                return Ok(Err(error));
+            }
+        }
+        if let Err(error) = self.writer.commit().await {
+            return Ok(Err(error));
+        }
+        let mut forgotten = self.transactions.forgotten.lock();
+        for id in tombstones {
+            forgotten.remove(&id);
+            self.offsets.remove(&id);
+        }
+        Ok(Ok(()))
+    }
+
+    /// The positions that this transaction reaches, and tombstones for files that are through; gives the latter's ids.
+    fn add_positions(&self, records: &mut Vec<OutRecord>, open: &Open) -> anyhow::Result<Vec<u64>> {
+        for (file, mark) in open.reached.values() {
+            records.push(self.transactions.positions.record(&file.remember(*mark))?);
+        }
+        let forgotten = self.transactions.forgotten.lock();
+        let through: Vec<u64> = forgotten.iter().copied().filter(|id| !open.reached.contains_key(id)).take(TOMBSTONES_MAX).collect();
+        // What has no committed position needs no tombstone.
+        let written = through.iter().filter(|id| self.offsets.contains_key(id));
+        records.extend(written.map(|&id| self.transactions.positions.tombstone(id)));
+        Ok(through)
     }
 
     async fn after(&mut self, error: KafkaError) -> Attempt {
@@ -276,6 +403,71 @@ impl Session<'_> {
             // A new writer ends what could not be aborted.
             Err(_) => Attempt::Lost(error),
         }
+    }
+}
+
+impl Transactions {
+    /// Waits for more events for what is left of the linger time; false when there are none.
+    async fn more(&self, held: &mut Held, open: &Open, input: &Input, stop: &Stop) -> bool {
+        if held.len() > open.events {
+            return true;
+        }
+        let left = self.linger.saturating_sub(open.since.elapsed());
+        let mut takes = Vec::new();
+        input.gather_more(&mut takes, &mut 0, open.room()).await;
+        if takes.is_empty() && !left.is_zero() && !stop.begin.is_cancelled() {
+            takes.extend(timeout(left, input.take(open.room())).await.ok());
+        }
+        held.takes.extend(takes);
+        held.len() > open.events
+    }
+
+    async fn put_aside(&self, held: &mut Held, mut letters: Vec<(Event, String)>, input: &Input) -> anyhow::Result<()> {
+        letters.retain(|(event, _)| !held.put_aside.contains(&event.number));
+        let numbers: Vec<u64> = letters.iter().map(|(event, _)| event.number).collect();
+        self.dead.put(letters, &input.counters).await.context("dead letters cannot be written")?;
+        held.put_aside.extend(numbers);
+        Ok(())
+    }
+
+    /// The next events that are held, as records.
+    fn part(&self, held: &Held, open: &mut Open, offsets: &HashMap<u64, u64>, input: &Input) -> Part {
+        let mut part = Part::default();
+        for event in held.events(open.events, open.room()) {
+            part.events += 1;
+            open.bytes += event.size();
+            if let Some(origin) = &event.origin
+                && let Some(file) = &origin.file
+            {
+                if offsets.get(&file.id).is_some_and(|&committed| event.end <= committed) {
+                    open.skipped += 1;
+                    continue;
+                }
+                // The checksum before the position is known where a source batch ends.
+                let tail = origin.mark.filter(|mark| mark.offset == event.end).map_or_else(Checksum::default, |mark| mark.tail);
+                let mark = Mark { offset: event.end, tail };
+                match open.reached.get_mut(&file.id) {
+                    Some((_, reached)) => *reached = mark,
+                    None => {
+                        open.reached.insert(file.id, (file.clone(), mark));
+                    }
+                }
+            }
+            match self.maker.record(event) {
+                Ok(record) if size(&record) > self.record_bytes_max => {
+                    let reason = KafkaError::TooLarge { bytes: size(&record), max: self.record_bytes_max };
+                    part.letters.push((event.clone(), reason.to_string()));
+                }
+                Ok(record) => part.records.push(record),
+                Err(poison) => part.letters.push((event.clone(), poison.0)),
+            }
+        }
+        open.events += part.events;
+        open.delivered += part.records.len() as u64;
+        let new = held.takes.iter().skip(open.spanned);
+        open.spans.extend(send_span(new, input.name()));
+        open.spanned = held.takes.len();
+        part
     }
 }
 

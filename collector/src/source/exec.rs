@@ -24,7 +24,7 @@ pub static KIND: Kind = Kind {
     role: Role::Source,
     alias: Some("exec"),
     class: Some("org.apache.flume.source.ExecSource"),
-    doc: "The output lines of a command. `tail -F FILE` is not run but done by Millrace itself: over rotations and restarts no line is lost or repeated.",
+    doc: "The output lines of a command. `tail -F FILE` is not run but done by Millrace itself: over rotations and restarts no line is lost or repeated; files that were rotated away while it did not run (`FILE.1`, `FILE-20260102`) are read first.",
     properties: &[
         Property::text("command", None, "The command. Without `shell` it is split at blanks, without quoting.").required(),
         Property::text(

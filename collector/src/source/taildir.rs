@@ -61,6 +61,8 @@ pub static KIND: Kind = Kind {
             "Events in one put, at least; up to `transactionCapacity` are put together.",
         ),
         Property::integer("maxBatchCount", 1, i64::MAX, Some("9223372036854775807"), "Accepted; files take turns at every 256 KiB anyway."),
+        Property::integer("backoffSleepIncrement", 0, i64::MAX, Some("1000"), "Accepted; idle files are looked at at least every 200 ms."),
+        Property::integer("maxBackoffSleep", 0, i64::MAX, Some("5000"), "Accepted, as `backoffSleepIncrement`."),
         Property::boolean("cachePatternMatching", "true", "Accepted; the directory is always listed anew."),
         Property::boolean("fileHeader", "false", "Put the file's path into a header."),
         Property::text("fileHeaderKey", Some("file"), "Name of that header."),

@@ -7,6 +7,7 @@
 //! | deleted | reads on through the open handle for `rotate_wait`; a new file of that name is read from its beginning |
 //! | inode used again by another file | the fingerprint differs: another file |
 //! | symlink points elsewhere | as renamed |
+//! | `tail -F` only: made and rotated away while no collector ran | found beside the file as `FILE.1`, `FILE-20260102` and the like when it was written later than the last remembered file; read from its beginning, oldest first |
 //! | last line without newline | waits for the rest; when the file is rotated away or emptied it is a line |
 //!
 //! Synchronous: it is driven by one thread, and tests drive it step by step. Positions are saved by [`Engine::save`], over
@@ -24,6 +25,7 @@ use std::{
 
 use regex::bytes::Regex;
 
+use super::Forgotten;
 use super::command::Begin;
 use super::identity::{Checksum, Fingerprint, Inode, Remembered, TailedFile, head};
 use super::reader::{Chunk, Read, Reader, begin_offset, open};
@@ -68,6 +70,39 @@ impl Find {
     }
 }
 
+impl Find {
+    /// Could a file that was at `path` be one of these?
+    fn owns(&self, path: &Path) -> bool {
+        match self {
+            Self::Path(own) => path == own || is_rotated_name(own, path),
+            Self::Groups(groups) => groups.iter().any(|group| {
+                path.parent() == Some(&group.directory) && path.file_name().is_some_and(|name| group.name.is_match(name.as_encoded_bytes()))
+            }),
+        }
+    }
+}
+
+/// `app.log.1`, `app.log-20260102`, `app.log_3` for `app.log`; not what was compressed since.
+fn is_rotated_name(file: &Path, path: &Path) -> bool {
+    const COMPRESSED: [&str; 7] = [".gz", ".xz", ".zst", ".bz2", ".lz4", ".Z", ".zip"];
+    let (Some(own), Some(name)) = (file.file_name(), path.file_name()) else { return false };
+    let Some(rest) = name.as_encoded_bytes().strip_prefix(own.as_encoded_bytes()) else { return false };
+    path.parent() == file.parent()
+        && matches!(rest, [b'.' | b'-' | b'_', digit, ..] if digit.is_ascii_digit())
+        && !COMPRESSED.iter().any(|end| rest.ends_with(end.as_bytes()))
+}
+
+/// What is known from before, besides what the store holds.
+#[derive(Default)]
+pub struct Earlier {
+    /// Positions that were found elsewhere (the positions topic, Flume's position file); the furthest one counts.
+    pub known: Vec<Remembered>,
+    /// What the source's very first look found; it counts where nothing was ever saved.
+    pub first: Vec<Remembered>,
+    /// Where files that are through are told, if somebody else keeps their positions too.
+    pub forgotten: Option<Forgotten>,
+}
+
 pub struct Settings {
     pub find: Find,
     pub line_bytes_max: usize,
@@ -90,6 +125,12 @@ pub struct Engine {
     positions: BTreeMap<u64, Remembered>,
     /// Remembered from before and not found yet.
     sought: Vec<Remembered>,
+    /// Read to their end and delivered. Kept until their positions are gone elsewhere too: what is forgotten here and known
+    /// there, or the other way round, would be read again or stay for ever.
+    through: BTreeMap<u64, Remembered>,
+    /// Those of `through` that were told.
+    told_through: HashSet<u64>,
+    forgotten: Option<Forgotten>,
     scanned_at: Option<Instant>,
     /// Whose turn it is: a busy file does not keep the others waiting.
     turn: usize,
@@ -102,25 +143,19 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// `known`: positions that were found elsewhere (the positions topic, Flume's position file); the furthest one counts.
-    /// `first`: what the source's very first look found; it counts while there is nothing else.
-    pub fn new(
-        settings: Settings,
-        store: Store,
-        saved: Vec<Remembered>,
-        known: Vec<Remembered>,
-        first: Vec<Remembered>,
-        ledger: Arc<Ledger>,
-    ) -> Self {
-        let mut sought = saved;
+    pub fn new(settings: Settings, store: Store, earlier: Earlier, ledger: Arc<Ledger>) -> Self {
+        let Earlier { known, first, forgotten } = earlier;
+        let mut sought = store.saved().unwrap_or_default().to_vec();
         for other in known {
             match sought.iter_mut().find(|file| file.id == other.id) {
                 Some(file) if file.offset < other.offset => *file = other,
                 Some(_) => {}
-                None => sought.push(other),
+                // Another source's files may be among them.
+                None if settings.find.owns(&other.path) => sought.push(other),
+                None => {}
             }
         }
-        if sought.is_empty() {
+        if sought.is_empty() && store.saved().is_none() {
             sought = first;
         }
         Self {
@@ -130,6 +165,9 @@ impl Engine {
             open: Vec::new(),
             positions: BTreeMap::new(),
             sought,
+            through: BTreeMap::new(),
+            told_through: HashSet::new(),
+            forgotten,
             scanned_at: None,
             turn: 0,
             unsaved: false,
@@ -163,11 +201,25 @@ impl Engine {
         }
         let open: HashSet<u64> = self.open.iter().map(|reader| reader.file.id).collect();
         let ledger = &self.ledger;
-        self.positions.retain(|id, _| open.contains(id) || ledger.holds(*id));
-        let mut files: Vec<Remembered> = self.positions.values().chain(&self.sought).cloned().collect();
+        let through = self.positions.extract_if(.., |id, _| !open.contains(id) && !ledger.holds(*id));
+        match &self.forgotten {
+            Some(forgotten) => {
+                self.through.extend(through);
+                let waiting = forgotten.lock();
+                self.through.retain(|id, _| !self.told_through.contains(id) || waiting.contains(id));
+            }
+            None => through.for_each(drop),
+        }
+        let mut files: Vec<Remembered> = self.positions.values().chain(&self.sought).chain(self.through.values()).cloned().collect();
         files.sort_by_key(|file| file.id);
         self.store.save(files)?;
         self.unsaved = false;
+        if let Some(forgotten) = &self.forgotten {
+            // Only now: their last positions are on disk.
+            let new = self.through.keys().filter(|id| !self.told_through.contains(id));
+            forgotten.lock().extend(new);
+            self.told_through = self.through.keys().copied().collect();
+        }
         Ok(())
     }
 
@@ -238,15 +290,14 @@ impl Engine {
     /// The file at `at` holds another content: it is another file from here on.
     fn replace(&mut self, at: usize) -> io::Result<()> {
         let reader = &self.open[at];
-        let (path, old) = (reader.file.path(), reader.file.id);
+        let path = reader.file.path();
         let handle = reader.try_clone()?;
         tracing::info!(file = %path.display(), "file was emptied; its new content is read from the beginning");
         let (inode, headers, rotated_at) = (reader.inode, reader.headers.clone(), reader.rotated_at);
         let file = self.mint(&path, inode, head(&handle)?, 0);
         self.open[at] = Reader::new(file, inode, headers, handle, 0)?;
         self.open[at].rotated_at = rotated_at;
-        // The old content is gone; nothing can be read again from its position.
-        self.positions.remove(&old);
+        // The old content's position is kept until what was read of it is delivered: there may be a copy.
         Ok(())
     }
 
@@ -265,6 +316,7 @@ impl Engine {
     /// Looks at every name: new files, renamed ones, names that mean another file now.
     fn scan(&mut self) -> io::Result<()> {
         let first = self.scanned_at.is_none();
+        let sought = self.sought.len();
         self.scanned_at = Some(Instant::now());
         let mut seen = HashSet::new();
         for (path, headers) in self.targets() {
@@ -297,7 +349,15 @@ impl Engine {
             }
         }
         if first {
+            // Nothing lies between the last file and the current one where they are the same.
+            let in_place = self.sought.len() < sought;
             self.find_rotated(&mut seen);
+            if let (false, Find::Path(path)) = (in_place, &self.settings.find) {
+                let path = path.clone();
+                self.find_missed(&path, &mut seen);
+            }
+            // Rotated files are older than what has their names now.
+            self.open.sort_by_cached_key(|reader| (reader.rotated_at.is_none(), reader.modified()));
         }
         for reader in &mut self.open {
             if !seen.contains(&reader.inode) && reader.rotated_at.is_none() {
@@ -405,6 +465,9 @@ impl Engine {
                 if !self.open.iter().any(|reader| reader.file.path() == remembered.path) || remembered.offset > 0 {
                     tracing::info!(file = %remembered.path.display(), offset = remembered.offset, "file was replaced or removed while it was not watched; what it held after this offset is gone");
                 }
+                if self.forgotten.is_some() {
+                    self.through.insert(remembered.id, remembered);
+                }
                 continue;
             };
             let name = remembered.path.display().to_string();
@@ -419,8 +482,34 @@ impl Engine {
             }
         }
         self.sought = still_sought;
-        // Rotated files are older than what has their names now.
-        self.open.sort_by_key(|reader| reader.rotated_at.is_none());
+    }
+
+    /// Files that were made and rotated away while nobody watched: those beside `path` that were written later than the last
+    /// remembered file; where that one is gone, later than positions were saved.
+    fn find_missed(&mut self, path: &Path, seen: &mut HashSet<Inode>) {
+        let remembered = self.open.iter().filter(|reader| reader.rotated_at.is_some()).filter_map(Reader::modified).max();
+        let Some(since) = remembered.or_else(|| self.store.saved_at()) else { return };
+        let entries = path.parent().and_then(|directory| fs::read_dir(directory).ok()).into_iter().flatten().flatten();
+        for beside in entries.map(|entry| entry.path()).filter(|beside| is_rotated_name(path, beside)) {
+            let Ok((handle, metadata)) = open(&beside) else { continue };
+            let inode = Inode::from(&metadata);
+            if metadata.modified().is_ok_and(|modified| modified < since) || seen.contains(&inode) {
+                continue;
+            }
+            let opened = head(&handle).and_then(|head| {
+                let file = self.mint(&beside, inode, head, 0);
+                Reader::new(file, inode, None, handle, 0)
+            });
+            match opened {
+                Ok(mut reader) => {
+                    tracing::info!(file = %beside.display(), "file was made and rotated away while nothing was watched; reading it");
+                    reader.rotated_at = Some(Instant::now());
+                    seen.insert(inode);
+                    self.open.push(reader);
+                }
+                Err(error) => self.trouble(&beside, &error.to_string()),
+            }
+        }
     }
 
     /// Closes files that lost their name and have nothing more to say; gives an unterminated last line first.

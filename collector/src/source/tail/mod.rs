@@ -12,6 +12,7 @@ pub mod store;
 mod tests;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,11 +20,12 @@ use std::{
 
 use anyhow::Context as _;
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::watch};
 
 use self::{
     command::Begin,
-    engine::{Engine, Settings},
+    engine::{Earlier, Engine, Settings},
     identity::Remembered,
     reader::Chunk,
     store::Store,
@@ -31,8 +33,18 @@ use self::{
 use super::{Output, Source, Stop};
 use crate::event::{Event, Headers, Ledger};
 
-/// Positions that a transactional sink found in its topic; `None` until it has looked.
-pub type Committed = watch::Receiver<Option<Arc<Vec<Remembered>>>>;
+/// What a transactional sink found in its topic; `None` until it has looked.
+pub type Committed = watch::Receiver<Option<Arc<Found>>>;
+
+/// Files whose positions nobody needs any more: a source adds them when it knows for good that they are through, the
+/// sink takes them out when their tombstones are committed.
+pub type Forgotten = Arc<Mutex<BTreeSet<u64>>>;
+
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    pub positions: Vec<Remembered>,
+    pub forgotten: Forgotten,
+}
 
 /// Where Flume's TAILDIR keeps its positions.
 pub struct FlumePositions(pub PathBuf);
@@ -61,11 +73,11 @@ impl Source for TailSource {
         // Before anything is waited for: what is written from now on is read.
         let first = Store::first(&self.state_dir, &self.name, || self.settings.find.first_look(self.begin))
             .with_context(|| format!("state directory {}", self.state_dir.display()))?;
-        let mut known = Vec::new();
+        let mut known = Found::default();
         if let Some(committed) = &mut self.committed {
             // The sink's transactions decide where reading goes on; without its word lines could be repeated.
             tokio::select! {
-                found = committed.wait_for(Option::is_some) => known.extend(found.context("the transactional sink ended")?.iter().flat_map(|found| found.iter().cloned())),
+                found = committed.wait_for(Option::is_some) => known = found.context("the transactional sink ended")?.as_deref().cloned().unwrap_or_default(),
                 () = stop.begin.cancelled() => return Ok(()),
             }
         }
@@ -76,10 +88,11 @@ impl Source for TailSource {
 }
 
 impl TailSource {
-    fn tail(self, mut known: Vec<Remembered>, first: Vec<Remembered>, out: &Output, stop: &Stop, handle: &Handle) -> anyhow::Result<()> {
-        let (store, saved) =
-            Store::open(&self.state_dir, &self.name).with_context(|| format!("state directory {}", self.state_dir.display()))?;
-        if let (true, Some(FlumePositions(path))) = (saved.is_empty(), &self.flume)
+    fn tail(self, known: Found, first: Vec<Remembered>, out: &Output, stop: &Stop, handle: &Handle) -> anyhow::Result<()> {
+        let store = Store::open(&self.state_dir, &self.name).with_context(|| format!("state directory {}", self.state_dir.display()))?;
+        let forgotten = self.committed.as_ref().map(|_| known.forgotten);
+        let mut known = known.positions;
+        if let (true, Some(FlumePositions(path))) = (store.saved().is_none(), &self.flume)
             && let Ok(text) = std::fs::read(path)
         {
             match engine::flume_positions(&text) {
@@ -91,7 +104,7 @@ impl TailSource {
             }
         }
         let ledger = Arc::new(Ledger::default());
-        let mut engine = Engine::new(self.settings, store, saved, known, first, ledger.clone());
+        let mut engine = Engine::new(self.settings, store, Earlier { known, first, forgotten }, ledger.clone());
         let mut idle = IDLE_MIN;
         let mut saved_at = Instant::now();
         while !stop.begin.is_cancelled() {

@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -181,6 +181,11 @@ impl Reader {
     /// Bytes in the file after what was read.
     pub fn unread(&self) -> u64 {
         self.handle.metadata().map_or(0, |metadata| metadata.len().saturating_sub(self.next))
+    }
+
+    /// When the file was last written.
+    pub fn modified(&self) -> Option<SystemTime> {
+        self.handle.metadata().and_then(|metadata| metadata.modified()).ok()
     }
 
     pub fn try_clone(&self) -> io::Result<File> {

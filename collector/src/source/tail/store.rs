@@ -7,6 +7,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
@@ -29,12 +30,12 @@ pub struct Store {
 
 impl Store {
     /// `<directory>/<source>.positions.json`; the directory is made if it is not there.
-    pub fn open(directory: &Path, source: &str) -> io::Result<(Self, Vec<Remembered>)> {
+    pub fn open(directory: &Path, source: &str) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
         let path = directory.join(format!("{}.positions.json", file_name(source)));
         let files = match fs::read(&path) {
             Ok(text) => match serde_json::from_slice::<Document>(&text) {
-                Ok(document) if document.version == VERSION => document.files,
+                Ok(document) if document.version == VERSION => Some(document.files),
                 Ok(document) => {
                     return Err(io::Error::other(format!(
                         "{} has version {}, this program writes version {VERSION}; use the newer program or remove the file",
@@ -46,13 +47,23 @@ impl Store {
                     let aside = path.with_extension("json.damaged");
                     fs::rename(&path, &aside)?;
                     tracing::warn!(%error, file = %path.display(), kept = %aside.display(), "positions cannot be read; files are found again by other means or read as new");
-                    Vec::new()
+                    None
                 }
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
         };
-        Ok((Self { path, written: Some(files.clone()) }, files))
+        Ok(Self { path, written: files })
+    }
+
+    /// What is on disk; `None` where nothing was ever saved.
+    pub fn saved(&self) -> Option<&[Remembered]> {
+        self.written.as_deref()
+    }
+
+    /// When it was saved last.
+    pub fn saved_at(&self) -> Option<SystemTime> {
+        fs::metadata(&self.path).and_then(|metadata| metadata.modified()).ok()
     }
 
     /// What the source's very first look found, as it was noted then; looked at and noted now if it was not. So a process
@@ -75,7 +86,7 @@ impl Store {
     }
 
     pub fn save(&mut self, files: Vec<Remembered>) -> io::Result<()> {
-        if self.written.as_ref() == Some(&files) {
+        if self.written.as_ref() == Some(&files) || (self.written.is_none() && files.is_empty()) {
             return Ok(());
         }
         self.written = None;
@@ -126,11 +137,16 @@ mod tests {
     #[test]
     fn what_is_saved_is_read_again() {
         let directory = tempfile::tempdir().unwrap();
-        let (mut store, files) = Store::open(directory.path(), "src").unwrap();
-        assert!(files.is_empty());
+        let saved = |source: &str| Store::open(directory.path(), source).unwrap().saved().map(<[Remembered]>::to_vec);
+        assert_eq!(saved("src"), None);
+        let mut store = Store::open(directory.path(), "src").unwrap();
+        store.save(Vec::new()).unwrap();
+        assert_eq!(saved("src"), None);
         store.save(vec![remembered(u64::MAX, 5), remembered(1, 9)]).unwrap();
-        assert_eq!(Store::open(directory.path(), "src").unwrap().1, [remembered(u64::MAX, 5), remembered(1, 9)]);
-        assert!(Store::open(directory.path(), "other").unwrap().1.is_empty());
+        assert_eq!(saved("src"), Some(vec![remembered(u64::MAX, 5), remembered(1, 9)]));
+        assert_eq!(saved("other"), None);
+        store.save(Vec::new()).unwrap();
+        assert_eq!(saved("src"), Some(Vec::new()));
     }
 
     #[test]
@@ -138,7 +154,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.positions.json");
         fs::write(&path, "{\"version\":1,\"files\":[{").unwrap();
-        assert!(Store::open(directory.path(), "s").unwrap().1.is_empty());
+        assert_eq!(Store::open(directory.path(), "s").unwrap().saved(), None);
         assert!(directory.path().join("s.positions.json.damaged").exists());
         fs::write(&path, "{\"version\":2,\"files\":[]}").unwrap();
         assert!(Store::open(directory.path(), "s").err().unwrap().to_string().contains("version 2"));
@@ -148,9 +164,8 @@ mod tests {
     fn a_left_over_temporary_file_does_no_harm() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("s.positions.json.new"), "torn").unwrap();
-        let (mut store, _) = Store::open(directory.path(), "s").unwrap();
-        store.save(vec![remembered(3, 4)]).unwrap();
-        assert_eq!(Store::open(directory.path(), "s").unwrap().1, [remembered(3, 4)]);
+        Store::open(directory.path(), "s").unwrap().save(vec![remembered(3, 4)]).unwrap();
+        assert_eq!(Store::open(directory.path(), "s").unwrap().saved(), Some(&[remembered(3, 4)][..]));
     }
 
     #[test]

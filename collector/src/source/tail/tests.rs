@@ -12,8 +12,9 @@ use std::{
 use regex::bytes::Regex;
 use tempfile::TempDir;
 
+use super::Forgotten;
 use super::command::Begin;
-use super::engine::{Engine, Find, Group, Settings, flume_positions};
+use super::engine::{Earlier, Engine, Find, Group, Settings, flume_positions};
 use super::identity::Remembered;
 use super::reader::READ_BYTES;
 use super::store::Store;
@@ -26,6 +27,7 @@ struct Trial {
     rotate_wait: Duration,
     partial_wait: Option<Duration>,
     line_bytes_max: usize,
+    forgotten: Option<Forgotten>,
     engine: Option<Engine>,
     ledger: Arc<Ledger>,
     /// Given out and not yet delivered.
@@ -41,6 +43,7 @@ impl Trial {
             rotate_wait: Duration::ZERO,
             partial_wait: None,
             line_bytes_max: 1 << 20,
+            forgotten: None,
             engine: None,
             ledger: Arc::default(),
             open: Vec::new(),
@@ -69,12 +72,26 @@ impl Trial {
             scan_interval: Duration::ZERO,
             path_header: None,
         };
-        let (store, saved) = Store::open(&self.directory.path().join("state"), "s").unwrap();
+        let store = self.store();
         let first = Store::first(&self.directory.path().join("state"), "s", || settings.find.first_look(self.begin)).unwrap();
         self.ledger = Arc::default();
         self.open.clear();
-        self.engine = Some(Engine::new(settings, store, saved, known, first, self.ledger.clone()));
+        self.engine = Some(Engine::new(settings, store, Earlier { known, first, forgotten: self.forgotten.clone() }, self.ledger.clone()));
         self
+    }
+
+    fn store(&self) -> Store {
+        Store::open(&self.directory.path().join("state"), "s").unwrap()
+    }
+
+    fn saved(&self) -> Vec<Remembered> {
+        self.store().saved().unwrap_or_default().to_vec()
+    }
+
+    /// As if the file had been written last so many seconds ago.
+    fn age(&self, name: &str, seconds: u64) {
+        let time = std::time::SystemTime::now() - Duration::from_secs(seconds);
+        File::options().append(true).open(self.path(name)).unwrap().set_modified(time).unwrap();
     }
 
     /// Everything there is now, as text; delivered only by [`Self::deliver`].
@@ -299,16 +316,118 @@ fn a_rename_while_nobody_watched_is_followed() {
 }
 
 #[test]
-fn two_renames_while_nobody_watched_keep_the_order_and_lose_only_what_is_gone() {
+fn files_that_came_and_went_while_nobody_watched_are_read_oldest_first() {
     let mut trial = Trial::new(Begin::Line(1));
-    trial.append("app.log", &numbered(0, 5));
+    // Read to its end and forgotten long before.
+    trial.append("app.log", &numbered(0, 3));
+    assert_eq!(trial.start().read(), lines(0, 3));
+    trial.deliver();
+    trial.age("app.log", 900);
+    trial.rename("app.log", "app.log.4");
+    trial.append("app.log", &numbered(3, 5));
+    trial.read();
+    trial.deliver();
+    // Now nobody watches, and there are three rotations.
+    trial.append("app.log", &numbered(5, 6));
+    for (at, age) in [(3, 800), (2, 700), (1, 600)] {
+        trial.age("app.log", age);
+        trial.rename("app.log", &format!("app.log.{at}"));
+        trial.append("app.log", &numbered(9 - at, 10 - at));
+    }
+    for other in ["app.log.1.gz", "app.log.swp", "app.logs", "app2.log.1", "other.log.1"] {
+        trial.append(other, "none of its business\n");
+    }
+    assert_eq!(trial.kill().read(), lines(5, 9));
+    trial.deliver();
+    assert_eq!(trial.kill().read(), NOTHING);
+    assert_eq!(trial.read(), NOTHING);
+}
+
+#[test]
+fn files_that_came_and_went_are_read_also_when_the_last_known_one_is_gone() {
+    let mut trial = Trial::new(Begin::Line(1));
+    trial.append("app.log", &numbered(0, 3));
+    assert_eq!(trial.start().read(), lines(0, 3));
+    trial.age("app.log", 900);
+    trial.rename("app.log", "app.log.1");
+    trial.append("app.log", &numbered(3, 5));
+    trial.read();
+    trial.deliver();
+    trial.engine = None;
+    fs::remove_file(trial.path("app.log")).unwrap();
+    trial.append("app.log-20260102", &numbered(5, 7));
+    trial.append("app.log", &numbered(7, 9));
+    assert_eq!(trial.kill().read(), lines(5, 9));
+    trial.deliver();
+    assert_eq!(trial.kill().read(), NOTHING);
+}
+
+#[test]
+fn what_was_read_and_forgotten_is_not_begun_anew_where_nothing_else_is_left() {
+    let mut trial = Trial::new(Begin::Line(1));
+    trial.append("app.log", &numbered(0, 3));
+    assert_eq!(trial.start().read(), lines(0, 3));
+    trial.rename("app.log", "old");
+    trial.read();
+    trial.deliver();
+    assert_eq!(trial.saved(), []);
+    assert_eq!(trial.kill().read(), NOTHING);
+}
+
+#[test]
+fn a_file_that_is_through_is_told_once_its_last_position_is_on_disk_and_forgotten_when_that_is_done() {
+    let mut trial = Trial::new(Begin::Line(1));
+    let forgotten = Forgotten::default();
+    trial.forgotten = Some(forgotten.clone());
+    let told = || forgotten.lock().iter().copied().collect::<Vec<u64>>();
+    trial.append("app.log", &numbered(0, 3));
     trial.start().read();
     trial.deliver();
-    trial.append("app.log", &numbered(5, 6));
-    trial.rename("app.log", "app.log.2");
-    trial.append("app.log.1", "unseen\n");
-    trial.append("app.log", &numbered(6, 8));
-    assert_eq!(trial.kill().read(), lines(5, 8));
+    let old = trial.saved()[0].clone();
+    trial.append("app.log", &numbered(3, 5));
+    trial.rename("app.log", "app.log.1");
+    trial.append("app.log", &numbered(5, 7));
+    assert_eq!(trial.read(), lines(3, 7));
+    trial.engine.as_mut().unwrap().save().unwrap();
+    // Closed, and its last lines are on their way.
+    assert_eq!((trial.open_files(), told()), (1, vec![]));
+    trial.deliver();
+    assert_eq!(told(), [old.id]);
+    let on_disk = trial.saved().into_iter().find(|file| file.id == old.id).unwrap();
+    assert_eq!(on_disk.offset, numbered(0, 5).len() as u64);
+    // A restart before the tombstone finds it again, has nothing to read, and tells it again.
+    forgotten.lock().clear();
+    assert_eq!(trial.kill().read(), NOTHING);
+    trial.deliver();
+    assert_eq!(told(), [old.id]);
+    forgotten.lock().clear();
+    trial.deliver();
+    assert!(trial.saved().iter().all(|file| file.id != old.id));
+    // One that is gone when the next start looks for it is told too.
+    let current = trial.saved()[0].id;
+    fs::remove_file(trial.path("app.log")).unwrap();
+    trial.kill().read();
+    trial.deliver();
+    assert_eq!(told(), [current]);
+}
+
+#[test]
+fn another_sources_files_in_the_same_topic_are_left_alone() {
+    let mut trial = Trial::new(Begin::Line(1));
+    trial.append("app.log", &numbered(0, 3));
+    trial.start().read();
+    trial.deliver();
+    trial.append("other.log", "not ours\n");
+    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(trial.path("other.log")).unwrap());
+    let mut other = trial.saved()[0].clone();
+    other = Remembered { id: other.id ^ 1, path: trial.path("other.log"), inode, offset: 0, fingerprint: Default::default(), ..other };
+    let forgotten = Forgotten::default();
+    trial.forgotten = Some(forgotten.clone());
+    trial.engine = None;
+    assert_eq!(trial.start_with(vec![other]).read(), NOTHING);
+    trial.deliver();
+    assert!(forgotten.lock().is_empty());
+    assert_eq!(trial.saved().len(), 1);
 }
 
 #[test]
@@ -420,14 +539,13 @@ fn an_inode_used_again_is_another_file() {
     trial.append("app.log", &numbered(0, 5));
     trial.start().read();
     trial.deliver();
-    let saved = Store::open(&trial.directory.path().join("state"), "s").unwrap().1;
+    let saved = trial.saved();
     trial.engine = None;
     fs::remove_file(trial.path("app.log")).unwrap();
     trial.append("app.log", &numbered(100, 110));
     // Whether the file system gives the number again is its own affair: the remembered one is made to fit.
     let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(trial.path("app.log")).unwrap());
-    let (mut store, _) = Store::open(&trial.directory.path().join("state"), "s").unwrap();
-    store.save(saved.into_iter().map(|file| Remembered { inode, ..file }).collect()).unwrap();
+    trial.store().save(saved.into_iter().map(|file| Remembered { inode, ..file }).collect()).unwrap();
     assert_eq!(trial.start().read(), lines(100, 110));
 }
 
@@ -490,7 +608,7 @@ fn the_further_one_of_two_known_positions_counts() {
         fingerprint: super::identity::Fingerprint { tail: super::identity::Checksum::default(), ..file.fingerprint },
         ..file.clone()
     });
-    Store::open(&trial.directory.path().join("state"), "s").unwrap().0.save(behind.collect()).unwrap();
+    trial.store().save(behind.collect()).unwrap();
     trial.engine = None;
     assert_eq!(trial.start_with(ahead).read(), NOTHING);
 }
@@ -501,7 +619,7 @@ fn a_file_has_its_id_on_disk_before_its_first_line_is_given_out() {
     trial.append("app.log", "a\n");
     trial.start().read();
     let id = trial.open[0].origin.as_ref().unwrap().file.as_ref().unwrap().id;
-    let saved = Store::open(&trial.directory.path().join("state"), "s").unwrap().1;
+    let saved = trial.saved();
     assert_eq!(saved.iter().map(|file| (file.id, file.offset)).collect::<Vec<_>>(), [(id, 0)]);
 }
 
