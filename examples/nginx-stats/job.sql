@@ -5,9 +5,6 @@ SET 'batch.interval' = '1s';
 -- The page is live: open windows are written with their totals so far, and once more when they are complete.
 SET 'millrace.emit' = 'every-batch';
 
--- After an outage partitions come back one after the other; wait for each other that long before counting a row as late.
-SET 'table.exec.source.idle-timeout' = '10 s';
-
 -- log_format: combined, followed by $request_time and $msec. Without $msec the time has whole seconds.
 CREATE TABLE access_log (
   method STRING,

@@ -108,14 +108,14 @@ struct Window {
     requests: u64,
     bytes: u64,
     errors: u64,
-    /// Milliseconds; of the status with the most requests.
-    p50: f64,
-    p95: f64,
-    p99: f64,
+    /// Milliseconds; absent where the log has no `$request_time`.
+    p50: Option<f64>,
+    p95: Option<f64>,
+    p99: Option<f64>,
     statuses: BTreeMap<String, u64>,
 }
 
-/// Windows by their start as the job writes it, `2026-11-22T10:00:00Z`: in order of time, since all are in UTC.
+/// Windows by their start as the job writes it, `2026-11-22T10:00:00`: in order of time, since all are in UTC.
 async fn windows(connection: &mut ConnectionManager) -> redis::RedisResult<BTreeMap<String, Window>> {
     let mut keys: Vec<String> = Vec::new();
     let mut scan: AsyncIter<'_, String> = connection.scan_match("nginx:status:*").await?;
@@ -126,16 +126,18 @@ async fn windows(connection: &mut ConnectionManager) -> redis::RedisResult<BTree
     let mut windows: BTreeMap<String, Window> = BTreeMap::new();
     for key in keys {
         let fields: BTreeMap<String, String> = connection.hgetall(&key).await?;
-        let number = |name: &str| fields.get(name).and_then(|text| text.parse::<f64>().ok()).unwrap_or_default();
         let count = |name: &str| fields.get(name).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
         let window = windows.entry(fields.get("window_start").cloned().unwrap_or_default()).or_default();
-        if window.statuses.values().all(|requests| *requests < count("requests")) {
-            (window.p50, window.p95, window.p99) = (number("p50_ms"), number("p95_ms"), number("p99_ms"));
-        }
         window.statuses.insert(fields.get("status").cloned().unwrap_or_default(), count("requests"));
         window.requests += count("requests");
         window.bytes += count("bytes");
         window.errors += count("errors");
+    }
+    // Latencies of all statuses together, for the windows that are shown.
+    for (start, window) in windows.iter_mut().rev().take(WINDOWS_MAX) {
+        let latencies: (Option<f64>, Option<f64>, Option<f64>) =
+            connection.hmget(format!("nginx:window:{start}"), &["p50_ms", "p95_ms", "p99_ms"]).await?;
+        (window.p50, window.p95, window.p99) = latencies;
     }
     Ok(windows)
 }
@@ -158,6 +160,22 @@ fn clock(start: &str) -> String {
     time.map(|time| DateTime::<Local>::from(time.and_utc()).format("%H:%M:%S").to_string()).unwrap_or_default()
 }
 
+/// `23,323`.
+fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    groups.join(",")
+}
+
+fn milliseconds(value: Option<f64>) -> String {
+    match value {
+        None => "–".to_owned(),
+        // nginx measures whole milliseconds.
+        Some(value) if value < 1.0 => "< 1 ms".to_owned(),
+        Some(value) => format!("{value:.0} ms"),
+    }
+}
+
 fn share(part: u64, whole: u64) -> String {
     format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
 }
@@ -166,11 +184,13 @@ fn share(part: u64, whole: u64) -> String {
 fn chart(windows: &[(&str, &Window)]) -> Markup {
     let (width, height) = (720.0, 140.0);
     let most = windows.iter().map(|(_, window)| window.requests).max().unwrap_or_default().max(1) as f64;
-    let step = width / WINDOWS_MAX as f64;
+    // The newest stands at the right edge.
+    let step = width / windows.len().clamp(20, WINDOWS_MAX) as f64;
+    let left = width - windows.len() as f64 * step;
     html! {
         svg viewBox="0 0 720 160" role="img" aria-label={ "Requests per window, at most " (most) } {
             @for (n, (start, window)) in windows.iter().enumerate() {
-                @let x = n as f64 * step;
+                @let x = left + n as f64 * step;
                 @let tall = window.requests as f64 / most * height;
                 @let failed = window.errors as f64 / most * height;
                 g {
@@ -179,7 +199,7 @@ fn chart(windows: &[(&str, &Window)]) -> Markup {
                     rect class="bad" x=(format!("{x:.1}")) y=(format!("{:.1}", height - failed)) width=(format!("{:.1}", step - 2.0)) height=(format!("{failed:.1}")) {}
                 }
             }
-            text x="0" y="156" { (windows.first().map(|(start, _)| clock(start)).unwrap_or_default()) }
+            @if windows.len() >= 16 { text x=(format!("{left:.1}")) y="156" { (windows.first().map(|(start, _)| clock(start)).unwrap_or_default()) } }
             text x="720" y="156" text-anchor="end" { (windows.last().map(|(start, _)| clock(start)).unwrap_or_default()) }
         }
     }
@@ -200,43 +220,43 @@ async fn fragment(connection: &mut ConnectionManager) -> redis::RedisResult<Mark
     Ok(html! {
         @if let Some((start, window)) = newest {
             section.facts {
-                div { b { (requests) } span { "requests counted" } }
+                div { b { (count(requests)) } span { "requests counted" } }
                 div { b { (format!("{:.1}", window.requests as f64 / 10.0)) } span { "requests a second" } }
                 div { b { (share(errors, requests)) } span { "errors" } }
                 div { b { (bytes(sent)) } span { "sent" } }
-                div { b { (format!("{:.1} ms", window.p95)) } span { "p95 latency" } }
+                div { b { (milliseconds(window.p95)) } span { "p95 latency" } }
             }
-            h2 { "Requests per ten seconds" }
+            h2 { "Requests per ten seconds" small { ", at most " (count(recent.iter().map(|(_, window)| window.requests).max().unwrap_or_default())) } }
             (chart(&recent))
             section.columns {
                 div {
                     h2 { "Last windows" }
-                    table {
-                        thead { tr { th { "From" } th { "Requests" } th { "Statuses" } th { "Errors" } th { "Sent" } th { "p50" } th { "p95" } th { "p99" } } }
+                    div.scroll { table {
+                        thead { tr { th { "From" } th.n { "Requests" } th { "Statuses" } th.n { "Errors" } th.n { "Sent" } th.n { "p50" } th.n { "p95" } th.n { "p99" } } }
                         tbody {
                             @for (start, window) in recent.iter().rev().take(10) {
                                 tr {
                                     td { (clock(start)) }
-                                    td { (window.requests) }
-                                    td { @for (status, n) in &window.statuses { span.status data-class=(status.chars().next().unwrap_or('?')) { (status) " × " (n) } " " } }
-                                    td { (share(window.errors, window.requests)) }
-                                    td { (bytes(window.bytes)) }
-                                    @for value in [window.p50, window.p95, window.p99] { td { (format!("{value:.1} ms")) } }
+                                    td.n { (count(window.requests)) }
+                                    td.statuses { @for (status, n) in &window.statuses { span.status data-class=(status.chars().next().unwrap_or('?')) { (status) " × " (n) } " " } }
+                                    td.n { (share(window.errors, window.requests)) }
+                                    td.n { (bytes(window.bytes)) }
+                                    @for value in [window.p50, window.p95, window.p99] { td.n { (milliseconds(value)) } }
                                 }
                             }
                         }
-                    }
+                    } }
                 }
                 div {
                     h2 { "Top paths since " (clock(start)) }
-                    table {
-                        thead { tr { th { "Path" } th { "Requests" } } }
-                        tbody { @for (path, n) in &paths { tr { td { (path) } td { (n) } } } }
-                    }
+                    div.scroll { table {
+                        thead { tr { th { "Path" } th.n { "Requests" } } }
+                        tbody { @for (path, n) in &paths { tr { td.path { (path) } td.n { (n) } } } }
+                    } }
                 }
             }
         } @else {
-            p { "No window is complete yet: the first comes ten seconds and the watermark's delay after the first request." }
+            p { "No request is counted yet: the first shows about two seconds after it was served." }
         }
     })
 }
@@ -277,16 +297,18 @@ async fn whole(State(mut connection): State<ConnectionManager>) -> Response {
 }
 
 const STYLE: &str = "
-:root { color-scheme: light dark; --ok: #2f7fa3; --bad: #c8472f; --line: #8884; }
+:root { color-scheme: light dark; --ok: light-dark(#2f7fa3, #58a6cc); --bad: light-dark(#b93a22, #ff8a73); --line: #8884; }
 body { font: 1rem/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; }
 header { display: flex; align-items: baseline; gap: 1rem; border-bottom: 1px solid var(--line); flex-wrap: wrap; }
 h1 { font-size: 1.4rem; margin: 0 } h2 { font-size: 1rem; margin: 1.5rem 0 .5rem }
 .facts { display: flex; gap: 2rem; flex-wrap: wrap; margin: 1rem 0 }
 .facts b { display: block; font-size: 1.6rem; font-variant-numeric: tabular-nums }
-.columns { display: grid; grid-template-columns: 2fr 1fr; gap: 2rem } @media (max-width: 50rem) { .columns { grid-template-columns: 1fr } }
+.columns { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 1fr); gap: 2rem } @media (max-width: 50rem) { .columns { grid-template-columns: minmax(0, 1fr) } main svg text { font-size: 20px } .facts { gap: .5rem 1.5rem } .facts b { font-size: 1.3rem } }
+small { font-weight: 400 } .scroll { overflow-x: auto } td, th { white-space: nowrap } .n { text-align: right } .status { white-space: nowrap }
+.statuses { white-space: normal; min-width: 9rem } .path { white-space: normal; overflow-wrap: anywhere }
 svg { width: 100%; height: auto } svg text { font-size: 11px; fill: currentColor } .ok { fill: var(--ok) } .bad { fill: var(--bad) }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums } th { text-align: left; font-weight: 600 }
-td, th { padding: .25rem .5rem .25rem 0; border-bottom: 1px solid var(--line) } .status[data-class='5'], .status[data-class='4'] { color: var(--bad) }
+td, th { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line) } .status[data-class='5'], .status[data-class='4'] { color: var(--bad) }
 ";
 
 const SCRIPT: &str = "

@@ -59,6 +59,7 @@ async fn main() -> anyhow::Result<()> {
             job: "window-rate".into(),
             checkpoint_id: "0".into(),
             definition: Arc::new(BatchDefinition { id: id as u64, time_ms: id as i64, ranges: Vec::new() }),
+            newest: id as u64,
             replay: false,
             last: id + 1 == count,
             span: tracing::Span::none(),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use service_kit::{
     KitConfig, ListenAddr,
     config::{ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig},
@@ -37,7 +37,15 @@ pub struct JobsConfig {
     /// Jobs that the engine takes, finished ones included.
     pub max: usize,
     /// Defaults for every job, by the names that `SET` takes: `"batch.interval" = "1s"`.
+    #[serde(deserialize_with = "known_settings")]
     pub settings: BTreeMap<String, String>,
+}
+
+/// A wrong default is refused at the start of the engine, not with every job.
+fn known_settings<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let settings = BTreeMap::deserialize(deserializer)?;
+    crate::sql::check_settings(&settings).map_err(D::Error::custom)?;
+    Ok(settings)
 }
 
 impl Default for EngineConfig {
@@ -92,6 +100,20 @@ impl Default for RunConfig {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_wrong_default_for_jobs_is_refused_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("engine.toml");
+        let text = "[jobs.settings]\n\"batch.interval\" = \"1s\"\n\"millrace.emit\" = \"always\"\n\"batch.intervall\" = \"1s\"\n";
+        std::fs::write(&file, text).unwrap();
+        let said = service_kit::config::load::<EngineConfig>(Some(&file), serde_json::Value::Null).unwrap_err().to_string();
+        for part in ["engine.toml:3", "`always` is not `on-watermark` or `every-batch`", "engine.toml:4", "did you mean `batch.interval`?"]
+        {
+            assert!(said.contains(part), "without {part:?}: {said}");
+        }
+        assert!(!said.contains("engine.toml:2"), "{said}");
+    }
 
     #[test]
     fn the_example_is_the_defaults() {

@@ -47,6 +47,7 @@ const AWAY_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration
 pub(super) type Rates = Arc<Mutex<Vec<Rate>>>;
 
 pub(super) struct Rate {
+    pub(super) source: String,
     pub(super) pid: PidRate,
     /// Whole records per second, as Spark keeps it; 0 before the first estimate.
     pub(super) latest: i64,

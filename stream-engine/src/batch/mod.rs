@@ -76,6 +76,9 @@ pub struct BatchContext {
     /// Unique per fresh start of the job, kept over restarts; fences are kept per `(job, checkpoint_id)`.
     pub checkpoint_id: Arc<str>,
     pub definition: Arc<BatchDefinition>,
+    /// Id of the newest batch that this process knows of: above this one's while older batches are run again. A fence
+    /// beyond it was raised by another process.
+    pub newest: u64,
     /// The batch may have run (in part) before: its outputs may hold it already.
     pub replay: bool,
     /// Sources ended, or the job drains: emit everything after this batch.

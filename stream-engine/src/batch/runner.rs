@@ -5,7 +5,11 @@
 //! - After a crash [`crate::commit::decide`] says what runs again.
 //! - The job ends when its sources do, or when it is told to ([`Mode`]).
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
@@ -26,10 +30,13 @@ use super::{
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::commit::{Commit, Decision, End, Metadata, PlannedBatch, Positions, SourceStart, Totals, decide, differences};
 use crate::job::{JobSettings, JobState, Monitor};
+use crate::sink::Fenced;
 use crate::source::{Cluster, Mirror, Source};
 
 /// Longest wait between two runs of a failing batch, or two looks at a broker or store that is away.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(30);
+/// The log tells of late rows at most this often.
+const LATE_PERIOD: Duration = Duration::from_secs(10);
 /// Differences named when a changed program meets an old checkpoint.
 const DIFFERENCES_MAX: usize = 8;
 
@@ -55,6 +62,16 @@ struct Progress {
     readers: Vec<Arc<dyn RangeReader>>,
     mirrors: Vec<Option<Mirror>>,
     rates: Rates,
+    /// Newest batch that is defined, as far as this process knows.
+    newest: Option<u64>,
+    late: Late,
+}
+
+/// Rows that came too late, since the log last told of them.
+#[derive(Default)]
+struct Late {
+    rows: u64,
+    told: Option<Instant>,
 }
 
 /// Programs may hold on to their mirrors for longer than the job runs.
@@ -85,6 +102,9 @@ impl Runner {
     async fn run_to_end(mut self) -> anyhow::Result<()> {
         let Some(sources) = self.connect().await? else { return Ok(()) };
         let Some(mut start) = self.restore(&sources).await? else { return Ok(()) };
+        if self.settings.backpressure.enabled {
+            self.show_rates(&start.progress.rates);
+        }
         self.monitor.set_state(JobState::Running);
         for planned in std::mem::take(&mut start.rerun) {
             self.monitor.submitted(&planned, self.clock.now_ms());
@@ -228,7 +248,11 @@ impl Runner {
             totals,
             readers: sources.iter().map(|source| source.reader.clone()).collect(),
             mirrors: sources.iter().map(|source| self.mirror(source)).collect(),
-            rates: Arc::new(Mutex::new(sources.iter().map(|_| Rate { pid: pid(), latest: 0 }).collect())),
+            rates: Arc::new(Mutex::new(
+                sources.iter().map(|source| Rate { source: source.spec.name.clone(), pid: pid(), latest: 0 }).collect(),
+            )),
+            newest: rerun.last().map(|planned| planned.definition.id),
+            late: Late::default(),
         };
         info!(
             job = %self.job, checkpoint = self.checkpoint.location(), next_batch = next_id, run_again = rerun.len(),
@@ -339,9 +363,12 @@ impl Runner {
             self.monitor.attempt_failed(id, &format!("{error:#}"));
             if !is_away(&error) {
                 attempt += 1;
-                if attempt > self.settings.retry_attempts {
+                // Running it again would only be refused again.
+                let fenced = error.chain().any(|cause| cause.is::<Fenced>());
+                if fenced || attempt > self.settings.retry_attempts {
                     self.monitor.failed(id, &format!("{error:#}"), self.clock.now_ms());
-                    return Err(error.context(format!("batch {id} failed {attempt} times")));
+                    let times = if attempt == 1 { "".into() } else { format!(" {attempt} times") };
+                    return Err(error.context(format!("batch {id} failed{times}")));
                 }
             }
             if !self.wait(&error, &mut backoff).await || !self.reset(progress).await? {
@@ -384,6 +411,7 @@ impl Runner {
         let batch = BatchContext {
             job: self.job.clone(),
             checkpoint_id: progress.checkpoint_id.clone(),
+            newest: progress.newest.map_or(definition.id, |newest| newest.max(definition.id)),
             definition,
             replay,
             last: planned.end.is_some(),
@@ -393,7 +421,7 @@ impl Runner {
     }
 
     /// What follows a commit; nothing here may fail the job.
-    async fn committed(&mut self, commit: &Commit, outcome: &BatchOutcome, planned: &PlannedBatch, progress: &Progress) {
+    async fn committed(&mut self, commit: &Commit, outcome: &BatchOutcome, planned: &PlannedBatch, progress: &mut Progress) {
         for (mirror, next) in progress.mirrors.iter().zip(&commit.next) {
             if let Some(mirror) = mirror {
                 mirror.commit(next.0.clone());
@@ -401,6 +429,15 @@ impl Runner {
         }
         if let Err(error) = self.checkpoint.prune_one(commit.id, self.settings.checkpoint_retained).await {
             warn!(%error, job = %self.job, "cannot remove an old checkpoint entry");
+        }
+        let late = &mut progress.late;
+        late.rows += outcome.late;
+        if late.rows > 0 && late.told.is_none_or(|told| told.elapsed() >= LATE_PERIOD) {
+            warn!(
+                job = %self.job, rows = late.rows, batch = commit.id,
+                "rows came after their windows were closed and were left out; a longer delay in WATERMARK FOR or a longer table.exec.source.idle-timeout waits for them"
+            );
+            *late = Late { rows: 0, told: Some(Instant::now()) };
         }
         let now_ms = self.clock.now_ms();
         let Some(view) = self.monitor.completed_batch(commit.id, outcome, commit.totals, now_ms) else { return };
@@ -413,7 +450,15 @@ impl Runner {
                     rate.latest = limit as i64;
                 }
             }
+            self.show_rates(&progress.rates);
         }
+    }
+
+    /// The limits that the next batch is cut by.
+    fn show_rates(&self, rates: &Rates) {
+        let initial = self.settings.backpressure.initial_rate;
+        let limit = |rate: &Rate| u64::try_from(rate.latest).ok().filter(|rate| *rate > 0).or(initial);
+        self.monitor.set_rate_limits(rates.lock().iter().filter_map(|rate| Some((rate.source.clone(), limit(rate)?))).collect());
     }
 
     // === Patience ===

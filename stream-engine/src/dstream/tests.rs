@@ -73,8 +73,15 @@ fn batch(second: i64, words: &str) -> (Arc<BatchDefinition>, Vec<PartitionInput>
 
 async fn run(program: &mut impl Program, second: i64, words: &str) -> crate::batch::BatchOutcome {
     let (definition, input) = batch(second, words);
-    let context =
-        BatchContext { job: "job".into(), checkpoint_id: "c".into(), definition, replay: false, last: false, span: tracing::Span::none() };
+    let context = BatchContext {
+        job: "job".into(),
+        checkpoint_id: "c".into(),
+        newest: definition.id,
+        definition,
+        replay: false,
+        last: false,
+        span: tracing::Span::none(),
+    };
     program.run(&context, input).await.unwrap()
 }
 
@@ -120,8 +127,15 @@ fn check<T: Data + Ord + Debug>(build: impl Fn(&DStream<String>) -> DStream<T>, 
 
 async fn run_boxed(program: &mut Box<dyn Program>, second: i64, words: &str) {
     let (definition, input) = batch(second, words);
-    let context =
-        BatchContext { job: "job".into(), checkpoint_id: "c".into(), definition, replay: false, last: false, span: tracing::Span::none() };
+    let context = BatchContext {
+        job: "job".into(),
+        checkpoint_id: "c".into(),
+        newest: definition.id,
+        definition,
+        replay: false,
+        last: false,
+        span: tracing::Span::none(),
+    };
     program.run(&context, input).await.unwrap();
 }
 
@@ -288,6 +302,7 @@ async fn an_output_that_succeeded_is_not_repeated_when_a_later_one_fails() {
     let context = |replay| BatchContext {
         job: "job".into(),
         checkpoint_id: "c".into(),
+        newest: definition.id,
         definition: definition.clone(),
         replay,
         last: false,

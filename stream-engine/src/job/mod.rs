@@ -3,6 +3,8 @@
 mod monitor;
 mod registry;
 pub mod settings;
+#[cfg(test)]
+mod tests;
 
 pub use monitor::{BatchState, BatchView, JobState, JobView, Monitor};
 pub use registry::{Job, JobKind, NewJob, Registry, Submission, check_name, compile};

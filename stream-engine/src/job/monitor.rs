@@ -112,6 +112,8 @@ pub struct JobView {
     pub totals: Totals,
     pub watermark_ms: Option<i64>,
     pub checkpoint: String,
+    /// Backpressure's limits: source, records per second.
+    pub rate_limits: Vec<(String, u64)>,
     /// Oldest first.
     pub active: Vec<BatchView>,
 }
@@ -122,6 +124,7 @@ struct Inner {
     started_at_ms: i64,
     totals: Totals,
     watermark_ms: Option<i64>,
+    rate_limits: Vec<(String, u64)>,
     active: VecDeque<BatchView>,
     /// Oldest first.
     completed: VecDeque<BatchView>,
@@ -150,6 +153,7 @@ impl Monitor {
                 started_at_ms: now_ms,
                 totals: Totals::default(),
                 watermark_ms: None,
+                rate_limits: Vec::new(),
                 active: VecDeque::new(),
                 completed: VecDeque::new(),
             }),
@@ -170,6 +174,7 @@ impl Monitor {
             totals: inner.totals,
             watermark_ms: inner.watermark_ms,
             checkpoint: self.checkpoint.clone(),
+            rate_limits: inner.rate_limits.clone(),
             active: inner.active.iter().cloned().collect(),
         }
     }
@@ -253,6 +258,14 @@ impl Monitor {
             inner.totals = totals;
             inner.watermark_ms = watermark_ms;
         });
+    }
+
+    pub(crate) fn set_rate_limits(&self, limits: Vec<(String, u64)>) {
+        for (source, limit) in &limits {
+            metrics::gauge!("millrace_engine_rate_limit_records", "job" => self.name.clone(), "source" => source.clone())
+                .set(*limit as f64);
+        }
+        self.update(|inner| inner.rate_limits = limits);
     }
 
     pub(crate) fn submitted(&self, planned: &PlannedBatch, now_ms: i64) {

@@ -6,6 +6,9 @@
 //! A batch without rows writes nothing. A transaction is open while its batch is read and written, so a batch must fit into
 //! `properties.transaction.timeout.ms` (60 s): bound it by `spark.streaming.kafka.maxRatePerPartition`.
 //!
+//! The client library speaks the older transaction protocol (before KIP-890), in which a request that was held up may end a
+//! later transaction; a warning says so at the start.
+//!
 //! `at-least-once` sends and waits until every record is acknowledged.
 
 use std::sync::Arc;
@@ -18,7 +21,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use service_kit::kafka::{self, KafkaError, OutRecord, Producer, TopicPartition, TransactionalWriter};
 use service_kit::telemetry;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{RowStream, Sink, SinkKind, SinkTable};
 use crate::batch::BatchContext;
@@ -67,7 +70,7 @@ fn build(options: &mut Options, table: &SinkTable) -> Result<Box<dyn Sink>, SqlE
         None => Delivery::AtLeastOnce(None),
         Some(prefix) => {
             let id = if table.ordinal == 0 { prefix.clone() } else { format!("{prefix}-{}", table.ordinal + 1) };
-            Delivery::ExactlyOnce(Transactions { id, writer: None, open: false, written: None })
+            Delivery::ExactlyOnce(Transactions { id, started: false, writer: None, open: false, written: None })
         }
     };
     Ok(Box::new(KafkaSink { kafka, encoder: Arc::new(encoder), delivery }))
@@ -87,6 +90,8 @@ enum Delivery {
 struct Transactions {
     /// Transactional id, and the group of the marks.
     id: String,
+    /// The first writer was made.
+    started: bool,
     writer: Option<Box<dyn TransactionalWriter>>,
     /// A call was dropped inside a transaction; the writer must not be used again.
     open: bool,
@@ -201,6 +206,13 @@ impl Transactions {
         let marks = kafka::admin(&kafka.config).await?.committed(&self.id, None).await?;
         self.written = marks.values().filter_map(|(_, metadata)| written(metadata, &batch.checkpoint_id)).max();
         self.open = false;
+        if !std::mem::replace(&mut self.started, true) {
+            warn!(
+                output = %self.id,
+                "exactly-once uses Kafka's older transaction protocol (the client library does not speak transactions v2): \
+                 a request that the network held up may end a later transaction"
+            );
+        }
         Ok(())
     }
 }

@@ -6,7 +6,7 @@
 //! | connector | file | a batch that comes again |
 //! |---|---|---|
 //! | `kafka` | `kafka.rs` | `exactly-once`: is skipped; `at-least-once`: is written again |
-//! | `redis` | `redis.rs` | is skipped by a fence, and would write the same values anyway |
+//! | `redis` | `redis.rs` | is skipped by a fence, and would write the same values anyway; behind another process it is refused ([`Fenced`]) |
 //! | `console`, `print` | `console.rs` | is printed again |
 
 mod console;
@@ -25,6 +25,18 @@ use crate::sql::options::Options;
 
 /// Rows of one batch. An error ends it: what was written of the batch so far must not stand.
 pub type RowStream = BoxStream<'static, anyhow::Result<RecordBatch>>;
+
+/// A write that came after a batch which this process knows nothing of. The job fails with it at once.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "batch {batch} of output `{output}` is refused: batch {ahead} is written already, by another process that runs this job from the same \
+     checkpoint, or by a run whose checkpoint was put back; leave the other one running, or start from a savepoint, which gets fences of its own"
+)]
+pub struct Fenced {
+    pub output: String,
+    pub batch: u64,
+    pub ahead: u64,
+}
 
 /// One INSERT's way out.
 #[async_trait]

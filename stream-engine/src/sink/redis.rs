@@ -18,7 +18,8 @@
 //! NULL removes a field; a row with NULL as value or score is left out.
 //!
 //! Each call is one Lua script: if the fence of (job, checkpoint, output) is at this batch and chunk or beyond, nothing
-//! happens, else all writes and the fence are applied at once. Rows are ordered by key before they are cut, so a batch that
+//! happens, else all writes and the fence are applied at once. A fence at a batch that this process does not know of was raised
+//! by another one: the call is refused and the job fails ([`Fenced`]). Rows are ordered by key before they are cut, so a batch that
 //! runs again is cut the same way. Values are absolute, so even without the fence a repetition would change nothing; the
 //! fence keeps a process that was presumed dead from writing old values over new ones.
 //! The client speaks to one server, not to a Redis Cluster.
@@ -36,7 +37,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::template::{Template, Values, column};
-use super::{RowStream, Sink, SinkKind, SinkTable};
+use super::{Fenced, RowStream, Sink, SinkKind, SinkTable};
 use crate::batch::BatchContext;
 use crate::sql::SqlError;
 use crate::sql::options::Options;
@@ -49,24 +50,26 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
-/// KEYS: the fence, then the keys of the commands. ARGV: batch, chunk, lifetime of the fence in ms, then per command its
-/// name, the index of its key, the number of arguments and the arguments.
+/// KEYS: the fence, then the keys of the commands. ARGV: batch, chunk, newest batch known, lifetime of the fence in ms, then per
+/// command its name, the index of its key, the number of arguments and the arguments. Gives the batch of a fence that another
+/// process has raised, else -1.
 const SCRIPT: &str = r"
 local held = redis.call('HMGET', KEYS[1], 'batch', 'chunk')
-local batch, chunk = tonumber(ARGV[1]), tonumber(ARGV[2])
+local batch, chunk, newest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 if held[1] then
   local held_batch, held_chunk = tonumber(held[1]), tonumber(held[2])
-  if held_batch > batch or (held_batch == batch and held_chunk >= chunk) then return 0 end
+  if held_batch > newest then return held_batch end
+  if held_batch > batch or (held_batch == batch and held_chunk >= chunk) then return -1 end
 end
-local at = 4
+local at = 5
 while at <= #ARGV do
   local count = tonumber(ARGV[at + 2])
   redis.call(ARGV[at], KEYS[tonumber(ARGV[at + 1])], unpack(ARGV, at + 3, at + 2 + count))
   at = at + 3 + count
 end
 redis.call('HSET', KEYS[1], 'batch', ARGV[1], 'chunk', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return 1
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return -1
 ";
 
 fn options() -> Vec<&'static str> {
@@ -198,7 +201,7 @@ impl Sink for RedisSink {
         }
         let fence = format!("millrace:fence:{}:{}:{}", batch.job, batch.checkpoint_id, self.output);
         for (index, chunk) in self.rows.chunks(keys).into_iter().enumerate() {
-            self.call(&fence, batch.definition.id, index, &chunk).await?;
+            self.call(&fence, batch, index, &chunk).await?;
         }
         Ok(count)
     }
@@ -206,14 +209,14 @@ impl Sink for RedisSink {
 
 impl RedisSink {
     /// Applies one chunk, waiting for a server that is away. The script is safe to repeat.
-    async fn call(&mut self, fence: &str, batch: u64, chunk: usize, commands: &[Command]) -> anyhow::Result<()> {
+    async fn call(&mut self, fence: &str, batch: &BatchContext, chunk: usize, commands: &[Command]) -> anyhow::Result<()> {
         let mut invocation = self.script.prepare_invoke();
         invocation.key(fence);
         let (keys, arguments) = encode(commands);
         for key in keys {
             invocation.key(key);
         }
-        invocation.arg(batch).arg(chunk).arg(self.fence_ttl_ms.to_string());
+        invocation.arg(batch.definition.id).arg(chunk).arg(batch.newest).arg(self.fence_ttl_ms.to_string());
         for argument in arguments {
             invocation.arg(argument);
         }
@@ -231,11 +234,13 @@ impl RedisSink {
                 },
             };
             match result {
-                Ok(_) => {
+                Ok(ahead) => {
                     if let Some(since) = self.away_since.take() {
                         info!(server = self.shown, away_seconds = since.elapsed().as_secs(), "redis is back");
                     }
-                    return Ok(());
+                    let Ok(ahead) = u64::try_from(ahead) else { return Ok(()) };
+                    metrics::counter!("millrace_engine_fenced_writes_total", "output" => self.output.clone()).increment(1);
+                    return Err(Fenced { output: self.output.clone(), batch: batch.definition.id, ahead }.into());
                 }
                 Err(error) if is_away(&error) && began.elapsed() < self.retry_timeout => {
                     if self.away_since.is_none() {

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit};
 use datafusion::common::{DFSchema, DataFusionError};
@@ -18,24 +17,17 @@ use super::error::{Place, SqlError, from_planner, nearest_or_all};
 use super::feed::FeedTable;
 use super::kafka::KafkaTable;
 use super::malformed::Sampler;
-use super::options::{Entry, Options};
+use super::options::Options;
 use super::parser::{ColumnKind, Explained, Insert, Name, ParsedQuery, Statement, TableDef, parse};
 use super::plan::{self, QueryKind, QueryPlan, Tables, Target};
 use super::program::{Emit, Output, Query, Source, SqlProgram, State};
 use super::session::Session;
+use super::settings::{EMIT, Settings, entries};
 use super::source::{ColumnOrigin, METADATA, Reader, SourceColumn, SourceTable, Watermark, metadata_types};
 use super::types::flink_name;
-use crate::batch::Startup;
-use crate::job::{JobSettings, SettingError};
+use crate::batch::{Startup, clock::interval_ms};
+use crate::job::JobSettings;
 use crate::sink::{SINKS, Sink, SinkKind, SinkTable};
-
-const EMIT: &str = "millrace.emit";
-const MEMORY: &str = "millrace.query.memory.max";
-const IDLE: &str = "table.exec.source.idle-timeout";
-const ZONE: &str = "table.local-time-zone";
-const OWN_SETTINGS: &[&str] = &[EMIT, MEMORY, IDLE, ZONE];
-
-const MEMORY_DEFAULT: usize = 512 * 1024 * 1024;
 
 /// A [`super::CompiledJob`] whose program is not yet behind its trait.
 pub(super) struct Compiled {
@@ -48,32 +40,19 @@ pub(super) struct Compiled {
 
 pub(super) fn compile(text: &str, options: &CompileOptions) -> Result<Compiled, SqlError> {
     let statements = parse(text, &*options.environment)?;
-    let defaults: Vec<Entry> = options
-        .defaults
-        .iter()
-        .map(|(key, value)| Entry { key: key.clone(), value: value.clone(), at: Place { line: 1, column: 1 } })
-        .collect();
-    let sets =
-        || defaults.iter().chain(statements.iter().filter_map(|s| if let Statement::Set { entry } = s { Some(entry) } else { None }));
-    let mut memory = MEMORY_DEFAULT;
-    for entry in sets().filter(|entry| entry.key == MEMORY) {
-        memory = bytes(&entry.value).ok_or_else(|| wrong(entry, "a size such as `256 MB` or `2 GB`"))?;
+    let mut settings = Settings::default();
+    for entry in entries(&options.defaults) {
+        settings.set(&entry)?;
     }
-    let session = Session::new(memory).map_err(|error| from_planner(&error, Place::default()))?;
-    let mut job = Job {
-        session,
-        tables: BTreeMap::new(),
-        views: BTreeSet::new(),
-        settings: JobSettings::default(),
-        emit: Emit::OnWatermark,
-        idle_after: None,
-        notes: Vec::new(),
-        inserts: Vec::new(),
-        explained: Vec::new(),
-    };
-    for entry in &defaults {
-        job.set(entry)?;
+    for statement in &statements {
+        if let Statement::Set { entry } = statement
+            && Settings::is_memory(entry)
+        {
+            settings.set(entry)?;
+        }
     }
+    let session = Session::new(settings.memory_bytes).map_err(|error| from_planner(&error, Place::default()))?;
+    let mut job = Job { session, tables: BTreeMap::new(), views: BTreeSet::new(), settings, inserts: Vec::new(), explained: Vec::new() };
     for statement in statements {
         job.statement(statement)?;
     }
@@ -84,10 +63,7 @@ struct Job {
     session: Session,
     tables: BTreeMap<String, Table>,
     views: BTreeSet<String>,
-    settings: JobSettings,
-    emit: Emit,
-    idle_after: Option<Duration>,
-    notes: Vec<String>,
+    settings: Settings,
     inserts: Vec<Planned>,
     explained: Vec<String>,
 }
@@ -122,7 +98,7 @@ impl Tables for BTreeMap<String, Table> {
 impl Job {
     fn statement(&mut self, statement: Statement) -> Result<(), SqlError> {
         match statement {
-            Statement::Set { entry } => self.set(&entry),
+            Statement::Set { entry } => self.settings.set(&entry),
             Statement::Table(def) => self.table(def),
             Statement::View { name, columns, query } => self.view(&name, &columns, &query),
             Statement::Insert(insert) => self.insert(&insert),
@@ -139,39 +115,6 @@ impl Job {
                 Ok(())
             }
         }
-    }
-
-    fn set(&mut self, entry: &Entry) -> Result<(), SqlError> {
-        match entry.key.as_str() {
-            EMIT => {
-                self.emit = match entry.value.trim() {
-                    "on-watermark" => Emit::OnWatermark,
-                    "every-batch" => Emit::EveryBatch,
-                    _ => return Err(wrong(entry, "`on-watermark` or `every-batch`")),
-                }
-            }
-            // Read before the first statement, because the session is made with it.
-            MEMORY => {}
-            IDLE => {
-                let parsed = humantime::parse_duration(entry.value.trim());
-                self.idle_after = Some(parsed.map_err(|_| wrong(entry, "a duration such as `10 s`"))?);
-            }
-            ZONE => {
-                if !["UTC", "Etc/UTC", "GMT", "+00:00", "default"].contains(&entry.value.trim()) {
-                    return Err(entry.at.error(format!("`{ZONE}`: `{}` is not built yet", entry.value), "times are in UTC"));
-                }
-            }
-            key => match self.settings.apply(key, &entry.value) {
-                Ok(note) => self.notes.extend(note.map(|note| note.to_string())),
-                Err(SettingError::Unknown { nearest: None, .. }) => {
-                    return Err(entry
-                        .at
-                        .error(format!("unknown setting `{key}`"), nearest_or_all("settings of SQL jobs", key, OWN_SETTINGS)));
-                }
-                Err(error) => return Err(entry.at.error(error.to_string(), "")),
-            },
-        }
-        Ok(())
     }
 
     fn table(&mut self, def: TableDef) -> Result<(), SqlError> {
@@ -213,7 +156,7 @@ impl Job {
                 }
             }
             for note in kafka.config.notes() {
-                self.notes.push(format!("table `{}`: {note}", def.name.text));
+                self.settings.notes.push(format!("table `{}`: {note}", def.name.text));
             }
             options.finish("connector `kafka`", &KafkaTable::known_options())?;
             Some(SourceTable { name: def.name.text.clone(), kafka, columns, schema: schema.clone(), watermark })
@@ -434,7 +377,7 @@ impl Job {
             return Err(insert.table.at.error(format!("unknown connector `{}`", table.connector), ""));
         };
         let is_windowed = matches!(plan.kind, QueryKind::Window(_));
-        if self.emit == Emit::EveryBatch && is_windowed && !kind.upsert {
+        if self.settings.emit == Emit::EveryBatch && is_windowed && !kind.upsert {
             return Err(insert.table.at.error(
                 format!("`{EMIT}` = `every-batch` needs a sink that replaces rows; connector `{}` appends", kind.name),
                 format!("put SET '{EMIT}' = 'on-watermark' in front of this INSERT, or write to `redis`"),
@@ -444,7 +387,7 @@ impl Job {
         let sink = self.sink(kind, &table.def, &table.sink_schema, ordinal)?;
         let name = &insert.table.text;
         let output = if ordinal == 0 { name.clone() } else { format!("{name}-{}", ordinal + 1) };
-        self.inserts.push(Planned { output, plan, sink, emit: self.emit });
+        self.inserts.push(Planned { output, plan, sink, emit: self.settings.emit });
         if let Some(table) = self.tables.get_mut(name) {
             table.inserts += 1;
         }
@@ -492,15 +435,18 @@ impl Job {
                 sink: insert.sink,
             });
         }
+        let settings = self.settings;
         let program = SqlProgram {
             state: State::fresh(&sources, &outputs),
             sources,
             outputs,
             context: self.session.context.task_ctx(),
-            idle_after: self.idle_after,
+            idle_after: settings.idle_after,
+            interval_ms: interval_ms(settings.job.batch_interval),
+            queue_items_max: settings.queue_items,
             plan: plan.clone(),
         };
-        Ok(Compiled { settings: self.settings, program, notes: self.notes, plan, explain_only })
+        Ok(Compiled { settings: settings.job, program, notes: settings.notes, plan, explain_only })
     }
 
     /// Two tables with one prefix would fence each other.
@@ -560,23 +506,4 @@ fn describe(title: &str, plan: &QueryPlan) -> String {
         }
     };
     text.trim_end().to_owned()
-}
-
-fn wrong(entry: &Entry, expected: &str) -> SqlError {
-    entry.at.error(format!("`{}`: `{}` is not {expected}", entry.key, entry.value), "")
-}
-
-/// `512 MB`, `2gb`, `65536`.
-fn bytes(text: &str) -> Option<usize> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: usize = text[..digits].parse().ok()?;
-    let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" | "bytes" => 0,
-        "k" | "kb" => 10,
-        "m" | "mb" => 20,
-        "g" | "gb" => 30,
-        _ => return None,
-    };
-    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0)
 }

@@ -4,9 +4,10 @@
 //! |---|---|
 //! | `parser.rs`, `tvf.rs`, `types.rs`, `error.rs` | what does the text say, and where is it wrong |
 //! | `options.rs`, `kafka.rs` | what do a table's options mean |
+//! | `settings.rs` | what can be set |
 //! | `job.rs` | which tables and queries does the job have |
 //! | `session.rs`, `functions.rs`, `lineage.rs`, `plan.rs`, `feed.rs` | what runs in every batch for a query |
-//! | `source.rs`, `malformed.rs`, `pipeline.rs` | how records become rows and reach the queries |
+//! | `source.rs`, `malformed.rs`, `pipeline.rs`, `queue.rs` | how records become rows and reach the queries |
 //! | `watermark.rs`, `window.rs` | when is a window complete, and what is in it |
 //! | `program.rs` | one batch from beginning to end, snapshot and restore |
 //!
@@ -16,7 +17,8 @@
 //! |---|---|---|
 //! | `millrace.emit` | on-watermark | for the INSERTs below it: `every-batch` also writes the totals so far of open windows that changed, to a sink that replaces rows |
 //! | `millrace.query.memory.max` | 512 MB | memory for hash tables of running plans |
-//! | `table.exec.source.idle-timeout` | none | how long a partition that is silent while others have rows holds the watermark back; none: not at all; `0 s`: always |
+//! | `millrace.pipeline.queue.max` | 2 | chunks or batches that wait in front of each step (decode, query, write, dead-letters), per partition and query, and chunks of a partition that are decoded at once; 1 to 64 |
+//! | `table.exec.source.idle-timeout` | 1 min | how long a partition that is read to its end and silent while others have rows holds the watermark back; `0 s`: for ever |
 //! | `table.local-time-zone` | UTC | only UTC |
 
 pub(crate) mod error;
@@ -31,7 +33,9 @@ mod parser;
 mod pipeline;
 mod plan;
 mod program;
+mod queue;
 mod session;
+mod settings;
 mod source;
 mod tvf;
 pub(crate) mod types;
@@ -44,6 +48,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 pub use error::SqlError;
+pub use settings::check_settings;
 
 use crate::batch::Program;
 use crate::job::JobSettings;

@@ -1,11 +1,11 @@
 //! One batch's rows on their way: fetched → decoded → through the queries' plans.
 //!
 //! ```text
-//! fetch (run's own task) ─▶ 2 chunks ─▶ decode, 2 chunks at once ─▶ 2 batches per query ─▶ the query's plan
+//! fetch (run's own task) ─▶ chunks ─▶ decode, some chunks at once ─▶ batches per query ─▶ the query's plan ─▶ rows ─▶ sink
 //! ```
 //! Each partition has its own chain, and each query its own plan execution per partition; a chunk is decoded once for all
 //! queries. Decoding and plans run on threads of their own ([`compute`]), so that they hold up no network. All queues are
-//! bounded: a slow query stops the fetch.
+//! bounded ([`super::queue`]): a slow query stops the fetch.
 
 use std::sync::Arc;
 use std::sync::LazyLock;
@@ -20,20 +20,12 @@ use datafusion::physical_plan::ExecutionPlan;
 use futures::{StreamExt, stream};
 use service_kit::kafka::{KafkaError, OutRecord, Record};
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::feed;
 use super::malformed::Reports;
+use super::queue::{Receiver, Sender};
 use super::source::{Reader, Rows};
 use crate::batch::OffsetRange;
-
-/// Chunks that are fetched and wait to be decoded, per partition.
-pub(crate) const CHUNKS_AHEAD: usize = 2;
-/// Chunks of one partition that are decoded at the same time.
-const DECODED_AT_ONCE: usize = 2;
-/// Decoded batches that wait for a query, per partition and query.
-pub(crate) const BATCHES_AHEAD: usize = 2;
 
 pub(crate) type Chunk = Result<Vec<Record>, KafkaError>;
 /// An error here only ends the stream; what happened is said by the task that met it.
@@ -57,15 +49,16 @@ pub(crate) struct Decoded {
     pub(crate) max_event_ms: Option<i64>,
 }
 
-/// Decodes a partition's chunks in order and hands each to all queries.
+/// Decodes a partition's chunks in order, `at_once` of them side by side, and hands each to all queries.
 pub(crate) async fn decode(
     reader: Arc<Reader>,
     range: OffsetRange,
-    chunks: mpsc::Receiver<Chunk>,
-    queries: Vec<mpsc::Sender<Batch>>,
+    chunks: Receiver<Chunk>,
+    queries: Vec<Sender<Batch>>,
     reports: Reports,
+    at_once: usize,
 ) -> anyhow::Result<Decoded> {
-    let result = decode_all(reader, &range, chunks, &queries, &reports).await;
+    let result = decode_all(reader, &range, chunks, &queries, &reports, at_once).await;
     if result.is_err() {
         for query in &queries {
             // A query that ended before needs no word.
@@ -78,9 +71,10 @@ pub(crate) async fn decode(
 async fn decode_all(
     reader: Arc<Reader>,
     range: &OffsetRange,
-    chunks: mpsc::Receiver<Chunk>,
-    queries: &[mpsc::Sender<Batch>],
+    chunks: Receiver<Chunk>,
+    queries: &[Sender<Batch>],
     reports: &Reports,
+    at_once: usize,
 ) -> anyhow::Result<Decoded> {
     let mut total = Decoded::default();
     let read = |chunk: Chunk| {
@@ -91,7 +85,7 @@ async fn decode_all(
             rows.await?
         }
     };
-    let mut decoded = ReceiverStream::new(chunks).map(read).buffered(DECODED_AT_ONCE);
+    let mut decoded = Box::pin(chunks.stream().map(read).buffered(at_once));
     while let Some(next) = decoded.next().await {
         let (Rows { batch, max_event_ms, malformed }, records) = next?;
         total.records += records.len() as u64;
@@ -145,9 +139,9 @@ pub(crate) fn execute(
     plan: &Arc<dyn ExecutionPlan>,
     context: &TaskContext,
     intake: Intake,
-    rows: mpsc::Receiver<Batch>,
+    rows: Receiver<Batch>,
 ) -> anyhow::Result<datafusion::execution::SendableRecordBatchStream> {
-    let taken = ReceiverStream::new(rows).map(move |batch| intake.take(batch?));
+    let taken = rows.stream().map(move |batch| intake.take(batch?));
     // An empty batch would cost a pass through the plan.
     let taken = taken.filter(|batch| std::future::ready(!matches!(batch, Ok(batch) if batch.num_rows() == 0)));
     Ok(feed::execute(plan, context, taken)?)
@@ -158,7 +152,7 @@ pub(crate) async fn partial(
     plan: Arc<dyn ExecutionPlan>,
     context: Arc<TaskContext>,
     intake: Intake,
-    rows: mpsc::Receiver<Batch>,
+    rows: Receiver<Batch>,
 ) -> anyhow::Result<Vec<RecordBatch>> {
     let mut states = execute(&plan, &context, intake, rows)?;
     let mut collected = Vec::new();
@@ -173,8 +167,8 @@ pub(crate) async fn pass(
     plan: Arc<dyn ExecutionPlan>,
     context: Arc<TaskContext>,
     intake: Intake,
-    rows: mpsc::Receiver<Batch>,
-    sink: mpsc::Sender<anyhow::Result<RecordBatch>>,
+    rows: Receiver<Batch>,
+    sink: Sender<anyhow::Result<RecordBatch>>,
 ) -> anyhow::Result<()> {
     let mut results = execute(&plan, &context, intake, rows)?;
     while let Some(result) = results.next().await {
@@ -203,4 +197,4 @@ pub(crate) fn ready(rows: Vec<RecordBatch>) -> crate::sink::RowStream {
 }
 
 /// Records on their way to a dead-letter topic.
-pub(crate) type DeadLetters = mpsc::Sender<Vec<OutRecord>>;
+pub(crate) type DeadLetters = Sender<Vec<OutRecord>>;

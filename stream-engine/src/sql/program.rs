@@ -17,23 +17,20 @@ use futures::future::join_all;
 use futures::{FutureExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use service_kit::kafka::{self, Producer};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tracing::{Instrument, info_span};
 
 use super::malformed::{Reports, Sampler};
-use super::pipeline::{self, BATCHES_AHEAD, CHUNKS_AHEAD, Decoded, Intake};
+use super::pipeline::{self, Decoded, Intake};
 use super::plan::WindowPlan;
+use super::queue::{Receiver, queue};
 use super::source::Reader;
-use super::watermark::{Clocks, Seen};
+use super::watermark::{Clocks, Pace, Seen};
 use super::window::WindowState;
 use crate::batch::{BatchContext, BatchOutcome, OutputReport, PartitionInput, Program, SourceSpec};
 use crate::sink::{RowStream, Sink};
 
-/// Batches on their way from plans to a sink.
-const SINK_BATCHES_AHEAD: usize = 4;
 const SNAPSHOT_VERSION: u32 = 1;
 
 pub(crate) struct SqlProgram {
@@ -41,7 +38,11 @@ pub(crate) struct SqlProgram {
     pub(crate) outputs: Vec<Output>,
     pub(crate) context: Arc<TaskContext>,
     /// `table.exec.source.idle-timeout`
-    pub(crate) idle_after: Option<Duration>,
+    pub(crate) idle_after: Duration,
+    /// `batch.interval`
+    pub(crate) interval_ms: i64,
+    /// `millrace.pipeline.queue.max`
+    pub(crate) queue_items_max: usize,
     pub(crate) plan: String,
     pub(crate) state: State,
 }
@@ -228,7 +229,13 @@ impl SqlProgram {
         for (index, source) in self.sources.iter().enumerate() {
             if let Some(watermark) = source.reader.table().watermark {
                 let clocks = &mut state.clocks[index];
-                clocks.advance(batch.definition.time_ms, &read.seen[index], watermark.delay_ms, self.idle_after);
+                let pace = Pace {
+                    delay_ms: watermark.delay_ms,
+                    idle_after: self.idle_after,
+                    interval_ms: self.interval_ms,
+                    bounded: source.reader.table().kafka.bounded.is_some(),
+                };
+                clocks.advance(batch.definition.time_ms, &read.seen[index], pace);
                 outcome.watermark_ms = match (outcome.watermark_ms, clocks.watermark_ms) {
                     (Some(one), Some(other)) => Some(one.min(other)),
                     (one, other) => one.or(other),
@@ -262,7 +269,7 @@ impl SqlProgram {
             let table = source.reader.table();
             letter_senders.push(match (&table.kafka.dead_letters, &source.dead_letters) {
                 (Some(topic), Some(producer)) => {
-                    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+                    let (sender, receiver) = queue("dead-letters", self.queue_items_max);
                     letters.push(send_letters(producer.clone(), receiver, table.name.clone()));
                     Some((topic.clone(), sender))
                 }
@@ -286,8 +293,8 @@ impl SqlProgram {
             intakes.push(Intake { positions: output.positions.clone(), late_before, late: Arc::new(AtomicU64::new(0)) });
             sink_senders.push(match &output.query {
                 Query::Stateless(_) => {
-                    let (sender, receiver) = mpsc::channel(SINK_BATCHES_AHEAD);
-                    let rows = ReceiverStream::new(receiver).boxed();
+                    let (sender, receiver) = queue("write", self.queue_items_max);
+                    let rows = receiver.stream().boxed();
                     sinks.push(write(index, &output.name, &mut *output.sink, batch, rows).boxed());
                     Some(sender)
                 }
@@ -302,7 +309,7 @@ impl SqlProgram {
             if range.from >= range.until {
                 continue;
             }
-            let (chunk_sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
+            let (chunk_sender, chunks) = queue("decode", self.queue_items_max);
             pumps.push(async move {
                 while let Some(chunk) = records.next().await {
                     // Decoding ended with an error of its own, which counts.
@@ -313,7 +320,7 @@ impl SqlProgram {
             });
             let mut queries = Vec::new();
             for (output, (_, plan)) in plans.iter().enumerate().filter(|(_, (of, _))| *of == source) {
-                let (sender, rows) = mpsc::channel(BATCHES_AHEAD);
+                let (sender, rows) = queue("query", self.queue_items_max);
                 queries.push(sender);
                 let (plan, context, intake) = (plan.clone(), self.context.clone(), intakes[output].clone());
                 match sink_senders[output].clone() {
@@ -331,7 +338,7 @@ impl SqlProgram {
                 sampler: self.sources[source].sampler.clone(),
                 dead_letters: letter_senders[source].clone(),
             };
-            let decode = pipeline::decode(self.sources[source].reader.clone(), range, chunks, queries, reports);
+            let decode = pipeline::decode(self.sources[source].reader.clone(), range, chunks, queries, reports, self.queue_items_max);
             tasks.spawn_on(decode.map(move |done| done.map(|decoded| Done::Decoded(number, decoded))), &compute);
         }
         drop(sink_senders);
@@ -491,11 +498,7 @@ async fn finish(mut tasks: JoinSet<anyhow::Result<Done>>) -> anyhow::Result<Vec<
     }
 }
 
-async fn send_letters(
-    producer: Arc<dyn Producer>,
-    mut letters: mpsc::Receiver<Vec<kafka::OutRecord>>,
-    table: String,
-) -> anyhow::Result<()> {
+async fn send_letters(producer: Arc<dyn Producer>, mut letters: Receiver<Vec<kafka::OutRecord>>, table: String) -> anyhow::Result<()> {
     while let Some(records) = letters.recv().await {
         let count = records.len() as u64;
         for result in producer.send(records).await {

@@ -133,6 +133,7 @@ fn describe(job: &Job) -> Value {
         }],
         "watermark": view.watermark_ms,
         "totals": view.totals,
+        "rateLimits": view.rate_limits.iter().map(|(source, limit)| json!({ "source": source, "recordsPerSecond": limit })).collect::<Vec<_>>(),
         "checkpoint": view.checkpoint,
         "plan": job.plan,
     })

@@ -5,13 +5,13 @@ use maud::{Markup, html};
 use super::text;
 
 const HEIGHT: f64 = 150.0;
-const TOP: f64 = 8.0;
+const TOP: f64 = 12.0;
 const BOTTOM: f64 = 128.0;
 const LEFT: f64 = 52.0;
-const TIMELINE_RIGHT: f64 = 560.0;
-const HISTOGRAM_LEFT: f64 = 600.0;
-const HISTOGRAM_RIGHT: f64 = 760.0;
-const WIDTH: f64 = 770.0;
+const RIGHT: f64 = 560.0;
+const WIDTH: f64 = 566.0;
+const BARS_WIDTH: f64 = 160.0;
+const HISTOGRAM_WIDTH: f64 = 166.0;
 const BINS: usize = 10;
 
 /// One value per batch.
@@ -34,15 +34,29 @@ impl Chart<'_> {
                     strong { (self.title) }
                     span.muted {
                         @if self.points.is_empty() { "no batches yet" }
-                        @else { "average " (text::short(average)) " " (self.unit) }
+                        @else { "average " (self.shown(average)) }
                     }
                 }
-                @if !self.points.is_empty() { (self.svg()) }
+                @if !self.points.is_empty() { (self.plots()) }
             }
         }
     }
 
-    fn svg(&self) -> Markup {
+    /// A value with its unit; long times in seconds.
+    fn shown(&self, value: f64) -> String {
+        if self.unit == "ms" && value >= 1000.0 {
+            format!("{} s", text::short(value / 1000.0))
+        } else {
+            format!("{} {}", text::short(value), self.unit)
+        }
+    }
+
+    /// The same beside an axis, where the unit is known.
+    fn tick(&self, value: f64) -> String {
+        if self.unit == "ms" && value >= 1000.0 { self.shown(value) } else { text::short(value) }
+    }
+
+    fn plots(&self) -> Markup {
         let highest = self.points.iter().map(|(_, value)| *value).fold(0.0, f64::max);
         let wanted = self.line.map_or(highest, |(value, _)| highest.max(value));
         let max = nice_max(wanted);
@@ -50,7 +64,7 @@ impl Chart<'_> {
         let (first, last) = (self.points[0].0, self.points[self.points.len() - 1].0);
         let span = ((last - first) as f64).max(1.0);
         let x = |time: i64| {
-            if first == last { (LEFT + TIMELINE_RIGHT) / 2.0 } else { LEFT + (time - first) as f64 / span * (TIMELINE_RIGHT - LEFT) }
+            if first == last { (LEFT + RIGHT) / 2.0 } else { LEFT + (time - first) as f64 / span * (RIGHT - LEFT) }
         };
         let path: Vec<String> = self.points.iter().map(|(time, value)| format!("{:.1},{:.1}", x(*time), y(*value))).collect();
         let area = format!("{:.1},{BOTTOM} {} {:.1},{BOTTOM}", x(first), path.join(" "), x(last));
@@ -58,40 +72,43 @@ impl Chart<'_> {
         let most = bins.iter().copied().max().unwrap_or(0).max(1);
         let bin_height = (BOTTOM - TOP) / BINS as f64;
         let newest = self.points[self.points.len() - 1].1;
-        let label = format!("{}: newest {} {}, highest {}", self.title, text::short(newest), self.unit, text::short(highest));
-        html! {
-            svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(label) preserveAspectRatio="xMinYMid meet" {
+        let label = format!("{}: newest {}, highest {}", self.title, self.shown(newest), self.shown(highest));
+        let batches = |count: u64| if count == 1 { "1 batch".to_owned() } else { format!("{count} batches") };
+        html! { div.plots {
+            svg.timeline viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(label) preserveAspectRatio="xMinYMid meet" {
                 @for tick in [0.0, max / 2.0, max] {
-                    line.grid x1=(LEFT) x2=(TIMELINE_RIGHT) y1=(y(tick)) y2=(y(tick)) {}
-                    text.axis x=(LEFT - 6.0) y=(y(tick) + 3.5) text-anchor="end" { (text::short(tick)) }
+                    line.grid x1=(LEFT) x2=(RIGHT) y1=(y(tick)) y2=(y(tick)) {}
+                    text.axis x=(LEFT - 6.0) y=(y(tick) + 3.5) text-anchor="end" { (self.tick(tick)) }
                 }
                 text.axis x=(LEFT) y=(HEIGHT - 6.0) { (text::clock(first)) }
                 @if first != last {
-                    text.axis x=(TIMELINE_RIGHT) y=(HEIGHT - 6.0) text-anchor="end" { (text::clock(last)) }
+                    text.axis x=(RIGHT) y=(HEIGHT - 6.0) text-anchor="end" { (text::clock(last)) }
                 }
                 polygon.area points=(area) {}
                 polyline.line points=(path.join(" ")) {}
                 @for (time, value) in self.points {
-                    circle.dot cx=(format!("{:.1}", x(*time))) cy=(format!("{:.1}", y(*value))) r="3" {
-                        title { (text::time(*time)) ": " (text::short(*value)) " " (self.unit) }
+                    circle.dot.alone[first == last] cx=(format!("{:.1}", x(*time))) cy=(format!("{:.1}", y(*value))) r="3" {
+                        title { (text::time(*time)) ": " (self.shown(*value)) }
                     }
                 }
                 @if let Some((value, name)) = self.line {
-                    line.limit x1=(LEFT) x2=(TIMELINE_RIGHT) y1=(y(value)) y2=(y(value)) {}
-                    text.axis.limit-name x=(TIMELINE_RIGHT) y=(y(value) - 4.0) text-anchor="end" { (name) }
+                    line.limit x1=(LEFT) x2=(RIGHT) y1=(y(value)) y2=(y(value)) {}
+                    text.axis.limit-name x=(RIGHT) y=(if y(value) < TOP + 12.0 { y(value) + 12.0 } else { y(value) - 4.0 }) text-anchor="end" { (name) }
                 }
+            }
+            svg.histogram viewBox=(format!("0 0 {HISTOGRAM_WIDTH} {HEIGHT}")) role="img" aria-label=(format!("How often: at most {}", batches(most))) preserveAspectRatio="xMinYMid meet" {
                 @for (n, count) in bins.iter().enumerate() {
                     @let from = max / BINS as f64 * n as f64;
-                    @let width = *count as f64 / most as f64 * (HISTOGRAM_RIGHT - HISTOGRAM_LEFT);
-                    rect.bar x=(HISTOGRAM_LEFT) width=(format!("{width:.1}")) y=(format!("{:.1}", BOTTOM - bin_height * (n + 1) as f64 + 1.0)) height=(format!("{:.1}", bin_height - 2.0)) rx="1.5" {
-                        title { (count) " batches from " (text::short(from)) " to " (text::short(from + max / BINS as f64)) " " (self.unit) }
+                    @let width = *count as f64 / most as f64 * BARS_WIDTH;
+                    rect.bar x="1" width=(format!("{width:.1}")) y=(format!("{:.1}", BOTTOM - bin_height * (n + 1) as f64 + 1.0)) height=(format!("{:.1}", bin_height - 2.0)) rx="1.5" {
+                        title { (batches(*count)) " from " (self.shown(from)) " to " (self.shown(from + max / BINS as f64)) }
                     }
                 }
-                line.grid x1=(HISTOGRAM_LEFT) x2=(HISTOGRAM_LEFT) y1=(TOP) y2=(BOTTOM) {}
-                text.axis x=(HISTOGRAM_LEFT) y=(HEIGHT - 6.0) { "0" }
-                text.axis x=(HISTOGRAM_RIGHT) y=(HEIGHT - 6.0) text-anchor="end" { (most) " batches" }
+                line.grid x1="1" x2="1" y1=(TOP) y2=(BOTTOM) {}
+                text.axis x="1" y=(HEIGHT - 6.0) { "0" }
+                text.axis x=(BARS_WIDTH) y=(HEIGHT - 6.0) text-anchor="end" { (batches(most)) }
             }
-        }
+        } }
     }
 }
 

@@ -146,6 +146,7 @@ fn facts(job: &Job, view: &JobView) -> Markup {
             (fact("Watermark", view.watermark_ms.map_or_else(|| "–".into(), time)))
             (fact("Late rows", count(view.totals.late)))
             (fact("Malformed rows", count(view.totals.malformed)))
+            @for (source, limit) in &view.rate_limits { (fact(&format!("Rate limit of {source}"), format!("{}/s", count(*limit)))) }
             (fact("Kind", job.kind.name().into()))
             (fact("Checkpoint", view.checkpoint.clone()))
         }
@@ -219,7 +220,7 @@ fn completed_table(job: &Job, completed: &[BatchView]) -> Markup {
                         td.n { (maybe_duration(batch.processing_ms())) }
                         td.n { (maybe_duration(batch.total_delay_ms())) }
                         td.n { (succeeded) "/" (batch.outputs.len()) }
-                        td { (batch_state(batch)) }
+                        td { (batch_state(batch)) @if batch.attempt > 0 { div.error-line { (batch.attempt + 1) " attempts" @if let Some(error) = &batch.error { ": " (first_line(error)) } } } }
                     }
                 } }
             } }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod messages;
+mod partitions;
 mod queries;
 mod windows;
 
@@ -119,6 +120,7 @@ impl Job {
             job: "test".into(),
             checkpoint_id: "c".into(),
             definition: Arc::new(definition),
+            newest: self.next_id,
             replay: false,
             last,
             span: tracing::Span::none(),

@@ -1,0 +1,103 @@
+//! Two processes with one job and one checkpoint, the older of them cut off from Redis for a while.
+
+use std::{fs, net::SocketAddr, time::Duration};
+
+use integration_tests::{
+    eventually, kafka,
+    process::Process,
+    servers::{kafka_bootstrap, redis_url},
+    unique,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+use super::{FREE_PORTS, WAIT, WINDOWED, expected, in_redis, redis_sink, row, source};
+
+/// A way to Redis that can be shut: connections end, and new ones end at once.
+struct Way {
+    address: SocketAddr,
+    open: watch::Sender<bool>,
+}
+
+impl Way {
+    async fn to(url: &str) -> Self {
+        let upstream = url.trim_start_matches("redis://").split('/').next().unwrap_or_default().to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let open = watch::Sender::new(true);
+        let state = open.subscribe();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let (upstream, mut state) = (upstream.clone(), state.clone());
+                tokio::spawn(async move {
+                    if !*state.borrow() {
+                        return;
+                    }
+                    let Ok(mut far) = TcpStream::connect(upstream).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = state.wait_for(|open| !open) => {}
+                    }
+                });
+            }
+        });
+        Self { address, open }
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_was_cut_off_and_comes_back_is_refused() {
+    let (bootstrap, url) = (kafka_bootstrap(), redis_url());
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (topic, prefix) = (unique("fence"), unique("fence-totals"));
+    kafka::create_topic(&bootstrap, &topic, 1).await;
+    let job = dir.path().join("job.sql");
+    // Every batch writes totals, so a batch that is written late would put old totals in the place of newer ones.
+    let sink = redis_sink(&prefix, "${env:SINK_URL}").replace("'mode' = 'hash'", "'mode' = 'hash', 'sink.retry.timeout' = '5 min'");
+    let sql = format!(
+        "SET 'batch.interval' = '200ms';\nSET 'millrace.emit' = 'every-batch';\n{}{sink}INSERT INTO totals {WINDOWED}",
+        source(&topic, &bootstrap, "")
+    );
+    fs::write(&job, sql).expect("the job");
+    let (job, checkpoint) = (job.to_string_lossy().into_owned(), dir.path().join("checkpoint").to_string_lossy().into_owned());
+    let start = |url: &str| {
+        let env = [FREE_PORTS[0], FREE_PORTS[1], ("SINK_URL", url)];
+        Process::start("millrace-engine", dir.path(), &["run", &job, "--name", "totals", "--checkpoint", &checkpoint], &env)
+    };
+    let produce = |from: u64, until: u64| kafka::produce(&bootstrap, &topic, 1, (from..until).map(|n| row(n).2));
+    let holds = |rows: u64| {
+        let prefix = prefix.clone();
+        eventually(WAIT, "Redis holds the totals", move || {
+            let (held, wanted) = (in_redis(&prefix), expected(rows));
+            async move { if held == wanted { Ok(()) } else { Err(format!("{held:?}, not {wanted:?}")) } }
+        })
+    };
+
+    let way = Way::to(&url).await;
+    let mut old = start(&format!("redis://{}", way.address));
+    produce(0, 300);
+    holds(300).await;
+    way.open.send_replace(false);
+    produce(300, 600);
+    old.log_contains(WAIT, "redis is away, waiting").await;
+
+    // The old one is thought dead; its batch is run again by the new one, which goes on.
+    let mut new = start(&url);
+    holds(600).await;
+    produce(600, 900);
+    holds(900).await;
+
+    way.open.send_replace(true);
+    let status = old.ended(WAIT).await;
+    assert!(!status.success(), "the old writer goes on:\n{}", old.log());
+    for part in ["output `totals` is refused", "another process that runs this job", "start from a savepoint"] {
+        assert!(old.log().contains(part), "without {part:?}:\n{}", old.log());
+    }
+    assert_eq!(in_redis(&prefix), expected(900), "the old writer has written");
+    produce(900, 1_000);
+    holds(1_000).await;
+    new.signal(rustix::process::Signal::TERM);
+    assert!(new.ended(Duration::from_secs(30)).await.success(), "{}", new.log());
+}
