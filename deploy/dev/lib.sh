@@ -15,7 +15,8 @@ die() { say "error: $*"; exit 1; }
 # so that a server that is killed can come back on the same one.
 free_port() {
   python3 - "${1:-1}" <<'PY'
-import random, socket, sys
+import random, signal, socket, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 held = []
 while len(held) < int(sys.argv[1]):
     s = socket.socket()

@@ -76,12 +76,22 @@ fn until_complete(bootstrap: &str, topic: &str, lines: i64, child: &mut Child) -
 
 fn collector(name: &'static str, command: &mut Command, bootstrap: &str, topic: &str, lines: usize, log: &Path) -> Result<Measured> {
     let out = fs::File::create(log)?;
+    announce(name, command)?;
     let mut child = command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).spawn().with_context(|| name.to_owned())?;
     let seconds = until_complete(bootstrap, topic, i64::try_from(lines)?, &mut child);
     let (memory_mb, cpu_seconds) = usage(child.id());
     stop(&mut child);
     let seconds = seconds.with_context(|| format!("{name}; its log: {}", fs::read_to_string(log).unwrap_or_default()))?;
     Ok(Measured { name, per_second: lines as f64 / seconds, memory_mb, cpu_seconds })
+}
+
+/// What is started, as one could type it, and how busy the machine is just then.
+fn announce(name: &str, command: &Command) -> Result<()> {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_string_lossy().into_owned());
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "load {}  {name}\n  $ {}", load.split(' ').next().unwrap_or_default(), words.collect::<Vec<_>>().join(" "))?;
+    Ok(())
 }
 
 fn agent_conf(file: &Path, bootstrap: &str, topic: &str, positions: &Path, sink: &str) -> String {
@@ -202,8 +212,8 @@ async fn bench_engine(bootstrap: &str, dir: &Path) -> Result<()> {
     for round in 1..=rounds {
         let log = dir.join(format!("engine-{round}.log"));
         let out = fs::File::create(&log)?;
-        let start = Instant::now();
-        let mut child = Command::new(binary("millrace-engine"))
+        let mut command = Command::new(binary("millrace-engine"));
+        command
             .arg("run")
             .arg(&job)
             .arg("--name")
@@ -214,8 +224,10 @@ async fn bench_engine(bootstrap: &str, dir: &Path) -> Result<()> {
             .env("MILLRACE_PAGE__LISTEN", "127.0.0.1:0")
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
-            .stderr(out)
-            .spawn()?;
+            .stderr(out);
+        announce("engine", &command)?;
+        let start = Instant::now();
+        let mut child = command.spawn()?;
         let mut last = (0.0, 0.0);
         let status = loop {
             let now = usage(child.id());
