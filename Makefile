@@ -20,6 +20,10 @@ setup: ## Install what building, the demo and the tests need (as root; otherwise
 build: setup ## Build the three services, the CLI and the examples
 	@cargo build --workspace --bins
 
+install: setup ## Build optimised binaries and copy them to PREFIX/bin (PREFIX, by default ~/.local)
+	@cargo build --release -p collector -p broker-bridge -p stream-engine -p admin-cli --bins
+	install -Dt "$${PREFIX:-$$HOME/.local}/bin" $(addprefix "$(CARGO_TARGET_DIR)"/release/,millrace millrace-collector millrace-bridge millrace-engine)
+
 demo: setup ## nginx log → collector → Kafka → engine → Redis and a page; DEMO_SECONDS=n ends by itself and compares the counts
 	@$(DEV)/demo
 
@@ -51,4 +55,4 @@ fmt: ## Format all code
 clean: ## Remove the build cache and the downloaded servers
 	@rm -rf "$(CACHE)"
 
-.PHONY: help setup build demo test check bench chaos fuzz fmt clean
+.PHONY: help setup build install demo test check bench chaos fuzz fmt clean

@@ -118,6 +118,13 @@ impl Link {
                 self.service.variable()
             ));
         }
+        // An HTTP answer read as gRPC: the first byte of its text where the compression flag should be, or a content type that is not gRPC's.
+        if ["compression flag", "invalid content-type"].iter().any(|mark| status.message().contains(mark)) {
+            return Failure::unreachable(format!(
+                "{address} answers, but it is not a control port, perhaps the HTTP port; set --{word} or {} to {program}'s [control] listen",
+                self.service.variable()
+            ));
+        }
         if let Some(source) = status.source() {
             return Failure::unreachable(format!("lost the {word} at {address}: {}; is it {program}, and still running?", reason(source)));
         }

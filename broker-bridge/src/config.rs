@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use service_kit::{
     KitConfig, ListenAddr,
-    config::{ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig, duration},
+    config::{ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig, at_least_one, duration, period},
+    kafka::{deserialize_properties, deserialize_servers},
 };
 
 /// The whole configuration of `millrace-bridge`.
@@ -59,8 +60,10 @@ impl BridgeConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct Kafka {
     /// Brokers to start from: `host:port,host:port`. Required.
+    #[serde(deserialize_with = "deserialize_servers")]
     pub bootstrap_servers: String,
     /// Any further setting by its Java name: `"security.protocol" = "SASL_SSL"`. Holds for every client of the bridge.
+    #[serde(deserialize_with = "deserialize_properties")]
     pub properties: BTreeMap<String, String>,
 }
 
@@ -93,11 +96,15 @@ impl Default for Http {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Produce {
-    /// How long a record may wait for its acknowledgement before it has failed.
-    #[serde(with = "duration")]
+    /// How long a request waits for its records' acknowledgement. A record may be written later still, until Kafka's `delivery.timeout.ms`.
+    #[serde(with = "period")]
     pub timeout: Duration,
     /// Records in one request.
+    #[serde(deserialize_with = "at_least_one")]
     pub batch_records_max: usize,
+    /// Records of all requests that are taken and not yet acknowledged, in bytes; more wait, and are refused after `timeout`.
+    #[serde(deserialize_with = "at_least_one")]
+    pub in_flight_bytes_max: u64,
     /// Results kept to answer repeated batches (`batch_id`, `Idempotency-Key`), counted in records; the oldest batches go first.
     pub dedup_records_max: usize,
     /// How long a batch's results are kept.
@@ -110,9 +117,17 @@ impl Default for Produce {
         Self {
             timeout: Duration::from_secs(5),
             batch_records_max: 10_000,
+            in_flight_bytes_max: 32 * 1024 * 1024,
             dedup_records_max: 1_000_000,
             dedup_age: Duration::from_secs(600),
         }
+    }
+}
+
+impl Produce {
+    /// `in_flight_bytes_max` in units of a KiB, at least one.
+    pub(crate) fn room_kib(&self) -> u32 {
+        u32::try_from(self.in_flight_bytes_max / 1024).unwrap_or(u32::MAX).clamp(1, u32::MAX >> 3)
     }
 }
 
@@ -121,19 +136,25 @@ impl Default for Produce {
 #[serde(default, deny_unknown_fields)]
 pub struct Consume {
     /// Consumer instances and gRPC consumers at a time.
+    #[serde(deserialize_with = "at_least_one")]
     pub sessions_max: usize,
     /// An instance that was not used for this long leaves its group. What it has not acknowledged is delivered again.
-    #[serde(with = "duration")]
+    #[serde(with = "period")]
     pub session_idle: Duration,
     /// How long a request for records waits for the first one, where neither request nor instance says it.
-    #[serde(with = "duration")]
+    #[serde(with = "period")]
     pub request_timeout: Duration,
     /// The longest a request for records may wait.
-    #[serde(with = "duration")]
+    #[serde(with = "period")]
     pub request_timeout_max: Duration,
     /// Largest answer in bytes; also bounds what an instance holds ready.
+    #[serde(deserialize_with = "at_least_one")]
     pub response_bytes_max: usize,
+    /// What all consumers hold ready and all answers on their way, in bytes; at the bound, no more is read from Kafka until some of it is taken.
+    #[serde(deserialize_with = "at_least_one")]
+    pub held_bytes_max: u64,
     /// Records on their way to one gRPC consumer, whatever credit it gives.
+    #[serde(deserialize_with = "at_least_one")]
     pub credit_records_max: u32,
 }
 
@@ -145,6 +166,7 @@ impl Default for Consume {
             request_timeout: Duration::from_secs(1),
             request_timeout_max: Duration::from_secs(25),
             response_bytes_max: 64 * 1024 * 1024,
+            held_bytes_max: 64 * 1024 * 1024,
             credit_records_max: 100_000,
         }
     }
@@ -177,6 +199,7 @@ impl Default for Offsets {
 #[serde(default, deny_unknown_fields)]
 pub struct Topics {
     /// The most partitions that advice gives, and that a new topic may have.
+    #[serde(deserialize_with = "at_least_one")]
     pub partitions_max: u32,
     /// How long the bridge believes that a topic exists.
     #[serde(with = "duration")]
@@ -194,7 +217,7 @@ impl Default for Topics {
 #[serde(default, deny_unknown_fields)]
 pub struct Monitor {
     /// How often brokers, replicas and lag are looked at. While the broker is away it is asked every second.
-    #[serde(with = "duration")]
+    #[serde(with = "period")]
     pub interval: Duration,
     /// Partitions of groups with a lag gauge; what is above is counted and left out.
     pub lag_series_max: usize,
@@ -232,5 +255,32 @@ mod tests {
                 assert!(shown[section].as_table().unwrap().contains_key(key), "[{section}] {key} is missing in the example");
             }
         }
+    }
+
+    #[test]
+    fn values_without_which_there_is_no_work_and_wrong_kafka_settings_are_refused_where_they_stand() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.toml");
+        let text = "[kafka]\nbootstrap_servers = \"http://user:hunter2@h:1\"\n[kafka.properties]\nacks = \"7\"\n\"linger.ms\" = \"x\"\n\
+            [produce]\ntimeout = \"0s\"\nbatch_records_max = 0\n[consume]\nsessions_max = 0\nsession_idle = \"0s\"\nrequest_timeout = \"0s\"\n\
+            [topics]\npartitions_max = 0\n[monitor]\ninterval = \"0s\"\n";
+        std::fs::write(&path, text).unwrap();
+        let errors = service_kit::config::load::<BridgeConfig>(Some(&path), serde_json::Value::Null).unwrap_err();
+        let places: Vec<String> =
+            errors.0.iter().map(|error| error.place.rsplit(':').next().unwrap().to_owned() + " " + &error.key).collect();
+        let expected = [
+            "2 kafka.bootstrap_servers",
+            "4 kafka.properties.acks",
+            "5 kafka.properties.linger.ms",
+            "7 produce.timeout",
+            "8 produce.batch_records_max",
+            "10 consume.sessions_max",
+            "11 consume.session_idle",
+            "12 consume.request_timeout",
+            "14 topics.partitions_max",
+            "16 monitor.interval",
+        ];
+        assert_eq!(places, expected, "{errors}");
+        assert!(!errors.to_string().contains("hunter2"), "{errors}");
     }
 }

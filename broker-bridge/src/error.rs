@@ -35,6 +35,7 @@ pub(crate) enum Code {
     Unsupported,
     KafkaRetriable,
     Unavailable,
+    OutcomeUnknown,
     Timeout,
 }
 
@@ -67,6 +68,8 @@ const TABLE: &[(Code, u32, StatusCode, ErrorKind)] = &[
     // The REST proxy sends 50003 with status 500. Balancers and clients act on the status, so it is the honest one here.
     (Code::KafkaRetriable, 50003, StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Unavailable),
     (Code::Unavailable, 503, StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Unavailable),
+    // Nobody will ever know it: a repetition is not safe, so it is not asked for.
+    (Code::OutcomeUnknown, 50401, StatusCode::GATEWAY_TIMEOUT, ErrorKind::Internal),
     (Code::Timeout, 504, StatusCode::GATEWAY_TIMEOUT, ErrorKind::Timeout),
 ];
 

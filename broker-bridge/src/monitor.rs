@@ -59,6 +59,8 @@ struct Memory {
     min_isr: HashMap<String, (Instant, u32)>,
     /// Kafka is away since then.
     away_since: Option<Instant>,
+    /// The last look was not complete.
+    partial: bool,
 }
 
 impl Monitor {
@@ -73,9 +75,14 @@ impl Monitor {
                         ready.release();
                     }
                     self.back(&mut memory);
-                    if let Err(error) = self.look(&mut memory).await {
+                    match self.look(&mut memory).await {
                         // The probe decides whether Kafka is away; one question may fail for its own reasons.
-                        tracing::warn!(%error, "cluster could not be looked at in full");
+                        Err(error) if !std::mem::replace(&mut memory.partial, true) => {
+                            tracing::warn!(%error, "cluster could not be looked at in full; this is told once until it can");
+                        }
+                        Err(error) => tracing::debug!(%error, "cluster could not be looked at in full"),
+                        Ok(()) if std::mem::take(&mut memory.partial) => tracing::info!("cluster is looked at in full again"),
+                        Ok(()) => {}
                     }
                     self.config.interval
                 }

@@ -30,6 +30,9 @@ use crate::{
 /// Longest wait for the first answer of a broker before the listeners open.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 
+/// Java's default of `delivery.timeout.ms`.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// The service behind `millrace-bridge serve`.
 pub(crate) struct BridgeService {
     config: BridgeConfig,
@@ -50,10 +53,12 @@ impl BridgeService {
         }
         let mut properties = config.kafka.properties.clone();
         properties.insert("bootstrap.servers".to_owned(), config.kafka.bootstrap_servers.clone());
-        let timeout_ms = config.produce.timeout.as_millis().to_string();
+        // Within what Kafka's clients accept.
+        let timeout_ms = config.produce.timeout.as_millis().clamp(10, 300_000).to_string();
+        // Long enough that the outcome of a write is learnt even when the broker stalls: a repetition under the same key waits for it.
+        let delivery_ms = config.produce.timeout.max(DELIVERY_TIMEOUT).as_millis().min(i32::MAX as u128).to_string();
         for (key, value) in [
-            // A caller gets its answer in time, and a record that was reported as failed is not written later.
-            ("delivery.timeout.ms", timeout_ms.as_str()),
+            ("delivery.timeout.ms", delivery_ms.as_str()),
             ("default.api.timeout.ms", &timeout_ms),
             ("request.timeout.ms", &timeout_ms),
             // Requests arrive one by one; waiting longer for company costs them more than it saves.
@@ -87,7 +92,7 @@ impl Service for BridgeService {
         let producer = kafka::producer(&kafka).await.context("[kafka]")?;
 
         let gate = Arc::new(Gate::new(ctx.shutdown.clone()));
-        let topics = Topics::new(connection.clone(), Arc::clone(&gate), config.topics.clone());
+        let topics = Topics::new(connection.clone(), Arc::clone(&gate), Arc::clone(&store), config.topics.clone());
         let produce = Produce::new(Arc::clone(&producer), topics.clone(), Arc::clone(&gate), config.produce.clone(), ctx.tasks.clone());
         let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate));
         let sessions = Sessions::new(Deps {

@@ -44,6 +44,11 @@ struct Cluster {
     topics: Mutex<BTreeMap<String, Vec<Vec<Record>>>>,
     failures: Mutex<HashMap<String, KafkaError>>,
     hang: AtomicBool,
+    /// How many topics were made; the last one's number is its id.
+    made: AtomicUsize,
+    ids: Mutex<BTreeMap<String, usize>>,
+    /// Said of every topic.
+    config: Mutex<BTreeMap<String, String>>,
     lookups: AtomicUsize,
     groups: Mutex<BTreeMap<String, Group>>,
     /// Something was written, or moved.
@@ -65,7 +70,20 @@ impl FakeKafka {
     }
 
     pub(crate) fn add_topic(&self, name: &str, partitions: usize) {
-        self.0.topics.lock().entry(name.to_owned()).or_default().resize_with(partitions, Vec::new);
+        let mut topics = self.0.topics.lock();
+        if !topics.contains_key(name) {
+            let id = self.0.made.fetch_add(1, Ordering::Relaxed);
+            self.0.ids.lock().insert(name.to_owned(), id);
+        }
+        topics.entry(name.to_owned()).or_default().resize_with(partitions, Vec::new);
+    }
+
+    pub(crate) fn remove_topic(&self, name: &str) {
+        self.0.topics.lock().remove(name);
+    }
+
+    pub(crate) fn set_topic_config(&self, key: &str, value: &str) {
+        self.0.config.lock().insert(key.to_owned(), value.to_owned());
     }
 
     /// Writes records whose values are their offsets.
@@ -107,6 +125,12 @@ impl FakeKafka {
         self.0.hang.store(true, Ordering::Relaxed);
     }
 
+    /// What hung goes on.
+    pub(crate) fn resume_produce(&self) {
+        self.0.hang.store(false, Ordering::Relaxed);
+        self.0.changed.notify_waiters();
+    }
+
     /// How often a topic was asked for.
     pub(crate) fn lookups(&self) -> usize {
         self.0.lookups.load(Ordering::Relaxed)
@@ -123,6 +147,10 @@ impl FakeKafka {
 
     pub(crate) fn set_committed(&self, group: &str, offsets: &[(TopicPartition, i64)]) {
         self.0.groups.lock().entry(group.to_owned()).or_default().committed.extend(offsets.iter().cloned());
+    }
+
+    pub(crate) fn forget_committed(&self, group: &str) {
+        self.0.groups.lock().remove(group);
     }
 
     pub(crate) fn set_members(&self, group: &str, members: Vec<GroupMemberView>) {
@@ -143,7 +171,11 @@ pub(crate) fn gate() -> Arc<Gate> {
 }
 
 pub(crate) fn topics(kafka: &FakeKafka) -> Topics {
-    Topics::new(kafka.connection(), gate(), config::Topics::default())
+    topics_with(kafka, &MemoryOffsets::default())
+}
+
+pub(crate) fn topics_with(kafka: &FakeKafka, store: &MemoryOffsets) -> Topics {
+    Topics::new(kafka.connection(), gate(), Arc::new(store.clone()), config::Topics::default())
 }
 
 pub(crate) fn produce(kafka: &FakeKafka) -> Produce {
@@ -159,7 +191,7 @@ pub(crate) fn sessions(kafka: &FakeKafka, store: &MemoryOffsets, config: config:
         clients: Arc::new(kafka.clone()),
         kafka: kafka.connection(),
         store: Arc::new(store.clone()),
-        topics: topics(kafka),
+        topics: topics_with(kafka, store),
         gate: gate(),
         config,
         tasks: TaskTracker::new(),
@@ -171,8 +203,12 @@ pub(crate) fn sessions(kafka: &FakeKafka, store: &MemoryOffsets, config: config:
 #[async_trait]
 impl Producer for FakeKafka {
     async fn send(&self, records: Vec<OutRecord>) -> Vec<Result<Written, KafkaError>> {
-        if self.0.hang.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
+        loop {
+            let changed = self.0.changed.notified();
+            if !self.0.hang.load(Ordering::Relaxed) {
+                break;
+            }
+            changed.await;
         }
         let mut topics = self.0.topics.lock();
         let results = records.into_iter().map(|record| {
@@ -225,7 +261,13 @@ impl Admin for FakeKafka {
     }
 
     async fn topic_config(&self, _name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
-        Ok(vec![ConfigEntry { name: "retention.ms".into(), value: Some("604800000".into()), is_default: true, is_sensitive: false }])
+        let entry = |name: &str, value: &str| ConfigEntry { name: name.into(), value: Some(value.into()), is_default: true, is_sensitive: false };
+        let set = self.0.config.lock();
+        Ok(std::iter::once(entry("retention.ms", "604800000")).chain(set.iter().map(|(name, value)| entry(name, value))).collect())
+    }
+
+    async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError> {
+        Ok(self.0.ids.lock().get(name).map(|id| (*id as u128).to_be_bytes()))
     }
 
     async fn create_topic(
@@ -358,6 +400,10 @@ impl FakeMember {
     fn take(&self, max: usize) -> Vec<(TopicPartition, Record)> {
         let mut found = Vec::new();
         for (partition, position) in self.positions.lock().iter_mut() {
+            let end = self.kafka.log(partition).len() as i64;
+            if *position > end {
+                *position = if self.earliest { 0 } else { end };
+            }
             for record in self.kafka.log(partition).into_iter().skip(*position as usize) {
                 if found.len() == max {
                     return found;
@@ -409,7 +455,7 @@ impl Member for FakeMember {
 
 /// The contract of offset stores, in memory.
 #[derive(Clone, Default)]
-pub(crate) struct MemoryOffsets(Arc<Mutex<BTreeMap<String, GroupOffsets>>>);
+pub(crate) struct MemoryOffsets(Arc<Mutex<BTreeMap<String, GroupOffsets>>>, Arc<Mutex<HashMap<String, [u8; 16]>>>);
 
 #[async_trait]
 impl OffsetStore for MemoryOffsets {
@@ -456,6 +502,27 @@ impl OffsetStore for MemoryOffsets {
         let found = groups.entry(group.to_owned()).or_default();
         found.epoch += 1;
         Ok(!std::mem::take(&mut found.offsets).is_empty())
+    }
+
+    async fn know_topic(&self, topic: &str, id: [u8; 16]) -> Result<Vec<String>, OffsetError> {
+        let known = self.1.lock().insert(topic.to_owned(), id);
+        match known {
+            Some(known) if known != id => self.forget_topic(topic).await,
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    async fn forget_topic(&self, topic: &str) -> Result<Vec<String>, OffsetError> {
+        let mut forgotten = Vec::new();
+        for (group, found) in self.0.lock().iter_mut() {
+            let before = found.offsets.len();
+            found.offsets.retain(|partition, _| *partition.topic != *topic);
+            if found.offsets.len() < before {
+                found.epoch += 1;
+                forgotten.push(group.clone());
+            }
+        }
+        Ok(forgotten)
     }
 }
 

@@ -6,6 +6,11 @@ use tracing::Span;
 
 pub(crate) const TRACEPARENT: &str = "traceparent";
 
+/// Whether a header belongs to the trace, which may differ from one attempt to the next.
+pub(crate) fn is_trace(header: &str) -> bool {
+    [TRACEPARENT, "tracestate"].iter().any(|name| header.eq_ignore_ascii_case(name))
+}
+
 /// What records written for this request carry: the span where tracing is on, else what the caller sent, so that a bridge that does not
 /// trace does not cut a trace that passes through it.
 pub(crate) fn outgoing(span: &Span, incoming: Option<&str>) -> Option<Bytes> {

@@ -3,7 +3,7 @@
 //! [`Agent`] is the handle; what runs is behind it. A component is a task with its own stop signal, pause flag, counters
 //! and last error, so that one can be stopped, paused or replaced while the others go on.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use futures::FutureExt as _;
@@ -19,7 +19,7 @@ use crate::counters::{ChannelGauges, Shown, SinkCounters, SourceCounters};
 use crate::flume_conf::{Component, Plan, Role};
 use crate::sink::{self, Input, SINKS, keeps_positions};
 use crate::source::tail::store::file_name;
-use crate::source::{self, Output, SOURCES, Stop, tail};
+use crate::source::{self, Output, Route, SOURCES, Stop, tail};
 
 /// How a component is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,7 @@ struct Shell {
     pause: watch::Sender<bool>,
     ended: Mutex<Option<Result<(), String>>>,
     trouble: Arc<Mutex<Option<String>>>,
+    listening: Arc<Mutex<Vec<SocketAddr>>>,
 }
 
 enum Counters {
@@ -93,7 +94,22 @@ enum Counters {
 
 impl Shell {
     fn new(component: Component, counters: Counters) -> Arc<Self> {
-        Arc::new(Self { component, counters, pause: watch::Sender::new(false), ended: Mutex::new(None), trouble: Arc::default() })
+        Arc::new(Self {
+            component,
+            counters,
+            pause: watch::Sender::new(false),
+            ended: Mutex::new(None),
+            trouble: Arc::default(),
+            listening: Arc::default(),
+        })
+    }
+
+    fn has_failed(&self) -> bool {
+        matches!(&*self.ended.lock(), Some(Err(_)))
+    }
+
+    fn is_paused(&self) -> bool {
+        *self.pause.borrow()
     }
 
     fn state(&self) -> (State, String) {
@@ -101,7 +117,7 @@ impl Shell {
             Some(Ok(())) => (State::Stopped, String::new()),
             Some(Err(error)) => (State::Failed, error.clone()),
             None => {
-                let state = if *self.pause.borrow() { State::Paused } else { State::Running };
+                let state = if self.is_paused() { State::Paused } else { State::Running };
                 (state, self.trouble.lock().clone().unwrap_or_default())
             }
         }
@@ -123,6 +139,8 @@ impl Agent {
         std::fs::create_dir_all(&state_dir)
             .with_context(|| format!("state directory {} cannot be made; set --state-dir", state_dir.display()))?;
         let lock = lock(&state_dir)?;
+        let shown = state_dir.canonicalize().unwrap_or_else(|_| state_dir.clone());
+        tracing::info!(directory = %shown.display(), "positions and dead letters are kept in the state directory");
         let place = Place { state_dir, ..place };
         let agent = Arc::new(Self {
             place,
@@ -206,11 +224,15 @@ impl Agent {
         Ok(chosen.iter().map(|shell| shell.component.name.clone()).collect())
     }
 
-    /// Goes over to another plan: what is the same goes on untouched. When something cannot be built the old plan goes on.
+    /// Goes over to another plan: what is the same goes on untouched, but what has failed is started again. When something
+    /// cannot be built the old plan goes on. What was paused stays paused.
     pub async fn change(&self, plan: Plan) -> anyhow::Result<ReloadResponse> {
         let mut pipeline = self.running.lock().await;
-        let same =
-            |component: &Component| pipeline.plan.components().any(|old| old.kind.role == component.kind.role && old.same(component));
+        let same = |component: &Component| {
+            let key = (component.kind.role, component.name.clone());
+            let failed = pipeline.components.get(&key).is_some_and(|running| running.shell.has_failed());
+            !failed && pipeline.plan.components().any(|old| old.kind.role == component.kind.role && old.same(component))
+        };
         let mut changed: Vec<&Component> = plan.components().filter(|component| !same(component)).collect();
         let unchanged: Vec<String> =
             plan.components().filter(|component| same(component)).map(|component| component.name.clone()).collect();
@@ -249,11 +271,16 @@ impl Agent {
             .collect();
         changed.extend(with_positions);
 
-        let built = self.build(&plan, &changed, &pipeline)?;
-        let first = pipeline.plan.components().next().is_none();
         let reloaded = |role: Role, name: &str| {
             gone.contains(&(role, name.to_owned())) || changed.iter().any(|new| new.kind.role == role && new.name == name)
         };
+        let stopping = pipeline.components.iter().filter(|((role, name), _)| *role == Role::Source && reloaded(*role, name));
+        let freed = stopping.flat_map(|(_, running)| running.shell.listening.lock().clone()).collect();
+        let built = self.build(&plan, &changed, &pipeline, freed)?;
+        let first = pipeline.plan.components().next().is_none();
+        // Stopping ends a pause, so that what was accepted is delivered.
+        let paused: Vec<(Role, String)> =
+            pipeline.components.iter().filter(|(_, running)| running.shell.is_paused()).map(|(key, _)| key.clone()).collect();
         let (old_sources, old_sinks) = pipeline.take(|role, name| role != Role::Channel && reloaded(role, name));
         // Sources first; each waits until its events are delivered, while the old sinks still run.
         stop_all(old_sources, self.place.drain).await;
@@ -271,7 +298,7 @@ impl Agent {
         }
         let names: Vec<String> =
             changed.iter().map(|component| component.name.clone()).chain(gone.into_iter().map(|(_, name)| name)).collect();
-        self.launch(&mut pipeline, built);
+        self.launch(&mut pipeline, built, &paused);
         pipeline.plan = plan.clone();
         *self.shown.lock() = plan
             .components()
@@ -285,7 +312,7 @@ impl Agent {
     }
 
     /// Builds what is new before anything old is stopped.
-    fn build(&self, plan: &Plan, changed: &[&Component], pipeline: &Pipeline) -> anyhow::Result<Built> {
+    fn build(&self, plan: &Plan, changed: &[&Component], pipeline: &Pipeline, freed: Vec<SocketAddr>) -> anyhow::Result<Built> {
         let mut built = Built::default();
         let mut faults = Vec::new();
         let mut committed: BTreeMap<String, watch::Sender<_>> = BTreeMap::new();
@@ -327,16 +354,24 @@ impl Agent {
             let from_sink: Option<tail::Committed> =
                 component.channels.iter().find_map(|channel| committed.get(channel)).map(watch::Sender::subscribe);
             let from_sink = from_sink.or_else(|| pipeline.committed_of(plan, component));
+            let route = match Route::build(component) {
+                Ok(route) => route,
+                Err(error) => {
+                    faults.push(format!("source {error:#}"));
+                    continue;
+                }
+            };
             match (kind.build)(
                 component,
                 source::Setup {
                     state_dir: self.place.state_dir.clone(),
                     committed: from_sink,
                     strict: self.place.strict,
-                    replaces: pipeline.components.contains_key(&(Role::Source, component.name.clone())),
+                    configured: plan.sources.iter().map(|source| source.name.clone()).collect(),
+                    freed: freed.clone(),
                 },
             ) {
-                Ok(source) => built.sources.push(((*component).clone(), source)),
+                Ok(source) => built.sources.push(((*component).clone(), route, source)),
                 Err(error) => faults.push(format!("source {}: {error:#}", component.name)),
             }
         }
@@ -345,7 +380,14 @@ impl Agent {
         Ok(built)
     }
 
-    fn launch(&self, pipeline: &mut Pipeline, built: Built) {
+    /// Starts what was built; `paused` from the beginning where it was paused before.
+    fn launch(&self, pipeline: &mut Pipeline, built: Built, paused: &[(Role, String)]) {
+        let shell = |component: Component, counters: Counters| {
+            let key = (component.kind.role, component.name.clone());
+            let shell = Shell::new(component, counters);
+            shell.pause.send_replace(paused.contains(&key));
+            shell
+        };
         for (channel, component) in built.resized {
             channel.reconfigure(&component);
             let gauges = ChannelGauges::new(&component.name);
@@ -364,19 +406,21 @@ impl Agent {
             let Some(channel) = component.channels.first().and_then(|name| pipeline.channels.get(name)).cloned() else { continue };
             let counters = SinkCounters::new(&component.name);
             counters.started.now();
-            let shell = Shell::new(component, Counters::Sink(counters.clone()));
+            let shell = shell(component, Counters::Sink(counters.clone()));
             let stop = Stop::default();
             let input = Input::new(&shell.component.name, channel, counters, shell.pause.subscribe(), shell.trouble.clone());
             let run = sink.run(input, stop.clone());
             self.spawn(pipeline, shell, stop, run);
         }
-        for (component, source) in built.sources {
+        for (component, route, source) in built.sources {
             let channels: Vec<_> = component.channels.iter().filter_map(|name| pipeline.channels.get(name)).cloned().collect();
             let counters = SourceCounters::new(&component.name);
             counters.started.now();
-            let shell = Shell::new(component, Counters::Source(counters.clone()));
+            let shell = shell(component, Counters::Source(counters.clone()));
             let stop = Stop::default();
-            let output = Output::new(&shell.component.name, channels, counters, shell.pause.subscribe(), shell.trouble.clone());
+            let output = Output::new(&shell.component.name, channels, counters, shell.pause.subscribe(), shell.trouble.clone())
+                .through(route)
+                .noting(shell.listening.clone());
             let run = source.run(output, stop.clone());
             self.spawn(pipeline, shell, stop, run);
         }
@@ -444,7 +488,7 @@ impl Agent {
     }
 }
 
-type SourceParts = (Component, Box<dyn source::Source>);
+type SourceParts = (Component, Route, Box<dyn source::Source>);
 type SinkParts = (Component, Box<dyn sink::Sink>);
 
 #[derive(Default)]

@@ -1,7 +1,13 @@
 //! The command line, in Flume's own words where Flume has them. Data goes to standard output, talk to standard error.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line's output")]
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    io::{ErrorKind as IoErrorKind, IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use serde_json::json;
@@ -50,7 +56,7 @@ struct AgentArgs {
     /// Copy Flume even where that is harmful: wrong components are dropped and the rest runs, dead keys stay dead, `exec` runs its command.
     #[arg(long)]
     flume_strict: bool,
-    /// Where file positions and dead letters are kept.
+    /// Where file positions and dead letters are kept, in a directory for each agent [default: millrace/collector below $XDG_STATE_HOME, else below ~/.local/state]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Settings of the process, as TOML.
@@ -126,6 +132,7 @@ fn agent(arguments: AgentArgs) -> ExitCode {
     if let Some(directory) = &arguments.conf {
         eprintln!("note: --conf {} has no effect; logs are set by MILLRACE_TELEMETRY__LOG", directory.display());
     }
+    raise_file_limit();
     let define = defined(&arguments.define);
     let metrics = match define.get("flume.monitoring.port").map(|port| (port, port.parse::<u16>())) {
         None => None,
@@ -174,6 +181,60 @@ fn agent(arguments: AgentArgs) -> ExitCode {
     }
 }
 
+/// Every tailed file, connection and log needs a handle; the soft limit is often far below what the process may have.
+/// Commands that `exec` starts inherit it.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+    {
+        eprintln!("note: the limit of open files stays as it is: {error}");
+    }
+}
+
+/// Data to standard output. Whoever reads it may stop early (`| head`): that is no failure.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
+        && error.kind() != IoErrorKind::BrokenPipe
+    {
+        eprintln!("error: standard output: {error}");
+    }
+}
+
+/// Columns of the terminal; without one lines are as long as they are.
+fn width() -> usize {
+    let out = std::io::stdout();
+    if !out.is_terminal() {
+        return usize::MAX;
+    }
+    rustix::termios::tcgetwinsize(&out).ok().map_or(usize::MAX, |size| if size.ws_col < 40 { usize::MAX } else { size.ws_col.into() })
+}
+
+/// `text` behind `head`, in lines of at most `width` characters; all but the first are indented.
+fn wrapped(head: &str, text: &str, indent: usize, width: usize) -> String {
+    let mut result = head.to_owned();
+    let mut at = head.chars().count();
+    let mut begun = false;
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if at.saturating_add(1 + length) > width && (begun || at > indent) {
+            result.push('\n');
+            result.push_str(&" ".repeat(indent));
+            (at, begun) = (indent, false);
+        }
+        if begun {
+            result.push(' ');
+            at += 1;
+        }
+        result.push_str(word);
+        (at, begun) = (at + length, true);
+    }
+    result.push('\n');
+    result
+}
+
 fn one_plan(outcome: Outcome) -> Result<(Plan, Vec<Finding>), Vec<Finding>> {
     let failed = outcome.failed();
     let Outcome { mut plans, mut findings } = outcome;
@@ -192,18 +253,28 @@ fn one_plan(outcome: Outcome) -> Result<(Plan, Vec<Finding>), Vec<Finding>> {
     }
 }
 
+/// A line into a text that is printed at the end.
+macro_rules! line {
+    ($text:expr, $($arguments:tt)*) => {
+        // Writing to a String cannot fail.
+        let _written = writeln!($text, $($arguments)*);
+    };
+}
+
 fn check(arguments: &CheckArgs) -> ExitCode {
-    let outcome = reload::read(&arguments.file, arguments.name.as_deref(), arguments.flume_strict, &defined(&arguments.define));
+    let mut outcome = reload::read(&arguments.file, arguments.name.as_deref(), arguments.flume_strict, &defined(&arguments.define));
+    reload::look(&mut outcome, arguments.flume_strict);
+    let (mut text, width) = (String::new(), width());
     if arguments.output == Format::Json {
         let agents: Vec<_> = outcome
             .plans
             .iter()
             .map(|plan| json!({ "agent": plan.agent, "components": plan.components().map(ComponentView::from).collect::<Vec<_>>() }))
             .collect();
-        println!("{:#}", json!({ "starts": !outcome.failed(), "agents": agents, "findings": outcome.findings }));
+        line!(text, "{:#}", json!({ "starts": !outcome.failed(), "agents": agents, "findings": outcome.findings }));
     } else {
         for plan in &outcome.plans {
-            println!("agent {}", plan.agent);
+            line!(text, "agent {}", plan.agent);
             for component in plan.components() {
                 let tail = exec::tail_of(component, arguments.flume_strict).filter(|_| std::ptr::eq(component.kind, &exec::KIND));
                 let how =
@@ -211,17 +282,18 @@ fn check(arguments: &CheckArgs) -> ExitCode {
                 let channels =
                     if component.channels.is_empty() { String::new() } else { format!("  → {}", component.channels.join(" ")) };
                 let arrow = if component.kind.role == Role::Sink { channels.replace('→', "←") } else { channels };
-                println!("  {:8}{:16}{}{arrow}{how}", component.kind.role.singular(), component.name, component.type_name);
+                line!(text, "  {:8}{:16}{}{arrow}{how}", component.kind.role.singular(), component.name, component.type_name);
             }
         }
         for finding in &outcome.findings {
-            println!("{}: {finding}", finding.level);
+            text.push_str(&wrapped("", &format!("{}: {finding}", finding.level), 4, width));
         }
         let count = |level| outcome.findings.iter().filter(|finding| finding.level == level).count();
         let (errors, warnings) = (count(Level::Error), count(Level::Warning));
         let verdict = if errors > 0 { "it does not start" } else { "it starts" };
-        println!("{errors} error{}, {warnings} warning{}: {verdict}", plural(errors), plural(warnings));
+        line!(text, "{errors} error{}, {warnings} warning{}: {verdict}", plural(errors), plural(warnings));
     }
+    print(&text);
     if outcome.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
@@ -242,29 +314,39 @@ fn components(arguments: &ComponentsArgs) -> ExitCode {
         eprintln!("error: there is no type `{name}`; {hint}");
         return ExitCode::FAILURE;
     }
+    let (mut text, width) = (String::new(), width());
     if arguments.output == Format::Json {
         let kinds: Vec<_> = chosen.iter().map(|kind| as_json(kind)).collect();
-        println!("{:#}", json!({ "components": kinds }));
+        line!(text, "{:#}", json!({ "components": kinds }));
     } else if arguments.kind.is_some() {
         for kind in chosen {
-            println!("{} {}\n{}\n", kind.role, kind.name(), kind.doc);
+            line!(text, "{} {}", kind.role, kind.name());
+            text.push_str(&wrapped("", kind.doc, 0, width));
+            text.push('\n');
             for property in kind.properties {
-                println!("  {}  [{}]\n      {}", property.name, described(property), property.doc);
+                text.push_str(&wrapped("  ", &format!("{}  [{}]", property.name, described(property)), 6, width));
+                text.push_str(&wrapped("      ", property.doc, 6, width));
             }
             for (old, new) in kind.deprecated {
-                println!("  {old}  [deprecated]{}", if new.is_empty() { "  no effect".to_owned() } else { format!("  → {new}") });
+                line!(text, "  {old}  [deprecated]{}", if new.is_empty() { "  no effect".to_owned() } else { format!("  → {new}") });
             }
         }
     } else {
         for kind in chosen {
-            println!("{:8} {:42} {}", kind.role.singular(), kind.name(), kind.doc);
+            text.push_str(&wrapped(&row(kind.role, kind.name()), kind.doc, 8, width));
         }
-        println!("\nIn Flume, not in this version:");
+        line!(text, "\nIn Flume, not in this version:");
         for missing in MISSING {
-            println!("{:8} {:42} instead: {}", missing.role.singular(), missing.alias.unwrap_or(missing.class), missing.instead);
+            let head = row(missing.role, missing.alias.unwrap_or(missing.class));
+            text.push_str(&wrapped(&head, &format!("instead: {}", missing.instead), 8, width));
         }
     }
+    print(&text);
     ExitCode::SUCCESS
+}
+
+fn row(role: Role, name: &str) -> String {
+    format!("{:8} {name:42} ", role.singular())
 }
 
 fn as_json(kind: &Kind) -> serde_json::Value {
@@ -293,5 +375,19 @@ pub fn type_name(kind: Type) -> String {
         Type::Integer(min, max) => format!("number from {min} to {max}"),
         Type::Boolean => "true or false".into(),
         Type::Choice(of) => of.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wrapped;
+
+    #[test]
+    fn rows_are_wrapped_at_words() {
+        assert_eq!(wrapped("a    ", "bb cc dd", 2, 11), "a    bb cc\n  dd\n");
+        assert_eq!(wrapped("a    ", "bb cc dd", 2, usize::MAX), "a    bb cc dd\n");
+        assert_eq!(wrapped("long head ", "word", 2, 10), "long head \n  word\n");
+        assert_eq!(wrapped("", "endlessword x", 2, 5), "endlessword\n  x\n");
+        assert_eq!(wrapped("x", "", 2, 5), "x\n");
     }
 }

@@ -42,7 +42,11 @@ impl Operator {
     fn wrong(&self) -> Option<String> {
         let views = self.agent.view();
         let bad = views.iter().filter(|view| view.state == State::Failed || !view.error.is_empty());
-        let told: Vec<_> = bad.map(|view| format!("{} {}: {}", view.role, view.name, view.error)).collect();
+        let mut told: Vec<_> = bad.map(|view| format!("{} {}: {}", view.role, view.name, view.error)).collect();
+        let paused: Vec<_> = views.iter().filter(|view| view.state == State::Paused).map(|view| view.name.as_str()).collect();
+        if !paused.is_empty() {
+            told.insert(0, format!("paused: {}", paused.join(" ")));
+        }
         (!told.is_empty()).then(|| told.join("; "))
     }
 }
@@ -98,7 +102,7 @@ impl Collector for Operator {
     async fn components(&self, _: tonic::Request<ComponentsRequest>) -> Result<tonic::Response<ComponentsResponse>, tonic::Status> {
         let components = self.agent.view().into_iter().map(|view| v1::Component {
             kind: match view.role {
-                Role::Source => v1::ComponentKind::Source,
+                Role::Source | Role::Interceptor | Role::Selector => v1::ComponentKind::Source,
                 Role::Channel => v1::ComponentKind::Channel,
                 Role::Sink => v1::ComponentKind::Sink,
             }

@@ -61,6 +61,12 @@ pub struct SourceCounters {
     /// A put that found the channel full.
     pub channel_failures: Counter,
     pub read_failures: Counter,
+    /// Events that an interceptor ended.
+    pub filtered: Counter,
+    /// Events that the selector sent to no channel.
+    pub unrouted: Counter,
+    /// Events that an optional channel refused.
+    pub optional_refused: Counter,
     pub connections: AtomicI64,
     pub started: Moment,
     pub stopped: Moment,
@@ -76,6 +82,9 @@ impl SourceCounters {
             batches_accepted: counter("millrace_collector_source_accepted_batches_total"),
             channel_failures: counter("millrace_collector_source_channel_full_total"),
             read_failures: counter("millrace_collector_source_read_failures_total"),
+            filtered: counter("millrace_collector_source_filtered_events_total"),
+            unrouted: counter("millrace_collector_source_unrouted_events_total"),
+            optional_refused: counter("millrace_collector_source_optional_refused_events_total"),
             connections: AtomicI64::new(0),
             started: Moment::default(),
             stopped: Moment::default(),

@@ -42,6 +42,11 @@ impl Event {
         self.headers.as_ref()?.get(name).map(String::as_str)
     }
 
+    /// Sets a header of this event alone.
+    pub fn set_header(&mut self, name: &str, value: String) {
+        Arc::make_mut(self.headers.get_or_insert_default()).insert(name.to_owned(), value);
+    }
+
     /// What the event occupies, for bounds in bytes.
     pub fn size(&self) -> usize {
         self.body.len() + size_of::<Self>()

@@ -7,6 +7,8 @@
 //! | [`flume_conf`] | what an agent file means, and what is wrong with it |
 //! | [`event`] | what moves: events, their origin, the word that they arrived |
 //! | [`source`] | where events come from; `tail/` follows files |
+//! | [`interceptor`] | what happens to events on their way to the channels |
+//! | [`selector`] | which channels an event goes to |
 //! | [`channel`] | what stands between sources and sinks |
 //! | [`sink`] | where events go |
 //! | [`agent`] | components wired, started, stopped, replaced |
@@ -29,7 +31,10 @@ pub mod control;
 pub mod counters;
 pub mod event;
 pub mod flume_conf;
+pub mod interceptor;
+pub mod java_regex;
 pub mod reload;
+pub mod selector;
 pub mod sink;
 pub mod source;
 

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::config::CollectorConfig;
+use crate::source::exec;
 use crate::flume_conf::{self, ConfFile, Finding, Level, Outcome, Plan};
 
 /// Reads and checks `files`. `agent`: the one wanted; `None`: all of them.
@@ -46,12 +47,47 @@ fn system_properties(define: &BTreeMap<String, String>) -> BTreeMap<String, Stri
     properties
 }
 
+/// Adds what this machine has to say about a checked conf: whether tailed files are there.
+pub fn look(outcome: &mut Outcome, strict: bool) {
+    let mut found = Vec::new();
+    for source in outcome.plans.iter().flat_map(|plan| plan.sources.iter().map(move |source| (&plan.agent, source))) {
+        let (agent, source) = source;
+        let Some(tail) = exec::tail_of(source, strict).filter(|_| std::ptr::eq(source.kind, &exec::KIND)) else { continue };
+        let place = source.settings.get("command").and_then(|setting| setting.place.as_ref());
+        let say = |message: String, remedy: &str| {
+            let key = format!("{agent}.sources.{}.command", source.name);
+            Finding::warning("tailed-file", message).maybe_at(place).key(key).remedy(remedy)
+        };
+        let path = tail.path.display();
+        match std::fs::metadata(&tail.path) {
+            Ok(metadata) if metadata.is_dir() => {
+                found.push(say(format!("{path} is a directory; nothing is read from it"), "name a file, or follow all of its files with TAILDIR"))
+            }
+            Ok(metadata) if !metadata.is_file() => {
+                found.push(say(format!("{path} is not a regular file; nothing is read from it"), "add shell = /bin/sh -c: then the command is run"))
+            }
+            Ok(_) => {
+                if let Err(error) = std::fs::File::open(&tail.path) {
+                    found.push(say(format!("{path} cannot be read: {error}"), "let the collector's user read it"));
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                found.push(say(format!("{path} is not there now; it is waited for"), "nothing to do, if it will be written"));
+            }
+            Err(error) => found.push(say(format!("{path}: {error}"), "correct the path")),
+        }
+    }
+    outcome.findings.extend(found);
+}
+
 /// Tells every finding in the log.
 pub fn log(findings: &[Finding]) {
     for finding in findings {
-        let place = finding.place.as_ref().map(|place| format!("{}:{}", place.file, place.line)).unwrap_or_default();
-        let key = finding.key.as_deref().unwrap_or_default();
-        let (message, flume, remedy) = (&finding.message, &finding.flume, &finding.remedy);
+        let place = finding.place.as_ref().map(|place| format!("{}:{}", place.file, place.line));
+        let key = finding.key.as_deref();
+        // A field that is `None` is not printed.
+        let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let (message, flume, remedy) = (&finding.message, said(&finding.flume), said(&finding.remedy));
         match finding.level {
             Level::Error => tracing::error!(place, key, flume, remedy, "{message}"),
             Level::Warning => tracing::warn!(place, key, flume, remedy, "{message}"),

@@ -233,8 +233,24 @@ fn every_fault_is_told_once_with_its_remedy() {
         ("a.sources.r.totalEvents = ${f['key']}", &[(Error, "unknown-variable", "set it"), (Error, "wrong-value", "")]),
         // Selectors and interceptors.
         ("a.sources.r.selector.type = replicating", &[]),
-        ("a.sources.r.selector.type = multiplexing", &[(Error, "not-built", "every channel")]),
-        ("a.sources.r.interceptors = i\na.sources.r.interceptors.i.type = host", &[(Error, "not-built", "remove the lines")]),
+        ("a.sources.r.selector.optional = c", &[]),
+        ("a.sources.r.selector.optional = x", &[(Error, "no-such-channel", "add `x` to the source's channels")]),
+        ("a.sources.r.selector.type = multiplexing", &[(Warning, "unrouted", "name channels")]),
+        (
+            "a.sources.r.selector.type = multiplexing\na.sources.r.selector.default = c\na.sources.r.selector.mapping.x = c d",
+            &[(Error, "no-such-channel", "add `d`")],
+        ),
+        ("a.sources.r.selector.type = multiplexer", &[(Error, "unknown-type", "did you mean `multiplexing`?")]),
+        ("a.sources.r.selector.type = load_balancing\na.sources.r.selector.policy = best", &[(Error, "wrong-value", "round_robin")]),
+        ("a.sources.r.interceptors = i\na.sources.r.interceptors.i.type = timestamp", &[]),
+        (
+            "a.sources.r.interceptors = i j\na.sources.r.interceptors.i.type = static\na.sources.r.interceptors.i.vlue = x",
+            &[(Error, "not-defined", "define a.sources.r.interceptors.j.type"), (Warning, "dead-key", "did you mean `value`?")],
+        ),
+        (
+            "a.sources.r.interceptors = i\na.sources.r.interceptors.i.type = statics\na.sources.r.interceptors.k.type = static",
+            &[(Error, "unknown-type", "did you mean `static`?"), (Warning, "not-listed", "add `k`")],
+        ),
         // exec.
         ("a.sources.r.type = exec", &[(Error, "missing-property", "add a.sources.r.command")]),
         (exec, &[]),

@@ -38,7 +38,7 @@ CREATE TABLE requests (
   'connector' = 'redis',
   'url' = '${env:REDIS_URL}',
   'mode' = 'hash',
-  'key' = 'nginx:requests',
+  'key' = '${env:NGINX_STATS_KEYS:-nginx}:requests',
   'field' = '{window_start}',
   'value' = 'requests'
 );
@@ -61,7 +61,7 @@ CREATE TABLE totals (
   'connector' = 'redis',
   'url' = '${env:REDIS_URL}',
   'mode' = 'hash',
-  'key' = 'nginx:window:{window_start}',
+  'key' = '${env:NGINX_STATS_KEYS:-nginx}:window:{window_start}',
   'ttl' = '1 day'
 );
 
@@ -93,7 +93,7 @@ CREATE TABLE by_status (
   'connector' = 'redis',
   'url' = '${env:REDIS_URL}',
   'mode' = 'hash',
-  'key' = 'nginx:status:{window_start}:{status}',
+  'key' = '${env:NGINX_STATS_KEYS:-nginx}:status:{window_start}:{status}',
   'fields' = 'window_start;status;requests;bytes;errors;p50_ms;p95_ms;p99_ms',
   'ttl' = '1 day'
 );
@@ -121,7 +121,7 @@ CREATE TABLE top_paths (
   'connector' = 'redis',
   'url' = '${env:REDIS_URL}',
   'mode' = 'sorted-set',
-  'key' = 'nginx:paths:{window_start}',
+  'key' = '${env:NGINX_STATS_KEYS:-nginx}:paths:{window_start}',
   'member' = '{path}',
   'score' = 'requests',
   'replace' = 'true',

@@ -1,6 +1,6 @@
 //! The page of the nginx statistics: reads what `job.sql` keeps in Redis and shows it, anew every two seconds.
 //!
-//! Settings: `REDIS_URL` (redis://127.0.0.1:6379), `MILLRACE_PAGE__LISTEN` (127.0.0.1:8088); the rest as every service.
+//! Settings: `REDIS_URL` (redis://127.0.0.1:6379), `NGINX_STATS_KEYS` (the first word of the job's keys in Redis: nginx), `MILLRACE_PAGE__LISTEN` (127.0.0.1:8088); the rest as every service.
 
 use std::{collections::BTreeMap, net::Ipv4Addr, process::ExitCode, sync::Arc};
 
@@ -118,7 +118,7 @@ struct Window {
 /// Windows by their start as the job writes it, `2026-11-22T10:00:00`: in order of time, since all are in UTC.
 async fn windows(connection: &mut ConnectionManager) -> redis::RedisResult<BTreeMap<String, Window>> {
     let mut keys: Vec<String> = Vec::new();
-    let mut scan: AsyncIter<'_, String> = connection.scan_match("nginx:status:*").await?;
+    let mut scan: AsyncIter<'_, String> = connection.scan_match(format!("{}:status:*", keys())).await?;
     while let Some(key) = scan.next_item().await {
         keys.push(key?);
     }
@@ -136,14 +136,19 @@ async fn windows(connection: &mut ConnectionManager) -> redis::RedisResult<BTree
     // Latencies of all statuses together, for the windows that are shown.
     for (start, window) in windows.iter_mut().rev().take(WINDOWS_MAX) {
         let latencies: (Option<f64>, Option<f64>, Option<f64>) =
-            connection.hmget(format!("nginx:window:{start}"), &["p50_ms", "p95_ms", "p99_ms"]).await?;
+            connection.hmget(format!("{}:window:{start}", keys()), &["p50_ms", "p95_ms", "p99_ms"]).await?;
         (window.p50, window.p95, window.p99) = latencies;
     }
     Ok(windows)
 }
 
+/// The first word of the job's keys in Redis.
+fn keys() -> String {
+    std::env::var("NGINX_STATS_KEYS").unwrap_or_else(|_| "nginx".to_owned())
+}
+
 async fn top_paths(connection: &mut ConnectionManager, window: &str) -> redis::RedisResult<Vec<(String, f64)>> {
-    connection.zrevrange_withscores(format!("nginx:paths:{window}"), 0, PATHS_MAX as isize - 1).await
+    connection.zrevrange_withscores(format!("{}:paths:{window}", keys()), 0, PATHS_MAX as isize - 1).await
 }
 
 fn bytes(n: u64) -> String {

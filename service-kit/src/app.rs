@@ -44,6 +44,8 @@ pub mod exit {
 /// After the service is done: for the control port's last answers, for the last spans, for threads that block.
 const FAREWELL: Duration = Duration::from_secs(1);
 const FLUSH_MAX: Duration = Duration::from_secs(3);
+/// The same signal again within this time is the first one's echo.
+const ONE_SIGNAL: Duration = Duration::from_millis(500);
 /// Histograms collect raw values until they are folded.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -217,7 +219,14 @@ fn watch_signals(stop: CancellationToken) -> anyhow::Result<()> {
         let first = either(&mut interrupt, &mut terminate).await;
         info!(signal = first, "stopping; the same again stops at once");
         stop.cancel();
-        let second = either(&mut interrupt, &mut terminate).await;
+        let begun = Instant::now();
+        let second = loop {
+            let second = either(&mut interrupt, &mut terminate).await;
+            // Who signals a process and its group (`timeout`, a shell) sends one signal twice.
+            if second != first || begun.elapsed() >= ONE_SIGNAL {
+                break second;
+            }
+        };
         error!(signal = second, "stopped at once; what was accepted and not delivered may be lost");
         std::process::exit(exit::INTERRUPTED.into());
     });

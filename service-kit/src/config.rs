@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::listen::ListenAddr;
 
+pub use load::is_secret;
 pub use load::{ConfigError, ConfigErrors, NOT_CONFIGURATION, load, render};
-pub use parse::duration;
+pub use parse::{at_least_one, duration, period};
 
 /// The kit's part of each service's configuration.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -130,6 +131,8 @@ section! {
         headers_max: u32 = 64; "count"
         /// An HTTP request's body in bytes, as sent and after decompression (413). gRPC bounds each message instead, at 4 MiB.
         body_bytes_max: u64 = 10 * 1024 * 1024; "bytes"
+        /// The bodies of all HTTP requests at a time, in bytes, until they are answered; more get 503.
+        bodies_bytes_max: u64 = 64 * 1024 * 1024; "bytes"
         /// How many times larger than sent a compressed body may become (413).
         body_ratio_max: NonZeroU32 = positive(100); "count"
         /// Until the next piece of an HTTP request's body must arrive (408).

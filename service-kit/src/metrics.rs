@@ -99,7 +99,10 @@ pub const METRICS: &[Metric] = &[
     counter("millrace_bridge_dedup_replayed_total", "batches", &[], "Repeated batches answered without writing."),
     gauge("millrace_bridge_sessions", "sessions", &[], "Consumer instances and gRPC consumers (consume.sessions_max)."),
     counter("millrace_bridge_sessions_expired_total", "sessions", &[], "Consumers that left their group because nobody used them."),
-    gauge("millrace_bridge_session_held_bytes", "bytes", &[], "Records that all consumers hold ready."),
+    gauge("millrace_bridge_session_held_bytes", "bytes", &[], "Records that all consumers hold ready, and answers on their way (consume.held_bytes_max)."),
+    gauge("millrace_bridge_produce_in_flight_bytes", "bytes", &[], "Records taken and not yet acknowledged (produce.in_flight_bytes_max)."),
+    counter("millrace_bridge_stale_offsets_total", "partitions or groups", &[], "Stored offsets given up: of a topic that was created anew, or behind a partition's end."),
+    counter("millrace_bridge_foreign_offsets_total", "partitions", &[], "Partitions whose offset in Kafka was not the stored one when a consumer began."),
     counter("millrace_bridge_consume_records_total", "records", &[], "Records handed to consumers."),
     counter("millrace_bridge_commits_total", "commits", &[], "Acknowledgements kept in the offset store."),
     counter("millrace_bridge_mirror_failures_total", "commits", &[], "Acknowledgements whose copy Kafka did not take; the store has them."),
@@ -217,8 +220,9 @@ pub const METRICS: &[Metric] = &[
         "millrace_listen_rejected_total",
         "connections or requests",
         &["listener", "reason"],
-        "Refused by a limit: connections, connections_per_ip, header_timeout, headers, body_bytes, body_ratio, body_timeout, encoding, request_timeout, requests, draining.",
+        "Refused by a limit: connections, connections_per_ip, header_timeout, headers, bodies, body_bytes, body_ratio, body_timeout, encoding, request_timeout, requests, draining.",
     ),
+    gauge("millrace_listen_body_bytes", "bytes", &[], "HTTP requests' bodies that are held at a time (limits.bodies_bytes_max)."),
     histogram("millrace_listen_request_seconds", "seconds", &["listener"], "From a request's head to its response's head."),
 ];
 

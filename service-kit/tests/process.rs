@@ -193,6 +193,17 @@ fn a_second_signal_ends_the_process_at_once() {
 }
 
 #[test]
+fn a_signal_sent_to_the_process_and_to_its_group_is_one_signal() {
+    let mut process = Process::spawn("job_time = '700ms'\n[shutdown]\ndeadline = '1h'", &[]);
+    assert_eq!(process.job("the-job"), "HTTP/1.1 202 Accepted");
+    process.signal(Signal::TERM);
+    process.await_log("draining");
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(), Some(0));
+    assert!(process.log().contains("the-job"), "not delivered");
+}
+
+#[test]
 fn a_signal_while_nothing_is_open_ends_the_process_quickly() {
     let mut process = Process::spawn("[shutdown]\ndeadline = '1h'", &[]);
     process.address("control");

@@ -63,6 +63,7 @@ async fn main() -> anyhow::Result<()> {
             replay: false,
             last: id + 1 == count,
             span: tracing::Span::none(),
+            monitor: None,
         };
         let outcome = program.run(&context, input).await?;
         anyhow::ensure!(outcome.malformed + outcome.late == 0, "rows were lost: {outcome:?}");

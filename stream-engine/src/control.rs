@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::config::EngineConfig;
 use crate::job::{BatchView, Job, JobState, Registry, Submission};
+use crate::sql;
 
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 const SAVEPOINT_WAIT: Duration = Duration::from_secs(60);
@@ -31,11 +32,19 @@ impl EngineControl {
 impl Control for EngineControl {
     async fn facts(&self) -> Vec<(String, String)> {
         let views: Vec<_> = self.registry.jobs().iter().map(|job| job.monitor.view()).collect();
-        let running = views.iter().filter(|view| !view.state.is_over()).count();
+        let over = views.iter().filter(|view| view.state.is_over()).count();
+        let paused = views.iter().filter(|view| view.state == JobState::Paused).count();
+        let waiting = views.iter().filter(|view| view.state == JobState::Waiting).count();
+        let mut jobs = format!("{} running", views.len() - over - paused - waiting);
+        for (count, state) in [(paused, "paused"), (waiting, "waiting")] {
+            if count > 0 {
+                jobs.push_str(&format!(", {count} {state}"));
+            }
+        }
         let batches: u64 = views.iter().map(|view| view.totals.batches).sum();
         let rows: u64 = views.iter().map(|view| view.totals.rows_in).sum();
         vec![
-            ("jobs".into(), format!("{running} running, {} in all", views.len())),
+            ("jobs".into(), format!("{jobs}, {} in all", views.len())),
             ("batches".into(), batches.to_string()),
             ("rows in".into(), rows.to_string()),
         ]
@@ -47,7 +56,12 @@ impl Control for EngineControl {
             .jobs()
             .iter()
             .map(|job| job.monitor.view())
-            .filter_map(|view| view.error.map(|error| format!("job `{}` {}: {error}", view.name, view.state.name())))
+            // A failed job that somebody stopped is known to have failed.
+            .filter(|view| view.state != JobState::Finished)
+            .filter_map(|view| {
+                let failed = if view.state == JobState::Failed { " FAILED" } else { "" };
+                view.error.map(|error| format!("job `{}`{failed}: {error}", view.name))
+            })
             .collect();
         (!wrong.is_empty()).then(|| wrong.join("; "))
     }
@@ -109,7 +123,8 @@ impl engine_server::Engine for Engine {
         Ok(Response::new(pb::ShowJobResponse {
             job: Some(job_message(&job)),
             batches: views.iter().take(max).map(batch_message).collect(),
-            definition: job.definition.clone(),
+            // The stored text keeps its secrets; nobody is shown them.
+            definition: sql::masked(&job.definition),
             plan: job.plan.clone(),
         }))
     }
@@ -126,6 +141,12 @@ impl engine_server::Engine for Engine {
         let (location, batch_id) = self.registry.savepoint(&name, &target, SAVEPOINT_WAIT).await?;
         Ok(Response::new(pb::SavepointResponse { location, batch_id }))
     }
+
+    async fn delete_job(&self, request: Request<pb::DeleteJobRequest>) -> Result<Response<pb::DeleteJobResponse>, Status> {
+        let pb::DeleteJobRequest { name, checkpoint } = request.into_inner();
+        let location = self.registry.delete(&name, checkpoint).await?;
+        Ok(Response::new(pb::DeleteJobResponse { checkpoint: location }))
+    }
 }
 
 fn job_message(job: &Job) -> pb::Job {
@@ -133,6 +154,7 @@ fn job_message(job: &Job) -> pb::Job {
     let state = match view.state {
         JobState::Starting => pb::JobState::Starting,
         JobState::Running => pb::JobState::Running,
+        JobState::Waiting => pb::JobState::Waiting,
         JobState::Paused => pb::JobState::Paused,
         JobState::Stopping => pb::JobState::Stopping,
         JobState::Finished => pb::JobState::Finished,
@@ -142,6 +164,7 @@ fn job_message(job: &Job) -> pb::Job {
         name: view.name,
         state: state.into(),
         error: view.error.unwrap_or_default(),
+        last_batch_at_ms: view.last_batch_at_ms,
         started_at_ms: view.started_at_ms,
         batch_interval_ms: view.batch_interval_ms,
         batches_completed: view.totals.batches,

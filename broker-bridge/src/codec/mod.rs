@@ -77,7 +77,8 @@ mod tests {
         refused("binary", "1", "base64");
         refused("binary", r#""%%%""#, "base64");
         refused("binary", r#""AP8""#, "base64");
-        refused("text", r#"{"a":1}"#, "string");
+        refused("text", r#"{"a":1}"#, "must be a string");
+        refused("text", r#""\ud800""#, "not Unicode text");
         for (format, bytes) in
             [("json", b"{not json".as_slice()), ("json", b""), ("json", b"1 2"), ("text", &[0xff, 0xfe]), ("json", &[b'"', 0xff, b'"'])]
         {

@@ -8,7 +8,10 @@ use super::Codec;
 pub(super) const CODEC: Codec = Codec { name: "text", content_type: "application/vnd.kafka.text.v2+json", parse, write };
 
 fn parse(raw: &RawValue) -> Result<Bytes, String> {
-    let text: String = serde_json::from_str(raw.get()).map_err(|_| "must be a string in the text format".to_owned())?;
+    let text: String = serde_json::from_str(raw.get()).map_err(|error| match raw.get().starts_with('"') {
+        true => format!("is not Unicode text ({error}); bytes go in the binary format"),
+        false => "must be a string in the text format".to_owned(),
+    })?;
     Ok(Bytes::from(text))
 }
 

@@ -38,12 +38,13 @@ const FETCH_WAIT: Duration = Duration::from_secs(5);
 pub(super) type Batches = Pin<Box<dyn Stream<Item = Result<ConsumeResponse, Status>> + Send>>;
 
 pub(super) fn stream(services: Services, requests: Streaming<ConsumeRequest>) -> Batches {
-    let (batches, receiver) = mpsc::channel(QUEUE_BATCHES_MAX);
+    // One place more, for the last word: a client that does not read must not keep the stream from ending.
+    let (batches, receiver) = mpsc::channel(QUEUE_BATCHES_MAX + 1);
+    let last_word = batches.clone().try_reserve_owned();
     let tasks = services.sessions.tasks();
     tasks.spawn(async move {
-        if let Err(error) = serve(&services, requests, &batches).await {
-            // A client that is gone needs no error.
-            drop(batches.send(Err(error)).await);
+        if let (Err(error), Ok(last_word)) = (serve(&services, requests, &batches).await, last_word) {
+            last_word.send(Err(error));
         }
     });
     Box::pin(ReceiverStream::new(receiver))
@@ -61,7 +62,7 @@ async fn serve(services: &Services, mut requests: Streaming<ConsumeRequest>, bat
     let credit = subscribe.credit;
     let session = open(services, subscribe).await?;
     let served =
-        Consumer { services, session: &session, batches, credit: u64::from(credit), unacked: VecDeque::new(), last: 0 }.run(requests).await;
+        Consumer { services, session: &session, batches, credit: u64::from(credit), unacked: VecDeque::new(), last: 0, ready: None }.run(requests).await;
     services.sessions.remove(&session, false).await;
     served
 }
@@ -104,6 +105,8 @@ struct Consumer<'a> {
     /// Sent and not acked: batch and the offsets behind it. Bounded by the credit.
     unacked: VecDeque<(u64, BTreeMap<TopicPartition, i64>)>,
     last: u64,
+    /// Fetched, waiting for a place in the queue.
+    ready: Option<ConsumeResponse>,
 }
 
 impl Consumer<'_> {
@@ -111,7 +114,7 @@ impl Consumer<'_> {
         // Kept across rounds: a message from the client does not interrupt a fetch.
         let mut fetch = None;
         loop {
-            if self.credit > 0 && fetch.is_none() {
+            if self.credit > 0 && fetch.is_none() && self.ready.is_none() {
                 let records_max = usize::try_from(self.credit).unwrap_or(usize::MAX).min(BATCH_RECORDS_MAX);
                 let limits = Limits { records_max, bytes_max: BATCH_BYTES_MAX, bytes_min: 1, wait: FETCH_WAIT };
                 fetch = Some(Box::pin(self.session.fetch(limits, WireRecords::default())));
@@ -132,7 +135,12 @@ impl Consumer<'_> {
                 },
                 records = fetched => {
                     fetch = None;
-                    self.send(records?).await?;
+                    self.prepare(records?);
+                }
+                place = self.batches.reserve(), if self.ready.is_some() => match (place, self.ready.take()) {
+                    (Ok(place), Some(batch)) => place.send(Ok(batch)),
+                    // The client is gone.
+                    _ => return Ok(()),
                 }
             }
         }
@@ -153,16 +161,14 @@ impl Consumer<'_> {
         }
     }
 
-    async fn send(&mut self, records: WireRecords) -> Result<()> {
+    fn prepare(&mut self, records: WireRecords) {
         if records.records.is_empty() {
-            return Ok(());
+            return;
         }
         self.last += 1;
         self.credit = self.credit.saturating_sub(records.records.len() as u64);
         self.unacked.push_back((self.last, records.ends));
-        // A closed stream is noticed by the loop.
-        drop(self.batches.send(Ok(ConsumeResponse { batch: self.last, records: records.records })).await);
-        Ok(())
+        self.ready = Some(ConsumeResponse { batch: self.last, records: records.records });
     }
 
     async fn acknowledge(&mut self, batch: u64) -> Result<()> {

@@ -57,6 +57,12 @@ fn out_record(default: &Arc<str>, index: usize, record: Record) -> Result<OutRec
             format!("records[{index}] has no topic, and neither has the request; set one of them"),
         ));
     }
+    if record.timestamp_ms.is_some_and(|timestamp| timestamp < 0) {
+        return Err(BridgeError::new(
+            Code::Unprocessable,
+            format!("records[{index}].timestamp_ms is negative; it counts milliseconds since 1970"),
+        ));
+    }
     let headers = record.headers.into_iter().map(|header| (header.key, header.value.unwrap_or_default()));
     Ok(OutRecord {
         topic,

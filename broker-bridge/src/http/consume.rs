@@ -286,7 +286,7 @@ pub(super) async fn records(
         wait: wait.unwrap_or(session.settings.request_timeout).min(consume.request_timeout_max),
     };
     let answer = session.fetch(limits, JsonRecords { codec, compat: app.config.http.compat, bytes_max, body: Vec::new() }).await?;
-    Ok((StatusCode::OK, [(header::CONTENT_TYPE, codec.content_type)], answer.finish()).into_response())
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, codec.content_type)], session.on_its_way(answer.finish())).into_response())
 }
 
 pub(super) async fn commit(State(app): State<App>, Path((group, name)): Instance, headers: HeaderMap, body: Bytes) -> Result<Response> {

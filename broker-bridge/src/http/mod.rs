@@ -97,6 +97,7 @@ fn routes() -> Vec<Route> {
         route!(GET "/v3/clusters", v3::clusters),
         route!(GET "/v3/clusters/{cluster}", v3::cluster),
         route!(GET "/v3/clusters/{cluster}/brokers", v3::brokers),
+        route!(GET "/v3/clusters/{cluster}/brokers/{broker}", v3::broker),
         route!(GET "/v3/clusters/{cluster}/topics", v3::topics),
         route!(POST "/v3/clusters/{cluster}/topics", v3::create_topic),
         route!(GET "/v3/clusters/{cluster}/topics/{topic}", v3::topic),
@@ -114,7 +115,7 @@ pub(crate) fn router(app: App) -> Router {
     for Route { path, handler, .. } in routes() {
         router = router.route(path, handler);
     }
-    router.fallback(no_route).method_not_allowed_fallback(no_method).with_state(app)
+    router.fallback(no_route).method_not_allowed_fallback(no_method).layer(axum::middleware::map_response(in_our_form)).with_state(app)
 }
 
 async fn root() -> Response {
@@ -153,6 +154,22 @@ async fn no_route(uri: Uri) -> BridgeError {
 async fn no_method(method: Method, uri: Uri) -> BridgeError {
     BridgeError::new(Code::MethodNotAllowed, format!("{method} is not possible on {}; GET /openapi lists what is", uri.path()))
 }
+
+/// What axum refuses by itself (a path or query that is not UTF-8, a body that breaks off) it says as plain text, which no answer of ours is.
+async fn in_our_form(response: Response) -> Response {
+    let status = response.status();
+    let is_text = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    if !status.is_client_error() || !is_text {
+        return response;
+    }
+    let message = axum::body::to_bytes(response.into_body(), REFUSAL_BYTES_MAX).await.unwrap_or_default();
+    let message = String::from_utf8_lossy(&message).into_owned();
+    let code = if status == StatusCode::PAYLOAD_TOO_LARGE { Code::TooLarge } else { Code::BadRequest };
+    BridgeError::new(code, if message.is_empty() { "the request cannot be read".to_owned() } else { message }).into_response()
+}
+
+/// Of axum's own words.
+const REFUSAL_BYTES_MAX: usize = 4096;
 
 const JSON: &str = "application/json";
 /// What v2 answers are, records apart.

@@ -99,11 +99,12 @@ async fn produce(
     app.topics.check(&topic, partition).await?;
 
     let header_text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let key = header_text("idempotency-key");
     if query::<bool>(options, "async")?.unwrap_or(false) {
-        app.produce.send_unattended(records, header_text(TRACEPARENT))?;
+        app.produce.send_unattended(key, records, header_text(TRACEPARENT))?;
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let receipt = app.produce.send(header_text("idempotency-key"), records, header_text(TRACEPARENT)).await?;
+    let receipt = app.produce.send(key, records, header_text(TRACEPARENT)).await?;
     Ok(answer(app.config.http.compat, &receipt))
 }
 

@@ -376,3 +376,52 @@ fn the_base_uri_is_what_the_client_can_reach() {
     check(&[("host", "b:1"), ("forwarded", "for=1.2.3.4;host=\"f.example\";proto=https, host=x")], "https://f.example");
     assert_eq!(segment("a b/ö.-_~"), "a%20b%2F%C3%B6.-_~");
 }
+
+#[tokio::test]
+async fn what_cannot_be_read_at_all_is_refused_in_the_same_form() {
+    let bridge = Bridge::new(Compat::Confluent);
+    bridge.get("/topics/%FF").await.fails(400, 400, "UTF-8");
+    bridge.post("/consumers/%FF", "{}").await.fails(400, 400, "UTF-8");
+    let broken = futures::stream::iter([Ok(bytes::Bytes::from_static(b"{")), Err(std::io::Error::other("cut"))]);
+    let request = Request::post("/topics/t").header("content-type", "application/vnd.kafka.json.v2+json");
+    let response = bridge.router.clone().oneshot(request.body(Body::from_stream(broken)).unwrap()).await.unwrap();
+    assert_eq!((response.status(), response.headers()["content-type"].to_str().unwrap()), (StatusCode::BAD_REQUEST, V2));
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["error_code"], 400);
+}
+
+#[tokio::test]
+async fn an_idempotency_key_holds_for_unattended_requests_too() {
+    let bridge = Bridge::new(Compat::Confluent);
+    let headers = [("content-type", "application/vnd.kafka.json.v2+json"), ("idempotency-key", "k1")];
+    for _ in 0..2 {
+        assert_eq!(bridge.call("POST", "/topics/t?async=true", &headers, r#"{"records":[{"value":1}]}"#).await.status, 204);
+    }
+    // Waits for whoever is writing it, and is answered with its result.
+    let third = bridge.call("POST", "/topics/t", &headers, r#"{"records":[{"value":1}]}"#).await;
+    assert_eq!((third.status, bridge.kafka.values("t").len()), (200, 1), "{}", third.text);
+}
+
+#[tokio::test]
+async fn links_lead_somewhere() {
+    fn links(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(name, value)| match value {
+                Value::String(url) if name == "related" || name == "self" => found.push(url.clone()),
+                other => links(other, found),
+            }),
+            Value::Array(items) => items.iter().for_each(|item| links(item, found)),
+            _ => {}
+        }
+    }
+    let bridge = Bridge::new(Compat::Confluent);
+    let mut found = Vec::new();
+    for path in ["/v3/clusters", "/v3/clusters/fake/brokers", "/v3/clusters/fake/topics"] {
+        links(&bridge.get(path).await.json(), &mut found);
+    }
+    assert!(found.len() > 5, "{found:?}");
+    for url in found {
+        let path = url.strip_prefix("http://bridge:8082").unwrap();
+        assert_eq!(bridge.get(path).await.status, 200, "{path}");
+    }
+}

@@ -86,14 +86,11 @@ impl Cluster {
     fn topic_json(&self, topic: &TopicView) -> Value {
         let replication = topic.partitions.first().map_or(0, |partition| partition.replicas.len());
         let path = format!("/topics/{}", topic.name);
-        let related = |what: &str| json!({"related": format!("{}{path}/{what}", self.url)});
         let fields = json!({
             "topic_name": topic.name,
             "is_internal": topic.name.starts_with("__"),
             "replication_factor": replication,
             "partitions_count": topic.partitions.len(),
-            "partitions": related("partitions"),
-            "configs": related("configs"),
         });
         self.resource("KafkaTopic", &path, fields)
     }
@@ -169,6 +166,19 @@ pub(super) async fn cluster(State(app): State<App>, Path(name): Path<String>, he
 
 pub(super) async fn brokers(State(app): State<App>, Path(name): Path<String>, headers: HeaderMap) -> Reply {
     let cluster = Cluster::named(&app, &headers, &name).await?;
+    Ok(cluster.list("KafkaBrokerList", "/brokers", broker_list(&app, &cluster).await?.into_values().collect()))
+}
+
+pub(super) async fn broker(State(app): State<App>, Path((name, id)): Path<(String, String)>, headers: HeaderMap) -> Reply {
+    let cluster = Cluster::named(&app, &headers, &name).await?;
+    let mut brokers = broker_list(&app, &cluster).await?;
+    let known = brokers.keys().map(i32::to_string).collect::<Vec<_>>().join(", ");
+    let broker = id.parse::<i32>().ok().and_then(|id| brokers.remove(&id));
+    let broker = broker.ok_or_else(|| BridgeError::new(Code::NoRoute, format!("the cluster has no broker {id:?}; it has {known}")))?;
+    Ok(json_response(StatusCode::OK, JSON, &broker))
+}
+
+async fn broker_list(app: &App, cluster: &Cluster) -> Result<BTreeMap<i32, Value>> {
     let brokers = app.topics.brokers().await?;
     let data = cluster.view.brokers.iter().map(|broker| {
         let load = brokers.load.get(&broker.id).copied().unwrap_or_default();
@@ -176,9 +186,9 @@ pub(super) async fn brokers(State(app): State<App>, Path(name): Path<String>, he
             "broker_id": broker.id, "host": broker.host, "port": broker.port, "rack": null,
             "partitions_count": load.partitions, "leaders_count": load.leaders, "log_bytes": load.log_bytes,
         });
-        cluster.resource("KafkaBroker", &format!("/brokers/{}", broker.id), fields)
+        (broker.id, cluster.resource("KafkaBroker", &format!("/brokers/{}", broker.id), fields))
     });
-    Ok(cluster.list("KafkaBrokerList", "/brokers", data.collect()))
+    Ok(data.collect())
 }
 
 pub(super) async fn topics(State(app): State<App>, Path(name): Path<String>, headers: HeaderMap) -> Reply {

@@ -1,7 +1,8 @@
 //! The window in which a repeated batch is recognised.
 //!
-//! A batch is known by its id. While it is being written, a repetition waits for it; afterwards a repetition is answered with the
-//! stored results, and only records that failed in a way that may pass are written again. The window is bounded by records and age and
+//! A batch is known by its id. While it is being written, a repetition waits for it, as long as a request may wait; afterwards a repetition is
+//! answered with the stored results, and only records that certainly were not written, and may pass, are written again: one whose outcome is not
+//! known could be written twice. The window is bounded by records and age and
 //! lives in this process: after a restart a batch id is new.
 
 use std::{
@@ -11,7 +12,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use super::RecordOutcome;
 use crate::error::{BridgeError, Code, Result};
@@ -51,6 +55,8 @@ pub(super) enum Claim {
     Write { ticket: Ticket, earlier: Option<Arc<Vec<RecordOutcome>>> },
     /// Nothing is left to write.
     Replay(Arc<Vec<RecordOutcome>>),
+    /// Another request is still writing it.
+    Pending,
 }
 
 /// The right to write one batch. Dropped without `finish`, the batch is forgotten.
@@ -66,8 +72,9 @@ impl Dedup {
         Arc::new(Self { inner: Mutex::default(), records_max, age })
     }
 
-    /// Claims `id`; waits while another request writes the same batch. `fingerprint` tells whether it is the same batch.
-    pub(super) async fn claim(self: &Arc<Self>, id: &str, fingerprint: u64) -> Result<Claim> {
+    /// Claims `id`; waits up to `patience` while another request writes the same batch. `fingerprint` tells whether it is the same batch.
+    pub(super) async fn claim(self: &Arc<Self>, id: &str, fingerprint: u64, patience: Duration) -> Result<Claim> {
+        let until = Instant::now() + patience;
         loop {
             let mut writing = {
                 let mut inner = self.inner.lock();
@@ -94,7 +101,9 @@ impl Dedup {
                 }
             };
             // An error means that the writer is gone: look again either way.
-            drop(writing.wait_for(|done| *done).await);
+            if timeout_at(until, writing.wait_for(|done| *done)).await.is_err() {
+                return Ok(Claim::Pending);
+            }
         }
     }
 
@@ -153,9 +162,9 @@ impl Drop for Ticket {
     }
 }
 
-/// Whether writing the record again may succeed.
+/// Whether the record was certainly not written, and writing it again may succeed.
 pub(super) fn may_pass(result: &RecordOutcome) -> bool {
-    result.as_ref().is_err_and(BridgeError::retryable)
+    result.as_ref().is_err_and(|error| error.retryable() && error.code != Code::Timeout)
 }
 
 /// An empty batch takes room too.
@@ -171,6 +180,8 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(30);
+
     fn written(offset: i64) -> RecordOutcome {
         Ok(Written { partition: 0, offset })
     }
@@ -180,9 +191,9 @@ mod tests {
     }
 
     async fn write(dedup: &Arc<Dedup>, id: &str, results: Vec<RecordOutcome>) {
-        match dedup.claim(id, 1).await.unwrap() {
+        match dedup.claim(id, 1, PATIENCE).await.unwrap() {
             Claim::Write { ticket, .. } => ticket.finish(Arc::new(results)),
-            Claim::Replay(_) => panic!("{id} is known already"),
+            _ => panic!("{id} is known already"),
         }
     }
 
@@ -199,16 +210,16 @@ mod tests {
     }
 
     async fn known(dedup: &Arc<Dedup>, id: &str) -> bool {
-        matches!(dedup.claim(id, 1).await.unwrap(), Claim::Replay(_))
+        matches!(dedup.claim(id, 1, PATIENCE).await.unwrap(), Claim::Replay(_))
     }
 
     #[tokio::test]
     async fn a_repeated_batch_gets_the_first_answer_until_it_is_too_old() {
         let dedup = Dedup::new(100, Duration::from_secs(60));
         write(&dedup, "a", vec![written(7), failed(Code::TooLarge)]).await;
-        match dedup.claim("a", 1).await.unwrap() {
+        match dedup.claim("a", 1, PATIENCE).await.unwrap() {
             Claim::Replay(results) => assert_eq!(*results, [written(7), failed(Code::TooLarge)]),
-            Claim::Write { .. } => panic!("must be replayed"),
+            _ => panic!("must be replayed"),
         }
         pass(&dedup, 30);
         assert!(known(&dedup, "a").await);
@@ -230,7 +241,7 @@ mod tests {
     async fn an_id_with_other_records_is_refused() {
         let dedup = Dedup::new(5, Duration::from_secs(60));
         write(&dedup, "a", vec![written(0)]).await;
-        let error = dedup.claim("a", 2).await.err().unwrap();
+        let error = dedup.claim("a", 2, PATIENCE).await.err().unwrap();
         assert_eq!(error.code, Code::Unprocessable);
         assert!(error.message.contains("\"a\""), "{error}");
     }
@@ -239,12 +250,12 @@ mod tests {
     async fn what_may_pass_is_written_again_with_the_earlier_results_at_hand() {
         let dedup = Dedup::new(5, Duration::from_secs(60));
         write(&dedup, "a", vec![written(0), failed(Code::KafkaRetriable)]).await;
-        match dedup.claim("a", 1).await.unwrap() {
+        match dedup.claim("a", 1, PATIENCE).await.unwrap() {
             Claim::Write { ticket, earlier } => {
                 assert_eq!(*earlier.unwrap(), [written(0), failed(Code::KafkaRetriable)]);
                 ticket.finish(Arc::new(vec![written(0), written(1)]));
             }
-            Claim::Replay(_) => panic!("one record may pass"),
+            _ => panic!("one record may pass"),
         }
         assert!(known(&dedup, "a").await);
         assert_eq!(dedup.inner.lock().records, 2);
@@ -253,7 +264,7 @@ mod tests {
     #[tokio::test]
     async fn a_repetition_waits_for_the_writer_and_takes_over_when_it_gives_up() {
         let dedup = Dedup::new(5, Duration::from_secs(60));
-        let Claim::Write { ticket, .. } = dedup.claim("a", 1).await.unwrap() else { panic!() };
+        let Claim::Write { ticket, .. } = dedup.claim("a", 1, PATIENCE).await.unwrap() else { panic!() };
         let waiting = tokio::spawn({
             let dedup = Arc::clone(&dedup);
             async move { known(&dedup, "a").await }
@@ -263,13 +274,25 @@ mod tests {
         ticket.finish(Arc::new(vec![written(0)]));
         assert!(waiting.await.unwrap());
 
-        let Claim::Write { ticket, .. } = dedup.claim("b", 1).await.unwrap() else { panic!() };
+        let Claim::Write { ticket, .. } = dedup.claim("b", 1, PATIENCE).await.unwrap() else { panic!() };
         let waiting = tokio::spawn({
             let dedup = Arc::clone(&dedup);
             async move { known(&dedup, "b").await }
         });
         tokio::task::yield_now().await;
+        let impatient = dedup.claim("b", 1, Duration::from_millis(1)).await.unwrap();
+        assert!(matches!(impatient, Claim::Pending), "and no longer than it may");
         drop(ticket);
         assert!(!waiting.await.unwrap(), "the batch is free again");
+    }
+
+    #[tokio::test]
+    async fn what_may_have_been_written_is_never_written_again() {
+        let dedup = Dedup::new(5, Duration::from_secs(60));
+        for code in [Code::Timeout, Code::OutcomeUnknown] {
+            let id = format!("{code:?}");
+            write(&dedup, &id, vec![written(0), failed(code)]).await;
+            assert!(known(&dedup, &id).await, "{code:?}");
+        }
     }
 }

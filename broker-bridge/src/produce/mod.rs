@@ -2,7 +2,9 @@
 //!
 //! Promise: an `Ok` result was acknowledged by Kafka as `acks` demands (all, unless configured otherwise). An error says whether the record
 //! may be sent again; with a batch id that is safe within the window of `dedup`.
-//! Limits: records in a batch (`produce.batch_records_max`), time to acknowledgement (`produce.timeout`).
+//! A caller waits for `produce.timeout`. A record that is not acknowledged by then may still be written, until the producer gives it up
+//! (`delivery.timeout.ms`); under a batch id the bridge goes on waiting, and a repetition gets the outcome instead of writing again.
+//! Limits: records in a batch (`produce.batch_records_max`), bytes in flight (`produce.in_flight_bytes_max`), time (`produce.timeout`).
 
 mod dedup;
 
@@ -12,10 +14,13 @@ use std::{
 };
 
 use service_kit::{
-    kafka::{OutRecord, Producer, Written},
+    kafka::{KafkaError, OutRecord, Producer, Written},
     telemetry,
 };
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
@@ -52,12 +57,15 @@ struct Inner {
     dedup: Arc<Dedup>,
     config: config::Produce,
     tasks: TaskTracker,
+    /// `produce.in_flight_bytes_max`, in KiB.
+    room: Arc<Semaphore>,
 }
 
 impl Produce {
     pub(crate) fn new(producer: Arc<dyn Producer>, topics: Topics, gate: Arc<Gate>, config: config::Produce, tasks: TaskTracker) -> Self {
         let dedup = Dedup::new(config.dedup_records_max, config.dedup_age);
-        Self { inner: Arc::new(Inner { producer, topics, gate, dedup, config, tasks }) }
+        let room = Arc::new(Semaphore::new(config.room_kib() as usize));
+        Self { inner: Arc::new(Inner { producer, topics, gate, dedup, config, tasks, room }) }
     }
 
     /// Writes a batch. An error means that nothing was written; otherwise every record has its own result.
@@ -82,12 +90,13 @@ impl Produce {
     }
 
     /// Writes a batch whose results nobody waits for; failures are counted and logged.
-    pub(crate) fn send_unattended(&self, records: Vec<OutRecord>, traceparent: Option<&str>) -> Result<()> {
+    pub(crate) fn send_unattended(&self, batch_id: Option<&str>, records: Vec<OutRecord>, traceparent: Option<&str>) -> Result<()> {
         // What can be known now, the caller still learns.
         drop(self.inner.gate.enter(Work::Produce, 0)?);
-        let (produce, traceparent) = (self.clone(), traceparent.map(str::to_owned));
+        check_batch_id(batch_id)?;
+        let (produce, batch_id, traceparent) = (self.clone(), batch_id.map(str::to_owned), traceparent.map(str::to_owned));
         let written = async move {
-            let failed = match produce.send(None, records, traceparent.as_deref()).await {
+            let failed = match produce.send(batch_id.as_deref(), records, traceparent.as_deref()).await {
                 Ok(receipt) => receipt.results.iter().find_map(|result| result.as_ref().err().cloned()),
                 Err(error) => Some(error),
             };
@@ -112,24 +121,25 @@ impl Produce {
             ));
         }
         let Some(batch_id) = batch_id.filter(|id| !id.is_empty()) else {
-            return Ok(Receipt { results: Arc::new(inner.write(records).await?), replayed: false });
+            return Ok(Receipt { results: Arc::new(inner.write(records, true).await?), replayed: false });
         };
-        if batch_id.len() > BATCH_ID_BYTES_MAX {
-            return Err(BridgeError::new(
-                Code::Unprocessable,
-                format!("a batch id of {} bytes is longer than {BATCH_ID_BYTES_MAX}; a UUID does", batch_id.len()),
-            ));
-        }
-        match inner.dedup.claim(batch_id, fingerprint(&records)).await? {
+        check_batch_id(Some(batch_id))?;
+        let (count, topic) = (records.len(), records.first().map(|record| Arc::clone(&record.topic)));
+        let pending = async || {
+            let late = inner.late(topic.as_deref(), PENDING).await;
+            Receipt { results: Arc::new(vec![Err(late); count]), replayed: false }
+        };
+        match inner.dedup.claim(batch_id, fingerprint(&records), inner.config.timeout).await? {
+            Claim::Pending => Ok(pending().await),
             Claim::Replay(results) => {
                 metrics::counter!("millrace_bridge_dedup_replayed_total").increment(1);
                 Ok(Receipt { results, replayed: true })
             }
             Claim::Write { ticket, earlier } => {
-                // A task of its own: when the caller hangs up, the results must still be there for its repetition.
-                let inner = Arc::clone(inner);
+                // A task of its own: when the caller hangs up or has waited long enough, its repetition must find the results.
+                let writer = Arc::clone(inner);
                 let written = async move {
-                    match inner.write_missing(records, earlier.as_deref()).await {
+                    match writer.write_missing(records, earlier.as_deref()).await {
                         Ok(results) => {
                             let results = Arc::new(results);
                             ticket.finish(Arc::clone(&results));
@@ -144,8 +154,13 @@ impl Produce {
                         }
                     }
                 };
-                let task = self.inner.tasks.spawn(written.in_current_span());
-                task.await.unwrap_or_else(|error| Err(BridgeError::new(Code::Internal, format!("writing the batch failed: {error}"))))
+                let task = inner.tasks.spawn(written.in_current_span());
+                match timeout(inner.config.timeout, task).await {
+                    Ok(written) => {
+                        written.unwrap_or_else(|error| Err(BridgeError::new(Code::Internal, format!("writing the batch failed: {error}"))))
+                    }
+                    Err(_) => Ok(pending().await),
+                }
             }
         }
     }
@@ -153,22 +168,41 @@ impl Produce {
 
 /// Longest batch id in bytes.
 const BATCH_ID_BYTES_MAX: usize = 256;
+
+fn check_batch_id(batch_id: Option<&str>) -> Result<()> {
+    match batch_id.map(str::len).filter(|length| *length > BATCH_ID_BYTES_MAX) {
+        None => Ok(()),
+        Some(length) => Err(BridgeError::new(
+            Code::Unprocessable,
+            format!("a batch id of {length} bytes is longer than {BATCH_ID_BYTES_MAX}; a UUID does"),
+        )),
+    }
+}
+
+/// What a caller may do about a record whose outcome is not known yet: with a batch id, without one, and when it never will be.
+const PENDING: &str = "it may still be written; repeat the request under the same key or batch id: it is not written twice, and the outcome is the answer once it is known";
+const UNKNOWN: &str = "it may still be written, so a repetition may write it twice; an Idempotency-Key or batch_id prevents that";
+const NEVER_KNOWN: &str = "it will not be known whether it was written: look into the topic, and send it under another key or batch id if it is not there";
+/// How long the reason of a late write is looked for.
+const REASON_WAIT_MAX: std::time::Duration = std::time::Duration::from_millis(500);
 /// A write that takes longer is suspicious.
 const SLOW_WRITE: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Inner {
-    /// Writes those records whose earlier result may pass, and puts the results together.
+    /// Writes those records whose earlier result may pass, and puts the results together. Waits until the outcome of each is known, or never will be.
     async fn write_missing(&self, records: Vec<OutRecord>, earlier: Option<&Vec<RecordOutcome>>) -> Result<Vec<RecordOutcome>> {
-        let Some(earlier) = earlier else { return self.write(records).await };
+        let Some(earlier) = earlier else { return self.write(records, false).await };
         let missing = records.into_iter().zip(earlier).filter(|(_, result)| may_pass(result)).map(|(record, _)| record).collect();
-        let mut again = self.write(missing).await?.into_iter();
+        let mut again = self.write(missing, false).await?.into_iter();
         let merge = |result: &RecordOutcome| if may_pass(result) { again.next() } else { Some(result.clone()) };
         Ok(earlier.iter().filter_map(merge).collect())
     }
 
-    async fn write(&self, records: Vec<OutRecord>) -> Result<Vec<RecordOutcome>> {
+    /// `impatient`: answers after `produce.timeout`, whatever is known then.
+    async fn write(&self, records: Vec<OutRecord>, impatient: bool) -> Result<Vec<RecordOutcome>> {
         let _pass = self.gate.enter(Work::Produce, records.len() as u64)?;
         metrics::gauge!("millrace_bridge_produce_in_flight_records").set(self.gate.in_flight() as f64);
+        let _room = self.room(&records).await?;
         let started = Instant::now();
 
         // A record for a topic that is not there would wait for its metadata until the deadline.
@@ -183,25 +217,50 @@ impl Inner {
                 Err(error) => results.push(Some(Err(error))),
             }
         }
-        let count = sound.len();
-        // The producer gives up by itself after `produce.timeout` (its delivery.timeout.ms); the margin is for its answer.
-        let deadline = self.config.timeout + std::time::Duration::from_secs(1);
-        let mut written = match timeout(deadline, self.watched(self.producer.send(sound))).await {
-            Ok(written) => written.into_iter().map(|result| result.map_err(BridgeError::from)).collect(),
-            Err(_) => vec![Err(self.late()); count],
+        let (count, topic) = (sound.len(), sound.first().map(|record| Arc::clone(&record.topic)));
+        let writing = self.watched(self.producer.send(sound));
+        let written = if impatient { timeout(self.config.timeout, writing).await.ok() } else { Some(writing.await) };
+        let mut written = match written {
+            Some(written) => {
+                let given_up = written.iter().any(|result| matches!(result, Err(KafkaError::Timeout(_))));
+                let late = if given_up { Some(self.given_up(topic.as_deref()).await) } else { None };
+                let outcome = |result: std::result::Result<Written, KafkaError>| match (result, &late) {
+                    (Err(KafkaError::Timeout(_)), Some(late)) => Err(late.clone()),
+                    (result, _) => result.map_err(BridgeError::from),
+                };
+                written.into_iter().map(outcome).collect()
+            }
+            None => vec![Err(self.late(topic.as_deref(), UNKNOWN).await); count],
         }
         .into_iter();
+        let lost = || Err(BridgeError::new(Code::OutcomeUnknown, format!("the producer gave no result; {NEVER_KNOWN}")));
         let results: Vec<RecordOutcome> =
-            results.into_iter().map(|refused| refused.or_else(|| written.next()).unwrap_or_else(|| Err(self.late()))).collect();
+            results.into_iter().map(|refused| refused.or_else(|| written.next()).unwrap_or_else(lost)).collect();
 
         let refused = results.iter().filter(|result| result.is_err()).count();
-        if results.iter().any(may_pass) {
+        if results.iter().any(|result| result.as_ref().is_err_and(BridgeError::retryable)) {
             self.gate.suspect();
         }
         metrics::counter!("millrace_bridge_produce_records_total", "result" => "written").increment((results.len() - refused) as u64);
         metrics::counter!("millrace_bridge_produce_records_total", "result" => "refused").increment(refused as u64);
         metrics::histogram!("millrace_bridge_produce_seconds").record(started.elapsed());
         Ok(results)
+    }
+
+    /// Room for a batch among what is in flight; nothing was written when there is none.
+    async fn room(&self, records: &[OutRecord]) -> Result<Room> {
+        let bytes: usize = records.iter().map(size).sum();
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, self.config.room_kib());
+        match timeout(self.config.timeout, Arc::clone(&self.room).acquire_many_owned(kib)).await {
+            Ok(Ok(permit)) => Ok(Room::new(permit, kib)),
+            _ => Err(BridgeError::new(
+                Code::Unavailable,
+                format!(
+                    "{} bytes wait for Kafka already (produce.in_flight_bytes_max); nothing was written, try again",
+                    self.config.in_flight_bytes_max
+                ),
+            )),
+        }
     }
 
     /// A write that takes long may mean that Kafka is away: have it looked at while this one still waits.
@@ -216,22 +275,61 @@ impl Inner {
         }
     }
 
-    fn late(&self) -> BridgeError {
-        BridgeError::new(
-            Code::Timeout,
-            format!(
-                "not acknowledged within {:?} (produce.timeout); it is not known whether the record was written, so a repetition may write it twice",
-                self.config.timeout
-            ),
-        )
+    /// Not acknowledged in time, with the reason where it can be found, and what to do.
+    async fn late(&self, topic: Option<&str>, remedy: &str) -> BridgeError {
+        let why = self.why_late(topic).await;
+        BridgeError::new(Code::Timeout, format!("not acknowledged within {:?} (produce.timeout){why}; {remedy}", self.config.timeout))
+    }
+
+    /// The producer has given the record up.
+    async fn given_up(&self, topic: Option<&str>) -> BridgeError {
+        let why = self.why_late(topic).await;
+        BridgeError::new(Code::OutcomeUnknown, format!("not acknowledged within delivery.timeout.ms{why}; {NEVER_KNOWN}"))
+    }
+
+    /// The producer tries on while too few replicas are in sync, and does not say that it does.
+    async fn why_late(&self, topic: Option<&str>) -> String {
+        let Some(topic) = topic else { return String::new() };
+        match timeout(REASON_WAIT_MAX, self.topics.short_of_replicas(topic)).await {
+            Ok(Ok(Some(why))) => format!(": {why}"),
+            _ => String::new(),
+        }
     }
 }
 
-/// Tells a repeated batch from another one under the same id. The trace may differ, so headers do not count.
+/// A batch's part of `produce.in_flight_bytes_max`.
+struct Room {
+    _permit: OwnedSemaphorePermit,
+    kib: u32,
+}
+
+impl Room {
+    fn new(permit: OwnedSemaphorePermit, kib: u32) -> Self {
+        metrics::gauge!("millrace_bridge_produce_in_flight_bytes").increment(f64::from(kib) * 1024.0);
+        Self { _permit: permit, kib }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        metrics::gauge!("millrace_bridge_produce_in_flight_bytes").decrement(f64::from(self.kib) * 1024.0);
+    }
+}
+
+fn size(record: &OutRecord) -> usize {
+    let length = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
+    let headers: usize = record.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    length(&record.key) + length(&record.value) + headers
+}
+
+/// Tells a repeated batch from another one under the same id. The trace may differ.
 fn fingerprint(records: &[OutRecord]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for record in records {
         (&record.topic, record.partition, &record.key, &record.value, record.timestamp_ms).hash(&mut hasher);
+        let own = || record.headers.iter().filter(|(name, _)| !trace::is_trace(name));
+        own().for_each(|header| header.hash(&mut hasher));
+        own().count().hash(&mut hasher);
     }
     records.len().hash(&mut hasher);
     hasher.finish()
@@ -240,8 +338,6 @@ fn fingerprint(records: &[OutRecord]) -> u64 {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-
-    use service_kit::kafka::KafkaError;
 
     use super::*;
     use crate::testing::{self, FakeKafka};
@@ -310,5 +406,80 @@ mod tests {
         let receipt = produce.send(None, vec![record("t", None, "a")], None).await.unwrap();
         assert_eq!(codes(&receipt), [Some(Code::Timeout)]);
         assert!(receipt.results[0].as_ref().unwrap_err().retryable());
+    }
+
+    fn impatient(kafka: &FakeKafka, in_flight_bytes_max: u64) -> Produce {
+        let config = config::Produce { timeout: std::time::Duration::from_millis(50), in_flight_bytes_max, ..config::Produce::default() };
+        Produce::new(Arc::new(kafka.clone()), testing::topics(kafka), testing::gate(), config, TaskTracker::new())
+    }
+
+    #[tokio::test]
+    async fn a_batch_whose_outcome_is_open_is_awaited_by_its_repetition_and_not_written_again() {
+        let kafka = FakeKafka::with_topic("t", 1);
+        let produce = impatient(&kafka, 1 << 20);
+        kafka.hang_produce();
+        let batch = || vec![record("t", None, "once")];
+        for attempt in 0..2 {
+            let receipt = produce.send(Some("k"), batch(), None).await.unwrap();
+            let error = receipt.results[0].as_ref().unwrap_err();
+            assert_eq!(error.code, Code::Timeout, "{attempt}");
+            assert!(error.message.contains("may still be written") && error.message.contains("same key"), "{error}");
+        }
+        kafka.resume_produce();
+        let receipt = produce.send(Some("k"), batch(), None).await.unwrap();
+        assert!(receipt.replayed && receipt.results[0].is_ok(), "{receipt:?}");
+        assert_eq!(kafka.values("t"), ["once"]);
+    }
+
+    #[tokio::test]
+    async fn a_record_the_producer_gave_up_is_not_written_again_under_its_key() {
+        let kafka = FakeKafka::with_topic("t", 1);
+        let produce = testing::produce(&kafka);
+        kafka.fail_next_produce("a", KafkaError::Timeout("given up".into()));
+        for replayed in [false, true] {
+            let receipt = produce.send(Some("k"), vec![record("t", None, "a")], None).await.unwrap();
+            let error = receipt.results[0].as_ref().unwrap_err();
+            assert_eq!((error.code, error.retryable(), receipt.replayed), (Code::OutcomeUnknown, false, replayed));
+            assert!(error.message.contains("another key"), "{error}");
+        }
+        assert!(kafka.values("t").is_empty());
+    }
+
+    #[tokio::test]
+    async fn bytes_in_flight_are_bounded_and_what_finds_no_room_is_not_written() {
+        let kafka = FakeKafka::with_topic("t", 1);
+        let produce = impatient(&kafka, 4096);
+        kafka.hang_produce();
+        produce.send(Some("k"), vec![record("t", None, &"x".repeat(4000))], None).await.unwrap();
+        let error = produce.send(None, vec![record("t", None, "y")], None).await.unwrap_err();
+        assert_eq!(error.code, Code::Unavailable);
+        assert!(error.message.contains("in_flight_bytes_max"), "{error}");
+        kafka.resume_produce();
+        assert!(produce.send(Some("k"), vec![record("t", None, &"x".repeat(4000))], None).await.unwrap().results[0].is_ok());
+        assert!(produce.send(None, vec![record("t", None, "y")], None).await.unwrap().results[0].is_ok());
+    }
+
+    #[test]
+    fn records_that_differ_in_a_header_are_other_records_and_the_trace_does_not_count() {
+        let with = |name: &str, value: &'static str| {
+            let mut record = record("t", None, "v");
+            record.headers.push((name.to_owned(), value.into()));
+            fingerprint(&[record])
+        };
+        assert_ne!(with("type", "a"), with("type", "b"));
+        assert_ne!(with("type", "a"), fingerprint(&[record("t", None, "v")]));
+        assert_eq!(with("traceparent", "a"), with("Traceparent", "b"));
+        assert_eq!(with("tracestate", "a"), fingerprint(&[record("t", None, "v")]));
+    }
+
+    #[tokio::test]
+    async fn a_late_write_names_the_replicas_that_are_missing() {
+        let kafka = FakeKafka::with_topic("t", 1);
+        kafka.set_topic_config("min.insync.replicas", "2");
+        let produce = impatient(&kafka, 1 << 20);
+        kafka.hang_produce();
+        let receipt = produce.send(None, vec![record("t", None, "a")], None).await.unwrap();
+        let message = &receipt.results[0].as_ref().unwrap_err().message;
+        assert!(message.contains("t-0 has 1 replica in sync") && message.contains("min.insync.replicas is 2"), "{message}");
     }
 }

@@ -13,8 +13,11 @@
 //!   the next one makes up for it.
 //! - An offset below the stored one is refused, unless the client sought back before: then the group is reset, and a new epoch
 //!   fences whatever is still on its way. A session that meets a new epoch reads the offsets again and goes where the reset put them.
+//! - An offset holds for the topic it was committed for: one of a topic that was deleted and created anew, or beyond the partition's end, is given
+//!   up, and `auto.offset.reset` decides. Offsets that somebody sets in Kafka itself are not followed; where they differ, the log says so.
 //!
-//! Bounds: records held ready (`consume.response_bytes_max` and one poll), waiting time, number of sessions, idle time.
+//! Bounds: records held ready (`consume.response_bytes_max` and one poll; over all sessions `consume.held_bytes_max`), waiting time, number of
+//! sessions, idle time.
 //! Locks: `polling` orders fetches and is held while Kafka is waited for; `state` is held for moments, so commits and seeks do not wait.
 
 mod registry;
@@ -31,12 +34,12 @@ use std::{
 };
 
 use service_kit::{
-    kafka::{Isolation, Record, TopicPartition},
+    kafka::{Bounds, Isolation, Record, TopicPartition},
     offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
 };
 use tokio::{
     sync::{Mutex, oneshot},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -57,6 +60,8 @@ use crate::{
 const POLL_RECORDS_MAX: usize = 500;
 /// The longest single wait for Kafka: a hang-up or the end of the process is noticed in between.
 const POLL_WAIT_MAX: Duration = Duration::from_millis(500);
+/// How often a session looks whether others hold less.
+const HELD_INTERVAL: Duration = Duration::from_millis(50);
 /// How long an acknowledgement waits for its mirror in Kafka.
 const MIRROR_WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -83,8 +88,33 @@ pub(crate) struct Deps {
     pub(crate) config: config::Consume,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
-    /// Bytes that all sessions hold ready.
+    /// Bytes that all sessions hold ready, and of answers on their way.
     pub(crate) held_bytes: AtomicU64,
+}
+
+impl Deps {
+    fn hold(&self, change: u64) {
+        let total = self.held_bytes.fetch_add(change, Ordering::Relaxed).wrapping_add(change);
+        metrics::gauge!("millrace_bridge_session_held_bytes").set(total as f64);
+    }
+}
+
+/// An answer that counts among what is held until the transport has let it go.
+struct OnItsWay {
+    body: Vec<u8>,
+    deps: Arc<Deps>,
+}
+
+impl AsRef<[u8]> for OnItsWay {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        self.deps.hold((self.body.len() as u64).wrapping_neg());
+    }
 }
 
 /// Bounds of one fetch.
@@ -237,10 +267,17 @@ impl Session {
         let session = Arc::clone(self);
         // A task of its own: a caller that hangs up must not take polled records with it.
         self.deps.tasks.spawn(async move {
-            let _polling = session.polling.lock().await;
+            // Another request may be waiting for records: this one waits no longer than it may, and gets none.
+            let asked = Instant::now();
+            let polling = match session.deps.gate.enter(Work::Consume, 1) {
+                Err(error) => return drop(answer.send(Err(error))),
+                Ok(_pass) => timeout(limits.wait, session.polling.lock()).await,
+            };
+            let Ok(_polling) = polling else { return drop(answer.send(Ok(encode))) };
             if answer.is_closed() {
                 return;
             }
+            let limits = Limits { wait: limits.wait.saturating_sub(asked.elapsed()), ..limits };
             let filled = session.fill(&limits, &answer).await;
             let mut state = session.state.lock().await;
             session.touch();
@@ -260,6 +297,12 @@ impl Session {
         answered.await.unwrap_or_else(|_| Err(BridgeError::new(Code::Internal, "the session's task ended without an answer")))
     }
 
+    /// An answer's body, counted as held (`consume.held_bytes_max`) until it is sent.
+    pub(crate) fn on_its_way(&self, body: Vec<u8>) -> bytes::Bytes {
+        self.deps.hold(body.len() as u64);
+        bytes::Bytes::from_owner(OnItsWay { body, deps: Arc::clone(&self.deps) })
+    }
+
     /// Acknowledges: everything delivered (`None`), or these offsets (next to read).
     pub(crate) async fn commit(&self, offsets: Option<Vec<OffsetCommit>>) -> Result<()> {
         let mut state = self.open().await?;
@@ -272,7 +315,15 @@ impl Session {
                     if let Some(foreign) = offsets.iter().find(|commit| !state.partitions.contains_key(&commit.partition)) {
                         return Err(self.not_assigned(&foreign.partition));
                     }
-                } else if state.source.is_none() {
+                } else {
+                    for commit in &offsets {
+                        self.deps.topics.check(&commit.partition.topic, Some(commit.partition.partition)).await?;
+                    }
+                }
+                if state.source.is_none() {
+                    for topic in offsets.iter().map(|commit| &commit.partition.topic).collect::<BTreeSet<_>>() {
+                        self.deps.topics.recognise(topic).await?;
+                    }
                     // Not yet reading: the group's epoch of now is the one the client means.
                     state.epoch = self.deps.store.get(&self.group, Some(&[])).await?.epoch;
                 }
@@ -365,6 +416,15 @@ impl Session {
                 return Ok(());
             }
             let left = until.saturating_duration_since(Instant::now());
+            if self.deps.held_bytes.load(Ordering::Relaxed) >= self.deps.config.held_bytes_max {
+                // Others hold so much that nothing more is read; what is here goes out, and makes room.
+                let has_some = !self.open().await?.ready.is_empty();
+                if has_some || left.is_zero() || answer.is_closed() || self.deps.shutdown.is_cancelled() {
+                    return Ok(());
+                }
+                sleep(left.min(HELD_INTERVAL)).await;
+                continue;
+            }
             let wait = if has_enough { Duration::ZERO } else { left.min(POLL_WAIT_MAX) };
             let polled = member.poll(POLL_RECORDS_MAX, wait).await?;
             let nothing_came = polled.is_empty();
@@ -372,6 +432,9 @@ impl Session {
             let same_source = state.source.as_ref().is_some_and(|source| Arc::ptr_eq(&source.member, &member));
             if same_source {
                 self.follow_assignment(&mut state).await?;
+                for partition in state.behind(&polled, seeks) {
+                    self.judge(&mut state, &partition).await?;
+                }
                 for partition in state.absorb(polled, seeks) {
                     // The client may have read on from before the seek.
                     let floor = state.partitions.get(&partition).map(|progress| progress.floor);
@@ -405,20 +468,110 @@ impl Session {
         if new.is_empty() {
             return Ok(());
         }
+        for topic in new.iter().map(|partition| &partition.topic).collect::<BTreeSet<_>>() {
+            self.deps.topics.recognise(topic).await?;
+        }
         let stored = self.deps.store.get(&self.group, Some(&new)).await?;
         if state.partitions.is_empty() {
             state.epoch = stored.epoch;
         }
+        let known: Vec<TopicPartition> = stored.offsets.keys().cloned().collect();
+        let bounds = if known.is_empty() { BTreeMap::new() } else { self.deps.topics.bounds(&known).await? };
         for partition in new {
+            let start = match (stored.offsets.get(&partition), bounds.get(&partition)) {
+                (Some(stored), Some(bounds)) if stored.offset > bounds.latest => Some(self.give_up(state, &partition, stored.offset, *bounds).await?),
+                (stored, _) => stored.map(|stored| stored.offset),
+            };
             state.partitions.insert(partition.clone(), Progress::default());
-            if let Some(stored) = stored.offsets.get(&partition) {
-                self.seek_one(state, &partition, stored.offset).await?;
+            if let Some(start) = start {
+                self.seek_one(state, &partition, start).await?;
                 if let Some(progress) = state.partitions.get_mut(&partition) {
-                    progress.committed = Some(stored.offset);
+                    progress.committed = Some(start);
                 }
             }
         }
+        self.compare_with_kafka(stored);
         Ok(())
+    }
+
+    /// Puts a stored offset that lies beyond the partition's end where `auto.offset.reset` says; gives the new one.
+    async fn give_up(&self, state: &mut State, partition: &TopicPartition, stored: i64, bounds: Bounds) -> Result<i64> {
+        let start = match self.settings.auto_offset_reset.as_str() {
+            "earliest" => bounds.earliest,
+            "latest" => bounds.latest,
+            _ => {
+                return Err(self.illegal(&format!(
+                    "begins {partition} at {stored}, which it does not have: it holds {} to {}, and auto.offset.reset is none; commit an offset it has, or create the instance with earliest or latest",
+                    bounds.earliest, bounds.latest
+                )));
+            }
+        };
+        metrics::counter!("millrace_bridge_stale_offsets_total").increment(1);
+        tracing::warn!(group = self.group, %partition, stored, end = bounds.latest, start, "the stored offset is beyond the partition's end and is given up");
+        let commit = OffsetCommit { partition: partition.clone(), offset: start, metadata: String::new() };
+        state.epoch = self.deps.store.reset(&self.group, &[commit]).await?;
+        Ok(start)
+    }
+
+    /// The client reads before where it was put. Its partition was taken away and given back, or the position is none that the partition has, or
+    /// the topic is a new one: then what is read counts, and what was known of the partition does not.
+    async fn judge(&self, state: &mut State, partition: &TopicPartition) -> Result<()> {
+        self.deps.topics.recognise(&partition.topic).await?;
+        let asked = [partition.clone()];
+        let stored = self.deps.store.get(&self.group, Some(&asked)).await?;
+        let bounds = self.deps.topics.bounds(&asked).await?.get(partition).copied();
+        let Some(progress) = state.partitions.get_mut(partition) else { return Ok(()) };
+        let floor = progress.floor;
+        if progress.committed.is_some() && !stored.offsets.contains_key(partition) {
+            *progress = Progress { sought: progress.sought, ..Progress::default() };
+            state.drop_ready(partition);
+            state.epoch = stored.epoch;
+            return Ok(());
+        }
+        let Some(bounds) = bounds else { return Ok(()) };
+        if floor > bounds.latest {
+            progress.floor = 0;
+            tracing::warn!(
+                group = self.group,
+                instance = self.name,
+                %partition,
+                position = floor,
+                end = bounds.latest,
+                "the position is beyond the partition's end; reading goes on where auto.offset.reset says"
+            );
+        }
+        if let Some(stored) = stored.offsets.get(partition).filter(|stored| stored.offset > bounds.latest) {
+            let start = self.give_up(state, partition, stored.offset, bounds).await?;
+            if let Some(progress) = state.partitions.get_mut(partition) {
+                progress.committed = Some(start);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells when Kafka's offsets are not the copy of the stored ones: somebody set them there. In the background: reading does not depend on it.
+    fn compare_with_kafka(&self, stored: GroupOffsets) {
+        if stored.offsets.is_empty() {
+            return;
+        }
+        let (kafka, group) = (self.deps.kafka.clone(), self.group.clone());
+        self.deps.tasks.spawn(async move {
+            let partitions: Vec<TopicPartition> = stored.offsets.keys().cloned().collect();
+            let Ok(Ok(committed)) = timeout(MIRROR_WAIT_MAX, async { kafka.admin().await?.committed(&group, Some(&partitions)).await }).await
+            else {
+                return;
+            };
+            for (partition, (offset, _)) in committed {
+                let kept = stored.offsets.get(&partition).map(|stored| stored.offset);
+                if kept.is_some_and(|kept| kept != offset) {
+                    metrics::counter!("millrace_bridge_foreign_offsets_total").increment(1);
+                    tracing::warn!(
+                        group, %partition, kafka = offset, stored = kept,
+                        "Kafka's offset is not the stored one, which is used; was it set with Kafka's tools? seek there with POST …/positions and commit"
+                    );
+                }
+            }
+        });
     }
 
     /// Moves the client and forgets what was read of the partition. A partition that is gone meanwhile is taken up when it comes again.
@@ -543,8 +696,7 @@ impl Session {
     fn measure(&self, state: &State) {
         let held = state.ready_bytes as u64;
         let before = self.held.swap(held, Ordering::Relaxed);
-        let total = self.deps.held_bytes.fetch_add(held.wrapping_sub(before), Ordering::Relaxed).wrapping_add(held.wrapping_sub(before));
-        metrics::gauge!("millrace_bridge_session_held_bytes").set(total as f64);
+        self.deps.hold(held.wrapping_sub(before));
     }
 }
 

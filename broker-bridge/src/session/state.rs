@@ -58,6 +58,16 @@ pub(super) struct Delivered {
 }
 
 impl State {
+    /// Partitions whose client reads before where it was put.
+    pub(super) fn behind(&self, polled: &[(TopicPartition, Record)], seeks: u64) -> BTreeSet<TopicPartition> {
+        let behind = polled.iter().filter(|(partition, record)| {
+            self.partitions.get(partition).is_some_and(|progress| {
+                progress.sought <= seeks && (record.offset < progress.floor || progress.last.is_some_and(|last| record.offset <= last))
+            })
+        });
+        behind.map(|(partition, _)| partition.clone()).collect()
+    }
+
     /// Takes polled records in; gives the partitions whose records were dropped because of a seek after `seeks`.
     pub(super) fn absorb(&mut self, polled: Vec<(TopicPartition, Record)>, seeks: u64) -> BTreeSet<TopicPartition> {
         let mut again = BTreeSet::new();

@@ -262,3 +262,117 @@ async fn what_a_session_holds_ready_is_bounded() {
     assert!(held <= POLL_RECORDS_MAX, "{held}");
     assert_eq!(session.deps.held_bytes.load(Ordering::Relaxed), session.state.lock().await.ready_bytes as u64);
 }
+
+async fn drain(session: &Arc<Session>) -> Vec<String> {
+    let mut values = Vec::new();
+    loop {
+        let limits = Limits { records_max: 9, bytes_max: 1 << 20, bytes_min: 1, wait: Duration::from_millis(50) };
+        let found = session.fetch(limits, Values::default()).await.unwrap().0;
+        if found.is_empty() {
+            return values;
+        }
+        values.extend(found);
+    }
+}
+
+#[tokio::test]
+async fn a_position_beyond_the_end_goes_where_auto_offset_reset_says_and_the_session_hears_on() {
+    let world = World::new(5);
+    let session = world.subscribed(true).await;
+    assert_eq!(drain(&session).await.len(), 5);
+    session.seek(&[(tp(0), 1000)]).await.unwrap();
+    assert_eq!(drain(&session).await, ["0", "1", "2", "3", "4"]);
+    world.kafka.append("t", 0, 2);
+    assert_eq!(drain(&session).await, ["5", "6"]);
+    assert_eq!(world.stored().await, Some(7));
+}
+
+#[tokio::test]
+async fn a_topic_created_anew_is_read_from_its_beginning_whatever_was_stored_for_the_old_one() {
+    for (new_records, by_bridge) in [(3, false), (30, false), (30, true)] {
+        let world = World::new(20);
+        let session = world.subscribed(true).await;
+        drain(&session).await;
+        world.sessions.remove(&session, true).await;
+        assert_eq!(world.stored().await, Some(20));
+        if by_bridge {
+            session.deps.topics.delete("t").await.unwrap();
+            assert_eq!(world.stored().await, None);
+        } else {
+            world.kafka.remove_topic("t");
+        }
+        // Kafka drops its own offsets with the topic.
+        world.kafka.forget_committed("g");
+        world.kafka.add_topic("t", 1);
+        world.kafka.append("t", 0, new_records);
+        let session = world.subscribed(true).await;
+        assert_eq!(drain(&session).await.len(), new_records, "{new_records} {by_bridge}");
+        assert_eq!(world.stored().await, Some(new_records as i64));
+    }
+}
+
+#[tokio::test]
+async fn a_topic_created_anew_under_a_running_session_is_read_and_committed() {
+    let world = World::new(20);
+    let session = world.subscribed(true).await;
+    drain(&session).await;
+    world.kafka.remove_topic("t");
+    world.kafka.add_topic("t", 1);
+    world.kafka.append("t", 0, 5);
+    assert_eq!(drain(&session).await, ["0", "1", "2", "3", "4"]);
+    assert_eq!(world.stored().await, Some(5));
+}
+
+#[tokio::test]
+async fn a_stored_offset_beyond_the_end_is_given_up() {
+    let world = World::new(3);
+    world.store.commit("g", 0, &[at(0, 99)]).await.unwrap();
+    let session = world.subscribed(true).await;
+    assert_eq!(drain(&session).await, ["0", "1", "2"]);
+    assert_eq!(world.stored().await, Some(3));
+}
+
+#[tokio::test]
+async fn a_second_request_waits_no_longer_than_it_may_while_the_first_one_waits() {
+    let world = World::new(0);
+    let session = world.subscribed(false).await;
+    let long = Limits { records_max: 9, bytes_max: 1 << 20, bytes_min: 1, wait: Duration::from_secs(60) };
+    let first = tokio::spawn({
+        let session = Arc::clone(&session);
+        async move { session.fetch(long, Values::default()).await }
+    });
+    while session.polling.try_lock().is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let short = Limits { wait: Duration::from_millis(20), ..long };
+    let second = timeout(Duration::from_secs(10), session.fetch(short, Values::default())).await.unwrap();
+    assert!(second.unwrap().0.is_empty());
+    session.deps.gate.set_paused("consume", true).unwrap();
+    let refused = timeout(Duration::from_secs(10), session.fetch(long, Values::default())).await.unwrap();
+    assert_eq!(refused.err().unwrap().code, Code::Unavailable);
+    world.kafka.append("t", 0, 1);
+    assert_eq!(first.await.unwrap().unwrap().0, ["0"]);
+}
+
+#[tokio::test]
+async fn a_commit_for_a_partition_that_is_not_there_is_refused() {
+    let world = World::new(1);
+    let session = world.session(false);
+    assert_eq!(session.commit(Some(vec![at(7, 1)])).await.unwrap_err().code, Code::PartitionNotFound);
+    let nowhere = OffsetCommit { partition: TopicPartition::new("none", 0), offset: 1, metadata: String::new() };
+    assert_eq!(session.commit(Some(vec![nowhere])).await.unwrap_err().code, Code::TopicNotFound);
+    assert!(world.store.groups().await.unwrap().is_empty());
+    session.commit(Some(vec![at(0, 1)])).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_all_sessions_hold_is_bounded_until_answers_are_sent() {
+    let world = World::new(5);
+    let session = world.subscribed(false).await;
+    let body = session.on_its_way(vec![0; usize::try_from(session.deps.config.held_bytes_max).unwrap()]);
+    let limits = Limits { records_max: 9, bytes_max: 1 << 20, bytes_min: 1, wait: Duration::from_millis(20) };
+    assert!(session.fetch(limits, Values::default()).await.unwrap().0.is_empty());
+    assert_eq!(world.kafka.polls(), 0);
+    drop(body);
+    assert_eq!(fetch(&session, 9).await.unwrap().len(), 5);
+}

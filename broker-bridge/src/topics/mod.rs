@@ -9,7 +9,10 @@ use std::{
 };
 
 use parking_lot::RwLock;
-use service_kit::kafka::{self, Bounds, ClusterView, ConfigEntry, KafkaError, TopicPartition, TopicView};
+use service_kit::{
+    kafka::{self, Bounds, ClusterView, ConfigEntry, KafkaError, TopicPartition, TopicView},
+    offsets::OffsetStore,
+};
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use advice::Advice;
@@ -30,6 +33,8 @@ pub(crate) struct Topics {
 struct Inner {
     kafka: Connection,
     gate: Arc<Gate>,
+    /// Its offsets belong to topics, and end with them.
+    store: Arc<dyn OffsetStore>,
     config: config::Topics,
     /// Topic → its partitions, as of when. Only topics that exist, so the cluster bounds it.
     known: RwLock<HashMap<Arc<str>, (Instant, usize)>>,
@@ -101,8 +106,8 @@ impl ReplicaState {
 }
 
 impl Topics {
-    pub(crate) fn new(kafka: Connection, gate: Arc<Gate>, config: config::Topics) -> Self {
-        Self { inner: Arc::new(Inner { kafka, gate, config, known: RwLock::default() }) }
+    pub(crate) fn new(kafka: Connection, gate: Arc<Gate>, store: Arc<dyn OffsetStore>, config: config::Topics) -> Self {
+        Self { inner: Arc::new(Inner { kafka, gate, store, config, known: RwLock::default() }) }
     }
 
     async fn admin(&self) -> Result<&Arc<dyn kafka::Admin>> {
@@ -166,6 +171,30 @@ impl Topics {
         Ok(self.admin().await?.bounds(partitions).await?)
     }
 
+    /// Drops the stored offsets of a topic that was deleted and created anew: they are places in a log that is gone.
+    pub(crate) async fn recognise(&self, name: &str) -> Result<()> {
+        let Some(id) = self.admin().await?.topic_id(name).await? else { return Ok(()) };
+        let groups = self.inner.store.know_topic(name, id).await?;
+        if !groups.is_empty() {
+            metrics::counter!("millrace_bridge_stale_offsets_total").increment(groups.len() as u64);
+            tracing::warn!(topic = name, groups = groups.join(", "), "the topic was deleted and created anew; its stored offsets are dropped");
+        }
+        Ok(())
+    }
+
+    /// Says it where a partition has fewer replicas in sync than writes with acks=all need.
+    pub(crate) async fn short_of_replicas(&self, name: &str) -> Result<Option<String>> {
+        let topic = self.get(name).await?;
+        let config = self.admin().await?.topic_config(name).await?;
+        let needed = config.iter().find(|entry| entry.name == MIN_ISR).and_then(|entry| entry.value.as_deref()?.parse::<usize>().ok());
+        let Some(needed) = needed else { return Ok(None) };
+        let short = topic.partitions.iter().find(|partition| partition.isr.len() < needed);
+        Ok(short.map(|partition| {
+            let (in_sync, s) = (partition.isr.len(), if partition.isr.len() == 1 { "" } else { "s" });
+            format!("{name}-{} has {in_sync} replica{s} in sync, and its min.insync.replicas is {needed}", partition.id)
+        }))
+    }
+
     pub(crate) async fn cluster(&self) -> Result<ClusterView> {
         Ok(self.admin().await?.cluster().await?)
     }
@@ -191,6 +220,21 @@ impl Topics {
         let partitions = if new.partitions == 0 { advice.partitions } else { new.partitions };
         let replication = if new.replication == 0 { advice.replication } else { new.replication };
         let mut config = new.config;
+        let brokers = self.cluster().await?.brokers.len();
+        if usize::try_from(replication).unwrap_or(usize::MAX) > brokers {
+            return Err(BridgeError::new(
+                Code::Unprocessable,
+                format!("a replication of {replication} needs as many brokers, and the cluster has {brokers}; ask for {brokers} at most"),
+            ));
+        }
+        if let Some(min) = config.get(MIN_ISR).and_then(|min| min.trim().parse::<u32>().ok())
+            && min > replication
+        {
+            return Err(BridgeError::new(
+                Code::Unprocessable,
+                format!("{MIN_ISR} = {min} with a replication of {replication}: no write with acks=all could ever succeed; ask for {replication} at most"),
+            ));
+        }
         // Advice for the replication that the topic really gets.
         config.entry(MIN_ISR.to_owned()).or_insert_with(|| replication.saturating_sub(1).max(1).to_string());
         let as_i32 = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
@@ -229,7 +273,8 @@ impl Topics {
         check_name(name).map_err(|_| BridgeError::unknown_topic(name))?;
         self.admin().await?.delete_topic(name).await?;
         self.inner.known.write().remove(name);
-        tracing::info!(topic = name, "topic deleted");
+        let groups = self.inner.store.forget_topic(name).await?;
+        tracing::info!(topic = name, groups = groups.join(", "), "topic deleted, and its stored offsets");
         Ok(())
     }
 
@@ -346,5 +391,22 @@ mod tests {
             partitions: vec![partition(Some(1), &[1, 2, 3]), partition(Some(1), &[1]), partition(None, &[])],
         };
         assert_eq!(ReplicaState::of([&topic]), ReplicaState { under_replicated: 2, offline: 1 });
+    }
+
+    #[tokio::test]
+    async fn replicas_that_cannot_be_are_refused_with_what_could() {
+        let kafka = FakeKafka::default();
+        let topics = testing::topics(&kafka);
+        let new = |replication, min: &str| NewTopic {
+            name: "t".into(),
+            replication,
+            config: BTreeMap::from([(MIN_ISR.to_owned(), min.to_owned())]),
+            ..NewTopic::default()
+        };
+        for (new, message) in [(new(5, "1"), "ask for 1 at most"), (new(1, "5"), "no write with acks=all")] {
+            let error = topics.create(new).await.unwrap_err();
+            assert!(error.code == Code::Unprocessable && error.message.contains(message), "{error}");
+        }
+        topics.create(new(1, "1")).await.unwrap();
     }
 }

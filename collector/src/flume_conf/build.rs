@@ -22,9 +22,8 @@ impl Build<'_> {
         // Channels first: sources and sinks are bound to them.
         for role in [Role::Channel, Role::Source, Role::Sink] {
             for (name, place) in self.listed(role) {
-                if let Some(component) = self.component(role, &name, place.as_ref()) {
-                    self.plan.of_mut(role).push(component);
-                }
+                let component = self.component(role, &name, place.as_ref());
+                self.plan.of_mut(role).extend(component);
             }
             self.undeclared(role);
             if role == Role::Channel {
@@ -37,7 +36,7 @@ impl Build<'_> {
         for at in 0..self.plan.sinks.len() {
             self.exactly_once(at);
         }
-        for component in self.plan.components() {
+        for component in self.plan.components().flat_map(Component::with_parts) {
             let prefix = format!("{}.{}", self.plan.agent, component.kind.role.plural());
             let told = (component.kind.review)(component, self.strict);
             self.findings
@@ -46,12 +45,12 @@ impl Build<'_> {
         self.plan
     }
 
-    fn key(&self, role: Role, name: &str, property: &str) -> String {
+    pub(super) fn key(&self, role: Role, name: &str, property: &str) -> String {
         format!("{}.{}.{name}.{property}", self.plan.agent, role.plural())
     }
 
     /// A component that Flume drops while the rest runs: here an error, unless Flume is to be copied.
-    fn broken(&mut self, finding: Finding) {
+    pub(super) fn broken(&mut self, finding: Finding) {
         let level = if self.strict { Level::Warning } else { Level::Error };
         self.findings.push(Finding { level, ..finding });
     }
@@ -70,12 +69,12 @@ impl Build<'_> {
                     .remedy(remedy),
             );
         }
-        for role in Role::ALL {
+        for role in Role::LISTED {
             if !self.raw.lists.contains_key(&role) {
                 let key = format!("{}.{}", self.plan.agent, role.plural());
                 let (flume, why) = match role {
                     Role::Channel => ("drops the agent", "there is no channel"),
-                    Role::Source => ("runs without", "there is no source: nothing is collected"),
+                    Role::Source | Role::Interceptor | Role::Selector => ("runs without", "there is no source: nothing is collected"),
                     Role::Sink => ("runs until the channel is full", "there is no sink: nothing is delivered"),
                 };
                 let remedy = format!("list the {} after `{key} =`", role.plural());
@@ -137,6 +136,11 @@ impl Build<'_> {
             );
             return None;
         };
+        self.described(role, name, properties)
+    }
+
+    /// A component, or a part of one, from its properties.
+    pub(super) fn described(&mut self, role: Role, name: &str, properties: &BTreeMap<String, Setting>) -> Option<Component> {
         let first = properties.values().filter_map(|setting| setting.place.as_ref()).min();
         let Some(kind_setting) = properties.get("type") else {
             let key = self.key(role, name, "type");
@@ -150,13 +154,7 @@ impl Build<'_> {
             return None;
         };
         let kind = self.kind(role, name, kind_setting)?;
-        let mut component = Component {
-            kind,
-            name: name.to_owned(),
-            type_name: kind_setting.value.trim().to_owned(),
-            settings: BTreeMap::new(),
-            channels: Vec::new(),
-        };
+        let mut component = Component::new(kind, name, kind_setting.value.trim());
         let mut usable = true;
         // Current keys first: where an old spelling is there too, the current one counts.
         for (key, setting) in properties {
@@ -169,7 +167,9 @@ impl Build<'_> {
                 usable &= self.other_key(&mut component, key, setting);
             }
         }
-        usable &= self.common_keys(role, name, properties);
+        if role == Role::Source {
+            usable &= self.parts(&mut component, properties);
+        }
         for property in kind.properties.iter().filter(|property| property.required) {
             if !component.settings.contains_key(property.name) {
                 let key = self.key(role, name, property.name);
@@ -281,39 +281,6 @@ impl Build<'_> {
         true
     }
 
-    /// Selectors and interceptors, which every source may have.
-    fn common_keys(&mut self, role: Role, name: &str, properties: &BTreeMap<String, Setting>) -> bool {
-        let mut usable = true;
-        if role != Role::Source {
-            return usable;
-        }
-        if let Some(selector) = properties.get("selector.type")
-            && !["replicating", "org.apache.flume.channel.ReplicatingChannelSelector"]
-                .iter()
-                .any(|known| known.eq_ignore_ascii_case(selector.value.trim()))
-        {
-            let finding = Finding::error("not-built", format!("selector `{}` is not in this version", selector.value))
-                .maybe_at(selector.place.as_ref());
-            self.findings.push(
-                finding
-                    .key(self.key(role, name, "selector.type"))
-                    .flume("runs it")
-                    .remedy("`replicating` writes every event to every channel"),
-            );
-            usable = false;
-        }
-        for key in ["selector.optional", "interceptors"] {
-            if let Some(setting) = properties.get(key) {
-                let finding = Finding::error("not-built", format!("{key} is not in this version")).maybe_at(setting.place.as_ref());
-                self.findings.push(
-                    finding.key(self.key(role, name, key)).flume("runs it").remedy("do it in the stream engine, or remove the lines"),
-                );
-                usable = false;
-            }
-        }
-        usable
-    }
-
     /// `transactionCapacity` must fit into `capacity`.
     fn channel_capacities(&mut self) {
         let mut channels = std::mem::take(&mut self.plan.channels);
@@ -350,7 +317,13 @@ impl Build<'_> {
     fn bind(&mut self) {
         for role in [Role::Source, Role::Sink] {
             let mut components = std::mem::take(self.plan.of_mut(role));
-            components.retain_mut(|component| self.bind_one(component));
+            components.retain_mut(|component| {
+                let bound = self.bind_one(component);
+                if let Some(selector) = &mut component.selector {
+                    selector.channels.clone_from(&component.channels);
+                }
+                bound
+            });
             *self.plan.of_mut(role) = components;
         }
     }
@@ -570,7 +543,7 @@ fn common(role: Role, key: &str) -> bool {
             ["type", "channels", "channel"].contains(&key) || ["selector.", "interceptors"].iter().any(|prefix| key.starts_with(prefix))
         }
         Role::Sink => ["type", "channels", "channel"].contains(&key),
-        Role::Channel => key == "type",
+        Role::Channel | Role::Interceptor | Role::Selector => key == "type",
     }
 }
 

@@ -14,6 +14,10 @@ pub struct Component {
     pub settings: BTreeMap<String, Setting>,
     /// The channels a source writes to; the one a sink reads from; empty for a channel.
     pub channels: Vec<String>,
+    /// A source's interceptors, in their order. Their names are paths: `r1.interceptors.i1`.
+    pub interceptors: Vec<Component>,
+    /// A source's channel selector, where one is set.
+    pub selector: Option<Box<Component>>,
 }
 
 #[derive(Clone, Debug)]
@@ -24,6 +28,23 @@ pub struct Setting {
 }
 
 impl Component {
+    pub fn new(kind: &'static Kind, name: &str, type_name: &str) -> Self {
+        Self {
+            kind,
+            name: name.to_owned(),
+            type_name: type_name.to_owned(),
+            settings: BTreeMap::new(),
+            channels: Vec::new(),
+            interceptors: Vec::new(),
+            selector: None,
+        }
+    }
+
+    /// The component itself and what is part of it.
+    pub fn with_parts(&self) -> impl Iterator<Item = &Component> {
+        std::iter::once(self).chain(&self.interceptors).chain(self.selector.as_deref())
+    }
+
     pub fn set(&self, key: &str) -> Option<&str> {
         self.settings.get(key).map(|setting| setting.value.as_str())
     }
@@ -62,7 +83,11 @@ impl Component {
         let values = |component: &Component| {
             component.settings.iter().map(|(key, setting)| (key.clone(), setting.value.clone())).collect::<Vec<_>>()
         };
-        std::ptr::eq(self.kind, other.kind) && self.name == other.name && self.channels == other.channels && values(self) == values(other)
+        let alike = |a: &Component, b: &Component| {
+            std::ptr::eq(a.kind, b.kind) && a.name == b.name && a.channels == b.channels && values(a) == values(b)
+        };
+        self.with_parts().count() == other.with_parts().count()
+            && self.with_parts().zip(other.with_parts()).all(|(a, b)| alike(a, b))
     }
 
     fn default(&self, key: &str) -> Option<&'static str> {

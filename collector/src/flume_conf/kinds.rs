@@ -15,15 +15,21 @@ pub enum Role {
     Source,
     Channel,
     Sink,
+    /// Part of a source.
+    Interceptor,
+    /// Part of a source.
+    Selector,
 }
 
 impl Role {
-    pub const ALL: [Role; 3] = [Role::Source, Role::Channel, Role::Sink];
+    /// Those that an agent lists: `agent.sources = r1`.
+    pub const LISTED: [Role; 3] = [Role::Source, Role::Channel, Role::Sink];
+    pub const ALL: [Role; 5] = [Role::Source, Role::Interceptor, Role::Selector, Role::Channel, Role::Sink];
 
-    /// The word in keys: `agent.sources.r1.type`.
+    /// The word in keys: `agent.sources.r1.type`, `agent.sources.r1.interceptors.i1.type`.
     pub fn plural(self) -> &'static str {
         match self {
-            Role::Source => "sources",
+            Role::Source | Role::Interceptor | Role::Selector => "sources",
             Role::Channel => "channels",
             Role::Sink => "sinks",
         }
@@ -34,6 +40,8 @@ impl Role {
             Role::Source => "source",
             Role::Channel => "channel",
             Role::Sink => "sink",
+            Role::Interceptor => "interceptor",
+            Role::Selector => "channel selector",
         }
     }
 }
@@ -174,7 +182,9 @@ pub fn built() -> impl Iterator<Item = &'static Kind> {
     let sources = crate::source::SOURCES.iter().map(|source| source.kind);
     let channels = crate::channel::CHANNELS.iter().map(|channel| channel.kind);
     let sinks = crate::sink::SINKS.iter().map(|sink| sink.kind);
-    sources.chain(channels).chain(sinks)
+    let interceptors = crate::interceptor::INTERCEPTORS.iter().map(|interceptor| interceptor.kind);
+    let selectors = crate::selector::SELECTORS.iter().map(|selector| selector.kind);
+    sources.chain(interceptors).chain(selectors).chain(channels).chain(sinks)
 }
 
 /// The kind that `name` means as a type of `role`.

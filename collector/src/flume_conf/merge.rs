@@ -112,7 +112,7 @@ pub(super) fn group(merged: Merged, options: &Options<'_>, findings: &mut Vec<Fi
     let mut strays: Vec<(String, String, Setting)> = Vec::new();
     for (key, setting) in merged {
         let Some((agent, rest)) = key.split_once('.') else { continue };
-        let role = Role::ALL.into_iter().find(|role| rest == role.plural());
+        let role = Role::LISTED.into_iter().find(|role| rest == role.plural());
         if let Some(role) = role {
             agents.entry(agent.to_owned()).or_default().lists.insert(role, setting);
             continue;
@@ -124,7 +124,7 @@ pub(super) fn group(merged: Merged, options: &Options<'_>, findings: &mut Vec<Fi
             continue;
         }
         let mut parts = rest.splitn(3, '.');
-        let role = parts.next().and_then(|word| Role::ALL.into_iter().find(|role| word == role.plural()));
+        let role = parts.next().and_then(|word| Role::LISTED.into_iter().find(|role| word == role.plural()));
         match (role, parts.next(), parts.next()) {
             (Some(role), Some(name), Some(property)) if !name.is_empty() && !property.is_empty() => {
                 let raw = agents.entry(agent.to_owned()).or_default();

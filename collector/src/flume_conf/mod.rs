@@ -7,7 +7,7 @@
 //! | [`substitute`] | what do `${…}` stand for |
 //! | [`kinds`] | which component kinds and properties are there |
 //! | `merge` | which raw components do the files hold |
-//! | `build` | what becomes of them, and what is wrong |
+//! | `build`, `parts` | what becomes of them, and what is wrong |
 //! | [`plan`] | which components would run, with which settings |
 //! | [`component`] | the settings of one of them, read by its code |
 //! | [`finding`] | what is to be said to the user |
@@ -17,6 +17,7 @@ pub mod component;
 pub mod finding;
 pub mod kinds;
 mod merge;
+mod parts;
 pub mod plan;
 pub mod properties;
 pub mod substitute;

@@ -52,12 +52,15 @@ impl Plan {
             Role::Source => &self.sources,
             Role::Channel => &self.channels,
             Role::Sink => &self.sinks,
+            // Parts of their sources.
+            Role::Interceptor | Role::Selector => &[],
         }
     }
 
+    /// The list of a listed role.
     pub(super) fn of_mut(&mut self, role: Role) -> &mut Vec<Component> {
         match role {
-            Role::Source => &mut self.sources,
+            Role::Source | Role::Interceptor | Role::Selector => &mut self.sources,
             Role::Channel => &mut self.channels,
             Role::Sink => &mut self.sinks,
         }
@@ -67,7 +70,7 @@ impl Plan {
     pub fn to_properties(&self) -> String {
         let mut text = String::new();
         let agent = &self.agent;
-        for role in Role::ALL {
+        for role in Role::LISTED {
             let names: Vec<_> = self.of(role).iter().map(|component| component.name.as_str()).collect();
             text.push_str(&format!("{agent}.{} = {}\n", role.plural(), names.join(" ")));
         }
@@ -77,15 +80,31 @@ impl Plan {
             match component.kind.role {
                 Role::Source => text.push_str(&format!("{prefix}.channels = {}\n", component.channels.join(" "))),
                 Role::Sink => text.push_str(&format!("{prefix}.channel = {}\n", component.channels.join(" "))),
-                Role::Channel => {}
+                _ => {}
             }
-            for (key, setting) in &component.settings {
-                let value = if is_secret(key) { "***".to_owned() } else { setting.value.replace('\\', "\\\\").replace('\n', "\\n") };
-                text.push_str(&format!("{prefix}.{key} = {value}\n"));
+            if !component.interceptors.is_empty() {
+                let names: Vec<_> = component.interceptors.iter().map(|part| last(&part.name)).collect();
+                text.push_str(&format!("{prefix}.interceptors = {}\n", names.join(" ")));
+            }
+            for part in component.with_parts() {
+                let prefix = format!("{agent}.{}.{}", part.kind.role.plural(), part.name);
+                if !std::ptr::eq(part, component) {
+                    text.push_str(&format!("{prefix}.type = {}\n", part.type_name));
+                }
+                for (key, setting) in &part.settings {
+                    let value =
+                        if is_secret(key) { "***".to_owned() } else { setting.value.replace('\\', "\\\\").replace('\n', "\\n") };
+                    text.push_str(&format!("{prefix}.{key} = {value}\n"));
+                }
             }
         }
         text
     }
+}
+
+/// `i1` of `r1.interceptors.i1`.
+fn last(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
 }
 
 fn is_secret(key: &str) -> bool {
@@ -154,6 +173,10 @@ pub struct ComponentView<'a> {
     pub type_name: &'a str,
     pub channels: &'a [String],
     pub settings: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub interceptors: Vec<ComponentView<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<Box<ComponentView<'a>>>,
 }
 
 impl<'a> From<&'a Component> for ComponentView<'a> {
@@ -165,6 +188,8 @@ impl<'a> From<&'a Component> for ComponentView<'a> {
             type_name: &component.type_name,
             channels: &component.channels,
             settings: component.settings.iter().map(shown).collect(),
+            interceptors: component.interceptors.iter().map(Self::from).collect(),
+            selector: component.selector.as_deref().map(|selector| Box::new(Self::from(selector))),
         }
     }
 }

@@ -291,13 +291,7 @@ mod tests {
         let (_resume, paused) = watch::channel(false);
         let counters = SinkCounters::new("k");
         let input = Input::new("k", channel.clone(), counters.clone(), paused, Arc::new(Mutex::new(None)));
-        let component = Component {
-            kind: &crate::sink::null::KIND,
-            name: "k".into(),
-            type_name: String::new(),
-            settings: BTreeMap::new(),
-            channels: Vec::new(),
-        };
+        let component = Component::new(&crate::sink::null::KIND, "k", "null");
         let setup = Setup { state_dir: directory.path().to_owned(), committed: watch::Sender::new(None) };
         let failures = failures.iter().map(|(body, errors)| ((*body).to_owned(), errors.to_vec())).collect();
         let deliver = Arc::new(Scripted { failures: Mutex::new(failures), delivered: Mutex::default() });
@@ -376,13 +370,7 @@ mod tests {
         channel.put(&mut (0..EVENTS).map(|number| Event::new(number.to_string())).collect()).await.unwrap();
         let (_resume, paused) = watch::channel(false);
         let input = Input::new("k", channel.clone(), SinkCounters::new("k"), paused, Arc::new(Mutex::new(None)));
-        let component = Component {
-            kind: &crate::sink::null::KIND,
-            name: "k".into(),
-            type_name: String::new(),
-            settings: BTreeMap::new(),
-            channels: Vec::new(),
-        };
+        let component = Component::new(&crate::sink::null::KIND, "k", "null");
         let setup = Setup { state_dir: directory.path().to_owned(), committed: watch::Sender::new(None) };
         let deliver = Arc::new(Budgeted { permits: tokio::sync::Semaphore::new(1000), seen: Mutex::default() });
         let bounds = Bounds { records: 8, sends: 500, events: usize::MAX, bytes: usize::MAX };

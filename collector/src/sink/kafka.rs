@@ -173,7 +173,12 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
                     .notes()
                     .iter()
                     .filter(|note| keeps_positions(component) || !note.contains("in transactions"))
-                    .map(|note| say(Level::Note, "no-effect", "kafka.producer.*", note.clone())),
+                    .map(|note| {
+                        // It begins with the property's name.
+                        let key = format!("kafka.producer.{}", note.split_whitespace().next().unwrap_or_default());
+                        let key = if component.settings.contains_key(&key) { &key } else { "kafka.producer.*" };
+                        say(Level::Note, "no-effect", key, note.clone())
+                    }),
             ),
             Err(error) => {
                 let message = error.to_string();

@@ -67,6 +67,10 @@ const PART_EVENTS: usize = 8192;
 /// Tombstones of one transaction.
 const TOMBSTONES_MAX: usize = 1000;
 
+/// After so many fencings within [`FENCED_WITHIN`] another process has the transactional id, and keeps it.
+const FENCED_MAX: usize = 3;
+const FENCED_WITHIN: Duration = Duration::from_secs(60);
+
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
@@ -110,6 +114,19 @@ impl Held {
     }
 }
 
+/// When the writer was taken over by another one.
+#[derive(Default)]
+struct Fencings(VecDeque<Instant>);
+
+impl Fencings {
+    /// One more; true when there are too many. The process that was there first is fenced first, so the newer one stays.
+    fn add(&mut self, now: Instant) -> bool {
+        self.0.push_back(now);
+        while self.0.pop_front_if(|at| now.duration_since(*at) > FENCED_WITHIN).is_some() {}
+        self.0.len() >= FENCED_MAX
+    }
+}
+
 /// What became of an attempt.
 enum Attempt {
     Committed,
@@ -124,6 +141,7 @@ impl Transactions {
         let mut held = Held::default();
         let mut backoff = BACKOFF_MIN;
         let mut told = String::new();
+        let mut fencings = Fencings::default();
         loop {
             let session = tokio::select! {
                 session = self.begin_session() => session,
@@ -151,7 +169,15 @@ impl Transactions {
                     error
                 }
             };
-            let advice = if matches!(error, KafkaError::Fenced(_)) { "; does another process use the transactional id?" } else { "" };
+            let fenced = matches!(error, KafkaError::Fenced(_));
+            anyhow::ensure!(
+                !(fenced && fencings.add(Instant::now())),
+                "another process uses the transactional id `{}` and has taken it over {FENCED_MAX} times within {} s; this sink leaves it \
+                 to the other. Give one of them another id, then reload",
+                self.id,
+                FENCED_WITHIN.as_secs()
+            );
+            let advice = if fenced { "; does another process use the transactional id?" } else { "" };
             report(&input, &mut told, &format!("{error}{advice}"));
             tokio::select! {
                 () = tokio::time::sleep(backoff) => backoff = (backoff * 2).min(BACKOFF_MAX),
@@ -474,4 +500,20 @@ impl Transactions {
 fn size(record: &OutRecord) -> usize {
     let headers: usize = record.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
     record.key.as_ref().map_or(0, |key| key.len()) + record.value.as_ref().map_or(0, |value| value.len()) + headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_third_fencing_within_a_minute_is_one_too_many() {
+        let start = Instant::now();
+        let at = |seconds: &[u64]| {
+            let mut fencings = Fencings::default();
+            seconds.iter().map(|&second| fencings.add(start + Duration::from_secs(second))).collect::<Vec<_>>()
+        };
+        assert_eq!(at(&[0, 1, 2]), [false, false, true]);
+        assert_eq!(at(&[0, 59, 61, 100, 130, 131]), [false, false, false, true, false, false]);
+    }
 }

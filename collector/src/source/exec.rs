@@ -13,7 +13,8 @@ use tokio::{
 use super::lines::Lines;
 use super::tail::TailSource;
 use super::tail::command::{Begin, TailCommand, recognise};
-use super::tail::engine::{Find, Settings};
+use super::tail::engine::Settings;
+use super::tail::find::Find;
 use super::taildir::{LINE_LENGTH, ROTATE_WAIT};
 use super::{Output, Setup, Source, Stop};
 use crate::event::Event;
@@ -92,6 +93,15 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
                     .remedy("write `tail -F`"),
             );
         }
+        let literally = |char: &char| "*?[$~\"'".contains(*char);
+        if let (None, Some(char)) = (component.set("shell"), command.chars().find(literally)) {
+            let message = format!("there is no shell that would expand `{char}`: a file whose name is {} to the letter is waited for", tail.path.display());
+            let directory = tail.path.parent().unwrap_or(Path::new("/")).display();
+            findings.push(
+                say(Level::Warning, "no-shell", message)
+                    .remedy(format!("add shell = /bin/sh -c; or follow all of them with TAILDIR, filegroups.f = {directory}/.*\\\\.log")),
+            );
+        }
         if tail.path.is_relative() {
             findings.push(
                 say(
@@ -121,9 +131,11 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sour
                 partial_wait: None,
                 scan_interval: Duration::from_millis(100),
                 path_header: None,
+                handles_max: 64,
             },
             begin: tail.begin,
             committed: setup.committed,
+            configured: setup.configured,
             flume: None,
             save_interval: Duration::from_millis(250),
             offset_header: None,

@@ -7,10 +7,11 @@ pub mod exec;
 pub mod lines;
 pub mod netcat;
 pub mod seq;
+pub mod server;
 pub mod tail;
 pub mod taildir;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -20,8 +21,10 @@ use tracing::Span;
 
 use crate::channel::{Channel, PutError};
 use crate::counters::SourceCounters;
-use crate::event::{Event, Origin};
+use crate::event::{Event, Origin, acknowledge};
 use crate::flume_conf::{Component, Kind};
+use crate::interceptor::Chain;
+use crate::selector::Selector;
 
 /// A source as the table knows it.
 pub struct SourceKind {
@@ -43,8 +46,10 @@ pub struct Setup {
     /// Set where the source's sink keeps the positions in its transactions.
     pub committed: Option<tail::Committed>,
     pub strict: bool,
-    /// A source of this name runs now and stops before this one starts.
-    pub replaces: bool,
+    /// All sources of the agent, by name.
+    pub configured: Vec<String>,
+    /// Where sources listen that run now and stop before this one starts.
+    pub freed: Vec<SocketAddr>,
 }
 
 #[async_trait]
@@ -52,6 +57,9 @@ pub trait Source: Send {
     /// Runs until [`Stop::begin`], then finishes what it has accepted. Ends by itself when there is no more to come.
     async fn run(self: Box<Self>, out: Output, stop: Stop) -> anyhow::Result<()>;
 }
+
+/// Events for one channel.
+type Part<'a> = (&'a Arc<dyn Channel>, Vec<Event>);
 
 /// How a source is told to end.
 #[derive(Clone, Default)]
@@ -74,8 +82,22 @@ pub struct Output {
     pub counters: Arc<SourceCounters>,
     name: Arc<str>,
     channels: Vec<Arc<dyn Channel>>,
+    route: Arc<Route>,
     paused: watch::Receiver<bool>,
     trouble: Arc<Mutex<Option<String>>>,
+    listening: Arc<Mutex<Vec<SocketAddr>>>,
+}
+
+/// What happens to a source's events before its channels.
+pub struct Route {
+    chain: Chain,
+    selector: Selector,
+}
+
+impl Route {
+    pub fn build(source: &Component) -> anyhow::Result<Self> {
+        Ok(Self { chain: Chain::build(source)?, selector: Selector::build(source)? })
+    }
 }
 
 impl Output {
@@ -86,7 +108,23 @@ impl Output {
         paused: watch::Receiver<bool>,
         trouble: Arc<Mutex<Option<String>>>,
     ) -> Self {
-        Self { counters, name: name.into(), channels, paused, trouble }
+        let route = Route { chain: Chain::default(), selector: Selector::everything(channels.len()) };
+        Self { counters, name: name.into(), channels, route: Arc::new(route), paused, trouble, listening: Arc::default() }
+    }
+
+    /// Where it is noted on which addresses the source listens.
+    pub fn noting(self, listening: Arc<Mutex<Vec<SocketAddr>>>) -> Self {
+        Self { listening, ..self }
+    }
+
+    /// The source listens there, so that a successor may be given the same address.
+    pub fn listens(&self, address: SocketAddr) {
+        self.listening.lock().push(address);
+    }
+
+    /// With the source's interceptors and selector.
+    pub fn through(self, route: Route) -> Self {
+        Self { route: Arc::new(route), ..self }
     }
 
     pub fn name(&self) -> &str {
@@ -131,50 +169,99 @@ impl Output {
         }
     }
 
-    /// Puts the batch into every channel, however long that takes: a full channel and a pause are waited out.
+    /// Puts the batch into its channels, however long that takes: a full channel and a pause are waited out.
     /// A channel that has taken the batch does not get it again.
     pub async fn deliver(&self, events: Vec<Event>) {
         let count = events.len() as u64;
         self.counters.received.add(count);
         self.counters.batches_received.add(1);
         self.unpaused().await;
-        let mut last = Some(events);
-        for (at, channel) in self.channels.iter().enumerate() {
-            let is_last = at + 1 == self.channels.len();
-            let batch = if is_last { last.take() } else { last.clone() };
-            let mut batch = batch.unwrap_or_default();
-            let mut full_told = false;
-            while !batch.is_empty() {
-                // A reload may have made transactions smaller than this batch.
-                let most = channel.transaction_capacity().max(1);
-                let mut part: Vec<Event> = if batch.len() > most { batch.drain(..most).collect() } else { std::mem::take(&mut batch) };
-                while let Err(error) = channel.put(&mut part).await {
-                    self.counters.channel_failures.add(1);
-                    if !std::mem::replace(&mut full_told, true) {
-                        tracing::warn!(source = &*self.name, %error, "waiting for the channel");
-                    }
-                }
-            }
+        let (required, optional) = self.routed(events);
+        for (channel, part) in required {
+            self.put_all(channel, part).await;
         }
+        self.put_optional(optional).await;
         self.counters.accepted.add(count);
         self.counters.batches_accepted.add(1);
     }
 
-    /// Puts the batch if the channels take it within their `keep-alive`.
-    pub async fn offer(&self, mut events: Vec<Event>) -> Result<(), PutError> {
+    /// Puts the batch if the channels take it within their `keep-alive`: all of it or nothing. Once one channel has taken it,
+    /// the others are waited for, so that a sender who tries again after a failure repeats nothing.
+    pub async fn offer(&self, events: Vec<Event>) -> Result<(), PutError> {
         let count = events.len() as u64;
         self.counters.received.add(count);
         self.unpaused().await;
-        for (at, channel) in self.channels.iter().enumerate() {
-            let result =
-                if at + 1 == self.channels.len() { channel.put(&mut events).await } else { channel.put(&mut events.clone()).await };
-            if let Err(error) = result {
-                self.counters.channel_failures.add(1);
-                return Err(error);
-            }
+        let (mut required, optional) = self.routed(events);
+        // The one most likely to refuse is asked first.
+        required.sort_by(|a, b| b.0.fill().percent().total_cmp(&a.0.fill().percent()));
+        let mut required = required.into_iter();
+        if let Some((channel, mut part)) = required.next()
+            && let Err(error) = channel.put(&mut part).await
+        {
+            self.counters.channel_failures.add(1);
+            return Err(error);
         }
+        for (channel, part) in required {
+            self.put_all(channel, part).await;
+        }
+        self.put_optional(optional).await;
         self.counters.accepted.add(count);
         Ok(())
+    }
+
+    /// The parts of a batch for the channels that must and for those that may take them.
+    fn routed(&self, events: Vec<Event>) -> (Vec<Part<'_>>, Vec<Part<'_>>) {
+        let mut events = events;
+        if !self.route.chain.is_empty() {
+            let (going, ended) = self.route.chain.apply(events);
+            if !ended.is_empty() {
+                self.counters.filtered.add(ended.len() as u64);
+                // They count as delivered in each of the channels.
+                self.channels.iter().for_each(|_| acknowledge(&ended));
+            }
+            events = going;
+        }
+        if self.route.selector.is_everything(self.channels.len()) {
+            let mut last = Some(events);
+            let parts = self.channels.iter().enumerate().map(|(at, channel)| {
+                let events = if at + 1 == self.channels.len() { last.take() } else { last.clone() };
+                (channel, events.unwrap_or_default())
+            });
+            return (parts.collect(), Vec::new());
+        }
+        let routes = self.route.selector.route(events, self.channels.len());
+        acknowledge(&routes.skipped);
+        if routes.unrouted > 0 {
+            self.counters.unrouted.add(routes.unrouted as u64);
+        }
+        let parts = |lists: Vec<Vec<Event>>| self.channels.iter().zip(lists).filter(|(_, part)| !part.is_empty()).collect();
+        (parts(routes.required), parts(routes.optional))
+    }
+
+    async fn put_all(&self, channel: &Arc<dyn Channel>, mut batch: Vec<Event>) {
+        let mut full_told = false;
+        while !batch.is_empty() {
+            // A reload may have made transactions smaller than this batch.
+            let most = channel.transaction_capacity().max(1);
+            let mut part: Vec<Event> = if batch.len() > most { batch.drain(..most).collect() } else { std::mem::take(&mut batch) };
+            while let Err(error) = channel.put(&mut part).await {
+                self.counters.channel_failures.add(1);
+                if !std::mem::replace(&mut full_told, true) {
+                    tracing::warn!(source = &*self.name, %error, "waiting for the channel");
+                }
+            }
+        }
+    }
+
+    async fn put_optional(&self, parts: Vec<Part<'_>>) {
+        for (channel, mut part) in parts {
+            if let Err(error) = channel.put(&mut part).await {
+                self.counters.channel_failures.add(1);
+                self.counters.optional_refused.add(part.len() as u64);
+                tracing::debug!(source = &*self.name, %error, events = part.len(), "an optional channel refused events");
+                acknowledge(&part);
+            }
+        }
     }
 
     pub async fn unpaused(&self) {
@@ -183,5 +270,110 @@ impl Output {
             let mut paused = self.paused.clone();
             let _gone = paused.wait_for(|paused| !paused).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use super::*;
+    use crate::channel::memory::{Limits, MemoryChannel};
+    use crate::event::{Ledger, Mark};
+    use crate::flume_conf::component::Setting;
+    use crate::source::tail::identity::{Checksum, TailedFile};
+
+    fn part(kind: &'static Kind, name: &str, settings: &[(&str, &str)]) -> Component {
+        let mut part = Component::new(kind, name, kind.name());
+        part.channels = vec!["a".into(), "b".into()];
+        let setting = |value: &str| Setting { value: value.to_owned(), place: None };
+        part.settings = settings.iter().map(|(key, value)| ((*key).to_owned(), setting(value))).collect();
+        part
+    }
+
+    fn channels(capacities: [usize; 2]) -> Vec<Arc<dyn Channel>> {
+        let channel = |events_max| -> Arc<dyn Channel> {
+            Arc::new(MemoryChannel::new(Limits { events_max, transaction_max: 10, bytes_max: usize::MAX, keep_alive: Duration::ZERO }))
+        };
+        capacities.map(channel).into()
+    }
+
+    fn output(source: &Component, channels: &[Arc<dyn Channel>]) -> Output {
+        let (resume, paused) = watch::channel(false);
+        // An agent keeps the other end for as long as it lives.
+        std::mem::forget(resume);
+        Output::new("s", channels.to_vec(), SourceCounters::new("s"), paused, Arc::default()).through(Route::build(source).unwrap())
+    }
+
+    async fn bodies(channel: &Arc<dyn Channel>) -> Vec<String> {
+        let taken = channel.clone().take(10, Duration::ZERO).await;
+        let bodies = taken.events().iter().map(|event| String::from_utf8_lossy(&event.body).into_owned()).collect();
+        taken.commit();
+        bodies
+    }
+
+    /// Whatever interceptors and selectors leave out, the file's position passes it once the rest is delivered.
+    #[tokio::test]
+    async fn a_position_passes_what_went_to_no_channel_or_to_one_of_two() {
+        let mut source = part(&seq::KIND, "s", &[]);
+        let settings = [("header", "kind"), ("mapping.x", "a"), ("mapping.y", "a b")];
+        let selectors = crate::selector::SELECTORS.iter().find(|kind| kind.kind.alias == Some("multiplexing")).unwrap();
+        source.selector = Some(Box::new(part(selectors.kind, "s.selector", &settings)));
+        let channels = channels([10, 10]);
+        let out = output(&source, &channels);
+        let (ledger, file) = (Arc::new(Ledger::default()), Arc::new(TailedFile::for_test(1)));
+        let origin = ledger.open(&file, Mark { offset: 30, tail: Checksum::default() }, 3 * out.copies(), None);
+        let event = |body: &'static str, kind| Event { origin: Some(origin.clone()), ..Event::with_headers(body, [("kind", kind)]) };
+        out.deliver(vec![event("1", "x"), event("2", "y"), event("3", "z")]).await;
+        assert_eq!(out.counters.unrouted.get(), 1);
+        assert_eq!(bodies(&channels[0]).await, ["1", "2"]);
+        assert_eq!(ledger.advance().len(), 0);
+        assert_eq!(bodies(&channels[1]).await, ["2"]);
+        assert_eq!(ledger.advance()[&1].offset, 30);
+    }
+
+    #[tokio::test]
+    async fn interceptors_work_in_their_order() {
+        let mut source = part(&seq::KIND, "s", &[]);
+        source.interceptors = vec![
+            part(&crate::interceptor::fixed::KIND, "s.interceptors.i1", &[("key", "k"), ("value", "1")]),
+            part(&crate::interceptor::fixed::KIND, "s.interceptors.i2", &[("key", "k"), ("value", "2")]),
+            part(&crate::interceptor::fixed::KIND, "s.interceptors.i3", &[("key", "l"), ("value", "3"), ("preserveExisting", "false")]),
+            part(&crate::interceptor::timestamp::KIND, "s.interceptors.i4", &[("headerName", "t")]),
+        ];
+        let channels = channels([10, 10]);
+        source.channels.truncate(1);
+        output(&source, &channels[..1]).deliver(vec![Event::with_headers("1", [("l", "0")])]).await;
+        let taken = channels[0].clone().take(10, Duration::ZERO).await;
+        let event = &taken.events()[0];
+        assert_eq!((event.header("k"), event.header("l")), (Some("1"), Some("3")));
+        assert!(event.header("t").unwrap().parse::<i64>().unwrap() > 1_700_000_000_000);
+    }
+
+    /// Flume commits one channel after the other: with the second one full, a sender's retry repeats the events in the first.
+    #[tokio::test]
+    async fn a_full_second_channel_refuses_before_the_first_has_anything() {
+        let channels = channels([10, 1]);
+        let out = output(&part(&seq::KIND, "s", &[]), &channels);
+        out.offer(vec![Event::new("1")]).await.unwrap();
+        for _ in 0..3 {
+            assert!(matches!(out.offer(vec![Event::new("2")]).await, Err(PutError::Full { .. })));
+        }
+        assert_eq!((bodies(&channels[0]).await, bodies(&channels[1]).await), (vec!["1".to_owned()], vec!["1".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn an_optional_channel_may_refuse() {
+        let mut source = part(&seq::KIND, "s", &[]);
+        let kind = crate::selector::SELECTORS.iter().find(|kind| kind.kind.alias == Some("replicating")).unwrap();
+        source.selector = Some(Box::new(part(kind.kind, "s.selector", &[("optional", "b")])));
+        let channels = channels([10, 1]);
+        let out = output(&source, &channels);
+        out.deliver(vec![Event::new("1")]).await;
+        out.deliver(vec![Event::new("2")]).await;
+        assert_eq!(bodies(&channels[0]).await, ["1", "2"]);
+        assert_eq!(bodies(&channels[1]).await, ["1"]);
+        assert_eq!(out.counters.optional_refused.get(), 1);
     }
 }

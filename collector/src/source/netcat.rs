@@ -1,16 +1,13 @@
 //! `netcat`: lines over TCP, each answered `OK`, or `FAILED: …` when the channel did not take it.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
-
 use anyhow::Context as _;
 use async_trait::async_trait;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    net::TcpStream,
 };
-use tokio_util::task::TaskTracker;
 
+use super::server::{CONNECTIONS_MAX, Server};
 use super::{Output, Setup, Source, Stop};
 use crate::event::Event;
 use crate::flume_conf::kinds::{adopts_nothing, nothing_to_say};
@@ -38,7 +35,7 @@ pub static KIND: Kind = Kind {
             "utf-8",
             "How the peer writes text. Bodies are always UTF-8.",
         ),
-        Property::integer("maxConnections", 1, 65_536, Some("1024"), "Connections at a time; more wait to be accepted.").own(),
+        CONNECTIONS_MAX,
     ],
     deprecated: &[],
     misspelt: &[("host", "bind"), ("maxLineLength", "max-line-length"), ("ackEveryEvent", "ack-every-event")],
@@ -48,85 +45,30 @@ pub static KIND: Kind = Kind {
 };
 
 pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Source>> {
-    let address = (component.text("bind").trim().to_owned(), u16::try_from(component.integer("port")).context("port")?);
-    let listener = match bind(&address) {
-        // On reload the old source still has the port; it is bound when that one has stopped.
-        Err(_) if setup.replaces => None,
-        bound => Some(bound?),
+    let port = u16::try_from(component.integer("port")).context("port")?;
+    let server = Server::bind(component, component.text("bind").trim(), port, &setup)?;
+    let session = Session {
+        line_max: component.count("max-line-length"),
+        ack: component.boolean("ack-every-event"),
+        latin_1: component.text("encoding").trim().eq_ignore_ascii_case("iso-8859-1"),
     };
-    Ok(Box::new(Netcat {
-        address,
-        listener,
-        session: Session {
-            line_max: component.count("max-line-length"),
-            ack: component.boolean("ack-every-event"),
-            latin_1: component.text("encoding").trim().eq_ignore_ascii_case("iso-8859-1"),
-        },
-        connections_max: component.count("maxConnections"),
-    }))
-}
-
-fn bind((host, port): &(String, u16)) -> anyhow::Result<std::net::TcpListener> {
-    let listener = std::net::TcpListener::bind((host.as_str(), *port)).map_err(|error| {
-        let remedy = if error.kind() == std::io::ErrorKind::AddrInUse { "; stop what listens there, or set another port" } else { "" };
-        anyhow::anyhow!("cannot listen on {host}:{port}: {error}{remedy}")
-    })?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    Ok(Box::new(Netcat { server, session }))
 }
 
 struct Netcat {
-    address: (String, u16),
-    listener: Option<std::net::TcpListener>,
+    server: Server,
     session: Session,
-    connections_max: usize,
 }
 
 #[async_trait]
 impl Source for Netcat {
     async fn run(self: Box<Self>, out: Output, stop: Stop) -> anyhow::Result<()> {
-        let listener = match self.listener {
-            Some(listener) => listener,
-            None => bind(&self.address)?,
+        let session = self.session;
+        let serve = |stream, _| {
+            let (out, stop) = (out.clone(), stop.clone());
+            async move { session.serve(stream, &out, &stop).await }
         };
-        let listener = TcpListener::from_std(listener)?;
-        tracing::info!(source = out.name(), address = %listener.local_addr()?, "listening");
-        let permits = Arc::new(Semaphore::new(self.connections_max));
-        let sessions = TaskTracker::new();
-        loop {
-            let accepted = async {
-                let permit = permits.clone().acquire_owned().await;
-                (permit, listener.accept().await)
-            };
-            let (permit, accepted) = tokio::select! {
-                accepted = accepted => accepted,
-                () = stop.begin.cancelled() => break,
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let (session, out, stop) = (self.session, out.clone(), stop.clone());
-                    sessions.spawn(async move {
-                        let _permit = permit;
-                        out.counters.connections.fetch_add(1, Relaxed);
-                        if let Err(error) = session.serve(stream, &out, &stop).await {
-                            tracing::debug!(source = out.name(), %peer, %error, "connection ended");
-                        }
-                        out.counters.connections.fetch_sub(1, Relaxed);
-                    });
-                }
-                Err(error) => {
-                    // Out of file handles, most likely: a moment later some may be free.
-                    tracing::warn!(source = out.name(), %error, "cannot accept a connection");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                }
-            }
-        }
-        sessions.close();
-        tokio::select! {
-            () = sessions.wait() => {}
-            () = stop.abandon.cancelled() => {}
-        }
-        Ok(())
+        self.server.run(&out, &stop, serve).await
     }
 }
 
@@ -138,7 +80,7 @@ struct Session {
 }
 
 impl Session {
-    async fn serve(self, mut stream: TcpStream, out: &Output, stop: &Stop) -> std::io::Result<()> {
+    async fn serve(self, mut stream: TcpStream, out: &Output, stop: &Stop) -> anyhow::Result<()> {
         let mut lines = Vec::new();
         loop {
             let read = tokio::select! {
@@ -186,22 +128,22 @@ impl Session {
         over(line.len()) && over(if self.latin_1 { line.len() } else { line.iter().filter(|&&byte| byte & 0xc0 != 0x80).count() })
     }
 
-    async fn refuse(self, mut stream: TcpStream, mut answers: Vec<u8>) -> std::io::Result<()> {
+    async fn refuse(self, mut stream: TcpStream, mut answers: Vec<u8>) -> anyhow::Result<()> {
         answers.extend_from_slice(
             format!("FAILED: Event exceeds the maximum length ({} chars, including newline)\n", self.line_max).as_bytes(),
         );
         stream.write_all(&answers).await?;
-        stream.shutdown().await
+        Ok(stream.shutdown().await?)
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
     use parking_lot::Mutex;
-    use tokio::sync::watch;
+    use tokio::{net::TcpListener, sync::watch};
 
     use super::*;
     use crate::channel::{

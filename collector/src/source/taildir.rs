@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use regex::bytes::Regex;
+use regex::Regex;
 
 use super::tail::command::Begin;
-use super::tail::engine::{Find, Group, Settings};
-use super::tail::{FlumePositions, TailSource};
+use super::tail::engine::Settings;
+use super::tail::find::{Find, Group};
+use super::tail::{FlumePositions, TailSource, handles};
 use super::{Setup, Source};
 use crate::flume_conf::kinds::adopts_nothing;
 use crate::flume_conf::{Component, Finding, Kind, Property, Role};
@@ -66,6 +67,14 @@ pub static KIND: Kind = Kind {
         Property::boolean("cachePatternMatching", "true", "Accepted; the directory is always listed anew."),
         Property::boolean("fileHeader", "false", "Put the file's path into a header."),
         Property::text("fileHeaderKey", Some("file"), "Name of that header."),
+        Property::integer(
+            "maxOpenFiles",
+            1,
+            1_000_000,
+            Some("1024"),
+            "Files open at a time. Beyond that, those that have not grown the longest are closed until they grow.",
+        )
+        .own(),
         LINE_LENGTH,
         ROTATE_WAIT,
     ],
@@ -126,10 +135,12 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sour
             rotate_wait: component.millis("rotateWait"),
             partial_wait: setup.strict.then(|| component.millis("idleTimeout")),
             scan_interval: Duration::from_millis(250),
+            handles_max: handles(component.count("maxOpenFiles")),
             path_header: component.boolean("fileHeader").then(|| component.text("fileHeaderKey").to_owned()),
         },
         begin: if component.boolean("skipToEnd") { Begin::End } else { Begin::Line(1) },
         committed: setup.committed,
+        configured: setup.configured,
         flume: flume.map(FlumePositions),
         save_interval: component.millis("writePosInterval"),
         offset_header: component.boolean("byteOffsetHeader").then(|| "byteoffset".to_owned()),

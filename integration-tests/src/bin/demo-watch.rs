@@ -89,9 +89,10 @@ fn time_and_status(line: &str) -> Option<(i64, String)> {
     Some((days * 86_400 + hour * 3600 + minute * 60 + second - offset, after.split(' ').next()?.to_owned()))
 }
 
-/// What the job has written: every hash `nginx:status:WINDOW:STATUS` with its field `requests`.
+/// What the job has written: every hash `nginx:status:WINDOW:STATUS` (its first word is `NGINX_STATS_KEYS`) with its field `requests`.
 fn counted(connection: &mut redis::Connection) -> Result<Counts> {
-    let keys: Vec<String> = connection.scan_match::<_, String>("nginx:status:*")?.collect::<redis::RedisResult<_>>()?;
+    let first = std::env::var("NGINX_STATS_KEYS").unwrap_or_else(|_| "nginx".to_owned());
+    let keys: Vec<String> = connection.scan_match::<_, String>(format!("{first}:status:*"))?.collect::<redis::RedisResult<_>>()?;
     let mut counts = Counts::new();
     for key in keys {
         let fields: HashMap<String, String> = connection.hgetall(&key)?;
@@ -181,14 +182,18 @@ fn main() -> Result<ExitCode> {
         if args.until.as_ref().is_some_and(|until| until.exists()) {
             return Ok(if finish(&bootstrap, &args, &mut log, &mut connection)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        log.read()?;
+        // Kafka first: what is there has been served.
         let records = follower.count(Duration::from_millis(200));
+        log.read()?;
         if shown.elapsed() >= every {
             shown = Instant::now();
             let counts = counted(&mut connection)?;
-            let (total, windows) = (counts.values().sum::<u64>(), counts.len());
-            let line =
-                format!("  served {:>8}   in Kafka {records:>8}   counted in Redis {total:>8} ({windows} windows and statuses)", log.count);
+            let total = counts.values().sum::<u64>();
+            let windows = counts.keys().map(|(start, _)| start).collect::<std::collections::BTreeSet<_>>().len();
+            let line = format!(
+                "  served {:>8}   in Kafka {records:>8}   counted in Redis {total:>8}, in {windows} closed windows of {WINDOW_SECONDS} s",
+                log.count
+            );
             let mut out = std::io::stdout().lock();
             // A terminal shows one line that changes; a file gets a line at a time.
             if terminal {

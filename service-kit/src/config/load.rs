@@ -363,15 +363,24 @@ pub fn render<C: Serialize>(config: &C) -> String {
     text.unwrap_or_else(|error| format!("# cannot be written as TOML: {error}\n"))
 }
 
+/// Whether a setting of this name must not be shown: its value lets somebody in.
+pub fn is_secret(key: &str) -> bool {
+    const WORDS: &[&str] =
+        &["password", "passphrase", "secret", "credential", "token", "jaas", "keystore.key", "key.pem", "private.key", "api.key", "apikey"];
+    // Addresses and file names tell nothing; `token.endpoint.url` is one.
+    const PUBLIC: &[&str] = &[".url", ".location", ".file", ".path", ".class"];
+    let key = key.to_ascii_lowercase().replace(['_', '-'], ".");
+    WORDS.iter().any(|word| key.contains(word)) && !PUBLIC.iter().any(|end| key.ends_with(end))
+}
+
 fn mask(value: &mut Value) {
-    const NAMES: &[&str] = &["password", "secret", "token", "jaas", "keystore.key", "key.pem"];
     match value {
         Value::Object(entries) => {
             // TOML has no null: an unset key is left out.
             entries.retain(|_, value| !value.is_null());
             for (key, value) in entries {
                 match value {
-                    Value::String(text) if !text.is_empty() && NAMES.iter().any(|name| key.contains(name)) => *text = MASK.into(),
+                    Value::String(text) if !text.is_empty() && is_secret(key) => *text = MASK.into(),
                     other => mask(other),
                 }
             }
@@ -507,6 +516,26 @@ mod tests {
             "https://x:4317",
             "`https://x:4317`: traces leave without TLS; send them to a collector on this host, http://127.0.0.1:4317",
         );
+    }
+
+    #[test]
+    fn what_lets_somebody_in_is_secret_wherever_it_stands() {
+        for key in [
+            "sasl.oauthbearer.assertion.private.key.passphrase",
+            "sasl.oauthbearer.client.credentials.client.secret",
+            "sasl.oauthbearer.client.credentials",
+            "sasl.jaas.config",
+            "ssl.keystore.key",
+            "ssl.key.pem",
+            "SSL.KEY.PASSWORD",
+            "auth_token",
+            "api-key",
+        ] {
+            assert!(is_secret(key), "{key}");
+        }
+        for key in ["bootstrap.servers", "key.serializer", "ssl.keystore.location", "sasl.oauthbearer.token.endpoint.url", "sasl.mechanism"] {
+            assert!(!is_secret(key), "{key}");
+        }
     }
 
     #[test]

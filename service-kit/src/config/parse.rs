@@ -37,18 +37,24 @@ pub mod duration {
     }
 }
 
-/// As [`duration`], but not zero: for a time within which something must happen.
-pub(super) mod period {
+/// `#[serde(with = "service_kit::config::period")]`: as [`duration`], but not zero: for a time within which something must happen.
+pub mod period {
     use std::time::Duration;
 
     use serde::{Deserializer, de::Error};
 
-    pub(crate) use super::duration::serialize;
+    pub use super::duration::serialize;
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let value = super::duration::deserialize(deserializer)?;
         if value.is_zero() { Err(D::Error::custom("must be longer than 0")) } else { Ok(value) }
     }
+}
+
+/// `#[serde(deserialize_with = "service_kit::config::at_least_one")]`: a count of something without which there is no work.
+pub fn at_least_one<'de, T: Deserialize<'de> + Default + PartialEq, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    let value = T::deserialize(deserializer)?;
+    if value == T::default() { Err(D::Error::custom("must be 1 or more")) } else { Ok(value) }
 }
 
 pub(super) fn log_filter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

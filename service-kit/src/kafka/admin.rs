@@ -167,6 +167,23 @@ impl Admin for Native {
         self.lookup.topic(name).await
     }
 
+    async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError> {
+        if self.require_plaintext("a topic's id").is_err() {
+            return Ok(None);
+        }
+        let asked = self.lookup.ask("looking for brokers", |lookup| {
+            let metadata = lookup.client().fetch_metadata(None, lookup.timeout)?;
+            Ok(metadata.brokers().iter().map(|broker| format!("{}:{}", bracketed(broker.host()), broker.port())).collect::<Vec<_>>())
+        });
+        for address in asked.await? {
+            match wire::topic_id(&address, name, self.lookup.timeout).await {
+                Ok(id) => return Ok(id),
+                Err(error) => debug!(%error, "asking the next broker for the topic's id"),
+            }
+        }
+        Ok(None)
+    }
+
     async fn topic_config(&self, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
         let entries = describe(&self.client, self.lookup.timeout, name).await?;
         if entries.is_empty() {
@@ -201,6 +218,8 @@ impl Admin for Native {
         for result in results {
             result.map_err(|(_, code)| match code {
                 Code::TopicAlreadyExists => KafkaError::AlreadyExists(name.into()),
+                // The binding drops the broker's words.
+                Code::InvalidConfig => KafkaError::Invalid(format!("{what}: {}", super::topic_config::reasons(config))),
                 other => KafkaError::from_code(other, &what),
             })?;
         }
@@ -308,7 +327,11 @@ impl Admin for Native {
 }
 
 fn address(broker: &BrokerView) -> String {
-    if broker.host.contains(':') { format!("[{}]:{}", broker.host, broker.port) } else { format!("{}:{}", broker.host, broker.port) }
+    format!("{}:{}", bracketed(&broker.host), broker.port)
+}
+
+fn bracketed(host: &str) -> String {
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
 
 fn group(info: &GroupInfo) -> GroupView {

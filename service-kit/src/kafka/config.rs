@@ -48,7 +48,7 @@ impl KafkaConfig {
     /// All properties; secrets as `***`.
     pub fn masked(&self) -> BTreeMap<String, String> {
         let mask = |(key, value): (&String, &String)| {
-            let shown = if properties::is_secret(key) { "***".to_owned() } else { value.clone() };
+            let shown = if crate::config::is_secret(key) { "***".to_owned() } else { value.clone() };
             (key.clone(), shown)
         };
         self.values.iter().map(mask).collect()
@@ -65,16 +65,8 @@ impl KafkaConfig {
 
     /// `host:port` of the bootstrap list; a port left out is 9092.
     pub(super) fn servers(&self) -> Vec<String> {
-        let list = self.get("bootstrap.servers").unwrap_or_default();
-        let names = list.split(|c: char| c == ',' || c.is_whitespace()).filter(|name| !name.is_empty());
-        names
-            .map(|name| {
-                // Some tools write the listener's protocol before the host.
-                let host = name.rsplit("://").next().unwrap_or(name);
-                let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-                if has_port { host.to_owned() } else { format!("{host}:9092") }
-            })
-            .collect()
+        // A name that is none was reported by `properties::check`.
+        server_names(self.get("bootstrap.servers").unwrap_or_default()).filter_map(|name| server(name).ok()).collect()
     }
 
     /// `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`.
@@ -95,6 +87,53 @@ impl KafkaConfig {
     /// Size of one chunk of a range read, in bytes.
     pub(super) fn fetch_bytes_max(&self) -> i32 {
         self.get("max.partition.fetch.bytes").and_then(|value| value.parse().ok()).unwrap_or(FETCH_BYTES_MAX)
+    }
+}
+
+/// The entries of a bootstrap list.
+pub(super) fn server_names(list: &str) -> impl Iterator<Item = &str> {
+    list.split(|c: char| c == ',' || c.is_whitespace()).filter(|name| !name.is_empty())
+}
+
+/// One entry as `host:port`; or why it is none, without showing a password that was written into it.
+pub(super) fn server(name: &str) -> Result<String, String> {
+    if name.contains('@') {
+        return Err("holds a user name or password (`…@`), which Kafka does not take there; write host:port, and the login in sasl.jaas.config".into());
+    }
+    // Some tools write the listener's protocol before the host.
+    let host = match name.split_once("://") {
+        None => name,
+        Some((scheme, host)) if ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"].contains(&scheme.to_ascii_lowercase().as_str()) => host,
+        Some((scheme, _)) => return Err(format!("`{scheme}://` is not a Kafka address; write host:port")),
+    };
+    let (host, port) = match host.rsplit_once(':') {
+        Some((address, port)) if !address.contains(':') || address.ends_with(']') => (address, port),
+        // No port, or an IPv6 address without one.
+        _ => (host, "9092"),
+    };
+    if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
+        return Err(format!("`{name}` is not host:port"));
+    }
+    Ok(format!("{host}:{port}"))
+}
+
+/// `#[serde(deserialize_with = "…")]` for settings by their Java names: each is checked by itself, so that every wrong one is reported with
+/// the place where it stands.
+pub fn properties<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let values = <BTreeMap<String, String> as serde::Deserialize>::deserialize(deserializer)?;
+    match values.iter().find_map(|(key, value)| properties::check_one(key, value).err()) {
+        Some(error) => Err(serde::de::Error::custom(error)),
+        None => Ok(values),
+    }
+}
+
+/// As [`properties`], for `bootstrap.servers` under a name of its own.
+pub fn servers<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let list = <String as serde::Deserialize>::deserialize(deserializer)?;
+    let wrong = server_names(&list).find_map(|name| server(name).err());
+    match wrong {
+        Some(reason) => Err(serde::de::Error::custom(reason)),
+        None => Ok(list),
     }
 }
 

@@ -67,6 +67,11 @@ impl Watch {
     pub(super) fn unreachable(&self, what: &str) -> String {
         let reason = self.outage.reason();
         let because = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+        // Not declared away: one of several brokers may be down.
+        if self.outage.answered() {
+            let servers = self.outage.servers();
+            return format!("{what}: a broker did not answer{because}; try again in a moment, and see whether all brokers of {servers} run");
+        }
         format!("{what}: no broker of {} can be reached{because}; start Kafka, or correct bootstrap.servers", self.outage.servers())
     }
 

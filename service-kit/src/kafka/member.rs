@@ -35,7 +35,13 @@ pub async fn member(config: &KafkaConfig, group: &str, topics: &[String], auto_o
     let what = format!("joining group \"{group}\"");
     let consumer = BaseConsumer::from_config_and_context(&client, watch.clone()).map_err(|error| watch.explain(&error, &what))?;
     let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-    consumer.subscribe(&names).map_err(|error| watch.explain(&error, &what))?;
+    consumer.subscribe(&names).map_err(|error| match error {
+        RdError::Subscription(reason) => KafkaError::Invalid(match names.iter().find(|name| name.starts_with('^')) {
+            Some(pattern) => format!("topic pattern {pattern:?} is not a regular expression; correct it, or name the topics"),
+            None => format!("{what}: topics {} are refused: {reason}", names.join(", ")),
+        }),
+        error => watch.explain(&error, &what),
+    })?;
     Ok(Arc::new(Native { consumer: Mutex::new(Some(Arc::new(consumer))), watch, group: group.into(), bound: config.api_timeout() }))
 }
 

@@ -25,6 +25,7 @@ mod outage;
 mod producer;
 mod properties;
 mod range;
+mod topic_config;
 mod transaction;
 mod wire;
 
@@ -37,7 +38,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub use admin::admin;
-pub use config::KafkaConfig;
+pub use config::{KafkaConfig, properties as deserialize_properties, servers as deserialize_servers};
 pub use direct::range_reader;
 pub use error::KafkaError;
 pub use member::member;
@@ -245,6 +246,9 @@ pub trait Admin: Send + Sync {
     /// All topics, ascending by name.
     async fn topics(&self) -> Result<Vec<TopicView>, KafkaError>;
     async fn topic(&self, name: &str) -> Result<TopicView, KafkaError>;
+    /// The id that tells a topic from an earlier one of the same name; `None` where the brokers do not tell it (before Kafka 3.1, or over
+    /// connections that are not plaintext).
+    async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError>;
     async fn topic_config(&self, name: &str) -> Result<Vec<ConfigEntry>, KafkaError>;
     /// `partitions` and `replication` of -1 take the broker's defaults. Returns when the topic can be used.
     async fn create_topic(

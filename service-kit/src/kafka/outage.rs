@@ -1,13 +1,14 @@
 //! A broker that is away is logged once, and once more when it is back.
 //!
 //! All clients of a process that share a bootstrap list share one [`Outage`], so that a service with a reader, a writer
-//! and an admin client reports one outage, not three.
+//! and an admin client reports one outage, not three. While it lasts, and for [`FORGOTTEN_AFTER`], it outlives its clients: one that tries
+//! again with a new client each time reports one outage too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,12 +17,14 @@ use tracing::{debug, info, warn};
 
 use super::wire;
 
-static OUTAGES: Mutex<BTreeMap<String, Weak<Outage>>> = Mutex::new(BTreeMap::new());
+static OUTAGES: Mutex<BTreeMap<String, Arc<Outage>>> = Mutex::new(BTreeMap::new());
 
 pub(super) struct Outage {
     servers: String,
     tls: bool,
     away: AtomicBool,
+    /// A broker has answered.
+    answered: AtomicBool,
     /// A probe thread is running.
     probing: AtomicBool,
     state: Mutex<State>,
@@ -30,6 +33,8 @@ pub(super) struct Outage {
 #[derive(Default)]
 struct State {
     since: Option<Instant>,
+    /// A client was made then.
+    wanted: Option<Instant>,
     /// The latest reason a client gave, also while the outage is not declared yet.
     reason: String,
     /// Host names reported as not resolving.
@@ -40,19 +45,27 @@ impl Outage {
     /// The one for this bootstrap list.
     pub(super) fn of(servers: &str, tls: bool) -> Arc<Self> {
         let mut outages = OUTAGES.lock();
-        outages.retain(|_, outage| outage.strong_count() > 0);
-        if let Some(outage) = outages.get(servers).and_then(Weak::upgrade) {
-            return outage;
+        outages.retain(|name, outage| name == servers || !outage.forgotten(1));
+        if let Some(outage) = outages.get(servers) {
+            outage.state.lock().wanted = Some(Instant::now());
+            return Arc::clone(outage);
         }
         let outage = Arc::new(Self {
             servers: servers.to_owned(),
             tls,
             away: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
             probing: AtomicBool::new(false),
-            state: Mutex::default(),
+            state: Mutex::new(State { wanted: Some(Instant::now()), ..State::default() }),
         });
-        outages.insert(servers.to_owned(), Arc::downgrade(&outage));
+        outages.insert(servers.to_owned(), Arc::clone(&outage));
         outage
+    }
+
+    /// No client has it any more (`own`: references beside clients'), and nothing is worth remembering.
+    fn forgotten(self: &Arc<Self>, own: usize) -> bool {
+        let state = self.state.lock();
+        Arc::strong_count(self) <= own && (state.since.is_none() || state.wanted.is_none_or(|at| at.elapsed() >= FORGOTTEN_AFTER))
     }
 
     /// A client lost all its connections. That alone says little (brokers close idle connections), so a thread looks
@@ -61,11 +74,16 @@ impl Outage {
         if self.probing.swap(true, Ordering::AcqRel) {
             return;
         }
-        let outage = Arc::downgrade(self);
+        let outage = Arc::clone(self);
         let probe = move || {
             // A broker that is going down may take connections for a moment yet.
             let mut answered = 0;
-            while let Some(outage) = outage.upgrade() {
+            loop {
+                // The list of outages has one, this thread the other.
+                if outage.forgotten(2) {
+                    outage.probing.store(false, Ordering::Release);
+                    return;
+                }
                 if outage.answers() {
                     answered += 1;
                     outage.back();
@@ -77,7 +95,6 @@ impl Outage {
                     outage.probing.store(false, Ordering::Release);
                     return;
                 }
-                drop(outage);
                 thread::sleep(PROBE_INTERVAL);
             }
         };
@@ -99,8 +116,11 @@ impl Outage {
         }
     }
 
-    /// A broker answered. One relaxed load while nothing is wrong.
+    /// A broker answered. Two relaxed loads while nothing is wrong.
     pub(super) fn back(&self) {
+        if !self.answered.load(Ordering::Relaxed) {
+            self.answered.store(true, Ordering::Relaxed);
+        }
         if !self.away.load(Ordering::Relaxed) {
             return;
         }
@@ -144,6 +164,11 @@ impl Outage {
         stream.read_exact(&mut [0; 4])
     }
 
+    /// Some broker was reached before, and none that all are away since.
+    pub(super) fn answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed) && !self.away.load(Ordering::Relaxed)
+    }
+
     /// Latest reason of a failed connection; empty when none failed.
     pub(super) fn reason(&self) -> String {
         self.state.lock().reason.clone()
@@ -154,6 +179,8 @@ impl Outage {
     }
 }
 
+/// How long an outage without a client is remembered, so that the next client's is the same one.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// Probes in a row that must be answered before an alarm is called false, or an outage over.
 const PROBES: usize = 4;
@@ -177,6 +204,20 @@ mod tests {
         b.back();
         assert!(!a.away.load(Ordering::Relaxed));
         assert!(!Arc::ptr_eq(&a, &Outage::of("other:1", false)));
+    }
+
+    #[test]
+    fn an_outage_outlives_clients_that_come_and_go() {
+        Outage::of("tries:1", false).away("refused");
+        let next = Outage::of("tries:1", false);
+        let since = next.state.lock().since;
+        assert!(since.is_some(), "the next try is in the same outage");
+        next.away("refused");
+        assert_eq!(next.state.lock().since, since);
+        next.state.lock().wanted = Instant::now().checked_sub(FORGOTTEN_AFTER);
+        drop(next);
+        drop(Outage::of("another:1", false));
+        assert!(Outage::of("tries:1", false).state.lock().since.is_none(), "nobody asked for so long");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use super::KafkaError;
 use super::config::FETCH_BYTES_MAX;
 use super::jaas::{KERBEROS, OAUTH, login};
+use crate::config::is_secret;
 
 /// What a client is made for; decides which properties it is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ enum Kind {
     Bool,
     /// Compared and passed on in lower case.
     OneOf(&'static [&'static str]),
+    /// `host:port`, separated by commas.
+    Servers,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +72,7 @@ const fn row(name: &'static str, side: Side, kind: Kind, way: Way) -> Property {
     Property { name, side, kind, way }
 }
 
-use Kind::{Bool, Int, OneOf, Text};
+use Kind::{Bool, Int, OneOf, Servers, Text};
 use Side::{Both, Consumer, Producer};
 use Way::{As, Note, Own, Refuse, Same};
 
@@ -84,7 +87,7 @@ const DRIVEN: &str = "Millrace decides how much it asks for and when it commits"
 
 const TABLE: &[Property] = &[
     // Every client
-    row("bootstrap.servers", Both, Text, Own),
+    row("bootstrap.servers", Both, Servers, Own),
     row("client.id", Both, Text, Same),
     row("client.rack", Consumer, Text, Same),
     row("client.dns.lookup", Both, OneOf(&["use_all_dns_ips", "resolve_canonical_bootstrap_servers_only"]), Same),
@@ -234,10 +237,9 @@ pub(super) fn translate(values: &BTreeMap<String, String>, role: Role) -> Result
     Ok(translate_with_notes(values, role)?.0)
 }
 
-/// What the log and `effective config` must not show.
-pub(super) fn is_secret(key: &str) -> bool {
-    let key = key.to_ascii_lowercase();
-    key.contains("password") || key.contains("secret") || key == "sasl.jaas.config" || key == "ssl.keystore.key"
+/// An error where this value cannot be used, whatever the others are.
+pub(super) fn check_one(key: &str, value: &str) -> Result<(), KafkaError> {
+    find(key).map_or(Ok(()), |property| property.checked(value).map(drop))
 }
 
 fn find(key: &str) -> Option<&'static Property> {
@@ -254,6 +256,11 @@ impl Property {
         };
         match self.kind {
             Text => {}
+            Servers => {
+                if let Some(reason) = super::config::server_names(value).find_map(|name| super::config::server(name).err()) {
+                    return Err(KafkaError::Config(format!("{}: {reason}", self.name)));
+                }
+            }
             Int(min, max) => {
                 if !value.parse::<i64>().is_ok_and(|number| (min..=max).contains(&number)) {
                     return Err(wrong(format!("a whole number from {min} to {max}")));

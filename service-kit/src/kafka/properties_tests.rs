@@ -245,3 +245,21 @@ fn servers_are_read_as_people_write_them() {
     assert_eq!(config.servers(), ["a:1", "b:2", "c:9092", "d:4"]);
     assert!(super::super::KafkaConfig::from_properties(values(&[("acks", "1")])).unwrap_err().to_string().contains("bootstrap.servers"));
 }
+
+#[test]
+fn a_server_is_host_and_port_and_nothing_that_could_be_shown_by_mistake() {
+    use super::super::config::server;
+    for (given, expected) in [
+        ("k:1", "k:1"),
+        ("k", "k:9092"),
+        ("PLAINTEXT://k:1", "k:1"),
+        ("sasl_ssl://k", "k:9092"),
+        ("[::1]:9092", "[::1]:9092"),
+    ] {
+        assert_eq!(server(given).as_deref(), Ok(expected), "{given}");
+    }
+    for wrong in ["http://k:1", "k:port", "k:70000", ":9092", "k/path", "http://user:hunter2@h:1", "user:hunter2@h:1"] {
+        let error = super::super::KafkaConfig::from_properties(values(&[("bootstrap.servers", wrong)])).unwrap_err().to_string();
+        assert!(error.contains("host:port") && !error.contains("hunter2"), "{wrong}: {error}");
+    }
+}

@@ -1,5 +1,5 @@
 //! What librdkafka's binding lacks, encoded by hand and sent over plaintext connections of their own: `DescribeLogDirs`
-//! v1 (Kafka 1.0 to 4.x), `Metadata` v2 for the controller's id, and `ApiVersions` v0 to see whether a broker answers.
+//! v1 (Kafka 1.0 to 4.x), `Metadata` v2 for the controller's id and v12 (Kafka 3.1 and later) for a topic's, and `ApiVersions` v0 to see whether a broker answers.
 //!
 //! Frame: int32 length, then the message. Request header v1: int16 api key, int16 version, int32 correlation id,
 //! nullable string client id. Response header v0: int32 correlation id. Everything big-endian.
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::KafkaError;
 
 const METADATA: (i16, i16) = (3, 2);
+const METADATA_WITH_IDS: (i16, i16) = (3, 12);
 const DESCRIBE_LOG_DIRS: (i16, i16) = (35, 1);
 const API_VERSIONS: (i16, i16) = (18, 0);
 const CORRELATION_ID: i32 = 1;
@@ -30,6 +31,23 @@ pub(super) async fn controller(address: &str, bound: Duration) -> Result<Option<
     // An empty list of topics: none.
     let body = ask(address, METADATA, &0i32.to_be_bytes(), bound).await?;
     parse_controller(&body).map_err(|reason| malformed(address, &reason))
+}
+
+/// The id that Kafka gave a topic; `None` where there is no such topic.
+pub(super) async fn topic_id(address: &str, name: &str, bound: Duration) -> Result<Option<[u8; 16]>, KafkaError> {
+    // No topic's name is longer than 249 bytes.
+    let Ok(length) = u8::try_from(name.len() + 1) else { return Ok(None) };
+    // Header: no tagged fields. One topic: no id, its name, no tagged fields; do not create it; no authorized operations.
+    let mut body = vec![0, 2];
+    body.extend([0; 16]);
+    match length {
+        0..128 => body.push(length),
+        _ => body.extend([length, 1]),
+    }
+    body.extend(name.as_bytes());
+    body.extend([0, 0, 0, 0]);
+    let body = ask(address, METADATA_WITH_IDS, &body, bound).await?;
+    parse_topic_id(&body).map_err(|reason| malformed(address, &reason))
 }
 
 /// The request every broker answers before anything else, also before a login.
@@ -110,6 +128,28 @@ fn parse_controller(body: &[u8]) -> Result<Option<i32>, String> {
     Ok(Some(input.i32()?).filter(|id| *id >= 0))
 }
 
+fn parse_topic_id(body: &[u8]) -> Result<Option<[u8; 16]>, String> {
+    let mut input = Input(body);
+    input.tags()?;
+    let _throttle_ms = input.i32()?;
+    for _ in 1..input.varint()? {
+        let _id = input.i32()?;
+        input.compact()?;
+        let _port = input.i32()?;
+        input.compact()?;
+        input.tags()?;
+    }
+    input.compact()?;
+    let _controller = input.i32()?;
+    if input.varint()? < 2 {
+        return Ok(None);
+    }
+    let error = input.i16()?;
+    input.compact()?;
+    let id: [u8; 16] = input.array()?;
+    Ok(Some(id).filter(|id| error == 0 && *id != [0; 16]))
+}
+
 /// A consumer's assignment as groups keep it: int16 version, then topics with partitions, then the user's data.
 pub(super) fn parse_assignment(bytes: &[u8]) -> Result<Vec<(String, Vec<i32>)>, String> {
     if bytes.is_empty() {
@@ -163,6 +203,35 @@ impl<'a> Input<'a> {
             return Err(format!("an array of {count} elements in {} bytes", self.0.len()));
         }
         Ok(count)
+    }
+
+    /// As flexible versions write lengths: plus one, seven bits a byte.
+    fn varint(&mut self) -> Result<usize, String> {
+        let mut value = 0;
+        for shift in (0..35).step_by(7) {
+            let [byte] = self.array()?;
+            value |= usize::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err("a number of more than five bytes".into())
+    }
+
+    /// Passes over a string of a flexible version.
+    fn compact(&mut self) -> Result<(), String> {
+        let length = self.varint()?.saturating_sub(1);
+        self.take(length).map(drop)
+    }
+
+    /// Passes over tagged fields.
+    fn tags(&mut self) -> Result<(), String> {
+        for _ in 0..self.varint()? {
+            let _tag = self.varint()?;
+            let length = self.varint()?;
+            self.take(length)?;
+        }
+        Ok(())
     }
 
     fn string(&mut self) -> Result<Option<String>, String> {
@@ -219,6 +288,31 @@ mod tests {
         let mut lying = body;
         lying[4..8].copy_from_slice(&i32::MAX.to_be_bytes());
         assert!(parse_log_bytes(&lying).unwrap_err().contains("elements"));
+    }
+
+    #[test]
+    fn a_topics_id_is_read() {
+        let answer = |error: i16, id: [u8; 16]| {
+            let mut body = vec![0];
+            body.extend(0i32.to_be_bytes());
+            body.push(2);
+            body.extend(1i32.to_be_bytes());
+            body.extend([5, b'h', b'o', b's', b't']);
+            body.extend(9092i32.to_be_bytes());
+            body.extend([0, 0, 2, b'c']);
+            body.extend(1i32.to_be_bytes());
+            body.push(2);
+            body.extend(error.to_be_bytes());
+            body.extend([2, b't']);
+            body.extend(id);
+            body
+        };
+        assert_eq!(parse_topic_id(&answer(0, [7; 16])), Ok(Some([7; 16])));
+        assert_eq!(parse_topic_id(&answer(3, [0; 16])), Ok(None), "unknown topic");
+        let whole = answer(0, [7; 16]);
+        for length in 0..whole.len() {
+            assert!(parse_topic_id(&whole[..length]).is_err(), "{length}");
+        }
     }
 
     #[test]

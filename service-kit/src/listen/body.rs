@@ -3,7 +3,10 @@
 use std::{
     io::{self, Write},
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -25,16 +28,43 @@ use crate::config::LimitsConfig;
 const RATIO_FREE_BYTES: u64 = 64 * 1024;
 
 /// What the request's reader and its handler know of the body.
-#[derive(Default)]
 pub(super) struct Progress {
     /// Cancelled when the body has been read, refused or dropped.
     pub(super) complete: CancellationToken,
     refusal: OnceLock<Refusal>,
+    /// Bytes of this body, until the handler has answered.
+    held: AtomicU64,
+    /// Those of all bodies in the process.
+    all_held: Arc<AtomicU64>,
 }
 
 impl Progress {
+    pub(super) fn new(all_held: Arc<AtomicU64>) -> Self {
+        Self { complete: CancellationToken::new(), refusal: OnceLock::new(), held: AtomicU64::new(0), all_held }
+    }
+
+    /// False when all bodies together would be too much.
+    fn hold(&self, bytes: u64, max: u64) -> bool {
+        let room = self.all_held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| Some(held + bytes).filter(|sum| *sum <= max));
+        if let Ok(before) = room {
+            self.held.fetch_add(bytes, Ordering::Relaxed);
+            metrics::gauge!("millrace_listen_body_bytes").set((before + bytes) as f64);
+        }
+        room.is_ok()
+    }
+
     pub(super) fn refusal(&self) -> Option<Refusal> {
         self.refusal.get().copied()
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        let held = *self.held.get_mut();
+        if held > 0 {
+            let before = self.all_held.fetch_sub(held, Ordering::Relaxed);
+            metrics::gauge!("millrace_listen_body_bytes").set(before.saturating_sub(held) as f64);
+        }
     }
 }
 
@@ -150,6 +180,7 @@ impl HttpBody for RequestBody {
             };
             match data {
                 Ok(data) if data.is_empty() => {} // the decoder needs more
+                Ok(data) if !this.progress.hold(data.len() as u64, this.limits.bodies_bytes_max) => return this.refuse(Refusal::Bodies),
                 Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                 Err(refusal) => return this.refuse(refusal),
             }

@@ -10,7 +10,14 @@ mod body;
 mod request;
 mod serve;
 
-use std::{collections::BTreeMap, env, fmt, fs, io, net::SocketAddr, path::Path, str::FromStr};
+use std::{
+    collections::BTreeMap,
+    env, fmt, fs, io,
+    net::SocketAddr,
+    path::Path,
+    str::FromStr,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use tokio::net::TcpListener;
@@ -41,6 +48,8 @@ pub(crate) struct Ending {
     pub(crate) cut: CancellationToken,
     /// Requests being answered, control calls apart.
     pub(crate) in_flight: TaskTracker,
+    /// Bytes of HTTP requests' bodies that are held now.
+    pub(crate) body_bytes: Arc<AtomicU64>,
 }
 
 /// A bound socket.

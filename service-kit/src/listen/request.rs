@@ -35,6 +35,7 @@ pub(super) enum Refusal {
     Draining,
     Requests,
     Headers,
+    Bodies,
     BodyBytes,
     BodyRatio,
     BodyTimeout,
@@ -64,6 +65,12 @@ impl Refusal {
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 Code::ResourceExhausted,
                 "too many header fields (limits.headers_max)",
+            ),
+            Self::Bodies => (
+                "bodies",
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::Unavailable,
+                "too many large requests at a time (limits.bodies_bytes_max); try again",
             ),
             Self::BodyBytes => {
                 ("body_bytes", StatusCode::PAYLOAD_TOO_LARGE, Code::ResourceExhausted, "the body is too large (limits.body_bytes_max)")
@@ -109,7 +116,7 @@ impl Refusal {
         *response.status_mut() = status;
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match self {
-            Self::Draining | Self::Requests => response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1")),
+            Self::Draining | Self::Requests | Self::Bodies => response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1")),
             Self::Encoding => response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip")),
             _ => None,
         };
@@ -235,7 +242,7 @@ impl Requests {
             parts.headers.remove(header::CONTENT_ENCODING);
             parts.headers.remove(header::CONTENT_LENGTH);
         }
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress::new(self.ending.body_bytes.clone()));
         let body = RequestBody::new(body, gzip, self.limits.clone(), progress.clone());
         let response = tokio::select! {
             biased;

@@ -197,6 +197,29 @@ async fn a_body_is_bounded_as_sent_and_as_unpacked() {
 }
 
 #[tokio::test]
+async fn bodies_of_all_requests_together_have_a_bound() {
+    let server = server(|limits| limits.bodies_bytes_max = 100_000).await;
+    // Held: sent but for the last byte.
+    let head = "POST /length HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 80000\r\n\r\n";
+    let mut parked = connect(server.address).await;
+    parked.write_all(&[head.as_bytes(), &[b'a'; 79_999]].concat()).await.unwrap();
+    let held = async {
+        while server.ending.body_bytes.load(std::sync::atomic::Ordering::Relaxed) < 79_999 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, held).await.unwrap();
+    let refused = ask(server.address, post_request("", &[b'a'; 50_000])).await;
+    check_status(&refused, 503);
+    assert!(refused.contains("bodies_bytes_max") && refused.to_lowercase().contains("retry-after: 1"), "{refused}");
+    check_status(&ask(server.address, post_request("", &[b'a'; 10_000])).await, 200);
+    parked.write_all(b"a").await.unwrap();
+    check_status(&rest(parked).await, 200);
+    check_status(&ask(server.address, post_request("", &[b'a'; 50_000])).await, 200);
+    assert_eq!(server.ending.body_bytes.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
 async fn a_body_that_comes_too_slowly_gets_408() {
     let server = server(|limits| {
         limits.body_idle_timeout = Duration::from_millis(200);

@@ -20,6 +20,7 @@ where
     a_deleted_group_stays_deleted(&*store).await;
     wrong_requests_are_refused(&*store).await;
     groups_do_not_mix(&*store).await;
+    a_new_topic_of_an_old_name_has_no_offsets(&*store).await;
     racing_commits_end_at_the_highest(&store).await;
     a_reset_stops_racing_commits(&store).await;
     drop(store);
@@ -117,6 +118,28 @@ async fn groups_do_not_mix(store: &dyn OffsetStore) {
     let groups = store.groups().await.unwrap();
     let mine: Vec<&str> = groups.iter().map(String::as_str).filter(|group| group.starts_with('m') || group.starts_with('g')).collect();
     assert_eq!(mine, ["größe", "m", "mix/1", "mixed"]);
+}
+
+async fn a_new_topic_of_an_old_name_has_no_offsets(store: &dyn OffsetStore) {
+    let of = |topic: &str| OffsetCommit { partition: TopicPartition::new(topic, 0), offset: 7, metadata: String::new() };
+    let offsets = async |group: &str| store.get(group, None).await.unwrap().offsets.into_keys().map(|of| of.topic.to_string()).collect::<Vec<_>>();
+    for group in ["anew-1", "anew-2"] {
+        store.commit(group, 0, &[of("new"), of("newer")]).await.unwrap();
+    }
+    store.commit("anew-3", 0, &[of("newer")]).await.unwrap();
+    // The first id that is told belongs to what is there already.
+    assert!(store.know_topic("new", [1; 16]).await.unwrap().is_empty());
+    assert!(store.know_topic("new", [1; 16]).await.unwrap().is_empty());
+    assert_eq!(offsets("anew-1").await, ["new", "newer"]);
+    assert_eq!(store.know_topic("new", [2; 16]).await.unwrap(), ["anew-1", "anew-2"]);
+    for group in ["anew-1", "anew-2", "anew-3"] {
+        assert_eq!(offsets(group).await, ["newer"]);
+    }
+    let late = store.commit("anew-1", 0, &[of("new")]).await.unwrap_err();
+    assert!(matches!(late, OffsetError::Fenced { current: 1, .. }), "{late}");
+    store.commit("anew-3", 0, &[of("newer")]).await.unwrap();
+    assert_eq!(store.forget_topic("newer").await.unwrap(), ["anew-1", "anew-2", "anew-3"]);
+    assert!(store.forget_topic("newer").await.unwrap().is_empty());
 }
 
 async fn racing_commits_end_at_the_highest(store: &Arc<dyn OffsetStore>) {

@@ -6,6 +6,7 @@
 //! - Within an epoch an offset never goes back (`Regressed`); the same offset again is accepted, so a retry is harmless.
 //! - `reset` sets offsets to any value and bumps the epoch, which fences every commit still on its way.
 //! - `delete` removes the offsets and bumps the epoch too, so that a late commit cannot bring the group back.
+//! - A topic that was deleted and created anew has another id. `know_topic` notices it and removes the offsets of the old one.
 //! - A commit or reset is taken as a whole or not at all, and is durable when it answers.
 //!
 //! An offset is the next one to read, as in Kafka. Every store passes `conformance`.
@@ -46,6 +47,13 @@ pub trait OffsetStore: Send + Sync + 'static {
 
     /// Removes the group's offsets; false when it had none.
     async fn delete(&self, group: &str) -> Result<bool, OffsetError>;
+
+    /// Notes the id that Kafka gave a topic. Another one than was noted before means a new topic of the old name: as `forget_topic`.
+    /// Gives the groups that lost offsets.
+    async fn know_topic(&self, topic: &str, id: [u8; 16]) -> Result<Vec<String>, OffsetError>;
+
+    /// Removes a topic's offsets in every group and bumps the epochs of those groups, which it gives.
+    async fn forget_topic(&self, topic: &str) -> Result<Vec<String>, OffsetError>;
 }
 
 /// One partition's offset to be written.

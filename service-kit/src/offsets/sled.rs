@@ -4,7 +4,7 @@
 //! long as the store is open and holds the owner's process id; a second opener gets `InUse`.
 //!
 //! One tree. Group key: `g` group; value: epoch (u64). Offset key: `o` length(group) group topic 0 partition; value: offset (i64),
-//! metadata. Numbers are big-endian, so that keys sort by partition.
+//! metadata. Topic key: `t` topic; value: its id (16 bytes). Numbers are big-endian, so that keys sort by partition.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -92,6 +92,16 @@ impl OffsetStore for SledOffsets {
         let group = group.to_owned();
         self.blocking(move |inner| inner.delete(&group)).await
     }
+
+    async fn know_topic(&self, topic: &str, id: [u8; 16]) -> Result<Vec<String>, OffsetError> {
+        let topic = topic.to_owned();
+        self.blocking(move |inner| inner.know_topic(&topic, id)).await
+    }
+
+    async fn forget_topic(&self, topic: &str) -> Result<Vec<String>, OffsetError> {
+        let topic = topic.to_owned();
+        self.blocking(move |inner| inner.forget_topic(&topic, sled::Batch::default())).await
+    }
 }
 
 impl Inner {
@@ -174,6 +184,54 @@ impl Inner {
         };
         self.flush()?;
         Ok(existed)
+    }
+
+    fn know_topic(&self, topic: &str, id: [u8; 16]) -> Result<Vec<String>, OffsetError> {
+        let key = [b"t", topic.as_bytes()].concat();
+        let known = self.tree.get(&key).map_err(|error| self.storage(error))?;
+        if known.as_deref() == Some(&id) {
+            return Ok(Vec::new());
+        }
+        if known.is_some() {
+            let mut batch = sled::Batch::default();
+            batch.insert(key, &id);
+            return self.forget_topic(topic, batch);
+        }
+        self.tree.insert(key, &id).map_err(|error| self.storage(error))?;
+        self.flush()?;
+        Ok(Vec::new())
+    }
+
+    /// Together with what is in `batch` already.
+    fn forget_topic(&self, topic: &str, mut batch: sled::Batch) -> Result<Vec<String>, OffsetError> {
+        let mut groups = self.groups()?;
+        {
+            let _write = self.write.lock();
+            let mut failed = None;
+            groups.retain(|group| {
+                let prefix = [&*group_prefix(group), topic.as_bytes(), b"\0"].concat();
+                let keys: Result<Vec<_>, _> = self.tree.scan_prefix(prefix).keys().collect();
+                match keys.map_err(|error| self.storage(error)).and_then(|keys| Ok((self.epoch(group)?, keys))) {
+                    Ok((_, keys)) if keys.is_empty() => false,
+                    Ok((epoch, keys)) => {
+                        keys.into_iter().for_each(|key| batch.remove(key));
+                        // A commit for the old topic may be on its way.
+                        batch.insert(group_key(group), &(epoch + 1).to_be_bytes());
+                        true
+                    }
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                        false
+                    }
+                }
+            });
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            self.tree.apply_batch(batch).map_err(|error| self.storage(error))?;
+        }
+        self.flush()?;
+        Ok(groups)
     }
 
     fn groups(&self) -> Result<Vec<String>, OffsetError> {

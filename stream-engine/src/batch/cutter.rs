@@ -20,9 +20,9 @@ use super::{
     range::{self, Limits},
     rate::PidRate,
 };
-use crate::commit::{End, PlannedBatch};
+use crate::commit::{End, PlannedBatch, TopicIds};
 use crate::job::{JobSettings, JobState, Monitor};
-use crate::source::Source;
+use crate::source::{Cluster, DataLoss, Source};
 
 /// What a job should be doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,10 @@ pub enum Mode {
 const PARTITIONS_REFRESH: Duration = Duration::from_secs(1);
 /// How long a position may lie beyond the end of its partition: a new leader's high watermark lags for a moment.
 const BEYOND_END_GRACE: Duration = Duration::from_secs(30);
+/// What is not answered for this long is shown as waiting.
+pub(super) const NO_ANSWER: Duration = Duration::from_secs(5);
+/// Who waits, in the monitor.
+const SOURCES: &str = "sources";
 /// First and longest wait between attempts to reach a broker that is away.
 const AWAY_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -56,6 +60,7 @@ pub(super) struct Rate {
 pub(super) struct Cutter {
     pub(super) sources: Vec<CutSource>,
     pub(super) settings: JobSettings,
+    pub(super) cluster: Arc<dyn Cluster>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) monitor: Arc<Monitor>,
     pub(super) rates: Rates,
@@ -70,13 +75,20 @@ pub(super) struct CutSource {
     pub(super) positions: BTreeMap<TopicPartition, i64>,
     /// Where the source ends, when it is bounded; its partitions are fixed then.
     pub(super) ends: Option<BTreeMap<TopicPartition, i64>>,
+    /// The topics that the positions belong to.
+    pub(super) topics: TopicIds,
     refreshed_at_ms: Option<i64>,
     beyond_end_since_ms: Option<i64>,
 }
 
 impl CutSource {
-    pub(super) fn new(source: Arc<Source>, positions: BTreeMap<TopicPartition, i64>, ends: Option<BTreeMap<TopicPartition, i64>>) -> Self {
-        Self { source, positions, ends, refreshed_at_ms: None, beyond_end_since_ms: None }
+    pub(super) fn new(
+        source: Arc<Source>,
+        positions: BTreeMap<TopicPartition, i64>,
+        ends: Option<BTreeMap<TopicPartition, i64>>,
+        topics: TopicIds,
+    ) -> Self {
+        Self { source, positions, ends, topics, refreshed_at_ms: None, beyond_end_since_ms: None }
     }
 
     fn at_end(&self) -> bool {
@@ -143,25 +155,53 @@ impl Cutter {
     /// Cuts a batch; waits while the brokers are away. `None` when the mode changed meanwhile.
     async fn cut_when_possible(&mut self, mode: Mode) -> anyhow::Result<Option<PlannedBatch>> {
         let mut backoff = AWAY_BACKOFF.0;
+        let monitor = self.monitor.clone();
+        let servers = self.servers();
+        let mut gone_since = None;
         loop {
             let mut changed = self.mode.clone();
-            let error = tokio::select! {
-                biased;
-                _ = changed.changed() => return Ok(None),
-                cut = self.cut(mode) => match cut {
-                    Ok(planned) => {
-                        if self.monitor.not_waiting() {
-                            info!("batches are cut again");
+            let result = {
+                let cut = self.cut(mode);
+                tokio::pin!(cut);
+                let mut no_answer = false;
+                loop {
+                    tokio::select! {
+                        biased;
+                        _ = changed.changed() => return Ok(None),
+                        result = &mut cut => break result,
+                        () = tokio::time::sleep(NO_ANSWER), if !no_answer => {
+                            no_answer = true;
+                            let what = format!("no Kafka broker answers at {servers}");
+                            if monitor.waiting(SOURCES, what) {
+                                warn!(servers, "no Kafka broker answers; waiting, nothing is lost");
+                            }
                         }
-                        return Ok(Some(planned));
                     }
-                    Err(error) => error,
-                },
+                }
             };
-            if !error.downcast_ref::<KafkaError>().is_some_and(KafkaError::retryable) {
-                return Err(error);
+            let error = match result {
+                Ok(planned) => {
+                    if monitor.not_waiting(SOURCES) {
+                        info!("batches are cut again");
+                    }
+                    return Ok(Some(planned));
+                }
+                Err(error) => error,
+            };
+            match error.downcast_ref::<KafkaError>() {
+                Some(kafka) if kafka.retryable() => {}
+                Some(KafkaError::UnknownTopic(_)) => {
+                    let since = *gone_since.get_or_insert_with(tokio::time::Instant::now);
+                    let bound = self.settings.topic_missing_timeout;
+                    if since.elapsed() >= bound {
+                        let waited = humantime::format_duration(bound);
+                        return Err(error.context(format!("a topic was missing for {waited} (topic.missing.timeout)")));
+                    }
+                    backoff = backoff.min(bound.saturating_sub(since.elapsed())).max(AWAY_BACKOFF.0);
+                }
+                _ => return Err(error),
             }
-            if self.monitor.waiting(format!("waiting: {error:#}")) {
+            if monitor.waiting(SOURCES, format!("{error:#}")) {
                 warn!(error = format!("{error:#}"), "cannot cut a batch; waiting, nothing is lost");
             }
             tokio::select! {
@@ -173,11 +213,19 @@ impl Cutter {
         }
     }
 
+    fn servers(&self) -> String {
+        let mut servers: Vec<&str> =
+            self.sources.iter().filter_map(|source| source.source.spec.kafka.get("bootstrap.servers")).collect();
+        servers.sort_unstable();
+        servers.dedup();
+        servers.join(", ")
+    }
+
     async fn cut(&mut self, mode: Mode) -> anyhow::Result<PlannedBatch> {
         let interval = self.settings.batch_interval;
         let mut bounds = Vec::with_capacity(self.sources.len());
         for source in &mut self.sources {
-            bounds.push(Self::look(source, &self.settings, self.clock.now_ms()).await?);
+            bounds.push(Self::look(source, self.cluster.as_ref(), &self.settings, self.clock.now_ms()).await?);
         }
         // The tick is taken after the brokers have answered: a batch holds what arrived before its time.
         let time_ms = clock::tick_at(self.clock.now_ms(), interval).max(self.last_ms.unwrap_or(i64::MIN));
@@ -209,19 +257,40 @@ impl Cutter {
         let definition = BatchDefinition { id: self.next_id, time_ms, ranges };
         self.next_id += 1;
         self.last_ms = Some(time_ms);
-        Ok(PlannedBatch { definition, caught_up, end })
+        let topics = self.sources.iter().map(|source| source.topics.clone()).collect();
+        Ok(PlannedBatch { definition, caught_up, end, topics })
     }
 
     /// How far the partitions reach; takes in new partitions, and checks that what is still to be read is there.
-    async fn look(source: &mut CutSource, settings: &JobSettings, now_ms: i64) -> anyhow::Result<BTreeMap<TopicPartition, Bounds>> {
+    async fn look(
+        source: &mut CutSource,
+        cluster: &dyn Cluster,
+        settings: &JobSettings,
+        now_ms: i64,
+    ) -> anyhow::Result<BTreeMap<TopicPartition, Bounds>> {
         let refresh_due = source.refreshed_at_ms.is_none_or(|at| now_ms - at >= clock::interval_ms(PARTITIONS_REFRESH));
         let mut added = BTreeSet::new();
+        if refresh_due {
+            let ids = source.source.topic_ids(cluster).await?;
+            if let Some(loss) = source.source.recreated(&source.topics, &ids) {
+                // The end of a bounded source was an offset of the old topic.
+                if settings.fail_on_data_loss || source.ends.is_some() {
+                    return Err(loss.into());
+                }
+                warn!(%loss, "data loss is accepted (failOnDataLoss=false)");
+                let DataLoss::Recreated { topic, .. } = &loss else { return Err(loss.into()) };
+                source.positions.retain(|partition, _| *partition.topic != **topic);
+            }
+            source.topics.extend(ids);
+        }
         if source.ends.is_none() && refresh_due {
             for partition in source.source.partitions().await? {
                 if !source.positions.contains_key(&partition) {
                     added.insert(partition);
                 }
             }
+        }
+        if refresh_due {
             source.refreshed_at_ms = Some(now_ms);
         }
         let wanted: Vec<TopicPartition> = source.positions.keys().cloned().chain(added.iter().cloned()).collect();
@@ -240,7 +309,7 @@ impl Cutter {
             }
             let found = bounds.get(partition);
             let Err(loss) = source.source.check(partition, *position, found) else { continue };
-            if matches!(loss, crate::source::DataLoss::BeyondEnd { .. }) {
+            if matches!(loss, DataLoss::BeyondEnd { .. }) {
                 beyond_end = true;
                 let since = *source.beyond_end_since_ms.get_or_insert(now_ms);
                 if now_ms - since < clock::interval_ms(BEYOND_END_GRACE) {

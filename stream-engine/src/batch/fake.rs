@@ -32,6 +32,8 @@ struct Shared {
     committed: Mutex<BTreeMap<(String, TopicPartition), i64>>,
     away: AtomicBool,
     refused: AtomicUsize,
+    /// How often each topic was deleted.
+    generations: Mutex<BTreeMap<String, u8>>,
 }
 
 impl FakeKafka {
@@ -62,6 +64,12 @@ impl FakeKafka {
         if let Some(log) = self.0.logs.lock().get_mut(&TopicPartition::new(topic, partition)) {
             log.earliest = offset;
         }
+    }
+
+    /// The topic is gone, until partitions are added again: to another topic of the same name.
+    pub(crate) fn delete_topic(&self, topic: &str) {
+        self.0.logs.lock().retain(|partition, _| &*partition.topic != topic);
+        *self.0.generations.lock().entry(topic.into()).or_default() += 1;
     }
 
     /// Every call fails with a retryable error until it is back.
@@ -164,6 +172,13 @@ impl Cluster for FakeKafka {
         self.answer()?;
         self.0.committed.lock().extend(offsets.iter().map(|(partition, offset)| ((group.to_string(), partition.clone()), *offset)));
         Ok(())
+    }
+
+    async fn topic_id(&self, _: &SourceSpec, topic: &str) -> Result<Option<[u8; 16]>, KafkaError> {
+        self.answer()?;
+        let there = self.0.logs.lock().keys().any(|partition| &*partition.topic == topic);
+        let generation = self.0.generations.lock().get(topic).copied().unwrap_or_default();
+        Ok(there.then_some([generation; 16]))
     }
 }
 

@@ -17,6 +17,7 @@ mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use crate::job::Monitor;
 use crate::source::Mirror;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -85,6 +86,23 @@ pub struct BatchContext {
     pub last: bool,
     /// `engine.batch`; children `process` and `output` belong below it.
     pub span: tracing::Span,
+    /// Where outputs say what they are waiting for; `None` in tests.
+    pub monitor: Option<Arc<Monitor>>,
+}
+
+impl BatchContext {
+    /// Output `who` waits for an outside party, until it says [`Self::not_waiting`].
+    pub(crate) fn waiting(&self, who: &str, what: String) {
+        if let Some(monitor) = &self.monitor {
+            monitor.waiting(who, what);
+        }
+    }
+
+    pub(crate) fn not_waiting(&self, who: &str) {
+        if let Some(monitor) = &self.monitor {
+            monitor.not_waiting(who);
+        }
+    }
 }
 
 /// The records of one partition in one batch.

@@ -23,22 +23,23 @@ pub use super::cutter::Mode;
 use super::{
     BatchContext, BatchOutcome, Program,
     clock::{self, Clock},
-    cutter::{CutSource, Cutter, Rate, Rates},
+    cutter::{CutSource, Cutter, NO_ANSWER, Rate, Rates},
     input,
     rate::PidRate,
 };
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::commit::{Commit, Decision, End, Metadata, PlannedBatch, Positions, SourceStart, Totals, decide, differences};
-use crate::job::{JobSettings, JobState, Monitor};
+use crate::commit::{Commit, Decision, End, Metadata, PlannedBatch, Positions, SourceStart, TopicIds, Totals, decide};
+use crate::job::{JobSettings, JobState, Monitor, said};
 use crate::sink::Fenced;
-use crate::source::{Cluster, Mirror, Source};
+use crate::sql::Overflow;
+use crate::source::{Cluster, DataLoss, Mirror, Source};
 
 /// Longest wait between two runs of a failing batch, or two looks at a broker or store that is away.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(30);
 /// The log tells of late rows at most this often.
 const LATE_PERIOD: Duration = Duration::from_secs(10);
-/// Differences named when a changed program meets an old checkpoint.
-const DIFFERENCES_MAX: usize = 8;
+/// Who waits, in the monitor.
+const BATCHES: &str = "batches";
 
 /// Everything a job needs to run.
 pub struct Runner {
@@ -62,6 +63,10 @@ struct Progress {
     readers: Vec<Arc<dyn RangeReader>>,
     mirrors: Vec<Option<Mirror>>,
     rates: Rates,
+    sources: Vec<Arc<Source>>,
+    /// By source: the topics that the checkpoint's offsets belong to.
+    topics: Vec<TopicIds>,
+    topic_gone: Option<Instant>,
     /// Newest batch that is defined, as far as this process knows.
     newest: Option<u64>,
     late: Late,
@@ -84,16 +89,16 @@ impl Drop for Progress {
 impl Runner {
     /// Runs the job to its end and writes the end to the monitor.
     pub async fn run(self) -> anyhow::Result<()> {
-        let (job, monitor) = (self.job.clone(), self.monitor.clone());
+        let (job, monitor, clock) = (self.job.clone(), self.monitor.clone(), self.clock.clone());
         let result = self.run_to_end().await;
         match &result {
             Ok(()) => {
                 info!(%job, "job finished");
-                monitor.over(JobState::Finished, None);
+                monitor.over(JobState::Finished, None, Some(clock.now_ms()));
             }
             Err(error) => {
-                tracing::error!(%job, error = format!("{error:#}"), "job failed");
-                monitor.over(JobState::Failed, Some(format!("{error:#}")));
+                tracing::error!(%job, error = said(error), "job failed");
+                monitor.over(JobState::Failed, Some(said(error)), Some(clock.now_ms()));
             }
         }
         result
@@ -115,6 +120,7 @@ impl Runner {
         let cutter = Cutter {
             sources: start.sources,
             settings: self.settings.clone(),
+            cluster: self.cluster.clone(),
             clock: self.clock.clone(),
             monitor: self.monitor.clone(),
             rates: start.progress.rates.clone(),
@@ -166,11 +172,12 @@ impl Runner {
         let mut sources = Vec::new();
         for spec in self.program.sources() {
             let cluster = self.cluster.clone();
+            let name = spec.kafka.get("bootstrap.servers").unwrap_or_default().to_owned();
             let connect = move || {
                 let (cluster, spec) = (cluster.clone(), spec.clone());
                 async move { Ok(Arc::new(Source::connect(cluster.as_ref(), spec).await?)) }.boxed()
             };
-            match self.patiently(connect).await? {
+            match self.patiently(&no_broker(&name), connect).await? {
                 Some(source) => sources.push(source),
                 None => return Ok(None),
             }
@@ -185,7 +192,8 @@ impl Runner {
             let checkpoint = checkpoint.clone();
             async move { Ok(checkpoint.load().await?) }.boxed()
         };
-        let Some(loaded) = self.patiently(load).await? else { return Ok(None) };
+        let store = format!("the checkpoint at {} does not answer", self.checkpoint.location());
+        let Some(loaded) = self.patiently(&store, load).await? else { return Ok(None) };
         let (restore, batches, discard) = match decide(&loaded.facts) {
             Decision::Refuse(reason) => {
                 anyhow::bail!(
@@ -210,7 +218,7 @@ impl Runner {
             self.checkpoint.discard(entry).await?;
         }
         let all_bounded = !metadata.sources.is_empty() && metadata.sources.iter().all(|source| source.ends.is_some());
-        let (mut positions, mut state, mut totals, mut last_ms) = match &loaded.commit {
+        let (mut positions, state, mut totals, mut last_ms) = match &loaded.commit {
             None => (metadata.sources.iter().map(|source| source.starts.clone()).collect(), Bytes::new(), Totals::default(), None),
             Some((commit, state)) => (commit.next.clone(), state.clone(), commit.totals, Some(commit.time_ms)),
         };
@@ -221,19 +229,28 @@ impl Runner {
                     info!(job = %self.job, "every source was read already");
                     return Ok(None);
                 }
-                // Everything was emitted: the windows are empty again.
-                Some(End::Drained) => state = Bytes::new(),
+                Some(End::Drained) => info!(
+                    job = %self.job, batch = commit.id,
+                    "the job was drained: its windows are emitted and closed, rows that still come for them are late"
+                ),
                 _ => {}
             }
             let keep = self.settings.checkpoint_retained;
             self.checkpoint.prune(commit.id, keep).await?;
         }
+        let mut topics: Vec<TopicIds> = match &loaded.commit {
+            Some((commit, _)) if commit.topics.len() == sources.len() => commit.topics.clone(),
+            _ => metadata.sources.iter().map(|source| source.topics.clone()).collect(),
+        };
         let mut rerun = Vec::new();
         for id in batches {
             let Some(planned) = loaded.planned.get(&id) else { anyhow::bail!("batch {id} is decided upon and not loaded") };
             for (source, ranges) in planned.definition.ranges.iter().enumerate() {
                 let Some(positions): Option<&mut Positions> = positions.get_mut(source) else { continue };
                 positions.0.extend(ranges.iter().map(|range| (range.topic_partition(), range.until)));
+            }
+            if planned.topics.len() == sources.len() {
+                topics.clone_from(&planned.topics);
             }
             last_ms = Some(planned.definition.time_ms);
             rerun.push(planned.clone());
@@ -251,6 +268,9 @@ impl Runner {
             rates: Arc::new(Mutex::new(
                 sources.iter().map(|source| Rate { source: source.spec.name.clone(), pid: pid(), latest: 0 }).collect(),
             )),
+            sources: sources.to_vec(),
+            topics: topics.clone(),
+            topic_gone: None,
             newest: rerun.last().map(|planned| planned.definition.id),
             late: Late::default(),
         };
@@ -266,31 +286,30 @@ impl Runner {
             .iter()
             .zip(positions)
             .zip(&metadata.sources)
-            .map(|((source, positions), start)| CutSource::new(source.clone(), positions.0, start.ends.as_ref().map(|ends| ends.0.clone())))
+            .zip(topics)
+            .map(|(((source, positions), start), topics)| {
+                CutSource::new(source.clone(), positions.0, start.ends.as_ref().map(|ends| ends.0.clone()), topics)
+            })
             .collect();
         Ok(Some(Start { sources, rerun, next_id, last_ms, progress }))
     }
 
     /// Checks that the checkpoint is this job's.
     fn known(&self, metadata: Metadata, sources: &[Arc<Source>]) -> anyhow::Result<Metadata> {
-        let location = self.checkpoint.location();
-        if metadata.job != *self.job {
-            anyhow::bail!("checkpoint `{location}` belongs to job `{}`, not to `{}`; give this job its own", metadata.job, self.job);
-        }
-        let now: Vec<&str> = sources.iter().map(|source| source.spec.name.as_str()).collect();
-        let then: Vec<&str> = metadata.sources.iter().map(|source| source.name.as_str()).collect();
-        let mut differ = differences(&metadata.fingerprint, &self.program.fingerprint(), DIFFERENCES_MAX);
-        if now != then {
-            differ.insert(0, format!("sources: was {then:?}, is {now:?}"));
-        }
-        if !differ.is_empty() {
-            anyhow::bail!(
-                "checkpoint `{location}` was written by a different program of job `{}`:\n  {}\nRestore the program, or give the changed job a fresh checkpoint",
-                self.job,
-                differ.join("\n  ")
-            );
-        }
+        let names: Vec<String> = sources.iter().map(|source| source.spec.name.clone()).collect();
+        metadata.check(self.checkpoint.location(), &self.job, &self.program.fingerprint(), &names).map_err(anyhow::Error::msg)?;
         Ok(metadata)
+    }
+
+    /// An error when a source's topic is no longer the one that the offsets belong to.
+    async fn same_topics(&self, progress: &Progress) -> anyhow::Result<()> {
+        for (source, read) in progress.sources.iter().zip(&progress.topics) {
+            let now = source.topic_ids(self.cluster.as_ref()).await?;
+            if let Some(loss) = source.recreated(read, &now) {
+                return Err(loss.into());
+            }
+        }
+        Ok(())
     }
 
     async fn fresh(&mut self, sources: &[Arc<Source>]) -> anyhow::Result<Option<Metadata>> {
@@ -298,11 +317,12 @@ impl Runner {
         for source in sources {
             let cluster = self.cluster.clone();
             let source = source.clone();
+            let servers = no_broker(source.spec.kafka.get("bootstrap.servers").unwrap_or_default());
             let look_up = move || {
                 let (source, cluster) = (source.clone(), cluster.clone());
                 async move { source.start(cluster.as_ref()).await }.boxed()
             };
-            match self.patiently(look_up).await? {
+            match self.patiently(&servers, look_up).await? {
                 Some(start) => starts.push(start),
                 None => return Ok(None),
             }
@@ -328,7 +348,7 @@ impl Runner {
         self.program.restore(progress.state.clone())?;
         for definition in self.program.wants() {
             let caught_up = definition.ranges.iter().map(|ranges| vec![false; ranges.len()]).collect();
-            let planned = PlannedBatch { definition: (*definition).clone(), caught_up, end: None };
+            let planned = PlannedBatch { definition: (*definition).clone(), caught_up, end: None, topics: Vec::new() };
             let mut backoff = self.settings.retry_backoff;
             while let Err(error) = self.program.rebuild(definition.clone(), input::open(&progress.readers, &planned)).await {
                 if !is_away(&error) {
@@ -360,13 +380,19 @@ impl Runner {
                 Err(error) => error,
             };
             replay = true;
-            self.monitor.attempt_failed(id, &format!("{error:#}"));
-            if !is_away(&error) {
+            self.monitor.attempt_failed(id, &said(&error));
+            if !is_away(&error) && !self.topic_is_gone(&error, progress) {
                 attempt += 1;
+                // What it was to read is not there any more.
+                let recreated = self.same_topics(progress).await.err().filter(|error| error.is::<DataLoss>());
                 // Running it again would only be refused again.
-                let fenced = error.chain().any(|cause| cause.is::<Fenced>());
-                if fenced || attempt > self.settings.retry_attempts {
-                    self.monitor.failed(id, &format!("{error:#}"), self.clock.now_ms());
+                let hopeless = error.chain().any(|cause| cause.is::<Fenced>() || cause.is::<Overflow>());
+                if hopeless || recreated.is_some() || attempt > self.settings.retry_attempts {
+                    let error = match recreated {
+                        Some(loss) => loss,
+                        None => error,
+                    };
+                    self.monitor.failed(id, &said(&error), self.clock.now_ms());
                     let times = if attempt == 1 { "".into() } else { format!(" {attempt} times") };
                     return Err(error.context(format!("batch {id} failed{times}")));
                 }
@@ -376,6 +402,10 @@ impl Runner {
             }
         };
         self.no_longer_waiting();
+        progress.topic_gone = None;
+        if planned.topics.len() == progress.topics.len() {
+            progress.topics.clone_from(&planned.topics);
+        }
         let state = self.program.snapshot()?;
         let totals = &mut progress.totals;
         totals.batches += 1;
@@ -393,6 +423,7 @@ impl Runner {
             watermark_ms: outcome.watermark_ms,
             totals: *totals,
             end: planned.end,
+            topics: progress.topics.clone(),
         };
         if !self.store(Entry::Commit(&commit, &state)).await? {
             return Ok(false);
@@ -416,6 +447,7 @@ impl Runner {
             replay,
             last: planned.end.is_some(),
             span: span.clone(),
+            monitor: Some(self.monitor.clone()),
         };
         input::in_process_span(&span, self.program.run(&batch, inputs)).await
     }
@@ -493,6 +525,7 @@ impl Runner {
     /// Repeats until it succeeds, waiting while the other side is away. `None` when the job was stopped meanwhile.
     async fn patiently<T>(
         &mut self,
+        no_answer: &str,
         mut attempt: impl FnMut() -> BoxFuture<'static, anyhow::Result<T>> + Send,
     ) -> anyhow::Result<Option<T>> {
         let mut backoff = self.settings.retry_backoff.min(Duration::from_millis(500));
@@ -501,7 +534,7 @@ impl Runner {
             let done = tokio::select! {
                 biased;
                 _ = mode.wait_for(|mode| matches!(mode, Mode::Stop | Mode::Drain)) => return Ok(None),
-                done = attempt() => done,
+                done = self.or_say(no_answer, attempt()) => done,
             };
             match done {
                 Ok(done) => {
@@ -518,10 +551,37 @@ impl Runner {
         }
     }
 
+    /// Shows what is waited for when no answer comes for a while.
+    async fn or_say<T>(&self, no_answer: &str, attempt: BoxFuture<'static, T>) -> T {
+        tokio::pin!(attempt);
+        match tokio::time::timeout(NO_ANSWER, &mut attempt).await {
+            Ok(done) => done,
+            Err(_) => {
+                if self.monitor.waiting(BATCHES, no_answer.to_owned()) {
+                    warn!(job = %self.job, "{no_answer}; waiting, nothing is lost");
+                }
+                attempt.await
+            }
+        }
+    }
+
+    /// A topic that was there when the job began is missing, not yet for too long.
+    fn topic_is_gone(&self, error: &anyhow::Error, progress: &mut Progress) -> bool {
+        let missing = error.chain().find_map(|cause| match cause.downcast_ref() {
+            Some(KafkaError::UnknownTopic(topic)) => Some(topic),
+            _ => None,
+        });
+        let read = |topic: &String| progress.sources.iter().any(|source| source.spec.topics.contains(topic));
+        if !missing.is_some_and(read) {
+            return false;
+        }
+        progress.topic_gone.get_or_insert_with(Instant::now).elapsed() < self.settings.topic_missing_timeout
+    }
+
     /// Waits before the next attempt; says so once. False when the job is to stop.
     async fn wait(&mut self, error: &anyhow::Error, backoff: &mut Duration) -> bool {
-        if self.monitor.waiting(format!("waiting: {error:#}")) {
-            warn!(job = %self.job, error = format!("{error:#}"), "waiting to try again; nothing is lost");
+        if self.monitor.waiting(BATCHES, said(error)) {
+            warn!(job = %self.job, error = said(error), "waiting to try again; nothing is lost");
         }
         let stopped = tokio::time::timeout(*backoff, self.mode.wait_for(|mode| *mode == Mode::Stop)).await.is_ok();
         *backoff = (*backoff * 2).min(RETRY_WAIT_MAX);
@@ -529,7 +589,7 @@ impl Runner {
     }
 
     fn no_longer_waiting(&self) {
-        if self.monitor.not_waiting() {
+        if self.monitor.not_waiting(BATCHES) {
             info!(job = %self.job, "goes on");
         }
     }
@@ -540,6 +600,10 @@ impl Runner {
 enum Entry<'a> {
     Definition(&'a PlannedBatch),
     Commit(&'a Commit, &'a Bytes),
+}
+
+fn no_broker(servers: &str) -> String {
+    format!("no Kafka broker answers at {servers}")
 }
 
 /// Where a job begins.

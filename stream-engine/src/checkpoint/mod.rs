@@ -5,6 +5,7 @@
 //! <root>/offsets/N        definition of batch N, put before it runs
 //! <root>/commits/N        where batch N+1 begins, totals, and the program's state
 //! <root>/savepoints/ID/   metadata and one commit; also copied to any other place
+//! <root>/engine.lock      where an engine keeps its jobs: locked by it
 //! ```
 //!
 //! Entries are put once and never changed; a put that finds one there means that another process runs the same job.
@@ -15,7 +16,12 @@ mod location;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use frame::FrameError;
@@ -68,6 +74,13 @@ pub struct Loaded {
 }
 
 const METADATA: &str = "metadata";
+const LOCK: &str = "engine.lock";
+
+/// An engine's hold on the place of its jobs.
+#[derive(Debug)]
+pub struct Lock {
+    _file: std::fs::File,
+}
 
 impl Checkpoint {
     /// `file:///path`, a plain path (made absolute; created if missing) or `memory:///name` (lives as long as the process).
@@ -191,11 +204,75 @@ impl Checkpoint {
         self.delete(&format!("commits/{id}")).await
     }
 
-    /// A savepoint: metadata and this commit, at `target`, which must hold no checkpoint yet.
+    /// A savepoint: metadata and this commit, at `target`, which must hold no checkpoint yet: one that does is left as it is.
     pub async fn copy_to(&self, target: &Self, metadata: &Metadata, commit: &Commit, state: &[u8]) -> Result<(), CheckpointError> {
+        if let Some(entry) = target.occupied().await? {
+            return Err(CheckpointError::Taken { location: target.location.clone(), entry });
+        }
         // The commit first: a target with metadata is complete.
         target.put_commit(commit, state).await?;
-        target.put_metadata(metadata).await
+        let put = target.put_metadata(metadata).await;
+        if put.is_err() {
+            // Somebody was faster; what is his stays as he left it.
+            target.discard(Discard::Commit(commit.id)).await?;
+        }
+        put
+    }
+
+    /// An entry of a job that is here, if there is one.
+    pub async fn occupied(&self) -> Result<Option<String>, CheckpointError> {
+        if self.read::<serde_json::Value>(METADATA).await?.is_some() {
+            return Ok(Some(METADATA.into()));
+        }
+        for folder in ["commits", "offsets"] {
+            if let Some(id) = self.ids(folder).await?.last() {
+                return Ok(Some(format!("{folder}/{id}")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Deletes what a job keeps here; savepoints stay.
+    pub async fn clear(&self) -> Result<(), CheckpointError> {
+        for folder in ["offsets", "commits"] {
+            for id in self.ids(folder).await? {
+                self.delete(&format!("{folder}/{id}")).await?;
+            }
+        }
+        self.delete(METADATA).await
+    }
+
+    /// Keeps other engines away until the guard is dropped or the process ends, however it ends. `None`: this store lives and dies with
+    /// the process, so there is nobody to keep away.
+    pub fn lock(&self) -> Result<Option<Lock>, CheckpointError> {
+        let Some(root) = &self.local else { return Ok(None) };
+        let wrong = |message: String| CheckpointError::Location { location: self.location.clone(), message };
+        let path = root.join(LOCK);
+        let mut file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|error| wrong(format!("cannot open `{}`: {error}", path.display())))?;
+        match file.try_lock() {
+            Ok(()) => {
+                let owner = format!("process {}, since {}", std::process::id(), chrono::Utc::now().format("%Y-%m-%d %H:%M:%S UTC"));
+                let written = file.set_len(0).and_then(|()| file.write_all(owner.as_bytes()));
+                written.map_err(|error| wrong(format!("cannot write `{}`: {error}", path.display())))?;
+                Ok(Some(Lock { _file: file }))
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let mut owner = String::new();
+                // Who it is helps; that there is one counts.
+                file.take(200).read_to_string(&mut owner).ok();
+                let owner = if owner.is_empty() { "another process".to_owned() } else { owner };
+                Err(wrong(format!(
+                    "another engine keeps its jobs here ({owner}); two engines would run the same jobs. Stop it, or give this one another place (jobs.checkpoint)"
+                )))
+            }
+            Err(std::fs::TryLockError::Error(error)) => Err(wrong(format!("cannot lock `{}`: {error}", path.display()))),
+        }
     }
 
     async fn ids(&self, folder: &str) -> Result<Vec<u64>, CheckpointError> {
@@ -281,6 +358,10 @@ impl Checkpoint {
         })?;
         self.store.put(&self.path(name), bytes.into()).await.map_err(|error| self.store_error("write", name, error))?;
         self.sync(name).await
+    }
+
+    pub async fn delete_file(&self, name: &str) -> Result<(), CheckpointError> {
+        self.delete(name).await
     }
 
     /// `None` when there is no such file.

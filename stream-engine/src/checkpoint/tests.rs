@@ -196,7 +196,7 @@ async fn a_checkpoint_on_disk_survives_and_a_torn_newest_commit_falls_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a").join("b");
     let checkpoint = Checkpoint::open(path.to_str().unwrap()).unwrap();
-    let commit = |id| Commit { id, time_ms: 5, next: vec![], watermark_ms: None, totals: crate::commit::Totals::default(), end: None };
+    let commit = |id| Commit { id, time_ms: 5, next: vec![], watermark_ms: None, totals: crate::commit::Totals::default(), end: None, topics: vec![] };
     for id in 0..3 {
         checkpoint.put_commit(&commit(id), format!("state {id}").as_bytes()).await.unwrap();
     }

@@ -27,13 +27,43 @@ pub struct Metadata {
     pub sources: Vec<SourceStart>,
 }
 
+/// Differences named when a changed program meets an old checkpoint.
+const DIFFERENCES_MAX: usize = 8;
+
+impl Metadata {
+    /// Why a program cannot go on from this checkpoint; `sources` are its sources' names.
+    pub fn check(&self, location: &str, job: &str, fingerprint: &serde_json::Value, sources: &[String]) -> Result<(), String> {
+        if self.job != job {
+            return Err(format!("checkpoint `{location}` belongs to job `{}`, not to `{job}`; give this job its own", self.job));
+        }
+        let then: Vec<&str> = self.sources.iter().map(|source| source.name.as_str()).collect();
+        let mut differ = differences(&self.fingerprint, fingerprint, DIFFERENCES_MAX);
+        if then != sources {
+            differ.insert(0, format!("sources: was {then:?}, is {sources:?}"));
+        }
+        if differ.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "checkpoint `{location}` was written by a different program of job `{job}`:\n  {}\nRestore the program, or give the changed job a fresh checkpoint (--checkpoint, another --name, or `millrace job delete {job} --checkpoint`)",
+            differ.join("\n  ")
+        ))
+    }
+}
+
 /// Where a source began, and where it ends when it is bounded: looked up once, then fixed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceStart {
     pub name: String,
     pub starts: Positions,
     pub ends: Option<Positions>,
+    /// What the source's topics were then.
+    #[serde(default)]
+    pub topics: TopicIds,
 }
+
+/// Kafka's ids of topics by their names, in hexadecimal; a topic whose id the brokers do not tell is absent.
+pub type TopicIds = BTreeMap<String, String>;
 
 /// `offsets/N`: the definition, and what else a replay must see again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +73,9 @@ pub struct PlannedBatch {
     pub caught_up: Vec<Vec<bool>>,
     /// Set on the last batch of a job that ends.
     pub end: Option<End>,
+    /// By source index: the topics that the offsets belong to.
+    #[serde(default)]
+    pub topics: Vec<TopicIds>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +83,7 @@ pub struct PlannedBatch {
 pub enum End {
     /// Every source is bounded and read.
     Finished,
-    /// Stopped with drain: goes on from its offsets, with the state before a first batch.
+    /// Stopped with drain: every window was emitted and is closed. A job that goes on from here counts their rows as late.
     Drained,
 }
 
@@ -64,6 +97,9 @@ pub struct Commit {
     pub watermark_ms: Option<i64>,
     pub totals: Totals,
     pub end: Option<End>,
+    /// By source index: the topics that the offsets belong to.
+    #[serde(default)]
+    pub topics: Vec<TopicIds>,
 }
 
 /// Sums since the fresh start of the job.

@@ -81,6 +81,7 @@ async fn run(program: &mut impl Program, second: i64, words: &str) -> crate::bat
         replay: false,
         last: false,
         span: tracing::Span::none(),
+        monitor: None,
     };
     program.run(&context, input).await.unwrap()
 }
@@ -135,6 +136,7 @@ async fn run_boxed(program: &mut Box<dyn Program>, second: i64, words: &str) {
         replay: false,
         last: false,
         span: tracing::Span::none(),
+        monitor: None,
     };
     program.run(&context, input).await.unwrap();
 }
@@ -307,6 +309,7 @@ async fn an_output_that_succeeded_is_not_repeated_when_a_later_one_fails() {
         replay,
         last: false,
         span: tracing::Span::none(),
+        monitor: None,
     };
     let error = program.run(&context(false), input).await.unwrap_err();
     assert!(format!("{error:#}").contains("foreachRDD-1: told to fail"), "{error:#}");

@@ -9,3 +9,19 @@ mod tests;
 pub use monitor::{BatchState, BatchView, JobState, JobView, Monitor};
 pub use registry::{Job, JobKind, NewJob, Registry, Submission, check_name, compile};
 pub use settings::{JobSettings, Note, PidConfig, SettingError};
+
+/// An error with its causes. Some libraries repeat a cause in the text above it; it is said once.
+pub(crate) fn said(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.contains(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause);
+    }
+    text
+}

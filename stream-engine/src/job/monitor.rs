@@ -1,6 +1,6 @@
 //! What a job is doing: written by the runner, read by the page, the API, the control port and the metrics.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -14,6 +14,8 @@ use crate::commit::{PlannedBatch, Totals};
 pub enum JobState {
     Starting,
     Running,
+    /// It would run, and waits for somebody else: a broker, a store, a topic.
+    Waiting,
     Paused,
     Stopping,
     /// Every source was bounded and has been read, or the job was stopped.
@@ -31,6 +33,7 @@ impl JobState {
         match self {
             Self::Starting => "STARTING",
             Self::Running => "RUNNING",
+            Self::Waiting => "WAITING",
             Self::Paused => "PAUSED",
             Self::Stopping => "STOPPING",
             Self::Finished => "FINISHED",
@@ -105,9 +108,14 @@ fn delta(from: i64, to: i64) -> u64 {
 pub struct JobView {
     pub name: String,
     pub state: JobState,
-    /// The error that stopped the job, or the one it is waiting on.
+    /// The error that stopped the job, or what it is waiting for.
     pub error: Option<String>,
+    /// 0 when it was not in this process.
     pub started_at_ms: i64,
+    /// `None` while it runs, and where it is not known.
+    pub ended_at_ms: Option<i64>,
+    /// When the newest batch was completed.
+    pub last_batch_at_ms: Option<i64>,
     pub batch_interval_ms: u64,
     pub totals: Totals,
     pub watermark_ms: Option<i64>,
@@ -121,13 +129,28 @@ pub struct JobView {
 struct Inner {
     state: JobState,
     error: Option<String>,
+    /// What is waited for and since when, by who waits.
+    waits: BTreeMap<String, (String, i64)>,
     started_at_ms: i64,
+    ended_at_ms: Option<i64>,
     totals: Totals,
     watermark_ms: Option<i64>,
     rate_limits: Vec<(String, u64)>,
     active: VecDeque<BatchView>,
     /// Oldest first.
     completed: VecDeque<BatchView>,
+}
+
+/// `waiting: no broker answers (since 14:05:10 UTC)`
+fn waiting_for(waits: &BTreeMap<String, (String, i64)>) -> Option<String> {
+    let one = |(what, since_ms): &(String, i64)| {
+        let since = chrono::DateTime::from_timestamp_millis(*since_ms).unwrap_or_default().format("%H:%M:%S UTC");
+        format!("{what} (since {since})")
+    };
+    // The same broker is waited for by source and batch alike.
+    let mut shown: Vec<String> = waits.values().map(one).collect();
+    shown.dedup();
+    (!shown.is_empty()).then(|| format!("waiting: {}", shown.join("; ")))
 }
 
 /// One per job; the runner writes, everybody reads.
@@ -150,7 +173,9 @@ impl Monitor {
             inner: Mutex::new(Inner {
                 state: JobState::Starting,
                 error: None,
+                waits: BTreeMap::new(),
                 started_at_ms: now_ms,
+                ended_at_ms: None,
                 totals: Totals::default(),
                 watermark_ms: None,
                 rate_limits: Vec::new(),
@@ -167,9 +192,11 @@ impl Monitor {
         let inner = self.inner.lock();
         JobView {
             name: self.name.clone(),
-            state: inner.state,
-            error: inner.error.clone(),
+            state: if inner.waits.is_empty() || !matches!(inner.state, JobState::Starting | JobState::Running) { inner.state } else { JobState::Waiting },
+            error: inner.error.clone().or_else(|| waiting_for(&inner.waits)),
             started_at_ms: inner.started_at_ms,
+            ended_at_ms: inner.ended_at_ms,
+            last_batch_at_ms: inner.completed.iter().rev().find_map(|batch| batch.ended_ms),
             batch_interval_ms: self.batch_interval_ms,
             totals: inner.totals,
             watermark_ms: inner.watermark_ms,
@@ -231,23 +258,45 @@ impl Monitor {
         self.update(|inner| inner.state = state);
     }
 
-    /// What the job is waiting on; cleared by the next success. True when it was not waiting before.
-    pub(crate) fn waiting(&self, error: String) -> bool {
-        self.update(|inner| inner.error.replace(error).is_none())
+    /// What part `who` of the job is waiting for, until it says [`Self::not_waiting`]. True when it was not waiting before.
+    pub(crate) fn waiting(&self, who: &str, what: String) -> bool {
+        let now_ms = chrono::Utc::now().timestamp_millis();
+        self.update(|inner| match inner.waits.get_mut(who) {
+            Some((before, _)) => {
+                *before = what;
+                false
+            }
+            None => {
+                inner.waits.insert(who.into(), (what, now_ms));
+                true
+            }
+        })
     }
 
-    /// True when the job was waiting.
-    pub(crate) fn not_waiting(&self) -> bool {
-        if self.inner.lock().error.is_none() {
+    /// True when it was waiting.
+    pub(crate) fn not_waiting(&self, who: &str) -> bool {
+        if !self.inner.lock().waits.contains_key(who) {
             return false;
         }
-        self.update(|inner| inner.error.take().is_some())
+        self.update(|inner| inner.waits.remove(who).is_some())
     }
 
-    pub(crate) fn over(&self, state: JobState, error: Option<String>) {
+    /// Somebody has seen that the job failed: it is over like any other, its error stays to be read.
+    pub(crate) fn acknowledge(&self) {
+        self.update(|inner| {
+            if inner.state == JobState::Failed {
+                inner.state = JobState::Finished;
+            }
+        });
+    }
+
+    /// `ended_at_ms`: unknown for a job that ended in an earlier process.
+    pub(crate) fn over(&self, state: JobState, error: Option<String>, ended_at_ms: Option<i64>) {
         self.update(|inner| {
             inner.state = state;
             inner.error = error;
+            inner.waits.clear();
+            inner.ended_at_ms = ended_at_ms;
             // Batches that were cut and did not run are cut again at the next start.
             inner.active.clear();
         });

@@ -19,11 +19,13 @@ use crate::batch::{
     runner::{Mode, Runner},
 };
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::commit::Metadata;
+use crate::commit::{End, Metadata};
 use crate::source::Cluster;
 use crate::sql;
 
 const NAME_BYTES_MAX: usize = 128;
+/// A submission is answered when the job has begun or failed, at the latest after this.
+const START_WAIT: Duration = Duration::from_secs(5);
 const DEFINITION: &str = "definition";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,17 +193,25 @@ impl Registry {
     /// Takes the name, unless a job that is not over has it.
     fn insert(&self, job: Arc<Job>) -> Result<(), ServiceError> {
         let mut jobs = self.inner.jobs.lock();
-        if jobs.get(&job.name).is_some_and(|job| !job.monitor.state().is_over()) {
-            return Err(ServiceError::new(
-                ErrorKind::AlreadyExists,
-                format!("job `{}` is running; stop it first or choose another name", job.name),
-            ));
-        }
-        if !jobs.contains_key(&job.name) && jobs.len() >= self.inner.jobs_max {
-            return Err(ServiceError::new(ErrorKind::LimitExceeded, format!("this engine takes {} jobs (jobs.max)", self.inner.jobs_max)));
-        }
+        room(&jobs, &job.name, if job.monitor.state().is_over() { usize::MAX } else { self.inner.jobs_max })?;
         jobs.insert(job.name.clone(), job);
+        // Jobs that are over are remembered, as many as may run.
+        let mut over: Vec<_> = jobs.values().filter(|job| job.monitor.state().is_over()).map(|job| (job.monitor.view().ended_at_ms, job.name.clone())).collect();
+        over.sort_unstable();
+        for (_, name) in over.iter().take(over.len().saturating_sub(self.inner.jobs_max)) {
+            info!(job = name, "forgotten: jobs.max newer ones are over; its checkpoint stays");
+            jobs.remove(name);
+        }
         Ok(())
+    }
+
+    /// Undoes [`Self::start`] of a job that is over: the name is again the one's that had it before.
+    fn take_back(&self, job: &Arc<Job>, before: Option<Arc<Job>>) {
+        let mut jobs = self.inner.jobs.lock();
+        if jobs.get(&job.name).is_some_and(|now| Arc::ptr_eq(now, job)) {
+            jobs.remove(&job.name);
+            jobs.extend(before.map(|before| (before.name.clone(), before)));
+        }
     }
 
     // === SQL jobs ===
@@ -217,31 +227,94 @@ impl Registry {
         if dry_run || compiled.explain_only {
             return Ok((None, compiled.plan, compiled.notes));
         }
-        if self.job(&name).is_ok_and(|job| !job.monitor.state().is_over()) {
-            return Err(ServiceError::new(
-                ErrorKind::AlreadyExists,
-                format!("job `{name}` is running; stop it first or choose another name"),
-            ));
-        }
+        room(&self.inner.jobs.lock(), &name, self.inner.jobs_max)?;
         let location = if checkpoint.is_empty() { format!("{}/{name}", store.location()) } else { checkpoint };
         let opened = self.open(&name, &location)?;
-        if !from_savepoint.is_empty() {
-            resume_from(&Checkpoint::open(&from_savepoint).map_err(invalid)?, &opened, &name, self.inner.clock.now_ms()).await?;
+        let (plan, mut notes) = (compiled.plan, compiled.notes);
+        let copied = !from_savepoint.is_empty();
+        if copied {
+            let savepoint = Checkpoint::open(&from_savepoint).map_err(invalid)?;
+            resume_from(&savepoint, &opened, &name, &*compiled.program, self.inner.clock.now_ms()).await?;
+        } else {
+            notes.extend(goes_on(&opened, &name, &*compiled.program).await?);
         }
-        let definition = Definition { sql: sql.clone(), checkpoint: location, wanted: Wanted::Running };
-        store.child(&name).put_file(DEFINITION, &definition, &[]).await.map_err(unavailable)?;
-        let (plan, notes) = (compiled.plan.clone(), compiled.notes.clone());
-        let job = self.start(NewJob {
-            name,
+        let before = self.job(&name).ok();
+        let started = self.start(NewJob {
+            name: name.clone(),
             kind: JobKind::Sql,
             settings: compiled.settings,
             program: compiled.program,
-            checkpoint: opened,
-            definition: sql,
-            notes: compiled.notes,
+            checkpoint: opened.clone(),
+            definition: sql.clone(),
+            notes: notes.clone(),
             mode: watch::channel(Mode::Run),
-        })?;
-        Ok((Some(job), plan, notes))
+        });
+        let result = match started {
+            Ok(job) => self.begun(&job, Definition { sql, checkpoint: location, wanted: Wanted::Running }).await.map(|()| job.clone()).map_err(|error| {
+                self.take_back(&job, before);
+                error
+            }),
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(job) => Ok((Some(job), plan, notes)),
+            Err(error) => {
+                // What was copied for this job alone would be in the way of the next attempt.
+                if copied && let Err(error) = opened.clear().await {
+                    warn!(job = name, %error, "cannot remove the copy of the savepoint");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until the job runs, and only then stores it: a job that fails at its start takes no other's place.
+    async fn begun(&self, job: &Arc<Job>, definition: Definition) -> Result<(), ServiceError> {
+        // One that waits for a broker has begun as well.
+        let begun = job.monitor.wait_for(|view| view.state != JobState::Starting);
+        tokio::time::timeout(START_WAIT, begun).await.ok();
+        let view = job.monitor.view();
+        if view.state == JobState::Failed {
+            let why = view.error.unwrap_or_default();
+            return Err(ServiceError::new(ErrorKind::Conflict, format!("job `{}` failed at its start and was not taken: {why}", job.name)));
+        }
+        if let Some(store) = &self.inner.store
+            && let Err(error) = store.child(&job.name).put_file(DEFINITION, &definition, &[]).await
+        {
+            job.mode.send_replace(Mode::Stop);
+            job.monitor.wait_for(|view| view.state.is_over()).await;
+            return Err(unavailable(error));
+        }
+        // It may have ended, or have been stopped, while it was being stored.
+        if matches!(job.monitor.state(), JobState::Finished | JobState::Stopping) && !*self.inner.closing.borrow() {
+            self.remember(job, Wanted::Over).await;
+        }
+        Ok(())
+    }
+
+    /// Forgets a job that is over; with `checkpoint` also where it stood. Gives the checkpoint's place.
+    pub async fn delete(&self, name: &str, checkpoint: bool) -> Result<String, ServiceError> {
+        let job = self.job(name)?;
+        let Some(store) = self.inner.store.as_ref().filter(|_| job.kind == JobKind::Sql) else {
+            return Err(ServiceError::new(ErrorKind::Unsupported, "this process runs one job and ends with it"));
+        };
+        if !job.monitor.state().is_over() {
+            return Err(ServiceError::new(
+                ErrorKind::Conflict,
+                format!("job `{name}` is not over; stop it first: millrace job stop {name}"),
+            ));
+        }
+        self.take_back(&job, None);
+        let delete = async {
+            store.child(name).delete_file(DEFINITION).await?;
+            if checkpoint { job.checkpoint.clear().await } else { Ok(()) }
+        };
+        if let Err(error) = delete.await {
+            // Still there, so that it can be deleted again.
+            self.inner.jobs.lock().entry(name.into()).or_insert(job);
+            return Err(unavailable(error));
+        }
+        Ok(job.checkpoint.location().into())
     }
 
     fn compile(&self, text: &str) -> Result<sql::CompiledJob, sql::SqlError> {
@@ -312,8 +385,8 @@ impl Registry {
     fn list(&self, name: &str, definition: String, checkpoint: Checkpoint, state: JobState, error: Option<String>) {
         let settings = JobSettings::default();
         let interval = u64::try_from(interval_ms(settings.batch_interval)).unwrap_or(0);
-        let monitor = Monitor::new(name, interval, settings.retained_batches, checkpoint.location(), self.inner.clock.now_ms());
-        monitor.over(state, error);
+        let monitor = Monitor::new(name, interval, settings.retained_batches, checkpoint.location(), 0);
+        monitor.over(state, error, None);
         let job = Job {
             name: name.into(),
             kind: JobKind::Sql,
@@ -346,6 +419,7 @@ impl Registry {
         let job = self.job(name)?;
         if job.monitor.state().is_over() {
             // A failed job would be tried again at the next start.
+            job.monitor.acknowledge();
             self.remember(&job, Wanted::Over).await;
             return Ok(job);
         }
@@ -404,9 +478,9 @@ impl Registry {
         };
         match job.checkpoint.copy_to(&target, &metadata, &commit, &state).await {
             Ok(()) => Ok((target.location().into(), commit.id)),
-            Err(error @ CheckpointError::Taken { .. }) => Err(ServiceError::new(
+            Err(CheckpointError::Taken { .. }) => Err(ServiceError::new(
                 ErrorKind::AlreadyExists,
-                format!("`{}` holds a checkpoint or savepoint already; choose another place ({error})", target.location()),
+                format!("`{}` holds a checkpoint or savepoint already and is left as it is; choose another place", target.location()),
             )),
             Err(error) => Err(unavailable(error)),
         }
@@ -445,20 +519,61 @@ pub fn compile(text: &str, defaults: &BTreeMap<String, String>) -> Result<sql::C
 }
 
 /// A new history from a savepoint: same state and offsets, new fences.
-async fn resume_from(savepoint: &Checkpoint, checkpoint: &Checkpoint, job: &str, now_ms: i64) -> Result<(), ServiceError> {
+async fn resume_from(
+    savepoint: &Checkpoint,
+    checkpoint: &Checkpoint,
+    job: &str,
+    program: &dyn Program,
+    now_ms: i64,
+) -> Result<(), ServiceError> {
     let loaded = savepoint.load().await.map_err(unavailable)?;
     let (Some(metadata), Some((commit, state))) = (loaded.metadata, loaded.commit) else {
         return Err(ServiceError::not_found(format!("`{}` holds no savepoint", savepoint.location())));
     };
     let metadata =
         Metadata { job: job.into(), checkpoint_id: uuid::Uuid::new_v4().simple().to_string(), started_at_ms: now_ms, ..metadata };
+    check(&metadata, savepoint, job, program)?;
     savepoint.copy_to(checkpoint, &metadata, &commit, &state).await.map_err(|error| match error {
         CheckpointError::Taken { .. } => ServiceError::new(
             ErrorKind::Conflict,
-            format!("checkpoint `{}` is in use; a job starts from a savepoint with a checkpoint of its own", checkpoint.location()),
+            format!(
+                "checkpoint `{}` is in use, and a savepoint never replaces one; give the job another --name or --checkpoint, or remove the old one first (millrace job delete {job} --checkpoint)",
+                checkpoint.location()
+            ),
         ),
         error => unavailable(error),
     })
+}
+
+/// Whether one more job of this name may run.
+fn room(jobs: &BTreeMap<String, Arc<Job>>, name: &str, max: usize) -> Result<(), ServiceError> {
+    if jobs.get(name).is_some_and(|job| !job.monitor.state().is_over()) {
+        return Err(ServiceError::new(
+            ErrorKind::AlreadyExists,
+            format!("job `{name}` is running; stop it first or choose another name"),
+        ));
+    }
+    if jobs.values().filter(|job| !job.monitor.state().is_over()).count() >= max {
+        return Err(ServiceError::new(ErrorKind::LimitExceeded, format!("this engine runs {max} jobs at once (jobs.max); stop one first")));
+    }
+    Ok(())
+}
+
+/// Whether the program can go on from its checkpoint, when it has one; gives what its user should know about it.
+async fn goes_on(checkpoint: &Checkpoint, job: &str, program: &dyn Program) -> Result<Option<String>, ServiceError> {
+    let loaded = checkpoint.load().await.map_err(unavailable)?;
+    let Some(metadata) = loaded.metadata else { return Ok(None) };
+    check(&metadata, checkpoint, job, program)?;
+    let drained = loaded.commit.is_some_and(|(commit, _)| commit.end == Some(End::Drained));
+    Ok(drained.then(|| {
+        format!("job `{job}` was drained: it goes on from its offsets, but its windows are closed, and rows that still come for them are late")
+    }))
+}
+
+fn check(metadata: &Metadata, checkpoint: &Checkpoint, job: &str, program: &dyn Program) -> Result<(), ServiceError> {
+    let sources: Vec<String> = program.sources().into_iter().map(|source| source.name).collect();
+    let checked = metadata.check(checkpoint.location(), job, &program.fingerprint(), &sources);
+    checked.map_err(|reason| ServiceError::new(ErrorKind::Conflict, reason))
 }
 
 fn invalid(error: CheckpointError) -> ServiceError {

@@ -31,6 +31,9 @@ pub struct JobSettings {
     /// `failOnDataLoss`: stop when offsets that were still to be read are gone from the topic; `false` goes on at the
     /// earliest that is there. Default true.
     pub fail_on_data_loss: bool,
+    /// `topic.missing.timeout`: how long a job waits for a topic that was there when it began and is missing now; `0s` fails at
+    /// once. Default 5 min.
+    pub topic_missing_timeout: Duration,
     /// `spark.streaming.ui.retainedBatches`: completed batches that page and API remember; 1 to 100000, default 1000.
     pub retained_batches: usize,
     /// `spark.streaming.stopGracefullyOnShutdown`: run every batch that is cut before stopping, not just the running one.
@@ -72,6 +75,7 @@ impl Default for JobSettings {
             retry_backoff: Duration::from_millis(500),
             checkpoint_retained: 10,
             fail_on_data_loss: true,
+            topic_missing_timeout: Duration::from_secs(300),
             retained_batches: 1000,
             stop_gracefully: false,
         }

@@ -236,6 +236,7 @@ impl RedisSink {
             match result {
                 Ok(ahead) => {
                     if let Some(since) = self.away_since.take() {
+                        batch.not_waiting(&self.output);
                         info!(server = self.shown, away_seconds = since.elapsed().as_secs(), "redis is back");
                     }
                     let Ok(ahead) = u64::try_from(ahead) else { return Ok(()) };
@@ -245,6 +246,7 @@ impl RedisSink {
                 Err(error) if is_away(&error) && began.elapsed() < self.retry_timeout => {
                     if self.away_since.is_none() {
                         self.away_since = Some(Instant::now());
+                        batch.waiting(&self.output, format!("Redis at {} does not answer: {error}", self.shown));
                         warn!(server = self.shown, %error, "redis is away, waiting");
                     }
                     tokio::time::sleep(backoff).await;

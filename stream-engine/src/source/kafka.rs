@@ -9,7 +9,7 @@ use service_kit::kafka::{Bounds, KafkaError, RangeReader, TopicPartition};
 
 use super::Cluster;
 use crate::batch::{Bounded, SourceSpec, Startup};
-use crate::commit::{Positions, SourceStart};
+use crate::commit::{Positions, SourceStart, TopicIds};
 
 /// A connected source.
 pub struct Source {
@@ -31,12 +31,34 @@ pub enum DataLoss {
          was the topic deleted and created again? Set failOnDataLoss=false to read it from its beginning ({earliest}), or start with a fresh checkpoint"
     )]
     BeyondEnd { source_name: String, partition: TopicPartition, wanted: i64, earliest: i64, latest: i64 },
+    #[error(
+        "source `{source_name}`: topic `{topic}` was deleted and created again since this job read it, so its offsets do not fit the new topic. \
+         Set failOnDataLoss=false to read the new topic from its beginning, or start with a fresh checkpoint"
+    )]
+    Recreated { source_name: String, topic: String },
 }
 
 impl Source {
     pub async fn connect(cluster: &dyn Cluster, spec: SourceSpec) -> Result<Self, KafkaError> {
         let reader = cluster.reader(&spec).await?;
         Ok(Self { spec, reader })
+    }
+
+    /// What the source's topics are at the moment.
+    pub async fn topic_ids(&self, cluster: &dyn Cluster) -> Result<TopicIds, KafkaError> {
+        let mut ids = TopicIds::new();
+        for topic in &self.spec.topics {
+            if let Some(id) = cluster.topic_id(&self.spec, topic).await? {
+                ids.insert(topic.clone(), format!("{:032x}", u128::from_be_bytes(id)));
+            }
+        }
+        Ok(ids)
+    }
+
+    /// A topic that is no longer the one that was read.
+    pub fn recreated(&self, read: &TopicIds, now: &TopicIds) -> Option<DataLoss> {
+        let (topic, _) = read.iter().find(|(topic, id)| now.get(*topic).is_some_and(|now| now != *id))?;
+        Some(DataLoss::Recreated { source_name: self.spec.name.clone(), topic: topic.clone() })
     }
 
     /// All partitions of the source's topics.
@@ -52,6 +74,8 @@ impl Source {
 
     /// Where a fresh job begins, and where it ends when the source is bounded.
     pub async fn start(&self, cluster: &dyn Cluster) -> anyhow::Result<SourceStart> {
+        // Before the offsets, so that a topic that is made anew in between is noticed.
+        let topics = self.topic_ids(cluster).await?;
         let partitions = self.partitions().await?;
         let bounds = self.reader.bounds(&partitions).await?;
         let all = |offset: fn(&Bounds) -> i64| bounds.iter().map(|(p, b)| (p.clone(), offset(b))).collect::<BTreeMap<_, _>>();
@@ -85,7 +109,7 @@ impl Source {
                 Some(at.into_iter().map(end).collect())
             }
         };
-        Ok(SourceStart { name: self.spec.name.clone(), starts: Positions(starts), ends: ends.map(Positions) })
+        Ok(SourceStart { name: self.spec.name.clone(), starts: Positions(starts), ends: ends.map(Positions), topics })
     }
 
     async fn group_offsets(

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use service_kit::kafka::{Admin, KafkaError, RangeReader, TopicPartition};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 pub use kafka::{DataLoss, Source};
 pub use mirror::Mirror;
@@ -27,21 +27,27 @@ pub trait Cluster: Send + Sync + 'static {
         partitions: &[TopicPartition],
     ) -> Result<BTreeMap<TopicPartition, i64>, KafkaError>;
     async fn commit(&self, spec: &SourceSpec, group: &str, offsets: &[(TopicPartition, i64)]) -> Result<(), KafkaError>;
+    /// What tells a topic from an earlier one of the same name; `None` where the brokers do not tell it.
+    async fn topic_id(&self, spec: &SourceSpec, topic: &str) -> Result<Option<[u8; 16]>, KafkaError>;
 }
 
 /// The real thing.
 #[derive(Default)]
 pub struct KafkaCluster {
-    /// One client for everything that concerns groups; sources of other clusters than the first get their own.
-    admin: OnceCell<(String, Arc<dyn Admin>)>,
+    /// One client per cluster for what concerns groups and topics, by `bootstrap.servers`.
+    admins: Mutex<BTreeMap<String, Arc<dyn Admin>>>,
 }
 
 impl KafkaCluster {
     async fn admin(&self, spec: &SourceSpec) -> Result<Arc<dyn Admin>, KafkaError> {
         let servers = spec.kafka.get("bootstrap.servers").unwrap_or_default().to_string();
-        let connect = async || Ok((servers.clone(), service_kit::kafka::admin(&spec.kafka).await?));
-        let (connected, admin) = self.admin.get_or_try_init(connect).await?;
-        if *connected == servers { Ok(admin.clone()) } else { service_kit::kafka::admin(&spec.kafka).await }
+        let mut admins = self.admins.lock().await;
+        if let Some(admin) = admins.get(&servers) {
+            return Ok(admin.clone());
+        }
+        let admin = service_kit::kafka::admin(&spec.kafka).await?;
+        admins.insert(servers, admin.clone());
+        Ok(admin)
     }
 }
 
@@ -64,5 +70,9 @@ impl Cluster for KafkaCluster {
     async fn commit(&self, spec: &SourceSpec, group: &str, offsets: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
         let offsets: Vec<_> = offsets.iter().map(|(partition, offset)| (partition.clone(), *offset, String::new())).collect();
         self.admin(spec).await?.commit(group, &offsets).await
+    }
+
+    async fn topic_id(&self, spec: &SourceSpec, topic: &str) -> Result<Option<[u8; 16]>, KafkaError> {
+        self.admin(spec).await?.topic_id(topic).await
     }
 }

@@ -39,7 +39,7 @@ pub(crate) fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
 
 pub(crate) fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
     let percentile = approx_percentile_cont_udaf().as_ref().clone();
-    vec![Arc::new(percentile.with_aliases(["percentile", "approx_percentile"]))]
+    vec![Arc::new(percentile.with_aliases(["percentile", "approx_percentile"])), Arc::new(super::sum::sum())]
 }
 
 /// Begin of the pane (length `slide`) that holds the time.

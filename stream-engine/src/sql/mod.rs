@@ -9,6 +9,8 @@
 //! | `session.rs`, `functions.rs`, `lineage.rs`, `plan.rs`, `feed.rs` | what runs in every batch for a query |
 //! | `source.rs`, `malformed.rs`, `pipeline.rs`, `queue.rs` | how records become rows and reach the queries |
 //! | `watermark.rs`, `window.rs` | when is a window complete, and what is in it |
+//! | `sum.rs` | when is a total too large |
+//! | `mask.rs` | what of a job's text may be shown |
 //! | `program.rs` | one batch from beginning to end, snapshot and restore |
 //!
 //! A job's own settings (`SET 'key' = 'value'`; others are the batch core's, see [`JobSettings`]):
@@ -28,6 +30,7 @@ mod job;
 pub(crate) mod kafka;
 mod lineage;
 mod malformed;
+mod mask;
 pub(crate) mod options;
 mod parser;
 mod pipeline;
@@ -37,6 +40,7 @@ mod queue;
 mod session;
 mod settings;
 mod source;
+mod sum;
 mod tvf;
 pub(crate) mod types;
 mod watermark;
@@ -48,7 +52,9 @@ mod tests;
 use std::collections::BTreeMap;
 
 pub use error::SqlError;
+pub use mask::masked;
 pub use settings::check_settings;
+pub use sum::Overflow;
 
 use crate::batch::Program;
 use crate::job::JobSettings;

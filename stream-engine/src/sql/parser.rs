@@ -84,6 +84,8 @@ pub(crate) enum ColumnKind {
 
 #[derive(Debug)]
 pub(crate) struct WatermarkDef {
+    /// What stands behind AS.
+    base: Name,
     pub(crate) column: Name,
     pub(crate) delay_ms: i64,
 }
@@ -214,6 +216,9 @@ fn table(cursor: &mut Cursor<'_>, environment: Environment<'_>) -> Result<TableD
     if cursor.is_word("PARTITIONED") || cursor.is_word("DISTRIBUTED") {
         return Err(cursor.unexpected("WITH (partitioning does not apply to these connectors)"));
     }
+    if let Some(watermark) = &table.watermark {
+        watermark.check(&table.columns)?;
+    }
     table.options_at = cursor.place();
     if cursor.word("WITH") {
         cursor.expect(&Token::LParen, "( and the options")?;
@@ -319,17 +324,31 @@ fn not_enforced(cursor: &mut Cursor<'_>) -> Result<(), SqlError> {
 fn watermark(cursor: &mut Cursor<'_>) -> Result<WatermarkDef, SqlError> {
     let column = cursor.name("the event-time column")?;
     cursor.expect_word("AS")?;
-    let at = cursor.place();
     let base = cursor.name("the event-time column again")?;
-    let wanted = format!("write WATERMARK FOR {0} AS {0} - INTERVAL '5' SECOND", column.text);
-    if base.text != column.text {
-        return Err(at.error("a watermark is its own column minus an interval", wanted));
-    }
     let delay_ms = if cursor.consume(&Token::Minus) { tvf::interval(cursor)? } else { 0 };
     if !(cursor.is(&Token::Comma) || cursor.is(&Token::RParen)) {
-        return Err(cursor.place().error("a watermark is its own column minus an interval", wanted));
+        return Err(cursor.place().error("a watermark is its own column minus an interval", own_column(&column.text)));
     }
-    Ok(WatermarkDef { column, delay_ms })
+    Ok(WatermarkDef { column, base, delay_ms })
+}
+
+fn own_column(name: &str) -> String {
+    format!("write WATERMARK FOR {name} AS {name} - INTERVAL '5' SECOND")
+}
+
+impl WatermarkDef {
+    fn check(&self, columns: &[ColumnDef]) -> Result<(), SqlError> {
+        let names: Vec<&str> = columns.iter().map(|column| column.name.text.as_str()).collect();
+        for name in [&self.column, &self.base] {
+            if !names.contains(&name.text.as_str()) {
+                return Err(name.at.error(format!("unknown column `{}`", name.text), nearest_or_all("columns", &name.text, &names)));
+            }
+        }
+        if self.base.text != self.column.text {
+            return Err(self.base.at.error("a watermark is its own column minus an interval", own_column(&self.column.text)));
+        }
+        Ok(())
+    }
 }
 
 fn expression(tokens: Vec<TokenWithSpan>, at: Place) -> Result<Expr, SqlError> {

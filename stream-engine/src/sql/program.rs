@@ -477,7 +477,7 @@ async fn write(index: usize, name: &str, sink: &mut dyn Sink, batch: &BatchConte
         name: name.to_owned(),
         duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         rows,
-        error: error.as_ref().map(|error| format!("{error:#}")),
+        error: error.as_ref().map(crate::job::said),
     };
     (index, report, error)
 }

@@ -129,9 +129,11 @@ fn describe(job: &Job) -> Value {
         "attempts": [{
             "startTime": gmt(view.started_at_ms),
             "startTimeEpoch": view.started_at_ms,
+            "endTimeEpoch": view.ended_at_ms,
             "completed": view.state.is_over() && view.state != JobState::Failed,
         }],
         "watermark": view.watermark_ms,
+        "lastBatchEpoch": view.last_batch_at_ms,
         "totals": view.totals,
         "rateLimits": view.rate_limits.iter().map(|(source, limit)| json!({ "source": source, "recordsPerSecond": limit })).collect::<Vec<_>>(),
         "checkpoint": view.checkpoint,

@@ -51,9 +51,9 @@ impl Chart<'_> {
         }
     }
 
-    /// The same beside an axis, where the unit is known.
+    /// The same beside an axis: times with their unit, since it changes with their size.
     fn tick(&self, value: f64) -> String {
-        if self.unit == "ms" && value >= 1000.0 { self.shown(value) } else { text::short(value) }
+        if self.unit == "ms" { self.shown(value) } else { text::short(value) }
     }
 
     fn plots(&self) -> Markup {

@@ -7,6 +7,7 @@ use maud::{DOCTYPE, Markup, html};
 use super::chart::Chart;
 use super::text::{count, duration, maybe_duration, span, time};
 use crate::job::{BatchState, BatchView, Job, JobState, JobView};
+use crate::sql;
 
 /// Batches in the charts and in the table of completed ones.
 const CHART_BATCHES: usize = 120;
@@ -70,7 +71,7 @@ pub(super) fn jobs(jobs: &[Arc<Job>], now_ms: i64) -> Markup {
                 thead { tr {
                     th scope="col" { "Job" } th scope="col" { "State" } th scope="col" { "Kind" }
                     th.n scope="col" { "Batches" } th.n scope="col" { "Rows in" } th.n scope="col" { "Rows out" }
-                    th.n scope="col" { "Processing" } th.n scope="col" { "Total delay" } th scope="col" { "Watermark" } th scope="col" { "Since" }
+                    th.n scope="col" { "Processing" } th.n scope="col" { "Total delay" } th scope="col" { "Watermark" } th scope="col" { "Last batch" } th scope="col" { "Runs for / ended" }
                 } }
                 tbody { @for job in jobs {
                     @let view = job.monitor.view();
@@ -85,7 +86,8 @@ pub(super) fn jobs(jobs: &[Arc<Job>], now_ms: i64) -> Markup {
                         td.n { (maybe_duration(newest.as_ref().and_then(BatchView::processing_ms))) }
                         td.n { (maybe_duration(newest.as_ref().and_then(BatchView::total_delay_ms))) }
                         td { (view.watermark_ms.map_or_else(|| "–".into(), time)) }
-                        td { (span(age(view.started_at_ms, now_ms))) }
+                        td { (ago(view.last_batch_at_ms, now_ms)) }
+                        td { (lifetime(&view, now_ms)) }
                     }
                 } }
             } }
@@ -96,6 +98,20 @@ pub(super) fn jobs(jobs: &[Arc<Job>], now_ms: i64) -> Markup {
 
 fn age(since_ms: i64, now_ms: i64) -> u64 {
     u64::try_from(now_ms - since_ms).unwrap_or(0)
+}
+
+/// `3 s ago`
+fn ago(at_ms: Option<i64>, now_ms: i64) -> String {
+    at_ms.map_or_else(|| "–".into(), |at_ms| format!("{} ago", span(age(at_ms, now_ms))))
+}
+
+/// How long a job runs, or when it ended.
+fn lifetime(view: &JobView, now_ms: i64) -> String {
+    match view.ended_at_ms {
+        Some(ended_ms) => format!("ended {}", time(ended_ms)),
+        None if view.state.is_over() => "ended earlier".into(),
+        None => format!("for {}", span(age(view.started_at_ms, now_ms))),
+    }
 }
 
 fn first_line(text: &str) -> &str {
@@ -111,12 +127,12 @@ pub(super) fn job(job: &Job, now_ms: i64) -> Markup {
         h1 { (view.name) " " (state(view.state)) }
         (summary(&view, now_ms))
         @if let Some(error) = &view.error { div.alert role="alert" { pre { (error) } } }
-        (facts(job, &view))
+        (facts(job, &view, now_ms))
         section aria-label="Charts" { (charts(&completed, view.batch_interval_ms)) }
         (active_table(job, &view.active))
         (completed_table(job, &completed))
-        @if !job.plan.is_empty() { details { summary { "Plan" } pre { (job.plan) } } }
-        @if !job.definition.is_empty() { details { summary { "Definition" } pre { (job.definition) } } }
+        @if !job.plan.is_empty() { details { summary { "Plan (how the engine runs the queries)" } pre { (job.plan) } } }
+        @if !job.definition.is_empty() { details { summary { "Definition" } pre { (sql::masked(&job.definition)) } } }
         @if !job.notes.is_empty() {
             details { summary { "Notes (" (job.notes.len()) ")" } ul { @for note in &job.notes { li { (note) } } } }
         }
@@ -127,21 +143,27 @@ pub(super) fn job(job: &Job, now_ms: i64) -> Markup {
 
 /// Spark's header line.
 fn summary(view: &JobView, now_ms: i64) -> Markup {
-    let verb = if view.state.is_over() { "Ran" } else { "Running" };
+    let verb = match view.state {
+        JobState::Waiting => "Waiting to run",
+        state if state.is_over() => "Ran",
+        _ => "Running",
+    };
     html! {
         p.lead {
             (verb) " batches of " strong { (duration(view.batch_interval_ms)) }
             @if !view.state.is_over() { " for " strong { (span(age(view.started_at_ms, now_ms))) } }
-            " since " strong { (time(view.started_at_ms)) }
+            @if view.started_at_ms > 0 { " since " strong { (time(view.started_at_ms)) } }
+            @if let Some(ended_ms) = view.ended_at_ms { " until " strong { (time(ended_ms)) } }
             " (" strong { (count(view.totals.batches)) } " completed batches, " strong { (count(view.totals.rows_in)) } " records)"
         }
     }
 }
 
-fn facts(job: &Job, view: &JobView) -> Markup {
+fn facts(job: &Job, view: &JobView, now_ms: i64) -> Markup {
     let fact = |name: &str, value: String| html! { div.fact { dt { (name) } dd { (value) } } };
     html! {
         dl.facts {
+            (fact("Last batch", ago(view.last_batch_at_ms, now_ms)))
             (fact("Rows out", count(view.totals.rows_out)))
             (fact("Watermark", view.watermark_ms.map_or_else(|| "–".into(), time)))
             (fact("Late rows", count(view.totals.late)))

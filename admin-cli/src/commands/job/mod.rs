@@ -1,5 +1,6 @@
 //! `millrace job …`: jobs of the stream engine.
 
+mod delete;
 mod list;
 mod savepoint;
 mod show;
@@ -28,6 +29,8 @@ pub(crate) enum Command {
     Stop(stop::Args),
     /// Copies the checkpoint of a running job to a place that is kept.
     Savepoint(savepoint::Args),
+    /// Forgets a job that is over, with --checkpoint also where it stood.
+    Delete(delete::Args),
 }
 
 impl Command {
@@ -38,6 +41,7 @@ impl Command {
             Command::Show(args) => show::run(args, session).await,
             Command::Stop(args) => stop::run(args, session).await,
             Command::Savepoint(args) => savepoint::run(args, session).await,
+            Command::Delete(args) => delete::run(args, session).await,
         }
     }
 }
@@ -60,6 +64,8 @@ struct JobView {
     late_rows: u64,
     malformed_rows: u64,
     checkpoint: String,
+    /// `null` before the first batch.
+    last_batch_at_ms: Option<i64>,
 }
 
 impl From<Job> for JobView {
@@ -67,6 +73,7 @@ impl From<Job> for JobView {
         let state = match job.state() {
             JobState::Starting => "starting",
             JobState::Running => "running",
+            JobState::Waiting => "waiting",
             JobState::Paused => "paused",
             JobState::Finished => "finished",
             JobState::Failed => "failed",
@@ -87,6 +94,7 @@ impl From<Job> for JobView {
             late_rows: job.late_rows,
             malformed_rows: job.malformed_rows,
             checkpoint: job.checkpoint,
+            last_batch_at_ms: job.last_batch_at_ms,
         }
     }
 }
@@ -105,11 +113,13 @@ impl JobView {
         table.fact("job", &self.name);
         table.fact("state", self.state);
         if let Some(error) = &self.error {
-            table.fact("error", error);
+            // A job that waits says so itself.
+            table.fact(if self.state == "waiting" { "reason" } else { "error" }, error);
         }
         table.fact("kind", &self.kind);
         table.fact("started", human::time(self.started_at_ms));
         table.fact("batch interval", human::millis(self.batch_interval_ms));
+        table.fact("last batch", human::time(self.last_batch_at_ms));
         table.fact("batches", human::count(self.batches_completed));
         table.fact("rows in", human::count(self.rows_in));
         table.fact("rows out", human::count(self.rows_out));

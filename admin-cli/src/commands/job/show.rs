@@ -16,6 +16,9 @@ pub(crate) struct Args {
     /// How many batches, newest first.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     batches: u32,
+    /// Also show how the engine runs the job's queries; in JSON the plan is always there.
+    #[arg(long)]
+    plan: bool,
 }
 
 #[derive(Serialize)]
@@ -82,10 +85,10 @@ pub(crate) async fn run(args: Args, session: &Session) -> Result<(), Failure> {
         plan: answer.plan,
         definition: answer.definition,
     };
-    session.out.show(&report, text)
+    session.out.show(&report, |report, out| text(report, out, args.plan))
 }
 
-fn text(report: &Report, out: &Output) -> String {
+fn text(report: &Report, out: &Output, plan: bool) -> String {
     let mut facts = Table::plain(out);
     report.job.fill(&mut facts);
 
@@ -116,8 +119,8 @@ fn text(report: &Report, out: &Output) -> String {
     }
 
     let mut text = format!("{}\n\n{}", facts.render(), batches.render());
-    for (title, body) in [("PLAN", &report.plan), ("DEFINITION", &report.definition)] {
-        if !body.is_empty() {
+    for (title, body, shown) in [("PLAN", &report.plan, plan), ("DEFINITION", &report.definition, true)] {
+        if shown && !body.is_empty() {
             text.push_str(&format!("\n\n{title}\n{}", human::lines(body)));
         }
     }

@@ -14,6 +14,9 @@ use crate::{
 pub(crate) struct Args {
     name: String,
     /// Reads to the end of the sources as they are now and emits every open window before it stops.
+    ///
+    /// For a job that is not meant to go on: its windows are closed then. Submitted again, it goes on from its offsets, and counts rows that
+    /// still come for those windows as late. Without this option open windows are kept in the checkpoint, and the job goes on with them.
     #[arg(long)]
     drain: bool,
 }

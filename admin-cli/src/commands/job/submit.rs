@@ -29,7 +29,10 @@ pub(crate) struct Args {
     /// Where the checkpoint is kept, an object store URL; left out, below the engine's own directory.
     #[arg(long, value_name = "URL")]
     checkpoint: Option<String>,
-    /// Resumes from this savepoint instead of the checkpoint.
+    /// Begins with this savepoint, in a checkpoint of its own.
+    ///
+    /// Refused when the job has a checkpoint already: a savepoint never replaces one. Give another --name or --checkpoint, or remove the
+    /// old one first: millrace job delete NAME --checkpoint.
     #[arg(long, value_name = "URL")]
     from_savepoint: Option<String>,
     /// Checks and plans; starts nothing.
@@ -82,6 +85,10 @@ fn text(report: &Report, out: &Output) -> String {
         Some(job) if report.started => {
             let mut table = Table::plain(out);
             table.fact("started", &job.name);
+            table.fact("state", job.state);
+            if let Some(reason) = &job.error {
+                table.fact("reason", reason);
+            }
             table.fact("batch interval", human::millis(job.batch_interval_ms));
             table.fact("checkpoint", &job.checkpoint);
             table.render()

@@ -1,6 +1,6 @@
 //! `millrace topic create NAME`
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use proto::control::v1::{CreateTopicRequest, bridge_client::BridgeClient};
 use serde::Serialize;
@@ -21,9 +21,9 @@ pub(crate) struct Args {
     /// Copies of each partition; left out, 3, or as many as there are brokers.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     replication: Option<u32>,
-    /// How long records are kept, e.g. `12h` or `7d`; left out, as the broker has it.
-    #[arg(long, value_name = "DURATION", value_parser = cli::duration)]
-    retention: Option<Duration>,
+    /// How long records are kept, e.g. `12h` or `7d`, or `-1` for ever; left out, as the broker has it.
+    #[arg(long, value_name = "DURATION", value_parser = retention_ms, allow_negative_numbers = true)]
+    retention: Option<i64>,
     /// `min.insync.replicas`; left out, one less than the copies, at least 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     min_isr: Option<u32>,
@@ -65,10 +65,6 @@ pub(crate) async fn run(args: Args, session: &Session) -> Result<(), Failure> {
             return Err(Failure::usage(format!("--config gives {key} twice; keep one")));
         }
     }
-    let retention_ms = args.retention.map_or(Ok(0), |retention| i64::try_from(retention.as_millis()));
-    let retention_ms =
-        retention_ms.map_err(|_| Failure::usage("--retention is longer than Kafka can count; for ever is --config retention.ms=-1"))?;
-
     let link = session.connect(Service::Bridge).await?;
     let request = link.request(CreateTopicRequest {
         name: args.name,
@@ -76,7 +72,7 @@ pub(crate) async fn run(args: Args, session: &Session) -> Result<(), Failure> {
         replication: args.replication.unwrap_or(0),
         consumers: args.consumers,
         producers: args.producers,
-        retention_ms,
+        retention_ms: args.retention.unwrap_or(0),
         min_insync_replicas: args.min_isr.unwrap_or(0),
         config: config.into_iter().collect(),
         dry_run: args.dry_run,
@@ -105,9 +101,35 @@ fn text(report: &Report, out: &Output) -> String {
     table.render()
 }
 
+/// `retention.ms`; 0 would be no retention at all, and is what the service takes for not given.
+fn retention_ms(text: &str) -> Result<i64, String> {
+    if text == "-1" {
+        return Ok(-1);
+    }
+    match i64::try_from(cli::duration(text)?.as_millis()) {
+        Ok(0) => Err("records must be kept for 1ms at least; for ever is -1".to_owned()),
+        Ok(ms) => Ok(ms),
+        Err(_) => Err("it is longer than Kafka can count; for ever is -1".to_owned()),
+    }
+}
+
 fn setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
         _ => Err("expected KEY=VALUE, e.g. cleanup.policy=compact".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retention_is_a_time_or_for_ever() {
+        assert_eq!(retention_ms("-1"), Ok(-1));
+        assert_eq!(retention_ms("12h"), Ok(43_200_000));
+        for wrong in ["-2", "0s", "soon"] {
+            assert!(retention_ms(wrong).is_err(), "{wrong}");
+        }
     }
 }

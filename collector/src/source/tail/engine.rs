@@ -11,86 +11,27 @@
 //! | last line without newline | waits for the rest; when the file is rotated away or emptied it is a line |
 //!
 //! Synchronous: it is driven by one thread, and tests drive it step by step. Positions are saved by [`Engine::save`], over
-//! what the [`Ledger`] says is delivered, and once before the first line of a new file is given out, so that the file's id
-//! is known for ever after.
+//! what the [`Ledger`] says is delivered, and once before the first line of a new file is read, so that the file's id is
+//! known for ever after. While they cannot be saved, known files are read on and new ones wait.
+//!
+//! At most `handles_max` files are open: beyond that, those that were of no use the longest are closed until they grow.
+
+mod away;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs, io,
-    os::unix::fs::DirEntryExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use regex::bytes::Regex;
-
 use super::Forgotten;
-use super::command::Begin;
-use super::identity::{Checksum, Fingerprint, Inode, Remembered, TailedFile, head};
-use super::reader::{Chunk, Read, Reader, begin_offset, open};
+use super::find::{Find, Listed};
+use super::identity::{Checksum, Inode, Remembered, TailedFile, head};
+use super::reader::{Chunk, Read, Reader, open};
 use super::store::Store;
 use crate::event::{Headers, Ledger, Mark};
-
-/// Files of one directory whose names match.
-pub struct Group {
-    pub directory: PathBuf,
-    /// Matched against the whole file name.
-    pub name: Regex,
-    pub headers: Headers,
-}
-
-impl Group {
-    /// The files that match; none while the directory cannot be read.
-    fn entries(&self) -> Vec<fs::DirEntry> {
-        let matches = |entry: &fs::DirEntry| self.name.is_match(entry.file_name().as_encoded_bytes()) && entry.path().is_file();
-        fs::read_dir(&self.directory).into_iter().flatten().flatten().filter(matches).collect()
-    }
-}
-
-pub enum Find {
-    Path(PathBuf),
-    Groups(Vec<Group>),
-}
-
-impl Find {
-    /// The files that are there now, each with the place where reading begins.
-    pub fn first_look(&self, begin: Begin) -> Vec<Remembered> {
-        let paths: Vec<PathBuf> = match self {
-            Self::Path(path) => vec![path.clone()],
-            Self::Groups(groups) => groups.iter().flat_map(Group::entries).map(|entry| entry.path()).collect(),
-        };
-        let look = |path: &PathBuf| {
-            let (handle, metadata) = open(path)?;
-            let file = TailedFile::new(rand::random(), path.clone(), Inode::from(&metadata), head(&handle)?);
-            Ok(file.remember(Mark { offset: begin_offset(&handle, begin)?, tail: Checksum::default() }))
-        };
-        // What cannot be opened now is told, and read from its beginning, when it is looked for.
-        paths.iter().filter_map(|path: &PathBuf| -> Option<Remembered> { (look(path) as io::Result<Remembered>).ok() }).collect()
-    }
-}
-
-impl Find {
-    /// Could a file that was at `path` be one of these?
-    fn owns(&self, path: &Path) -> bool {
-        match self {
-            Self::Path(own) => path == own || is_rotated_name(own, path),
-            Self::Groups(groups) => groups.iter().any(|group| {
-                path.parent() == Some(&group.directory) && path.file_name().is_some_and(|name| group.name.is_match(name.as_encoded_bytes()))
-            }),
-        }
-    }
-}
-
-/// `app.log.1`, `app.log-20260102`, `app.log_3` for `app.log`; not what was compressed since.
-fn is_rotated_name(file: &Path, path: &Path) -> bool {
-    const COMPRESSED: [&str; 7] = [".gz", ".xz", ".zst", ".bz2", ".lz4", ".Z", ".zip"];
-    let (Some(own), Some(name)) = (file.file_name(), path.file_name()) else { return false };
-    let Some(rest) = name.as_encoded_bytes().strip_prefix(own.as_encoded_bytes()) else { return false };
-    path.parent() == file.parent()
-        && matches!(rest, [b'.' | b'-' | b'_', digit, ..] if digit.is_ascii_digit())
-        && !COMPRESSED.iter().any(|end| rest.ends_with(end.as_bytes()))
-}
 
 /// What is known from before, besides what the store holds.
 #[derive(Default)]
@@ -114,7 +55,15 @@ pub struct Settings {
     pub scan_interval: Duration,
     /// Header that takes the file's path.
     pub path_header: Option<String>,
+    /// Files open at a time.
+    pub handles_max: usize,
 }
+
+/// Between tries to save positions while that fails.
+const SAVE_BACKOFF_MIN: Duration = Duration::from_millis(100);
+const SAVE_BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// A file that is away for so long is said to be waited for; a rotation takes less.
+const ABSENT_MAX: Duration = Duration::from_secs(10);
 
 pub struct Engine {
     settings: Settings,
@@ -134,12 +83,19 @@ pub struct Engine {
     scanned_at: Option<Instant>,
     /// Whose turn it is: a busy file does not keep the others waiting.
     turn: usize,
-    /// A new file's id is not saved yet.
-    unsaved: bool,
-    /// Read already, to be given out next.
-    next_up: Option<Chunk>,
+    /// New files whose ids are not on disk yet.
+    unsaved: HashSet<u64>,
+    /// Ids that the first look gave: files that are new rather than found again.
+    new: HashSet<u64>,
+    /// When the file was first seen to be away.
+    absent_since: Option<Instant>,
     /// Told once each.
-    troubles: HashMap<PathBuf, String>,
+    troubles: BTreeMap<PathBuf, String>,
+    /// Why positions are not saved, when the next try is, and how long the one after that waits.
+    save_trouble: Option<(String, Instant, Duration)>,
+    /// The process had no file handle left in the last look.
+    starved: bool,
+    failures: u64,
 }
 
 impl Engine {
@@ -155,7 +111,9 @@ impl Engine {
                 None => {}
             }
         }
+        let mut new = HashSet::new();
         if sought.is_empty() && store.saved().is_none() {
+            new.extend(first.iter().map(|file| file.id));
             sought = first;
         }
         Self {
@@ -170,28 +128,58 @@ impl Engine {
             forgotten,
             scanned_at: None,
             turn: 0,
-            unsaved: false,
-            next_up: None,
-            troubles: HashMap::new(),
+            unsaved: HashSet::new(),
+            new,
+            absent_since: None,
+            troubles: BTreeMap::new(),
+            save_trouble: None,
+            starved: false,
+            failures: 0,
         }
     }
 
     /// The next lines of any file; `None` when there are none now.
-    pub fn next_chunk(&mut self) -> io::Result<Option<Chunk>> {
-        if let Some(chunk) = self.next_up.take() {
-            return Ok(Some(chunk));
-        }
+    pub fn next_chunk(&mut self) -> Option<Chunk> {
         if self.scanned_at.is_none_or(|at| at.elapsed() >= self.settings.scan_interval) {
-            self.scan()?;
+            self.scan();
         }
-        if let Some(chunk) = self.read_round()? {
-            return Ok(Some(chunk));
+        self.read_round().or_else(|| self.close_finished())
+    }
+
+    /// [`Self::save`], unless it failed a moment ago.
+    pub fn save_when_possible(&mut self) -> bool {
+        if self.save_trouble.as_ref().is_some_and(|(_, again, _)| Instant::now() < *again) {
+            return false;
         }
-        self.close_finished()
+        self.save().is_ok()
     }
 
     /// Saves what has been delivered since the last call.
     pub fn save(&mut self) -> io::Result<()> {
+        let saved = self.try_save();
+        match &saved {
+            Ok(()) => {
+                if self.save_trouble.take().is_some() {
+                    tracing::info!(directory = %self.store.directory().display(), "positions are saved again");
+                }
+            }
+            Err(error) => {
+                self.failures += 1;
+                let wait = match &self.save_trouble {
+                    Some((_, _, wait)) => (*wait * 2).min(SAVE_BACKOFF_MAX),
+                    None => SAVE_BACKOFF_MIN,
+                };
+                let what = format!("positions cannot be saved in {}: {error}", self.store.directory().display());
+                if self.save_trouble.is_none() {
+                    tracing::warn!(error = what, "known files are read on, new ones wait; trying again until it works");
+                }
+                self.save_trouble = Some((what, Instant::now() + wait, wait));
+            }
+        }
+        saved
+    }
+
+    fn try_save(&mut self) -> io::Result<()> {
         for (id, mark) in self.ledger.advance() {
             if let Some(reader) = self.open.iter().find(|reader| reader.file.id == id) {
                 self.positions.insert(id, reader.file.remember(mark));
@@ -213,7 +201,7 @@ impl Engine {
         let mut files: Vec<Remembered> = self.positions.values().chain(&self.sought).chain(self.through.values()).cloned().collect();
         files.sort_by_key(|file| file.id);
         self.store.save(files)?;
-        self.unsaved = false;
+        self.unsaved.clear();
         if let Some(forgotten) = &self.forgotten {
             // Only now: their last positions are on disk.
             let new = self.through.keys().filter(|id| !self.told_through.contains(id));
@@ -223,7 +211,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Files open now.
+    /// Could a file that was at `path` be one of these?
+    pub fn owns(&self, path: &Path) -> bool {
+        self.settings.find.owns(path)
+    }
+
+    /// Files followed now.
     pub fn open_files(&self) -> usize {
         self.open.len()
     }
@@ -238,115 +231,167 @@ impl Engine {
         self.positions.values()
     }
 
-    fn read_round(&mut self) -> io::Result<Option<Chunk>> {
+    fn read_round(&mut self) -> Option<Chunk> {
         // What a rotated file still holds was written before what its successor holds.
         for at in 0..self.open.len() {
             if self.open[at].rotated_at.is_some()
-                && let Some(chunk) = self.read_one(at)?
+                && let Some(chunk) = self.read_one(at)
             {
-                return Ok(Some(chunk));
+                return Some(chunk);
             }
         }
         for _ in 0..self.open.len() {
             self.turn = (self.turn + 1) % self.open.len();
-            if let Some(chunk) = self.read_one(self.turn)? {
-                return Ok(Some(chunk));
+            if let Some(chunk) = self.read_one(self.turn) {
+                return Some(chunk);
+            }
+        }
+        None
+    }
+
+    fn read_one(&mut self, at: usize) -> Option<Chunk> {
+        match self.try_read(at) {
+            Ok(chunk) => {
+                if !self.troubles.is_empty() {
+                    let path = self.open[at].file.path();
+                    self.troubles.remove(&path);
+                }
+                chunk
+            }
+            Err(error) => {
+                let path = self.open[at].file.path();
+                self.io_trouble(&path, "cannot read: ", &error);
+                None
+            }
+        }
+    }
+
+    fn try_read(&mut self, at: usize) -> io::Result<Option<Chunk>> {
+        if !self.open[at].is_open() {
+            if !self.open[at].has_news()? {
+                return Ok(self.stale_partial(at));
+            }
+            self.make_room();
+            if let Err(error) = self.open[at].reopen() {
+                if !(is_starved(&error) && self.close_one()) {
+                    return Err(error);
+                }
+                self.open[at].reopen()?;
+            }
+        }
+        let line_bytes_max = self.settings.line_bytes_max;
+        // Twice: where the content was replaced, the new one is read at once.
+        for _ in 0..2 {
+            if self.unsaved.contains(&self.open[at].file.id) && !self.save_when_possible() {
+                return Ok(None);
+            }
+            match self.open[at].read(line_bytes_max)? {
+                Read::Lines(chunk) => return Ok(Some(chunk)),
+                Read::Idle => return Ok(self.stale_partial(at)),
+                Read::Replaced => {
+                    let rest = self.replace(at)?;
+                    if rest.is_some() {
+                        return Ok(rest);
+                    }
+                }
             }
         }
         Ok(None)
     }
 
-    fn read_one(&mut self, at: usize) -> io::Result<Option<Chunk>> {
-        let line_bytes_max = self.settings.line_bytes_max;
-        let chunk = match self.open[at].read(line_bytes_max) {
-            Ok(Read::Lines(chunk)) => Some(chunk),
-            Ok(Read::Idle) => {
-                let stale = self.settings.partial_wait.is_some_and(|wait| self.open[at].has_stale_partial(wait));
-                if stale { self.open[at].take_partial() } else { None }
-            }
-            Ok(Read::Replaced(rest)) => {
-                self.replace(at)?;
-                match (rest, self.open[at].read(line_bytes_max)?) {
-                    (None, Read::Lines(chunk)) => Some(chunk),
-                    (Some(rest), Read::Lines(chunk)) => {
-                        self.next_up = Some(chunk);
-                        Some(rest)
-                    }
-                    (rest, _) => rest,
-                }
-            }
-            Err(error) => {
-                let path = self.open[at].file.path();
-                self.trouble(&path, &format!("cannot read: {error}"));
-                None
-            }
-        };
-        if chunk.is_some() {
-            self.save_new_ids()?;
-        }
-        Ok(chunk)
+    fn stale_partial(&mut self, at: usize) -> Option<Chunk> {
+        let reader = &mut self.open[at];
+        let stale = self.settings.partial_wait.is_some_and(|wait| reader.has_stale_partial(wait));
+        if stale { reader.take_partial() } else { None }
     }
 
-    /// The file at `at` holds another content: it is another file from here on.
-    fn replace(&mut self, at: usize) -> io::Result<()> {
+    /// The file at `at` holds another content: it is another file from here on. Gives what waited of the old one's last line.
+    fn replace(&mut self, at: usize) -> io::Result<Option<Chunk>> {
         let reader = &self.open[at];
         let path = reader.file.path();
-        let handle = reader.try_clone()?;
+        let (inode, head) = (reader.inode, reader.head()?);
         tracing::info!(file = %path.display(), "file was emptied; its new content is read from the beginning");
-        let (inode, headers, rotated_at) = (reader.inode, reader.headers.clone(), reader.rotated_at);
-        let file = self.mint(&path, inode, head(&handle)?, 0);
-        self.open[at] = Reader::new(file, inode, headers, handle, 0)?;
-        self.open[at].rotated_at = rotated_at;
+        let file = self.mint(&path, inode, head, 0);
+        let rest = self.open[at].take_partial();
+        self.open[at].emptied(file);
         // The old content's position is kept until what was read of it is delivered: there may be a copy.
-        Ok(())
+        Ok(rest)
+    }
+
+    /// Closes files until another one may be opened.
+    fn make_room(&mut self) {
+        let open = self.open.iter().filter(|reader| reader.is_open()).count();
+        for _ in self.settings.handles_max.max(1)..=open {
+            self.close_one();
+        }
+    }
+
+    /// Closes the file that was of no use the longest; one without a name could not be opened again.
+    fn close_one(&mut self) -> bool {
+        let able = self.open.iter_mut().filter(|reader| reader.is_open() && reader.rotated_at.is_none());
+        able.min_by_key(|reader| reader.used_at).map(Reader::close).is_some()
+    }
+
+    fn open(&mut self, path: &Path) -> io::Result<(fs::File, fs::Metadata)> {
+        self.make_room();
+        match open(path) {
+            Err(error) if is_starved(&error) && self.close_one() => open(path),
+            opened => opened,
+        }
     }
 
     fn mint(&mut self, path: &Path, inode: Inode, head: Checksum, offset: u64) -> Arc<TailedFile> {
         let file = Arc::new(TailedFile::new(rand::random(), path.to_owned(), inode, head));
         let remembered = file.remember(Mark { offset, tail: Checksum::default() });
         self.positions.insert(file.id, remembered);
-        self.unsaved = true;
+        self.unsaved.insert(file.id);
         file
     }
 
-    fn save_new_ids(&mut self) -> io::Result<()> {
-        if self.unsaved { self.save() } else { Ok(()) }
-    }
-
     /// Looks at every name: new files, renamed ones, names that mean another file now.
-    fn scan(&mut self) -> io::Result<()> {
+    fn scan(&mut self) {
         let first = self.scanned_at.is_none();
         let sought = self.sought.len();
         self.scanned_at = Some(Instant::now());
+        let starved = std::mem::take(&mut self.starved);
         let mut seen = HashSet::new();
+        let mut open: HashMap<Inode, usize> = self.open.iter().enumerate().map(|(at, reader)| (reader.inode, at)).collect();
         for (path, headers) in self.targets() {
             let metadata = match fs::metadata(&path) {
                 Ok(metadata) => metadata,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if first && matches!(self.settings.find, Find::Path(_)) {
-                        tracing::warn!(file = %path.display(), "file is not there yet; waiting for it");
+                    if matches!(self.settings.find, Find::Path(_)) {
+                        self.absent(&path, first);
                     }
                     continue;
                 }
                 Err(error) => {
-                    self.trouble(&path, &error.to_string());
+                    self.io_trouble(&path, "", &error);
                     continue;
                 }
             };
             let inode = Inode::from(&metadata);
-            if let Some(reader) = self.open.iter_mut().find(|reader| reader.inode == inode) {
-                reader.rotated_at = None;
-                reader.file.renamed(&path);
+            if let Some(&at) = open.get(&inode) {
+                self.open[at].rotated_at = None;
+                self.open[at].file.renamed(&path);
                 seen.insert(inode);
+                self.is_there(&path);
                 continue;
             }
             match self.adopt(&path, headers) {
                 Ok(inode) => {
-                    self.troubles.remove(&path);
+                    self.is_there(&path);
                     seen.insert(inode);
+                    open.insert(inode, self.open.len() - 1);
                 }
-                Err(error) => self.trouble(&path, &error.to_string()),
+                Err(error) => self.io_trouble(&path, "", &error),
             }
+        }
+        if starved && !self.starved {
+            tracing::info!("there are file handles again");
+        } else if self.starved && !starved {
+            let open = self.open.iter().filter(|reader| reader.is_open()).count();
+            tracing::warn!(open, "too many open files in this process; those that cannot be opened wait. Raise the limit (ulimit -n)");
         }
         if first {
             // Nothing lies between the last file and the current one where they are the same.
@@ -359,13 +404,35 @@ impl Engine {
             // Rotated files are older than what has their names now.
             self.open.sort_by_cached_key(|reader| (reader.rotated_at.is_none(), reader.modified()));
         }
+        let mut listed = Listed::default();
         for reader in &mut self.open {
             if !seen.contains(&reader.inode) && reader.rotated_at.is_none() {
                 tracing::info!(file = %reader.file.path().display(), "file was rotated away; reading it to its end");
                 reader.rotated_at = Some(Instant::now());
+                // A closed one is opened by its name when it has grown.
+                if !reader.is_open()
+                    && let Some(path) = listed.name_of(&reader.file.path(), reader.inode)
+                {
+                    reader.file.renamed(&path);
+                }
             }
         }
-        self.save_new_ids()
+        if !self.unsaved.is_empty() {
+            self.save_when_possible();
+        }
+    }
+
+    fn is_there(&mut self, path: &Path) {
+        self.absent_since = None;
+        self.troubles.remove(path);
+    }
+
+    fn absent(&mut self, path: &Path, at_start: bool) {
+        let since = *self.absent_since.get_or_insert_with(Instant::now);
+        if (at_start || since.elapsed() >= ABSENT_MAX) && !self.troubles.contains_key(path) {
+            tracing::warn!(file = %path.display(), "file is not there; waiting for it to appear");
+            self.troubles.insert(path.to_owned(), format!("waiting for {} to appear", path.display()));
+        }
     }
 
     fn targets(&mut self) -> Vec<(PathBuf, Headers)> {
@@ -376,21 +443,23 @@ impl Engine {
         let (mut found, mut faults) = (Vec::new(), Vec::new());
         for group in groups {
             let entries = match fs::read_dir(&group.directory) {
-                Ok(entries) => entries,
+                Ok(entries) => {
+                    self.troubles.remove(&group.directory);
+                    entries
+                }
                 Err(error) => {
-                    faults.push((group.directory.clone(), error.to_string()));
+                    faults.push((group.directory.clone(), error));
                     continue;
                 }
             };
             for entry in entries.flatten() {
-                let name = entry.file_name();
-                if group.name.is_match(name.as_encoded_bytes()) && entry.path().is_file() {
+                if group.matches(&entry.file_name()) && entry.path().is_file() {
                     found.push((entry.path(), group.headers.clone()));
                 }
             }
         }
         for (directory, fault) in faults {
-            self.trouble(&directory, &fault);
+            self.io_trouble(&directory, "", &fault);
         }
         // Oldest first, as their lines were written.
         found.sort_by_cached_key(|(path, _)| (fs::metadata(path).and_then(|metadata| metadata.modified()).ok(), path.clone()));
@@ -407,7 +476,7 @@ impl Engine {
             }
             None => headers,
         };
-        let (handle, metadata) = open(path)?;
+        let (handle, metadata) = self.open(path)?;
         let inode = Inode::from(&metadata);
         if let Some(at) = self.remembered(&handle, &metadata, path)? {
             let remembered = self.sought.swap_remove(at);
@@ -415,17 +484,23 @@ impl Engine {
             return Ok(inode);
         }
         let file = self.mint(path, inode, head(&handle)?, 0);
-        tracing::info!(file = %path.display(), "file opened");
+        tracing::info!(file = %path.display(), "new file");
         self.open.push(Reader::new(file, inode, headers, handle, 0)?);
         Ok(inode)
     }
 
     fn resume(&mut self, remembered: Remembered, path: &Path, headers: Headers, handle: fs::File, inode: Inode) -> io::Result<()> {
-        tracing::info!(file = %path.display(), from = remembered.offset, "file found again");
+        if self.new.remove(&remembered.id) {
+            tracing::info!(file = %path.display(), from = remembered.offset, "new file");
+        } else {
+            tracing::info!(file = %path.display(), from = remembered.offset, "file found again");
+        }
         let file = Arc::new(TailedFile::new(remembered.id, path.to_owned(), inode, head(&handle)?));
         let mark = Mark { offset: remembered.offset, tail: remembered.fingerprint.tail };
         self.positions.insert(file.id, file.remember(mark));
-        self.unsaved = true;
+        if !self.store.saved().is_some_and(|saved| saved.iter().any(|known| known.id == file.id)) {
+            self.unsaved.insert(file.id);
+        }
         self.open.push(Reader::new(file, inode, headers, handle, remembered.offset)?);
         Ok(())
     }
@@ -441,122 +516,52 @@ impl Engine {
         Ok(best)
     }
 
-    /// Files that were rotated while nobody watched: looked for in their directory by inode and content, or by content alone among
-    /// files whose names begin with theirs (the copy that copytruncate made).
-    fn find_rotated(&mut self, seen: &mut HashSet<Inode>) {
-        let mut still_sought = Vec::new();
-        for remembered in std::mem::take(&mut self.sought) {
-            let directory = remembered.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let Ok(entries) = fs::read_dir(directory) else {
-                // A volume that is not mounted comes back with its files.
-                still_sought.push(remembered);
-                continue;
-            };
-            let begins = remembered.path.file_name().unwrap_or_default().as_encoded_bytes();
-            let is_copy = |entry: &fs::DirEntry| remembered.offset > 0 && entry.file_name().as_encoded_bytes().starts_with(begins);
-            let near = entries.flatten().filter(|entry| entry.ino() == remembered.inode || is_copy(entry));
-            let found = near.map(|entry| entry.path()).find_map(|path| {
-                let (handle, metadata) = open(&path).ok()?;
-                let inode = Inode::from(&metadata);
-                let fits = !seen.contains(&inode) && metadata.len() >= remembered.offset && remembered.content_is(&handle).ok()?;
-                fits.then_some((path, handle, inode))
-            });
-            let Some((path, handle, inode)) = found else {
-                if !self.open.iter().any(|reader| reader.file.path() == remembered.path) || remembered.offset > 0 {
-                    tracing::info!(file = %remembered.path.display(), offset = remembered.offset, "file was replaced or removed while it was not watched; what it held after this offset is gone");
-                }
-                if self.forgotten.is_some() {
-                    self.through.insert(remembered.id, remembered);
-                }
-                continue;
-            };
-            let name = remembered.path.display().to_string();
-            if let Err(error) = self.resume(remembered, &path, None, handle, inode) {
-                self.trouble(&path, &error.to_string());
-                continue;
-            }
-            seen.insert(inode);
-            tracing::info!(file = %path.display(), was = name, "file was rotated while it was not watched; reading it to its end");
-            if let Some(reader) = self.open.last_mut() {
-                reader.rotated_at = Some(Instant::now());
-            }
-        }
-        self.sought = still_sought;
-    }
-
-    /// Files that were made and rotated away while nobody watched: those beside `path` that were written later than the last
-    /// remembered file; where that one is gone, later than positions were saved.
-    fn find_missed(&mut self, path: &Path, seen: &mut HashSet<Inode>) {
-        let remembered = self.open.iter().filter(|reader| reader.rotated_at.is_some()).filter_map(Reader::modified).max();
-        let Some(since) = remembered.or_else(|| self.store.saved_at()) else { return };
-        let entries = path.parent().and_then(|directory| fs::read_dir(directory).ok()).into_iter().flatten().flatten();
-        for beside in entries.map(|entry| entry.path()).filter(|beside| is_rotated_name(path, beside)) {
-            let Ok((handle, metadata)) = open(&beside) else { continue };
-            let inode = Inode::from(&metadata);
-            if metadata.modified().is_ok_and(|modified| modified < since) || seen.contains(&inode) {
-                continue;
-            }
-            let opened = head(&handle).and_then(|head| {
-                let file = self.mint(&beside, inode, head, 0);
-                Reader::new(file, inode, None, handle, 0)
-            });
-            match opened {
-                Ok(mut reader) => {
-                    tracing::info!(file = %beside.display(), "file was made and rotated away while nothing was watched; reading it");
-                    reader.rotated_at = Some(Instant::now());
-                    seen.insert(inode);
-                    self.open.push(reader);
-                }
-                Err(error) => self.trouble(&beside, &error.to_string()),
-            }
-        }
-    }
-
     /// Closes files that lost their name and have nothing more to say; gives an unterminated last line first.
-    fn close_finished(&mut self) -> io::Result<Option<Chunk>> {
+    fn close_finished(&mut self) -> Option<Chunk> {
         let wait = self.settings.rotate_wait;
         while let Some(at) = self.open.iter().position(|reader| reader.is_finished(wait)) {
+            if self.unsaved.contains(&self.open[at].file.id) && !self.save_when_possible() {
+                // It may hold lines that nobody could be given yet.
+                return None;
+            }
             if let Some(chunk) = self.open[at].take_partial() {
-                self.save_new_ids()?;
-                return Ok(Some(chunk));
+                return Some(chunk);
             }
             let reader = self.open.remove(at);
             self.turn = 0;
             tracing::info!(file = %reader.file.path().display(), "rotated file is read to its end and closed");
         }
-        Ok(None)
+        None
     }
 
-    fn trouble(&mut self, path: &Path, what: &str) {
-        if self.troubles.get(path).is_none_or(|told| told != what) {
-            tracing::warn!(file = %path.display(), error = what, "cannot tail");
-            self.troubles.insert(path.to_owned(), what.to_owned());
+    fn io_trouble(&mut self, path: &Path, doing: &str, error: &io::Error) {
+        self.failures += 1;
+        if is_starved(error) {
+            self.starved = true;
+            return;
+        }
+        let what = format!("{}: {doing}{error}", path.display());
+        if self.troubles.get(path) != Some(&what) {
+            tracing::warn!(error = what, "cannot tail; trying again");
+            self.troubles.insert(path.to_owned(), what);
         }
     }
 
-    /// The first trouble that has not gone away.
+    /// What has not gone away: the first of it.
     pub fn in_trouble(&self) -> Option<String> {
-        self.troubles.iter().next().map(|(path, what)| format!("{}: {what}", path.display()))
+        let starved = || self.starved.then(|| "too many open files in this process; raise the limit (ulimit -n)".to_owned());
+        let saving = self.save_trouble.as_ref().map(|(what, ..)| what.clone());
+        saving.or_else(starved).or_else(|| self.troubles.values().next().cloned())
+    }
+
+    /// Failed tries to read or save since the last call.
+    pub fn take_failures(&mut self) -> u64 {
+        std::mem::take(&mut self.failures)
     }
 }
 
-/// Positions as Flume's TAILDIR writes them: `[{"inode":I,"pos":P,"file":"/abs"}]`.
-pub fn flume_positions(text: &[u8]) -> Result<Vec<Remembered>, serde_json::Error> {
-    #[derive(serde::Deserialize)]
-    struct Entry {
-        inode: u64,
-        pos: u64,
-        file: PathBuf,
-    }
-    let entries: Vec<Entry> = serde_json::from_slice(text)?;
-    // Flume keeps neither device nor content: inode and path must do.
-    let remembered = |entry: Entry| Remembered {
-        id: rand::random(),
-        path: entry.file,
-        dev: 0,
-        inode: entry.inode,
-        fingerprint: Fingerprint::default(),
-        offset: entry.pos,
-    };
-    Ok(entries.into_iter().map(remembered).collect())
+/// No handle left, in the process or in the system.
+fn is_starved(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

@@ -4,6 +4,7 @@
 
 pub mod command;
 pub mod engine;
+pub mod find;
 pub mod identity;
 pub mod reader;
 pub mod store;
@@ -13,6 +14,7 @@ mod tests;
 
 use std::{
     collections::BTreeSet,
+    io,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -26,8 +28,9 @@ use tokio::{runtime::Handle, sync::watch};
 use self::{
     command::Begin,
     engine::{Earlier, Engine, Settings},
-    identity::Remembered,
-    reader::Chunk,
+    find::{Find, Listed, flume_positions},
+    identity::{Inode, Remembered},
+    reader::{Chunk, open},
     store::Store,
 };
 use super::{Output, Source, Stop};
@@ -46,6 +49,12 @@ pub struct Found {
     pub forgotten: Forgotten,
 }
 
+/// `most` file handles, and no more than a quarter of what the process may have.
+pub fn handles(most: usize) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit / 4).ok()).map_or(most, |share| most.min(share)).max(1)
+}
+
 /// Where Flume's TAILDIR keeps its positions.
 pub struct FlumePositions(pub PathBuf);
 
@@ -56,6 +65,8 @@ pub struct TailSource {
     /// Where to begin in files that are there when the source starts for the first time.
     pub begin: Begin,
     pub committed: Option<Committed>,
+    /// The agent's sources: positions of any other name were left by a source that is gone.
+    pub configured: Vec<String>,
     pub flume: Option<FlumePositions>,
     /// How often delivered positions are written to disk.
     pub save_interval: Duration,
@@ -66,13 +77,18 @@ pub struct TailSource {
 /// Sleep between looks at idle files: short after a line came, longer the longer none came.
 const IDLE_MIN: Duration = Duration::from_millis(2);
 const IDLE_MAX: Duration = Duration::from_millis(200);
+/// Between tries to use the state directory.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
 #[async_trait]
 impl Source for TailSource {
     async fn run(mut self: Box<Self>, out: Output, stop: Stop) -> anyhow::Result<()> {
         // Before anything is waited for: what is written from now on is read.
-        let first = Store::first(&self.state_dir, &self.name, || self.settings.find.first_look(self.begin))
-            .with_context(|| format!("state directory {}", self.state_dir.display()))?;
+        let look = self.settings.find.first_look(self.begin);
+        let Some(first) = until_done(&out, &stop, || Store::first(&self.state_dir, &self.name, || look.clone())).await else {
+            return Ok(());
+        };
         let mut known = Found::default();
         if let Some(committed) = &mut self.committed {
             // The sink's transactions decide where reading goes on; without its word lines could be repeated.
@@ -81,21 +97,80 @@ impl Source for TailSource {
                 () = stop.begin.cancelled() => return Ok(()),
             }
         }
+        let Some(store) = until_done(&out, &stop, || Store::open(&self.state_dir, &self.name)).await else { return Ok(()) };
+        let mut left = Vec::new();
+        if store.saved().is_none() {
+            match until_done(&out, &stop, || Store::left(&self.state_dir, &self.configured)).await {
+                Some(stores) => left = stores.into_iter().filter(|left| leaves_to(left, &self.settings.find)).collect(),
+                None => return Ok(()),
+            }
+        }
         let handle = Handle::current();
         // A thread of its own: files are read and synced in blocking calls.
-        tokio::task::spawn_blocking(move || self.tail(known, first, &out, &stop, &handle)).await.context("the tail thread panicked")?
+        tokio::task::spawn_blocking(move || self.tail(Before { known, first, store, left }, &out, &stop, &handle))
+            .await
+            .context("the tail thread panicked")?
     }
 }
 
+/// What is there when the tail begins.
+struct Before {
+    known: Found,
+    first: Vec<Remembered>,
+    store: Store,
+    /// Positions that a source of another name left for this one.
+    left: Vec<Store>,
+}
+
+/// Tries until it works, told once; `None` when told to stop.
+async fn until_done<T>(out: &Output, stop: &Stop, mut work: impl FnMut() -> io::Result<T>) -> Option<T> {
+    let (mut backoff, mut told) = (BACKOFF_MIN, false);
+    loop {
+        let error = match work() {
+            Ok(done) => {
+                if told {
+                    tracing::info!(source = out.name(), "the state directory can be used again");
+                    out.trouble(None);
+                }
+                return Some(done);
+            }
+            Err(error) => error,
+        };
+        out.counters.read_failures.add(1);
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(source = out.name(), %error, "the state directory cannot be used; waiting until it can");
+        }
+        out.trouble(Some(format!("the state directory cannot be used: {error}")));
+        tokio::select! {
+            () = tokio::time::sleep(backoff) => backoff = (backoff * 2).min(BACKOFF_MAX),
+            () = stop.begin.cancelled() => return None,
+        }
+    }
+}
+
+/// Is one of the files that these positions are of one that is to be found, known by device, inode and content?
+fn leaves_to(left: &Store, find: &Find) -> bool {
+    let mut listed = Listed::default();
+    left.saved().unwrap_or_default().iter().filter(|file| find.owns(&file.path)).any(|file| {
+        let inode = Inode { device: file.dev, number: file.inode };
+        let path = listed.name_of(&file.path, inode).unwrap_or_else(|| file.path.clone());
+        open(&path).and_then(|(handle, metadata)| file.is(&handle, &metadata, &path)).unwrap_or(false)
+    })
+}
+
 impl TailSource {
-    fn tail(self, known: Found, first: Vec<Remembered>, out: &Output, stop: &Stop, handle: &Handle) -> anyhow::Result<()> {
-        let store = Store::open(&self.state_dir, &self.name).with_context(|| format!("state directory {}", self.state_dir.display()))?;
+    fn tail(self, before: Before, out: &Output, stop: &Stop, handle: &Handle) -> anyhow::Result<()> {
+        let Before { known, first, store, mut left } = before;
         let forgotten = self.committed.as_ref().map(|_| known.forgotten);
         let mut known = known.positions;
-        if let (true, Some(FlumePositions(path))) = (store.saved().is_none(), &self.flume)
+        for left in &left {
+            tracing::info!(source = out.name(), was = left.name(), "going on from the positions of a source that is gone");
+            known.extend(left.saved().unwrap_or_default().iter().cloned());
+        }
+        if let (true, Some(FlumePositions(path))) = (store.saved().is_none() && left.is_empty(), &self.flume)
             && let Ok(text) = std::fs::read(path)
         {
-            match engine::flume_positions(&text) {
+            match flume_positions(&text) {
                 Ok(positions) => {
                     tracing::info!(file = %path.display(), files = positions.len(), "going on from Flume's positions");
                     known.extend(positions);
@@ -108,29 +183,34 @@ impl TailSource {
         let mut idle = IDLE_MIN;
         let mut saved_at = Instant::now();
         while !stop.begin.is_cancelled() {
+            if !left.is_empty() && engine.save_when_possible() {
+                // They are this source's own now: whoever gets the old name begins anew.
+                for mut left in left.drain(..) {
+                    if let Err(error) = left.give_away(|file| engine.owns(&file.path)) {
+                        tracing::warn!(source = out.name(), was = left.name(), %error, "its positions cannot be removed");
+                    }
+                }
+            }
             let read = engine.next_chunk();
             if saved_at.elapsed() >= self.save_interval {
-                engine.save().context("positions cannot be saved")?;
+                engine.save_when_possible();
                 saved_at = Instant::now();
             }
+            let failures = engine.take_failures();
+            if failures > 0 {
+                out.counters.read_failures.add(failures);
+            }
+            out.trouble(engine.in_trouble());
             match read {
-                Ok(Some(chunk)) => {
+                Some(chunk) => {
                     idle = IDLE_MIN;
                     if !deliver(&chunk, self.offset_header.as_deref(), &ledger, out, stop, handle) {
                         break;
                     }
-                    out.trouble(None);
                 }
-                Ok(None) => {
-                    out.trouble(engine.in_trouble());
+                None => {
                     let _stopped = handle.block_on(async { tokio::time::timeout(idle, stop.begin.cancelled()).await });
                     idle = (idle * 2).min(IDLE_MAX);
-                }
-                Err(error) => {
-                    out.counters.read_failures.add(1);
-                    tracing::error!(source = out.name(), %error, "cannot tail; trying again");
-                    out.trouble(Some(error.to_string()));
-                    let _stopped = handle.block_on(async { tokio::time::timeout(Duration::from_secs(1), stop.begin.cancelled()).await });
                 }
             }
         }

@@ -1,11 +1,14 @@
 //! One open file: complete lines out of it, from a position on.
 //!
-//! Reads 256 KiB at a time into a fresh buffer; the lines are slices of it. Bytes after the last newline wait in memory
-//! and are read into the next buffer's beginning. Before new bytes are taken, the last bytes read are compared with the
-//! file's: a file that was emptied and has grown past the position again is recognised by them.
+//! Reads up to 256 KiB at a time into a fresh buffer that is as large as what there is; the lines are slices of it. Bytes
+//! after the last newline wait in memory and are read into the next buffer's beginning. Before new bytes are taken, the
+//! last bytes read are compared with the file's: a file that was emptied and has grown past the position again is
+//! recognised by them.
+//!
+//! A file with nothing new may be closed to save its handle ([`Reader::close`]); it is opened again when it has grown.
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
@@ -55,8 +58,8 @@ pub enum Read {
     Lines(Chunk),
     /// Nothing new.
     Idle,
-    /// The content is another one now: what waited of the old content's last line, if anything did.
-    Replaced(Option<Chunk>),
+    /// The content is another one now.
+    Replaced,
 }
 
 pub struct Reader {
@@ -65,7 +68,10 @@ pub struct Reader {
     pub headers: Headers,
     /// When its name was first seen to mean another file, or none.
     pub rotated_at: Option<Instant>,
-    handle: File,
+    /// `None` while it is closed.
+    handle: Option<File>,
+    /// When the handle was last of use.
+    pub used_at: Instant,
     /// Next byte to read.
     next: u64,
     /// Bytes before `next` that are no complete line yet.
@@ -86,7 +92,8 @@ impl Reader {
             inode,
             headers,
             rotated_at: None,
-            handle,
+            handle: Some(handle),
+            used_at: Instant::now(),
             next: from,
             partial: Vec::new(),
             last,
@@ -105,23 +112,72 @@ impl Reader {
         !self.partial.is_empty() && self.grown_at.elapsed() >= wait
     }
 
+    pub fn is_open(&self) -> bool {
+        self.handle.is_some()
+    }
+
+    /// Gives the handle back. The file is opened again by its name, so one that has lost its name is not to be closed.
+    pub fn close(&mut self) {
+        self.handle = None;
+    }
+
+    /// Opens it again where it was closed.
+    pub fn reopen(&mut self) -> io::Result<()> {
+        if self.handle.is_none() {
+            let (handle, metadata) = open(&self.file.path())?;
+            if Inode::from(&metadata) != self.inode {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "the name means another file now"));
+            }
+            self.handle = Some(handle);
+        }
+        self.used_at = Instant::now();
+        Ok(())
+    }
+
+    fn handle(&self) -> io::Result<&File> {
+        self.handle.as_ref().ok_or_else(|| io::Error::other("the file is closed"))
+    }
+
+    /// `None` where it is closed and its name means another file, or none.
+    fn metadata(&self) -> io::Result<Option<Metadata>> {
+        if let Some(handle) = &self.handle {
+            return handle.metadata().map(Some);
+        }
+        match std::fs::metadata(self.file.path()) {
+            Ok(metadata) => Ok((Inode::from(&metadata) == self.inode).then_some(metadata)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Is there something to read? A closed file is looked at by its name.
+    pub fn has_news(&self) -> io::Result<bool> {
+        let Some(metadata) = self.metadata()? else { return Ok(false) };
+        Ok(metadata.len() != self.next || self.modified != Some((metadata.mtime(), metadata.mtime_nsec())))
+    }
+
+    /// Of an open file.
     pub fn read(&mut self, line_bytes_max: usize) -> io::Result<Read> {
-        let metadata = self.handle.metadata()?;
+        let metadata = self.handle()?.metadata()?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
         if metadata.len() == self.next && self.modified == Some(modified) {
             return Ok(Read::Idle);
         }
         if metadata.len() < self.next || !self.is_where_it_was()? {
-            return Ok(Read::Replaced(self.take_partial()));
+            return Ok(Read::Replaced);
         }
         if metadata.len() == self.next {
             self.modified = Some(modified);
             return Ok(Read::Idle);
         }
         self.grow_fingerprint()?;
+        self.used_at = Instant::now();
         // Again where a buffer held no line's end; bounded by the longest line.
         loop {
-            let (begin, text) = match self.read_on()? {
+            // A buffer lives as long as the last of its lines: no more of it than there is.
+            let there = metadata.len().saturating_sub(self.next);
+            let most = usize::try_from(there).unwrap_or(READ_BYTES).min(READ_BYTES);
+            let (begin, text) = match self.read_on(most)? {
                 Some(read) => read,
                 None => return Ok(Read::Idle),
             };
@@ -132,11 +188,14 @@ impl Reader {
     }
 
     /// What waited, and the bytes after it; `None` at the end of the file.
-    fn read_on(&mut self) -> io::Result<Option<(u64, Vec<u8>)>> {
+    fn read_on(&mut self, most: usize) -> io::Result<Option<(u64, Vec<u8>)>> {
+        if most == 0 {
+            return Ok(None);
+        }
         let carried = self.partial.len();
-        let mut text = Vec::with_capacity(carried + READ_BYTES);
+        let mut text = Vec::with_capacity(carried + most);
         text.extend_from_slice(&self.partial);
-        let count = rustix::io::pread(&self.handle, rustix::buffer::spare_capacity(&mut text), self.next)?;
+        let count = rustix::io::pread(self.handle()?, rustix::buffer::spare_capacity(&mut text), self.next)?;
         if count == 0 {
             return Ok(None);
         }
@@ -180,16 +239,27 @@ impl Reader {
 
     /// Bytes in the file after what was read.
     pub fn unread(&self) -> u64 {
-        self.handle.metadata().map_or(0, |metadata| metadata.len().saturating_sub(self.next))
+        self.metadata().ok().flatten().map_or(0, |metadata| metadata.len().saturating_sub(self.next))
     }
 
     /// When the file was last written.
     pub fn modified(&self) -> Option<SystemTime> {
-        self.handle.metadata().and_then(|metadata| metadata.modified()).ok()
+        self.metadata().ok().flatten().and_then(|metadata| metadata.modified().ok())
     }
 
-    pub fn try_clone(&self) -> io::Result<File> {
-        self.handle.try_clone()
+    /// The same open file with another content in it, to be read from its beginning.
+    pub fn emptied(&mut self, file: Arc<TailedFile>) {
+        self.file = file;
+        self.next = 0;
+        self.partial = Vec::new();
+        self.last = Vec::new();
+        self.modified = None;
+        self.grown_at = Instant::now();
+    }
+
+    /// Checksum of the beginning as it is now.
+    pub fn head(&self) -> io::Result<Checksum> {
+        head(self.handle()?)
     }
 
     fn chunk(&self, text: Vec<u8>, begin: u64, ends: Vec<usize>) -> Chunk {
@@ -200,7 +270,7 @@ impl Reader {
     fn is_where_it_was(&self) -> io::Result<bool> {
         let mut now = [0; TAIL_BYTES_MAX];
         let now = &mut now[..self.last.len()];
-        match self.handle.read_exact_at(now, self.next - self.last.len() as u64) {
+        match self.handle()?.read_exact_at(now, self.next - self.last.len() as u64) {
             Ok(()) => Ok(now == self.last.as_slice()),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
             Err(error) => Err(error),
@@ -216,7 +286,7 @@ impl Reader {
     /// The beginning's checksum covers more as a young file grows.
     fn grow_fingerprint(&self) -> io::Result<()> {
         if (self.file.head().bytes as usize) < HEAD_BYTES_MAX {
-            self.file.grown(head(&self.handle)?);
+            self.file.grown(self.head()?);
         }
         Ok(())
     }
@@ -276,7 +346,7 @@ pub fn begin_offset(file: &File, begin: Begin) -> io::Result<u64> {
 }
 
 /// Opens a file that can be tailed; says what it is when it cannot.
-pub fn open(path: &Path) -> io::Result<(File, std::fs::Metadata)> {
+pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
     // A FIFO would block until somebody writes to it.
     let metadata = std::fs::metadata(path)?;
     if !metadata.is_file() {

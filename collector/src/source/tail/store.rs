@@ -21,6 +21,8 @@ struct Document {
 }
 
 const VERSION: u32 = 1;
+/// End of a file's name; before it is the source's.
+const END: &str = ".positions.json";
 
 pub struct Store {
     path: PathBuf,
@@ -32,7 +34,10 @@ impl Store {
     /// `<directory>/<source>.positions.json`; the directory is made if it is not there.
     pub fn open(directory: &Path, source: &str) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
-        let path = directory.join(format!("{}.positions.json", file_name(source)));
+        Self::at(directory.join(format!("{}{END}", file_name(source))))
+    }
+
+    fn at(path: PathBuf) -> io::Result<Self> {
         let files = match fs::read(&path) {
             Ok(text) => match serde_json::from_slice::<Document>(&text) {
                 Ok(document) if document.version == VERSION => Some(document.files),
@@ -54,6 +59,42 @@ impl Store {
             Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
         };
         Ok(Self { path, written: files })
+    }
+
+    /// Positions that sources left here which are not `configured` any more: a source that was renamed goes on from them.
+    pub fn left(directory: &Path, configured: &[String]) -> io::Result<Vec<Self>> {
+        let known: Vec<String> = configured.iter().map(|name| format!("{}{END}", file_name(name))).collect();
+        let mut left: Vec<PathBuf> = fs::read_dir(directory)?
+            .flatten()
+            .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.ends_with(END) && !known.iter().any(|known| known == name)))
+            .map(|entry| entry.path())
+            .collect();
+        left.sort();
+        left.into_iter().map(Self::at).collect()
+    }
+
+    /// Another source has these files now. Without any file left there is nothing to remember of the source.
+    pub fn give_away(&mut self, taken: impl Fn(&Remembered) -> bool) -> io::Result<()> {
+        let rest: Vec<Remembered> = self.saved().unwrap_or_default().iter().filter(|file| !taken(file)).cloned().collect();
+        if !rest.is_empty() {
+            return self.save(rest);
+        }
+        fs::remove_file(&self.path)?;
+        let name = self.path.to_string_lossy();
+        match fs::remove_file(format!("{}.first.json", name.strip_suffix(END).unwrap_or(&name))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+
+    /// Its source's name, as it is written in the file's.
+    pub fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        name.strip_suffix(END).unwrap_or(&name).to_owned()
     }
 
     /// What is on disk; `None` where nothing was ever saved.
@@ -98,6 +139,10 @@ impl Store {
 }
 
 fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // Whoever cleaned up may have taken the directory too.
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
     let temporary = path.with_extension("json.new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
     file.write_all(bytes)?;

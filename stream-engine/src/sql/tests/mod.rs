@@ -124,6 +124,7 @@ impl Job {
             replay: false,
             last,
             span: tracing::Span::none(),
+            monitor: None,
         };
         runtime().block_on(self.program.run(&context, partitions))
     }

@@ -1,0 +1,127 @@
+//! What a file channel asks of the disk. One implementation is the disk, the other one a simulation for the tests.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+pub trait Disk: Send + Sync + 'static {
+    type File: DiskFile;
+
+    fn create_dir_all(&self, directory: &Path) -> io::Result<()>;
+    /// Names in the directory, in any order.
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>>;
+    fn open(&self, path: &Path) -> io::Result<Self::File>;
+    /// Fails where the file is there already.
+    fn create(&self, path: &Path) -> io::Result<Self::File>;
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes names in the directory durable.
+    fn sync_dir(&self, directory: &Path) -> io::Result<()>;
+    fn free_bytes(&self, directory: &Path) -> io::Result<u64>;
+}
+
+#[allow(clippy::len_without_is_empty, reason = "nobody asks whether a file is empty")]
+pub trait DiskFile: Send + Sync + 'static {
+    fn len(&self) -> io::Result<u64>;
+    /// As many bytes as are there; fewer only at the end.
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    fn truncate(&self, len: u64) -> io::Result<()>;
+    /// Makes the bytes durable. After an error what was written since the last success may be anything, and no later success changes that.
+    fn sync(&self) -> io::Result<()>;
+}
+
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    type File = File;
+
+    fn create_dir_all(&self, directory: &Path) -> io::Result<()> {
+        fs::create_dir_all(directory)
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).open(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).create_new(true).open(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, directory: &Path) -> io::Result<()> {
+        File::open(directory)?.sync_all()
+    }
+
+    fn free_bytes(&self, directory: &Path) -> io::Result<u64> {
+        let space = rustix::fs::statvfs(directory)?;
+        Ok(space.f_bavail.saturating_mul(space.f_frsize))
+    }
+}
+
+impl DiskFile for File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match FileExt::read_at(self, &mut bytes[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+/// Locks a directory for as long as the file is held: two processes must not write one channel.
+pub fn lock(directory: &Path) -> anyhow::Result<File> {
+    let path: PathBuf = directory.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| anyhow::anyhow!("{} cannot be written: {error}; give the channel other directories", path.display()))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => anyhow::bail!(
+            "another channel or process uses {}; give each file channel its own checkpointDir and dataDirs",
+            directory.display()
+        ),
+    }
+}

@@ -1,0 +1,101 @@
+//! What happened to files while nobody watched.
+
+use std::{
+    collections::HashSet,
+    fs,
+    os::unix::fs::DirEntryExt,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use super::{Engine, is_starved};
+use crate::source::tail::find::is_rotated_name;
+use crate::source::tail::identity::{Inode, head};
+use crate::source::tail::reader::Reader;
+
+impl Engine {
+    /// Files that were rotated while nobody watched: looked for in their directory by inode and content, or by content alone among
+    /// files whose names begin with theirs (the copy that copytruncate made).
+    pub(super) fn find_rotated(&mut self, seen: &mut HashSet<Inode>) {
+        let mut still_sought = Vec::new();
+        for remembered in std::mem::take(&mut self.sought) {
+            let directory = remembered.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let Ok(entries) = fs::read_dir(directory) else {
+                // A volume that is not mounted comes back with its files.
+                still_sought.push(remembered);
+                continue;
+            };
+            let begins = remembered.path.file_name().unwrap_or_default().as_encoded_bytes();
+            let is_copy = |entry: &fs::DirEntry| remembered.offset > 0 && entry.file_name().as_encoded_bytes().starts_with(begins);
+            let near: Vec<PathBuf> =
+                entries.flatten().filter(|entry| entry.ino() == remembered.inode || is_copy(entry)).map(|entry| entry.path()).collect();
+            let mut unseen = false;
+            let found = near.into_iter().find_map(|path| {
+                let (handle, metadata) = match self.open(&path) {
+                    Ok(opened) => opened,
+                    Err(error) => {
+                        unseen |= is_starved(&error);
+                        return None;
+                    }
+                };
+                let inode = Inode::from(&metadata);
+                let fits = !seen.contains(&inode) && metadata.len() >= remembered.offset && remembered.content_is(&handle).ok()?;
+                fits.then_some((path, handle, inode))
+            });
+            let Some((path, handle, inode)) = found else {
+                if unseen {
+                    // It may be one of those that could not be opened.
+                    self.starved = true;
+                    still_sought.push(remembered);
+                    continue;
+                }
+                if !self.open.iter().any(|reader| reader.file.path() == remembered.path) || remembered.offset > 0 {
+                    tracing::info!(file = %remembered.path.display(), offset = remembered.offset, "file was replaced or removed while it was not watched; what it held after this offset is gone");
+                }
+                if self.forgotten.is_some() {
+                    self.through.insert(remembered.id, remembered);
+                }
+                continue;
+            };
+            let name = remembered.path.display().to_string();
+            if let Err(error) = self.resume(remembered, &path, None, handle, inode) {
+                self.io_trouble(&path, "", &error);
+                continue;
+            }
+            seen.insert(inode);
+            tracing::info!(file = %path.display(), was = name, "file was rotated while it was not watched; reading it to its end");
+            if let Some(reader) = self.open.last_mut() {
+                reader.rotated_at = Some(Instant::now());
+            }
+        }
+        self.sought = still_sought;
+    }
+
+    /// Files that were made and rotated away while nobody watched: those beside `path` that were written later than the last
+    /// remembered file; where that one is gone, later than positions were saved.
+    pub(super) fn find_missed(&mut self, path: &Path, seen: &mut HashSet<Inode>) {
+        let remembered = self.open.iter().filter(|reader| reader.rotated_at.is_some()).filter_map(Reader::modified).max();
+        let Some(since) = remembered.or_else(|| self.store.saved_at()) else { return };
+        let entries = path.parent().and_then(|directory| fs::read_dir(directory).ok()).into_iter().flatten().flatten();
+        for beside in entries.map(|entry| entry.path()).filter(|beside| is_rotated_name(path, beside)) {
+            let Ok((handle, metadata)) = self.open(&beside) else { continue };
+            let inode = Inode::from(&metadata);
+            if metadata.modified().is_ok_and(|modified| modified < since) || seen.contains(&inode) {
+                continue;
+            }
+            let opened = head(&handle).and_then(|head| {
+                let file = self.mint(&beside, inode, head, 0);
+                Reader::new(file, inode, None, handle, 0)
+            });
+            match opened {
+                Ok(mut reader) => {
+                    tracing::info!(file = %beside.display(), "file was made and rotated away while nothing was watched; reading it");
+                    reader.rotated_at = Some(Instant::now());
+                    seen.insert(inode);
+                    self.open.push(reader);
+                }
+                Err(error) => self.io_trouble(&beside, "", &error),
+            }
+        }
+    }
+}
