@@ -157,6 +157,8 @@ fn reason(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
@@ -172,6 +174,26 @@ mod tests {
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\n",
         ] {
             assert!(Trace::parse(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_that_speaks_http_is_told_apart_from_a_service() {
+        let link = Link {
+            service: Service::Bridge,
+            address: "127.0.0.1:8082".parse().unwrap(),
+            channel: Endpoint::from_static("http://127.0.0.1:8082").connect_lazy(),
+            wait: Duration::from_secs(1),
+            deadline: Instant::now(),
+            trace: None,
+        };
+        for message in [
+            "protocol error: received message with invalid compression flag: 123 (valid flags are 0 and 1) while receiving response with status: 404 Not Found",
+            "invalid content-type: text/html",
+        ] {
+            let failure = link.explain(&Status::internal(message));
+            assert_eq!(failure.exit, crate::failure::Exit::Unreachable);
+            assert!(failure.message.contains("not a control port") && failure.message.contains("MILLRACE_BRIDGE"), "{}", failure.message);
         }
     }
 }

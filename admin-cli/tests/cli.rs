@@ -17,12 +17,18 @@ fn every_listing_is_a_table_and_a_document() {
     let world = World::start();
     for (name, words) in [
         ("status", &["status"][..]),
+        ("status_wide", &["status", "--wide"]),
         ("collector_components", &["collector", "components"]),
         ("topic_list", &["topic", "list"]),
         ("topic_describe", &["topic", "describe", "logs_topic"]),
         ("topic_advise", &["topic", "advise", "--consumers", "3", "--producers", "2"]),
         ("group_list", &["group", "list"]),
         ("group_lag", &["group", "lag", "spark-group"]),
+        ("group_lags", &["group", "lag"]),
+        (
+            "group_reset_offsets_dry_run",
+            &["group", "reset-offsets", "spark-group", "--topic", "logs_topic", "--to", "earliest", "--dry-run"],
+        ),
         ("broker_list", &["broker", "list"]),
         ("job_list", &["job", "list"]),
         ("job_show", &["job", "show", "nginx-stats"]),
@@ -38,7 +44,8 @@ fn every_action_says_what_it_did() {
     for (name, words) in [
         ("reload", &["collector", "reload"][..]),
         ("reload_json", &["collector", "reload", "-o", "json"]),
-        ("reload_refused", &["engine", "reload"]),
+        ("group_reset_offsets", &["group", "reset-offsets", "spark-group", "--topic", "logs_topic", "--to", "7"]),
+        ("group_reset_offsets_refused", &["group", "reset-offsets", "busy", "--topic", "logs_topic", "--to", "latest"]),
         ("pause_all", &["collector", "pause"]),
         ("pause_one", &["engine", "pause", "a"]),
         ("pause_unknown", &["collector", "pause", "c"]),
@@ -81,6 +88,8 @@ fn a_topic_is_created_as_asked_and_the_rest_is_advised() {
     ] {
         assert!(message.contains(part), "{part} is not in {message}");
     }
+    world.check("topic_create_as_advised", &["topic", "create", "clicks"]);
+    world.check("topic_create_not_as_advised", &["topic", "create", "clicks", "--partitions", "1", "--replication", "1"]);
     world.check("topic_create_dry_run", &["topic", "create", "clicks", "--partitions", "8", "--dry-run"]);
     world.check("topic_create_dry_run_json", &["topic", "create", "clicks", "--partitions", "8", "--dry-run", "-o", "json"]);
     world.check("topic_create_twice", &["topic", "create", "a", "--retention", "1h", "--config", "retention.ms=1"]);
@@ -254,7 +263,9 @@ fn a_given_time_is_what_the_service_is_told() {
 fn a_wrong_command_line_is_exit_code_64() {
     for (name, words) in [
         ("usage_unknown", &["topics"][..]),
-        ("usage_missing", &["group", "lag"]),
+        ("usage_missing", &["topic", "describe"]),
+        ("usage_reload", &["bridge", "reload"]),
+        ("usage_place", &["group", "reset-offsets", "g", "--topic", "t", "--to", "yesterday"]),
         ("usage_address", &["status", "--bridge", "localhost"]),
         ("usage_timeout", &["status", "--timeout", "10"]),
         ("usage_config", &["topic", "create", "a", "--config", "retention"]),

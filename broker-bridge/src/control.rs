@@ -37,6 +37,10 @@ impl Control for BridgeControl {
         self.gate.degraded()
     }
 
+    async fn paused(&self) -> Vec<String> {
+        self.gate.paused()
+    }
+
     async fn pause(&self, component: &str) -> Result<Vec<String>, ServiceError> {
         self.gate.set_paused(component, true)
     }

@@ -114,6 +114,16 @@ impl BridgeError {
         )
     }
 
+    /// Where a topic was meant that is there: to create it is no help.
+    pub(crate) fn of_missing(self, topic: &str) -> Self {
+        match self.code {
+            Code::TopicNotFound => {
+                Self::new(self.code, format!("topic {topic:?} does not exist; `millrace topic list` or GET /topics shows the topics"))
+            }
+            _ => self,
+        }
+    }
+
     pub(crate) fn unknown_partition(topic: &str, partition: i32, partitions: usize) -> Self {
         Self::new(
             Code::PartitionNotFound,

@@ -116,13 +116,13 @@ impl Gate {
     }
 
     pub(crate) fn degraded(&self) -> Option<String> {
-        let paused: Vec<&str> =
-            Work::ALL.into_iter().filter(|work| self.paused[*work as usize].load(Ordering::Relaxed)).map(Work::name).collect();
-        match (&*self.away.read(), paused.as_slice()) {
-            (Some(why), _) => Some(format!("Kafka does not answer: {why}")),
-            (None, []) => None,
-            (None, paused) => Some(format!("paused: {}", paused.join(", "))),
-        }
+        self.away.read().as_ref().map(|why| format!("Kafka does not answer: {why}"))
+    }
+
+    /// The names of what is paused.
+    pub(crate) fn paused(&self) -> Vec<String> {
+        let paused = Work::ALL.into_iter().filter(|work| self.paused[*work as usize].load(Ordering::Relaxed));
+        paused.map(|work| work.name().to_owned()).collect()
     }
 
     /// Pauses or resumes `produce`, `consume` or (empty) both; gives the names.
@@ -162,13 +162,13 @@ mod tests {
         let error = gate.enter(Work::Produce, 1).err().unwrap();
         assert_eq!((error.code, error.code.status().as_u16()), (Code::Unavailable, 503));
         assert!(error.message.contains("resume produce"), "{error}");
-        assert_eq!(gate.degraded().unwrap(), "paused: produce");
+        assert_eq!((gate.paused(), gate.degraded()), (vec!["produce".to_owned()], None));
         let pass = gate.enter(Work::Consume, 3).unwrap();
         assert_eq!(gate.in_flight(), 3);
         drop(pass);
         assert_eq!(gate.in_flight(), 0);
         assert_eq!(gate.set_paused("", false).unwrap(), ["produce", "consume"]);
-        assert!(gate.enter(Work::Produce, 1).is_ok() && gate.degraded().is_none());
+        assert!(gate.enter(Work::Produce, 1).is_ok() && gate.paused().is_empty());
         assert!(gate.set_paused("sink", true).unwrap_err().message.contains("produce and consume"));
     }
 

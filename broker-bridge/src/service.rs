@@ -20,10 +20,10 @@ use crate::{
     gate::Gate,
     grpc,
     http::{self, App},
-    lag::Lag,
+    lag::{Lag, Resets},
     monitor::{Monitor, Seen},
     produce::Produce,
-    session::{Deps, KafkaClients, Sessions},
+    session::{Clients, Deps, KafkaClients, Sessions},
     topics::Topics,
 };
 
@@ -95,8 +95,17 @@ impl Service for BridgeService {
         let topics = Topics::new(connection.clone(), Arc::clone(&gate), Arc::clone(&store), config.topics.clone());
         let produce = Produce::new(Arc::clone(&producer), topics.clone(), Arc::clone(&gate), config.produce.clone(), ctx.tasks.clone());
         let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate));
+        let clients: Arc<dyn Clients> =
+            Arc::new(KafkaClients { config: kafka, poll_interval_max: config.consume.session_idle + Duration::from_secs(60) });
+        let resets = Resets {
+            lag: lag.clone(),
+            topics: topics.clone(),
+            kafka: connection.clone(),
+            store: Arc::clone(&store),
+            clients: Arc::clone(&clients),
+        };
         let sessions = Sessions::new(Deps {
-            clients: Arc::new(KafkaClients { config: kafka, poll_interval_max: config.consume.session_idle + Duration::from_secs(60) }),
+            clients,
             kafka: connection.clone(),
             store,
             topics: topics.clone(),
@@ -126,6 +135,7 @@ impl Service for BridgeService {
             sessions: sessions.clone(),
             topics: topics.clone(),
             lag: lag.clone(),
+            resets,
             consume: config.consume.clone(),
             shutdown: ctx.shutdown.clone(),
         });

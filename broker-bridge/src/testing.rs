@@ -103,6 +103,18 @@ impl FakeKafka {
         let log = &mut topics.get_mut(topic).unwrap()[0];
         let offset = log.len() as i64;
         log.push(Record { offset, timestamp_ms: 0, key: None, value: Some(Bytes::copy_from_slice(value)), headers: vec![] });
+        drop(topics);
+        self.0.changed.notify_waiters();
+    }
+
+    /// Ends a transaction: an offset that no reader gets a record for.
+    pub(crate) fn append_marker(&self, topic: &str) {
+        let mut topics = self.0.topics.lock();
+        let log = &mut topics.get_mut(topic).unwrap()[0];
+        let offset = log.len() as i64;
+        log.push(Record { offset, timestamp_ms: 0, key: Some(MARKER), value: None, headers: vec![] });
+        drop(topics);
+        self.0.changed.notify_waiters();
     }
 
     /// Values of a topic, by partition and offset.
@@ -261,7 +273,8 @@ impl Admin for FakeKafka {
     }
 
     async fn topic_config(&self, _name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
-        let entry = |name: &str, value: &str| ConfigEntry { name: name.into(), value: Some(value.into()), is_default: true, is_sensitive: false };
+        let entry =
+            |name: &str, value: &str| ConfigEntry { name: name.into(), value: Some(value.into()), is_default: true, is_sensitive: false };
         let set = self.0.config.lock();
         Ok(std::iter::once(entry("retention.ms", "604800000")).chain(set.iter().map(|(name, value)| entry(name, value))).collect())
     }
@@ -295,7 +308,7 @@ impl Admin for FakeKafka {
         let groups = self.0.groups.lock();
         let view = |(id, group): (&String, &Group)| GroupView {
             id: id.clone(),
-            state: "Stable".into(),
+            state: if group.members.is_empty() { "Empty" } else { "Stable" }.into(),
             protocol: "range".into(),
             protocol_type: "consumer".into(),
             members: group.members.clone(),
@@ -343,12 +356,18 @@ impl RangeReader for FakeKafka {
         Admin::bounds(self, partitions).await
     }
 
-    async fn offsets_at(&self, _: &[TopicPartition], _: i64) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
-        Ok(BTreeMap::new())
+    async fn offsets_at(&self, partitions: &[TopicPartition], timestamp_ms: i64) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
+        let at = |partition: &TopicPartition| {
+            let log = self.log(partition);
+            let found = log.iter().find(|record| record.timestamp_ms >= timestamp_ms).map(|record| record.offset);
+            (partition.clone(), found.unwrap_or(log.len() as i64))
+        };
+        Ok(partitions.iter().map(at).collect())
     }
 
     fn read(&self, partition: TopicPartition, from: i64, until: i64) -> BoxStream<'static, Result<Vec<Record>, KafkaError>> {
-        let records: Vec<Record> = self.log(&partition).into_iter().filter(|record| (from..until).contains(&record.offset)).collect();
+        let seen = |record: &Record| (from..until).contains(&record.offset) && !is_marker(record);
+        let records: Vec<Record> = self.log(&partition).into_iter().filter(seen).collect();
         stream::iter(records.chunks(2).map(|chunk| Ok(chunk.to_vec())).collect::<Vec<_>>()).boxed()
     }
 }
@@ -362,6 +381,7 @@ impl Clients for FakeKafka {
             topics: topics.iter().cloned().collect(),
             earliest: settings.auto_offset_reset == "earliest",
             positions: Mutex::default(),
+            paused: Mutex::default(),
         };
         Ok(Arc::new(member))
     }
@@ -378,6 +398,13 @@ struct FakeMember {
     topics: BTreeSet<String>,
     earliest: bool,
     positions: Mutex<BTreeMap<TopicPartition, i64>>,
+    paused: Mutex<BTreeSet<TopicPartition>>,
+}
+
+const MARKER: Bytes = Bytes::from_static(b"\0marker");
+
+fn is_marker(record: &Record) -> bool {
+    record.key.as_ref() == Some(&MARKER)
 }
 
 impl FakeMember {
@@ -400,6 +427,9 @@ impl FakeMember {
     fn take(&self, max: usize) -> Vec<(TopicPartition, Record)> {
         let mut found = Vec::new();
         for (partition, position) in self.positions.lock().iter_mut() {
+            if self.paused.lock().contains(partition) {
+                continue;
+            }
             let end = self.kafka.log(partition).len() as i64;
             if *position > end {
                 *position = if self.earliest { 0 } else { end };
@@ -409,6 +439,9 @@ impl FakeMember {
                     return found;
                 }
                 *position = record.offset + 1;
+                if is_marker(&record) {
+                    continue;
+                }
                 found.push((partition.clone(), record));
             }
         }
@@ -438,6 +471,20 @@ impl Member for FakeMember {
 
     async fn assignment(&self) -> Vec<TopicPartition> {
         self.positions.lock().keys().cloned().collect()
+    }
+
+    async fn positions(&self) -> BTreeMap<TopicPartition, i64> {
+        self.positions.lock().clone()
+    }
+
+    async fn set_paused(&self, partition: &TopicPartition, paused: bool) -> Result<(), KafkaError> {
+        let mut all = self.paused.lock();
+        if paused {
+            all.insert(partition.clone())
+        } else {
+            all.remove(partition)
+        };
+        Ok(())
     }
 
     async fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<(), KafkaError> {

@@ -118,7 +118,7 @@ struct Window {
 /// Windows by their start as the job writes it, `2026-11-22T10:00:00`: in order of time, since all are in UTC.
 async fn windows(connection: &mut ConnectionManager) -> redis::RedisResult<BTreeMap<String, Window>> {
     let mut keys: Vec<String> = Vec::new();
-    let mut scan: AsyncIter<'_, String> = connection.scan_match(format!("{}:status:*", keys())).await?;
+    let mut scan: AsyncIter<'_, String> = connection.scan_match(format!("{}:status:*", prefix())).await?;
     while let Some(key) = scan.next_item().await {
         keys.push(key?);
     }
@@ -136,19 +136,19 @@ async fn windows(connection: &mut ConnectionManager) -> redis::RedisResult<BTree
     // Latencies of all statuses together, for the windows that are shown.
     for (start, window) in windows.iter_mut().rev().take(WINDOWS_MAX) {
         let latencies: (Option<f64>, Option<f64>, Option<f64>) =
-            connection.hmget(format!("{}:window:{start}", keys()), &["p50_ms", "p95_ms", "p99_ms"]).await?;
+            connection.hmget(format!("{}:window:{start}", prefix()), &["p50_ms", "p95_ms", "p99_ms"]).await?;
         (window.p50, window.p95, window.p99) = latencies;
     }
     Ok(windows)
 }
 
 /// The first word of the job's keys in Redis.
-fn keys() -> String {
+fn prefix() -> String {
     std::env::var("NGINX_STATS_KEYS").unwrap_or_else(|_| "nginx".to_owned())
 }
 
 async fn top_paths(connection: &mut ConnectionManager, window: &str) -> redis::RedisResult<Vec<(String, f64)>> {
-    connection.zrevrange_withscores(format!("{}:paths:{window}", keys()), 0, PATHS_MAX as isize - 1).await
+    connection.zrevrange_withscores(format!("{}:paths:{window}", prefix()), 0, PATHS_MAX as isize - 1).await
 }
 
 fn bytes(n: u64) -> String {
@@ -224,12 +224,14 @@ async fn fragment(connection: &mut ConnectionManager) -> redis::RedisResult<Mark
     };
     Ok(html! {
         @if let Some((start, window)) = newest {
+            // The newest window is still being counted.
+            @let complete = recent.len().checked_sub(2).map_or(window, |n| recent[n].1);
             section.facts {
                 div { b { (count(requests)) } span { "requests counted" } }
-                div { b { (format!("{:.1}", window.requests as f64 / 10.0)) } span { "requests a second" } }
+                div { b { (format!("{:.1}", complete.requests as f64 / 10.0)) } span { "requests a second, last full window" } }
                 div { b { (share(errors, requests)) } span { "errors" } }
                 div { b { (bytes(sent)) } span { "sent" } }
-                div { b { (milliseconds(window.p95)) } span { "p95 latency" } }
+                div { b { (milliseconds(complete.p95)) } span { "p95 latency, last full window" } }
             }
             h2 { "Requests per ten seconds" small { ", at most " (count(recent.iter().map(|(_, window)| window.requests).max().unwrap_or_default())) } }
             (chart(&recent))

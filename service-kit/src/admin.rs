@@ -59,11 +59,17 @@ impl Operator {
         if !pending.is_empty() {
             return (Health::Starting, format!("waiting for {}", pending.join(", ")));
         }
-        let degraded = match self.service.get() {
-            Some(service) => service.degraded().await,
-            None => None,
+        let (degraded, paused) = match self.service.get() {
+            Some(service) => (service.degraded().await, service.paused().await),
+            None => (None, Vec::new()),
         };
-        degraded.map_or((Health::Ready, String::new()), |reason| (Health::Degraded, reason))
+        let paused = (!paused.is_empty()).then(|| format!("paused: {}", paused.join(", ")));
+        match (degraded, paused) {
+            (None, None) => (Health::Ready, String::new()),
+            (None, Some(paused)) => (Health::Paused, paused),
+            (Some(reason), None) => (Health::Degraded, reason),
+            (Some(reason), Some(paused)) => (Health::Degraded, format!("{reason}; {paused}")),
+        }
     }
 }
 
@@ -144,11 +150,14 @@ impl ControlService for Adapter {
 
 /// What the control port serves. `later` is the service's own part, which does not exist before it has started.
 pub(crate) async fn router(operator: Arc<Operator>, later: Arc<OnceLock<Router>>) -> (Router, HealthReporter) {
+    let name = operator.name;
     let (reporter, health) = tonic_health::server::health_reporter();
     // The reporter begins with SERVING.
     report(&reporter, operator.name, false).await;
     reporter.set_service_status("liveness", ServingStatus::Serving).await;
     let own = Routes::new(ControlServer::new(Adapter(operator))).add_service(health).into_axum_router().merge(metrics::router());
+    let own = own
+        .route("/", axum::routing::get(async move || format!("{name}: gRPC by reflection and health checks, and over HTTP\n/metrics\n")));
     let router = own.fallback(move |request: Request<Body>| async move {
         match later.get() {
             Some(router) => router.clone().oneshot(request).await.unwrap_or_else(|never| match never {}),

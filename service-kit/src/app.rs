@@ -247,7 +247,12 @@ async fn follow_readiness(name: &'static str, readiness: Readiness, draining: Ca
     loop {
         let ready = held.borrow_and_update().is_empty();
         if ready != was_ready {
-            info!(ready, after = ?metrics::uptime(), "readiness");
+            let after = metrics::uptime().as_millis();
+            if ready {
+                info!("ready after {after} ms");
+            } else {
+                info!("not ready any more after {after} ms");
+            }
             admin::report(&reporter, name, ready).await;
             was_ready = ready;
         }

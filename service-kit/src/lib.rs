@@ -94,6 +94,11 @@ pub trait Control: Send + Sync + 'static {
         None
     }
 
+    /// What takes no input because an operator paused it (health PAUSED).
+    async fn paused(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     async fn reload(&self) -> Result<ReloadResponse, ServiceError> {
         Err(unsupported("reload"))
     }

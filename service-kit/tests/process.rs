@@ -151,6 +151,7 @@ async fn health_is_serving_only_when_every_latch_is_released() {
     let status = control.status(StatusRequest {}).await.unwrap().into_inner();
     assert_eq!((status.health(), status.reason.as_str()), (Health::Ready, ""));
     assert_eq!((status.pid, status.facts[0].name.as_str()), (process.child.id(), "open jobs"));
+    process.await_log("ready after 3");
     assert!(status.memory_bytes > 1 << 20 && status.started_at_ms > 0 && !status.host.is_empty());
 
     process.signal(Signal::TERM);
@@ -271,10 +272,16 @@ async fn control_calls_answer_with_what_the_service_has() {
     for line in process.log().lines() {
         serde_json::from_str::<serde_json::Value>(line).unwrap();
     }
-    let mut stream = TcpStream::connect(process.address("control")).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
-    let mut page = String::new();
-    stream.read_to_string(&mut page).unwrap();
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(process.address("control")).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page
+    };
+    let paths = get("/");
+    assert!(paths.starts_with("HTTP/1.1 200") && paths.contains("minimal") && paths.contains("/metrics"), "{paths}");
+    let page = get("/metrics");
     for line in [
         "millrace_process_ready 1",
         "millrace_process_build_info{service=\"minimal\",version=",

@@ -1,6 +1,6 @@
 //! What can be set for the engine process; `config/engine.example.toml` shows every key with its default.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use service_kit::{
@@ -32,9 +32,10 @@ pub struct PageConfig {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct JobsConfig {
-    /// Folder or URL where jobs' definitions are kept, and their checkpoints unless a job names its own.
-    pub checkpoint: String,
-    /// Jobs that the engine takes, finished ones included.
+    /// Folder or URL where jobs' definitions are kept, and their checkpoints unless a job names its own. Unset: `millrace/engine` below
+    /// `$XDG_STATE_HOME`, below `~/.local/state`, or `/var/lib`.
+    pub checkpoint: Option<String>,
+    /// Jobs that run at once; as many that are over are remembered.
     pub max: usize,
     /// Defaults for every job, by the names that `SET` takes: `"batch.interval" = "1s"`.
     #[serde(deserialize_with = "known_settings")]
@@ -69,7 +70,24 @@ impl Default for PageConfig {
 
 impl Default for JobsConfig {
     fn default() -> Self {
-        Self { checkpoint: "millrace-checkpoints".into(), max: 100, settings: BTreeMap::new() }
+        Self { checkpoint: None, max: 100, settings: BTreeMap::new() }
+    }
+}
+
+impl JobsConfig {
+    /// Where jobs are kept, as an absolute path or URL.
+    pub fn checkpoint(&self) -> String {
+        let given = self.checkpoint.clone().unwrap_or_else(|| {
+            let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+            let base = variable("XDG_STATE_HOME")
+                .or_else(|| variable("HOME").map(|home| home.join(".local/state")))
+                .unwrap_or_else(|| PathBuf::from("/var/lib"));
+            base.join("millrace/engine").to_string_lossy().into_owned()
+        });
+        if given.is_empty() || given.contains("://") {
+            return given;
+        }
+        std::path::absolute(&given).map_or(given, |path| path.to_string_lossy().into_owned())
     }
 }
 
@@ -113,6 +131,15 @@ mod tests {
             assert!(said.contains(part), "without {part:?}: {said}");
         }
         assert!(!said.contains("engine.toml:2"), "{said}");
+    }
+
+    #[test]
+    fn the_place_of_the_jobs_does_not_depend_on_where_the_engine_is_started() {
+        let place = |given: Option<&str>| JobsConfig { checkpoint: given.map(Into::into), ..JobsConfig::default() }.checkpoint();
+        assert!(place(None).starts_with('/') && place(None).ends_with("/millrace/engine"), "{}", place(None));
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(place(Some("jobs")), here.join("jobs").to_string_lossy());
+        assert_eq!(place(Some("file:///var/jobs")), "file:///var/jobs");
     }
 
     #[test]

@@ -66,6 +66,11 @@ impl Control for EngineControl {
         (!wrong.is_empty()).then(|| wrong.join("; "))
     }
 
+    async fn paused(&self) -> Vec<String> {
+        let views = self.registry.jobs().iter().map(|job| job.monitor.view()).collect::<Vec<_>>();
+        views.into_iter().filter(|view| view.state == JobState::Paused).map(|view| view.name.to_string()).collect()
+    }
+
     async fn reload(&self) -> Result<ReloadResponse, ServiceError> {
         Err(ServiceError::new(
             proto::ErrorKind::Unsupported,

@@ -67,7 +67,8 @@ impl Common {
 struct Serve {
     #[command(flatten)]
     common: Common,
-    /// Where jobs' definitions and checkpoints are kept: a folder or file:// URL.
+    /// Where jobs' definitions and checkpoints are kept: a folder or file:// URL [default: millrace/engine below $XDG_STATE_HOME,
+    /// ~/.local/state, or /var/lib].
     #[arg(long, value_name = "URL")]
     checkpoint: Option<String>,
 }
@@ -82,6 +83,9 @@ struct Run {
     /// Where the job keeps its checkpoint (a folder or file:// URL); without one it starts anew each time.
     #[arg(long, value_name = "URL")]
     checkpoint: Option<String>,
+    /// Check and plan the job, show the plan, run nothing.
+    #[arg(long)]
+    dry_run: bool,
     /// Name of the job [default: the file's name].
     #[arg(long, value_name = "JOB")]
     name: Option<String>,
@@ -132,8 +136,9 @@ impl Run {
             Ok(compiled) => compiled,
             Err(error) => return complain(&with_caret(&self.file, &text, &error), WRONG_JOB),
         };
-        if compiled.explain_only {
-            return print(&compiled.plan);
+        if compiled.explain_only || self.dry_run {
+            let notes: String = compiled.notes.iter().map(|note| format!("note: {note}\n")).collect();
+            return print(&format!("{notes}{}", compiled.plan));
         }
         let kit = config.kit();
         // Nobody waits for the start: the job's end is the process's.

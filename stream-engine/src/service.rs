@@ -52,9 +52,17 @@ impl Service for EngineService {
     const NAME: &'static str = "millrace-engine";
 
     async fn start(self, ctx: Context) -> anyhow::Result<Running> {
-        let Self { config, foreground } = self;
+        let Self { mut config, foreground } = self;
+        let mut lock = None;
         let store = match &foreground {
-            None => Some(Checkpoint::open(&config.jobs.checkpoint)?),
+            None => {
+                let place = config.jobs.checkpoint();
+                let store = Checkpoint::open(&place)?;
+                lock = store.lock()?;
+                tracing::info!(place, "jobs are kept here (jobs.checkpoint)");
+                config.jobs.checkpoint = Some(place);
+                Some(store)
+            }
             Some(_) => None,
         };
         let registry = Registry::new(
@@ -101,6 +109,7 @@ impl Service for EngineService {
                     None => shutdown.cancelled().await,
                 }
                 jobs.close().await;
+                drop(lock);
                 // One job in the foreground: its failure is the process's.
                 let failed = job_failure(&jobs, shutdown.is_cancelled());
                 failed.map_or(Ok(()), |error| Err(anyhow::anyhow!(error)))

@@ -16,18 +16,23 @@ pub(crate) struct Args {
     /// Only these; all three when none is named.
     #[arg(value_enum, value_name = "SERVICE")]
     services: Vec<Service>,
+    /// What each service says of itself, too; JSON always has it.
+    #[arg(long)]
+    wide: bool,
 }
 
 #[derive(Serialize)]
 struct Report {
     services: Vec<Row>,
+    #[serde(skip)]
+    wide: bool,
 }
 
 #[derive(Serialize)]
 struct Row {
     service: &'static str,
     address: String,
-    /// One of ready, degraded, starting, draining, unknown, unreachable.
+    /// One of ready, degraded, starting, draining, paused, unknown, unreachable.
     health: &'static str,
     /// Why the service is not ready, or cannot be reached.
     reason: Option<String>,
@@ -67,7 +72,7 @@ pub(crate) async fn run(args: Args, session: &Session) -> Result<(), Failure> {
     // The worst that happened decides: away before answered wrongly.
     let exits = || answers.iter().filter_map(|(_, exit)| *exit);
     let exit = exits().find(|exit| *exit == Exit::Unreachable).or_else(|| exits().next());
-    let report = Report { services: answers.into_iter().map(|(row, _)| row).collect() };
+    let report = Report { services: answers.into_iter().map(|(row, _)| row).collect(), wide: args.wide };
     session.out.show(&report, table)?;
     match exit {
         None => Ok(()),
@@ -112,6 +117,7 @@ fn judge(service: Service, status: &StatusResponse) -> (&'static str, Option<Str
         Health::Degraded => "degraded",
         Health::Starting => "starting",
         Health::Draining => "draining",
+        Health::Paused => "paused",
         Health::Unspecified => "unknown",
     };
     (health, reason, None)
@@ -141,7 +147,11 @@ fn table(report: &Report, out: &Output) -> String {
             _ => Tone::Watch,
         };
         let details = row.details.as_ref();
-        let facts = details.into_iter().flat_map(|details| &details.facts).map(|fact| format!("{} {}", fact.name, fact.value));
+        let facts = details
+            .filter(|_| report.wide)
+            .into_iter()
+            .flat_map(|details| &details.facts)
+            .map(|fact| format!("{} {}", fact.name, fact.value));
         let talk: Vec<String> = row.reason.iter().cloned().chain(facts).collect();
         table.row(vec![
             left(row.service),

@@ -55,7 +55,7 @@ impl Fake {
     }
 
     pub fn engine() -> Self {
-        Self::start("millrace-engine", Health::Ready, "")
+        Self::start("millrace-engine", Health::Paused, "paused: clicks")
     }
 
     fn start(program: &'static str, health: Health, reason: &'static str) -> Self {
@@ -200,9 +200,6 @@ impl Control for Answers {
 
     async fn reload(&self, request: Request<ReloadRequest>) -> Answer<ReloadResponse> {
         self.note(&request);
-        if self.program == "millrace-engine" {
-            return Err(Status::invalid_argument("engine.toml: [web] listen: \"nowhere\" is no address; the running configuration stays"));
-        }
         Ok(Response::new(ReloadResponse {
             changed: vec!["sink kafkaSink".into()],
             unchanged: vec!["source logSource".into(), "channel memChannel".into()],
@@ -393,6 +390,26 @@ impl Bridge for Answers {
         }))
     }
 
+    async fn group_lags(&self, request: Request<GroupLagsRequest>) -> Answer<GroupLagsResponse> {
+        self.note(&request);
+        let lag = |group: Group, total_lag: i64| GroupLagResponse { group: Some(group), total_lag, partitions: vec![] };
+        let idle = Group { id: "idle".into(), state: "Empty".into(), members: 0, protocol: String::new() };
+        Ok(Response::new(GroupLagsResponse { groups: vec![lag(group(), 1_049_600), lag(idle, 0)] }))
+    }
+
+    async fn reset_offsets(&self, request: Request<ResetOffsetsRequest>) -> Answer<ResetOffsetsResponse> {
+        self.note(&request);
+        if request.get_ref().group == "busy" {
+            return Err(Status::failed_precondition("group \"busy\" is Stable with 1 member; stop it, then try again"));
+        }
+        let to = match request.get_ref().to {
+            Some(reset_offsets_request::To::Offset(offset)) => offset,
+            _ => 0,
+        };
+        let change = |partition: i32, from: Option<i64>| OffsetChange { partition, from, to, end_offset: 1_048_576 };
+        Ok(Response::new(ResetOffsetsResponse { partitions: vec![change(0, Some(1_047_552)), change(1, None)] }))
+    }
+
     async fn brokers(&self, request: Request<BrokersRequest>) -> Answer<BrokersResponse> {
         self.note(&request);
         let broker = |id: i32, controller: bool, log_bytes: i64| Broker {
@@ -436,6 +453,7 @@ fn job(name: &str, state: JobState) -> Job {
         malformed_rows: 12,
         checkpoint: format!("file:///var/lib/millrace/{name}"),
         kind: "sql".into(),
+        last_batch_at_ms: Some(1_763_821_205_000),
     }
 }
 
@@ -485,6 +503,11 @@ impl Engine for Answers {
     async fn stop_job(&self, request: Request<StopJobRequest>) -> Answer<StopJobResponse> {
         self.note(&request);
         Ok(Response::new(StopJobResponse { job: Some(job(&request.get_ref().name, JobState::Finished)) }))
+    }
+
+    async fn delete_job(&self, request: Request<DeleteJobRequest>) -> Answer<DeleteJobResponse> {
+        self.note(&request);
+        Ok(Response::new(DeleteJobResponse { checkpoint: format!("file:///var/lib/millrace/{}", request.get_ref().name) }))
     }
 
     async fn savepoint(&self, request: Request<SavepointRequest>) -> Answer<SavepointResponse> {

@@ -62,7 +62,9 @@ async fn serve(services: &Services, mut requests: Streaming<ConsumeRequest>, bat
     let credit = subscribe.credit;
     let session = open(services, subscribe).await?;
     let served =
-        Consumer { services, session: &session, batches, credit: u64::from(credit), unacked: VecDeque::new(), last: 0, ready: None }.run(requests).await;
+        Consumer { services, session: &session, batches, credit: u64::from(credit), unacked: VecDeque::new(), last: 0, ready: None }
+            .run(requests)
+            .await;
     services.sessions.remove(&session, false).await;
     served
 }

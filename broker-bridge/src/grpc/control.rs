@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use proto::control::v1::{
     Advice as WireAdvice, AdviseTopicRequest, AdviseTopicResponse, Broker, BrokersRequest, BrokersResponse, CreateTopicRequest,
     CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeTopicRequest, DescribeTopicResponse, Group, GroupLagRequest,
-    GroupLagResponse, ListGroupsRequest, ListGroupsResponse, ListTopicsRequest, ListTopicsResponse, Partition, PartitionLag, Topic,
-    bridge_server::Bridge,
+    GroupLagResponse, GroupLagsRequest, GroupLagsResponse, ListGroupsRequest, ListGroupsResponse, ListTopicsRequest, ListTopicsResponse,
+    OffsetChange, Partition, PartitionLag, ResetOffsetsRequest, ResetOffsetsResponse, Topic, bridge_server::Bridge,
+    reset_offsets_request::To,
 };
 use service_kit::kafka::{GroupView, TopicPartition, TopicView};
 use tonic::{Request, Response, Status};
 
 use super::Services;
+use crate::lag::Place;
 use crate::topics::{Advice, MIN_ISR, NewTopic, ReplicaState};
 
 /// A topic's `retention.ms`.
@@ -102,6 +104,31 @@ impl Bridge for Services {
             group: Some(wire_group(&lag.group)),
             total_lag: lag.total(),
         }))
+    }
+
+    async fn group_lags(&self, _request: Request<GroupLagsRequest>) -> Result<Response<GroupLagsResponse>, Status> {
+        let groups = self.lag.all().await?;
+        let groups = groups.iter().map(|lag| GroupLagResponse {
+            group: Some(wire_group(&lag.group)),
+            total_lag: lag.total(),
+            partitions: Vec::new(),
+        });
+        Ok(Response::new(GroupLagsResponse { groups: groups.collect() }))
+    }
+
+    async fn reset_offsets(&self, request: Request<ResetOffsetsRequest>) -> Result<Response<ResetOffsetsResponse>, Status> {
+        let ResetOffsetsRequest { group, topic, to, dry_run } = request.into_inner();
+        let place = match to {
+            Some(To::Earliest(true)) => Place::Earliest,
+            Some(To::Latest(true)) => Place::Latest,
+            Some(To::Offset(offset)) if offset >= 0 => Place::Offset(offset),
+            Some(To::TimestampMs(timestamp_ms)) if timestamp_ms >= 0 => Place::Time(timestamp_ms),
+            _ => return Err(Status::invalid_argument("to is missing: give earliest, latest, an offset or a time, 0 or above")),
+        };
+        let changes = self.resets.reset(&group, &topic, place, dry_run).await?.into_iter();
+        let partitions =
+            changes.map(|change| OffsetChange { partition: change.partition, from: change.from, to: change.to, end_offset: change.end });
+        Ok(Response::new(ResetOffsetsResponse { partitions: partitions.collect() }))
     }
 
     async fn brokers(&self, _request: Request<BrokersRequest>) -> Result<Response<BrokersResponse>, Status> {

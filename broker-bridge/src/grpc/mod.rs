@@ -8,7 +8,14 @@ use proto::{control::v1::bridge_server::BridgeServer, data::v1::bridge_data_serv
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, service::Routes};
 
-use crate::{config, lag::Lag, produce::Produce, session::Sessions, topics::Topics, trace::TRACEPARENT};
+use crate::{
+    config,
+    lag::{Lag, Resets},
+    produce::Produce,
+    session::Sessions,
+    topics::Topics,
+    trace::TRACEPARENT,
+};
 
 /// What the calls work with. Cheap to clone.
 #[derive(Clone)]
@@ -17,6 +24,7 @@ pub(crate) struct Services {
     pub(crate) sessions: Sessions,
     pub(crate) topics: Topics,
     pub(crate) lag: Lag,
+    pub(crate) resets: Resets,
     pub(crate) consume: config::Consume,
     pub(crate) shutdown: CancellationToken,
 }

@@ -63,13 +63,23 @@ fn out_record(default: &Arc<str>, index: usize, record: Record) -> Result<OutRec
             format!("records[{index}].timestamp_ms is negative; it counts milliseconds since 1970"),
         ));
     }
-    let headers = record.headers.into_iter().map(|header| (header.key, header.value.unwrap_or_default()));
+    let headers = record.headers.into_iter().map(|header| match header.value {
+        Some(value) => Ok((header.key, value)),
+        // An empty value is another one than none.
+        None => Err(BridgeError::new(
+            Code::Unprocessable,
+            format!(
+                "records[{index}].headers {:?} has no value, which cannot be written; send an empty one, or leave the header out",
+                header.key
+            ),
+        )),
+    });
     Ok(OutRecord {
         topic,
         partition: record.partition,
         key: record.key,
         value: record.value,
-        headers: headers.collect(),
+        headers: headers.collect::<Result<_>>()?,
         timestamp_ms: record.timestamp_ms,
     })
 }
@@ -80,4 +90,28 @@ fn response(batch_id: String, topics: Vec<String>, receipt: &Receipt) -> Produce
         Err(error) => RecordResult { topic, partition: -1, offset: -1, error: error.message.clone(), retryable: error.retryable() },
     });
     ProduceResponse { batch_id, results: results.collect(), replayed: receipt.replayed }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proto::data::v1::Header;
+
+    use super::*;
+
+    #[test]
+    fn what_kafka_could_not_hold_is_refused_by_the_records_place() {
+        let topic: Arc<str> = "t".into();
+        let header = |value: Option<&'static [u8]>| Header { key: "h".into(), value: value.map(bytes::Bytes::from_static) };
+        let record = out_record(&topic, 0, Record { headers: vec![header(Some(b""))], ..Record::default() }).unwrap();
+        assert_eq!(record.headers, [("h".to_owned(), bytes::Bytes::new())]);
+        for (record, message) in [
+            (Record { headers: vec![header(None)], ..Record::default() }, "records[3].headers \"h\" has no value"),
+            (Record { timestamp_ms: Some(-7), ..Record::default() }, "records[3].timestamp_ms is negative"),
+        ] {
+            let error = out_record(&topic, 3, record).unwrap_err();
+            assert!(error.code == Code::Unprocessable && error.message.contains(message), "{error}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use axum::{
     extract::{Path, Query, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -27,6 +27,9 @@ use crate::{
     error::{BridgeError, Code, Result},
     session::{Encode, Limits, Session, Settings},
 };
+
+/// Names the partitions that are missing in an answer because their next record cannot be shown.
+const BLOCKED: HeaderName = HeaderName::from_static("millrace-blocked");
 
 type Instance = Path<(String, String)>;
 
@@ -285,8 +288,16 @@ pub(super) async fn records(
         bytes_min: session.settings.fetch_min_bytes.min(bytes_max),
         wait: wait.unwrap_or(session.settings.request_timeout).min(consume.request_timeout_max),
     };
-    let answer = session.fetch(limits, JsonRecords { codec, compat: app.config.http.compat, bytes_max, body: Vec::new() }).await?;
-    Ok((StatusCode::OK, [(header::CONTENT_TYPE, codec.content_type)], session.on_its_way(answer.finish())).into_response())
+    let answer = session
+        .fetch(limits, JsonRecords { codec, compat: app.config.http.compat, bytes_max, body: Vec::new(), blocked: Vec::new() })
+        .await?;
+    // Topic names and numbers make a header value.
+    let blocked = HeaderValue::try_from(answer.blocked.join(", ")).ok().filter(|names| !names.is_empty());
+    let mut response = (StatusCode::OK, [(header::CONTENT_TYPE, codec.content_type)], session.on_its_way(answer.finish())).into_response();
+    if let Some(names) = blocked {
+        response.headers_mut().insert(BLOCKED, names);
+    }
+    Ok(response)
 }
 
 pub(super) async fn commit(State(app): State<App>, Path((group, name)): Instance, headers: HeaderMap, body: Bytes) -> Result<Response> {
@@ -329,6 +340,8 @@ struct JsonRecords {
     compat: Compat,
     bytes_max: usize,
     body: Vec<u8>,
+    /// Partitions whose next record the format cannot show.
+    blocked: Vec<String>,
 }
 
 impl JsonRecords {
@@ -395,5 +408,9 @@ impl Encode for JsonRecords {
             return Ok(false);
         }
         Ok(true)
+    }
+
+    fn blocked(&mut self, partition: &TopicPartition) {
+        self.blocked.push(partition.to_string());
     }
 }

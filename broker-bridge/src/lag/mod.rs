@@ -2,11 +2,14 @@
 //!
 //! A group's offsets are the offset store's where it has them, else Kafka's: a bridge's group is right even while its mirror in Kafka is behind.
 
+mod reset;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
+pub(crate) use reset::{Place, Resets};
 use service_kit::{
     kafka::{Bounds, GroupView, KafkaError, TopicPartition},
     offsets::OffsetStore,

@@ -182,7 +182,8 @@ fn check_batch_id(batch_id: Option<&str>) -> Result<()> {
 /// What a caller may do about a record whose outcome is not known yet: with a batch id, without one, and when it never will be.
 const PENDING: &str = "it may still be written; repeat the request under the same key or batch id: it is not written twice, and the outcome is the answer once it is known";
 const UNKNOWN: &str = "it may still be written, so a repetition may write it twice; an Idempotency-Key or batch_id prevents that";
-const NEVER_KNOWN: &str = "it will not be known whether it was written: look into the topic, and send it under another key or batch id if it is not there";
+const NEVER_KNOWN: &str =
+    "it will not be known whether it was written: look into the topic, and send it under another key or batch id if it is not there";
 /// How long the reason of a late write is looked for.
 const REASON_WAIT_MAX: std::time::Duration = std::time::Duration::from_millis(500);
 /// A write that takes longer is suspicious.

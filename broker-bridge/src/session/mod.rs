@@ -11,6 +11,10 @@
 //! - A caller that hangs up while it waits has got nothing: the records go back and are in the next answer.
 //! - Acknowledged offsets are mirrored to Kafka, so that its tools see the group's lag. The store decides; a failed mirror is counted, and
 //!   the next one makes up for it.
+//! - Behind the last record there may be marks of transactions, which nobody is given: an acknowledgement of everything before them passes them,
+//!   so that a group that has read everything has no lag.
+//! - A record that cannot be shown in the session's format blocks its partition until a seek; the others go on, and its error comes when they have
+//!   nothing.
 //! - An offset below the stored one is refused, unless the client sought back before: then the group is reset, and a new epoch
 //!   fences whatever is still on its way. A session that meets a new epoch reads the offsets again and goes where the reset put them.
 //! - An offset holds for the topic it was committed for: one of a topic that was deleted and created anew, or beyond the partition's end, is given
@@ -20,6 +24,7 @@
 //! sessions, idle time.
 //! Locks: `polling` orders fetches and is held while Kafka is waited for; `state` is held for moments, so commits and seeks do not wait.
 
+mod marks;
 mod registry;
 mod source;
 mod state;
@@ -130,8 +135,11 @@ pub(crate) struct Limits {
 /// Builds an answer, record by record.
 pub(crate) trait Encode: Send + 'static {
     /// False when the record does not fit any more; it is the first of the next answer then. The first record always fits.
-    /// An error at the first record is the fetch's error; at a later one the answer ends before it.
+    /// An error blocks the record's partition until a seek; it is the fetch's error where no other partition has records.
     fn add(&mut self, partition: &TopicPartition, record: &Record) -> Result<bool>;
+
+    /// An answer with records lacks those of this partition.
+    fn blocked(&mut self, _partition: &TopicPartition) {}
 }
 
 /// One consumer of a group.
@@ -277,11 +285,21 @@ impl Session {
             if answer.is_closed() {
                 return;
             }
-            let limits = Limits { wait: limits.wait.saturating_sub(asked.elapsed()), ..limits };
-            let filled = session.fill(&limits, &answer).await;
-            let mut state = session.state.lock().await;
-            session.touch();
-            match filled.and_then(|()| state.deliver(&limits, &mut encode)) {
+            let (mut state, delivered) = loop {
+                let limits = Limits { wait: limits.wait.saturating_sub(asked.elapsed()), ..limits };
+                let filled = session.fill(&limits, &answer).await;
+                let mut state = session.state.lock().await;
+                session.touch();
+                let blocked = state.blocked().len();
+                let delivered = filled.and_then(|()| state.deliver(&limits, &mut encode));
+                session.pause_blocked(&mut state).await;
+                // What was held belonged to a partition that is blocked now: the others may have records.
+                let others = delivered.is_err() && state.blocked().len() > blocked && !state.all_blocked();
+                if !others || limits.wait.is_zero() {
+                    break (state, delivered);
+                }
+            };
+            match delivered {
                 Err(error) => drop(answer.send(Err(error))),
                 Ok(delivered) => {
                     let count = delivered.records.len() as u64;
@@ -289,6 +307,7 @@ impl Session {
                         state.take_back(delivered);
                     } else {
                         metrics::counter!("millrace_bridge_consume_records_total").increment(count);
+                        state = session.pass_marks(state).await;
                     }
                 }
             }
@@ -402,7 +421,7 @@ impl Session {
             self.acknowledge(state, delivered, false).await?;
         }
         loop {
-            let (member, seeks, has_enough, is_full) = {
+            let (member, seeks, has_enough, is_full, all_blocked) = {
                 let mut state = self.open().await?;
                 self.follow_assignment(&mut state).await?;
                 let Some(source) = &state.source else {
@@ -410,7 +429,7 @@ impl Session {
                 };
                 let has_enough = !state.ready.is_empty() && state.ready_bytes >= limits.bytes_min;
                 let is_full = state.ready_bytes >= limits.bytes_max || state.ready.len() >= limits.records_max;
-                (Arc::clone(&source.member), state.seeks, has_enough, is_full)
+                (Arc::clone(&source.member), state.seeks, has_enough, is_full, state.all_blocked())
             };
             if is_full {
                 return Ok(());
@@ -425,7 +444,7 @@ impl Session {
                 sleep(left.min(HELD_INTERVAL)).await;
                 continue;
             }
-            let wait = if has_enough { Duration::ZERO } else { left.min(POLL_WAIT_MAX) };
+            let wait = if has_enough || all_blocked { Duration::ZERO } else { left.min(POLL_WAIT_MAX) };
             let polled = member.poll(POLL_RECORDS_MAX, wait).await?;
             let nothing_came = polled.is_empty();
             let mut state = self.open().await?;
@@ -444,7 +463,10 @@ impl Session {
                 }
                 self.measure(&state);
             }
-            let over = left.is_zero() || (nothing_came && has_enough);
+            if same_source && nothing_came {
+                drop(self.pass_marks(state).await);
+            }
+            let over = left.is_zero() || all_blocked || (nothing_came && has_enough);
             if over || answer.is_closed() || self.deps.shutdown.is_cancelled() {
                 return Ok(());
             }
@@ -479,9 +501,14 @@ impl Session {
         let bounds = if known.is_empty() { BTreeMap::new() } else { self.deps.topics.bounds(&known).await? };
         for partition in new {
             let start = match (stored.offsets.get(&partition), bounds.get(&partition)) {
-                (Some(stored), Some(bounds)) if stored.offset > bounds.latest => Some(self.give_up(state, &partition, stored.offset, *bounds).await?),
+                (Some(stored), Some(bounds)) if stored.offset > bounds.latest => {
+                    Some(self.give_up(state, &partition, stored.offset, *bounds).await?)
+                }
                 (stored, _) => stored.map(|stored| stored.offset),
             };
+            if state.paused.remove(&partition) {
+                member.set_paused(&partition, false).await?;
+            }
             state.partitions.insert(partition.clone(), Progress::default());
             if let Some(start) = start {
                 self.seek_one(state, &partition, start).await?;
@@ -577,7 +604,8 @@ impl Session {
     /// Moves the client and forgets what was read of the partition. A partition that is gone meanwhile is taken up when it comes again.
     async fn seek_one(&self, state: &mut State, partition: &TopicPartition, offset: i64) -> Result<()> {
         let Some(source) = &state.source else { return Ok(()) };
-        let sought = Arc::clone(&source.member).seek(partition, offset).await;
+        let member = Arc::clone(&source.member);
+        let sought = member.seek(partition, offset).await;
         state.drop_ready(partition);
         if let Err(error) = sought {
             if source_still_has(state, partition).await {
@@ -586,11 +614,15 @@ impl Session {
             state.partitions.remove(partition);
             return Ok(());
         }
+        if state.paused.remove(partition) {
+            member.set_paused(partition, false).await?;
+        }
         state.seeks += 1;
         let sought = state.seeks;
+        let position_then = member.positions().await.get(partition).copied();
         if let Some(progress) = state.partitions.get_mut(partition) {
-            *progress =
-                Progress { committed: progress.committed, rewound: progress.rewound, floor: offset, sought, delivered: None, last: None };
+            let Progress { committed, rewound, .. } = *progress;
+            *progress = Progress { committed, rewound, floor: offset, sought, position_then, ..Progress::default() };
         }
         Ok(())
     }
@@ -614,6 +646,9 @@ impl Session {
     async fn store(&self, state: &mut State, mut offsets: Vec<OffsetCommit>, explicit: bool) -> Result<Vec<(TopicPartition, i64)>> {
         if offsets.is_empty() {
             return Ok(Vec::new());
+        }
+        for commit in &mut offsets {
+            commit.offset = state.behind_marks(commit);
         }
         let store = &self.deps.store;
         if offsets.iter().any(|commit| state.goes_back(commit)) {

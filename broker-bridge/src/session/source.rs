@@ -2,7 +2,11 @@
 //!
 //! Both are a [`Member`], so that a session does not care.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
@@ -75,6 +79,7 @@ pub(super) struct Direct {
     admin: Arc<dyn Admin>,
     /// Next offset to read; `None` until it is known.
     positions: Mutex<BTreeMap<TopicPartition, Option<i64>>>,
+    paused: Mutex<BTreeSet<TopicPartition>>,
     /// The partition that was read last: the next read begins behind it, so that none starves.
     last: Mutex<Option<TopicPartition>>,
 }
@@ -93,12 +98,13 @@ impl Direct {
             reader,
             admin,
             positions: Mutex::new(partitions.iter().map(|partition| (partition.clone(), None)).collect()),
+            paused: Mutex::default(),
             last: Mutex::new(None),
         }
     }
 
     /// The positions, with those filled in that were not known.
-    async fn positions(&self) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
+    async fn filled(&self) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
         let known = self.positions.lock().clone();
         let missing: Vec<TopicPartition> =
             known.iter().filter(|(_, offset)| offset.is_none()).map(|(partition, _)| partition.clone()).collect();
@@ -119,7 +125,11 @@ impl Direct {
                 }
             }
         }
-        Ok(self.positions.lock().iter().filter_map(|(partition, offset)| offset.map(|offset| (partition.clone(), offset))).collect())
+        Ok(self.known())
+    }
+
+    fn known(&self) -> BTreeMap<TopicPartition, i64> {
+        self.positions.lock().iter().filter_map(|(partition, offset)| offset.map(|offset| (partition.clone(), offset))).collect()
     }
 
     fn reset_to(&self, partition: &TopicPartition, bounds: kafka::Bounds, out_of_range: Option<i64>) -> Result<i64, KafkaError> {
@@ -150,7 +160,8 @@ impl Direct {
 
     /// The first chunk that is there now.
     async fn look(&self, max: usize) -> Result<Vec<(TopicPartition, Record)>, KafkaError> {
-        let positions = self.positions().await?;
+        let mut positions = self.filled().await?;
+        positions.retain(|partition, _| !self.paused.lock().contains(partition));
         let partitions: Vec<TopicPartition> = positions.keys().cloned().collect();
         let bounds = self.reader.bounds(&partitions).await?;
         let last = self.last.lock().clone();
@@ -203,6 +214,20 @@ impl Member for Direct {
 
     async fn assignment(&self) -> Vec<TopicPartition> {
         self.positions.lock().keys().cloned().collect()
+    }
+
+    async fn positions(&self) -> BTreeMap<TopicPartition, i64> {
+        self.known()
+    }
+
+    async fn set_paused(&self, partition: &TopicPartition, paused: bool) -> Result<(), KafkaError> {
+        let mut all = self.paused.lock();
+        if paused {
+            all.insert(partition.clone())
+        } else {
+            all.remove(partition)
+        };
+        Ok(())
     }
 
     async fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<(), KafkaError> {

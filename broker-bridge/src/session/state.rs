@@ -11,7 +11,7 @@ use service_kit::{
 };
 
 use super::{Encode, Limits};
-use crate::error::Result;
+use crate::error::{BridgeError, Result};
 
 #[derive(Default)]
 pub(super) struct State {
@@ -22,6 +22,8 @@ pub(super) struct State {
     /// Polled and not yet delivered, in order.
     pub(super) ready: VecDeque<(TopicPartition, Record)>,
     pub(super) ready_bytes: usize,
+    /// What the client was told to pause.
+    pub(super) paused: BTreeSet<TopicPartition>,
     /// Counts seeks, to tell records polled before one from those polled after.
     pub(super) seeks: u64,
     pub(super) closed: bool,
@@ -46,6 +48,12 @@ pub(super) struct Progress {
     pub(super) floor: i64,
     /// `State::seeks` at the last seek.
     pub(super) sought: u64,
+    /// From the first to before the second offset there are no records, only the marks of transactions.
+    pub(super) barren: Option<(i64, i64)>,
+    /// The client's position right after the last seek; it may be of before.
+    pub(super) position_then: Option<i64>,
+    /// Why the partition gives no more records: its next one cannot be shown. Until a seek.
+    pub(super) blocked: Option<BridgeError>,
     /// The client went back behind `committed`: its next commit resets the group.
     pub(super) rewound: bool,
 }
@@ -77,7 +85,7 @@ impl State {
                 again.insert(partition);
                 continue;
             }
-            if record.offset < progress.floor {
+            if record.offset < progress.floor || progress.blocked.is_some() {
                 continue;
             }
             if progress.last.is_some_and(|last| record.offset <= last) {
@@ -93,7 +101,8 @@ impl State {
         again
     }
 
-    /// Moves records from `ready` into the answer.
+    /// Moves records from `ready` into the answer. A record that cannot be shown blocks its partition; the others go on. Its error is the answer's
+    /// where there is no record at all.
     pub(super) fn deliver(&mut self, limits: &Limits, encode: &mut impl Encode) -> Result<Delivered> {
         let mut delivered = Delivered { records: Vec::new(), before: BTreeMap::new() };
         let mut bytes = 0;
@@ -106,8 +115,12 @@ impl State {
             match encode.add(partition, record) {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(error) if first => return Err(error),
-                Err(_) => break,
+                Err(error) => {
+                    bytes -= size(record);
+                    let partition = partition.clone();
+                    self.block(&partition, error);
+                    continue;
+                }
             }
             let Some((partition, record)) = self.ready.pop_front() else { break };
             self.ready_bytes -= size(&record);
@@ -117,7 +130,63 @@ impl State {
             }
             delivered.records.push((partition, record));
         }
+        for (partition, progress) in &self.partitions {
+            match &progress.blocked {
+                Some(error) if delivered.records.is_empty() => return Err(error.clone()),
+                Some(_) => encode.blocked(partition),
+                None => {}
+            }
+        }
         Ok(delivered)
+    }
+
+    fn block(&mut self, partition: &TopicPartition, error: BridgeError) {
+        tracing::warn!(%partition, %error, "the partition is paused for this consumer");
+        metrics::counter!("millrace_bridge_blocked_partitions_total").increment(1);
+        self.drop_ready(partition);
+        if let Some(progress) = self.partitions.get_mut(partition) {
+            progress.blocked = Some(error);
+        }
+    }
+
+    pub(super) fn blocked(&self) -> BTreeSet<TopicPartition> {
+        let blocked = self.partitions.iter().filter(|(_, progress)| progress.blocked.is_some());
+        blocked.map(|(partition, _)| partition.clone()).collect()
+    }
+
+    pub(super) fn all_blocked(&self) -> bool {
+        !self.partitions.is_empty() && self.partitions.values().all(|progress| progress.blocked.is_some())
+    }
+
+    /// Passes the marks of transactions behind the delivered records, as Java's position does: a group that has read everything has no lag.
+    /// `positions` are the client's, of now. Gives what is to be acknowledged because everything before it is.
+    pub(super) fn pass_marks(&mut self, positions: &BTreeMap<TopicPartition, i64>) -> Vec<OffsetCommit> {
+        let mut passed = Vec::new();
+        for (partition, position) in positions {
+            if self.ready.iter().any(|(of, _)| of == partition) {
+                continue;
+            }
+            let Some(progress) = self.partitions.get_mut(partition) else { continue };
+            // Where nothing was delivered yet, the client was put at the committed offset, and has moved since.
+            let put = progress.committed.filter(|committed| *committed == progress.floor && progress.position_then != Some(*position));
+            let Some(behind) = progress.delivered.or(put) else { continue };
+            if progress.blocked.is_some() || *position <= behind {
+                continue;
+            }
+            let from = progress.barren.filter(|(_, to)| *to == behind).map_or(behind, |(from, _)| from);
+            progress.barren = Some((from, *position));
+            progress.delivered = Some(*position);
+            if progress.committed == Some(behind) {
+                passed.push(OffsetCommit { partition: partition.clone(), offset: *position, metadata: String::new() });
+            }
+        }
+        passed
+    }
+
+    /// The same place behind the marks of transactions, where there are some.
+    pub(super) fn behind_marks(&self, commit: &OffsetCommit) -> i64 {
+        let barren = self.partitions.get(&commit.partition).and_then(|progress| progress.barren);
+        barren.filter(|(from, _)| *from == commit.offset).map_or(commit.offset, |(_, to)| to)
     }
 
     /// The answer reached nobody.
@@ -167,6 +236,7 @@ impl State {
 
     pub(super) fn clear(&mut self) {
         self.partitions.clear();
+        self.paused.clear();
         self.ready.clear();
         self.ready_bytes = 0;
     }

@@ -155,6 +155,95 @@ async fn a_record_that_cannot_be_shown_ends_the_answer_before_it_and_is_named_ne
 }
 
 #[tokio::test]
+async fn a_record_that_cannot_be_shown_holds_up_its_own_partition_only() {
+    let world = World::new(1);
+    world.kafka.append_value("t", b"poison");
+    world.kafka.append("t", 0, 1);
+    world.kafka.add_topic("t", 2);
+    world.kafka.append("t", 1, 700);
+    let session = world.subscribed(true).await;
+    let mut values = Vec::new();
+    while values.len() < 701 {
+        values.extend(fetch(&session, 300).await.unwrap());
+    }
+    values.sort_unstable();
+    assert_eq!(values.iter().filter(|value| *value == "0").count(), 2);
+    assert!(!values.contains(&"poison".to_owned()));
+    assert_eq!(drained_error(&session).await, Code::NotAcceptable, "nothing else is there");
+    world.kafka.append("t", 1, 1);
+    assert_eq!(fetch(&session, 9).await.unwrap(), ["700"], "the others go on");
+    let polls = world.kafka.polls();
+    assert_eq!(drained_error(&session).await, Code::NotAcceptable);
+    assert!(world.kafka.polls() > polls);
+    session.seek(&[(tp(0), 2)]).await.unwrap();
+    assert_eq!(fetch(&session, 9).await.unwrap(), ["2"], "the client goes on behind it");
+    world.sessions.remove(&session, true).await;
+    let stored = world.store.get("g", None).await.unwrap().offsets;
+    assert_eq!((stored[&tp(0)].offset, stored[&tp(1)].offset), (3, 701));
+}
+
+async fn drained_error(session: &Arc<Session>) -> Code {
+    let limits = Limits { records_max: 9, bytes_max: 1 << 20, bytes_min: 1, wait: Duration::from_millis(20) };
+    session.fetch(limits, Values::default()).await.err().unwrap().code
+}
+
+#[tokio::test]
+async fn a_group_that_has_read_everything_has_no_lag_behind_the_marks_of_transactions() {
+    // Auto-commit: with the next fetch.
+    let world = World::new(6);
+    world.kafka.append_marker("t");
+    let session = world.subscribed(true).await;
+    assert_eq!(drain(&session).await.len(), 6);
+    assert_eq!((world.stored().await, world.kafka.committed("g")[&tp(0)]), (Some(7), 7));
+    // A mark that comes later, and two of them.
+    world.kafka.append_marker("t");
+    assert!(drain(&session).await.is_empty());
+    assert_eq!(world.stored().await, Some(8));
+    world.kafka.append("t", 0, 1);
+    world.kafka.append_marker("t");
+    world.kafka.append_marker("t");
+    assert_eq!(fetch(&session, 9).await.unwrap(), ["8"]);
+    world.sessions.remove(&session, true).await;
+    assert_eq!(world.stored().await, Some(11), "goodbye right after the records");
+
+    // By hand: nothing is acknowledged before the client says so, and then everything is.
+    world.kafka.append("t", 0, 2);
+    world.kafka.append_marker("t");
+    let session = world.subscribed(false).await;
+    assert_eq!(drain(&session).await, ["11", "12"]);
+    assert_eq!(world.stored().await, Some(11));
+    session.commit(Some(vec![at(0, 12)])).await.unwrap();
+    assert_eq!(world.stored().await, Some(12), "one of the two");
+    session.commit(Some(vec![at(0, 13)])).await.unwrap();
+    assert_eq!(world.stored().await, Some(14));
+    session.commit(Some(vec![at(0, 13)])).await.unwrap();
+    assert_eq!(world.stored().await, Some(14), "said twice");
+    // The acknowledgement came before the mark, and the session ended before it, too.
+    world.kafka.append("t", 0, 1);
+    assert_eq!(drain(&session).await, ["14"]);
+    session.commit(Some(vec![at(0, 15)])).await.unwrap();
+    world.sessions.remove(&session, false).await;
+    world.kafka.append_marker("t");
+    let session = world.subscribed(false).await;
+    assert!(drain(&session).await.is_empty());
+    assert_eq!(world.stored().await, Some(16));
+}
+
+#[tokio::test]
+async fn a_position_of_before_a_seek_is_none() {
+    let world = World::new(6);
+    let session = world.subscribed(true).await;
+    assert_eq!(drain(&session).await.len(), 6);
+    let mut state = session.state.lock().await;
+    let progress = state.partitions.get_mut(&tp(0)).unwrap();
+    *progress = Progress { committed: Some(2), floor: 2, sought: 1, position_then: Some(6), ..Progress::default() };
+    let stale = BTreeMap::from([(tp(0), 6)]);
+    assert!(state.pass_marks(&stale).is_empty(), "0 to 5 were not read after the seek to 2");
+    assert_eq!(state.partitions[&tp(0)].delivered, None);
+    assert_eq!(state.pass_marks(&BTreeMap::from([(tp(0), 3)])), [at(0, 3)]);
+}
+
+#[tokio::test]
 async fn going_back_needs_a_seek_and_resets_the_group() {
     let world = World::new(6);
     let session = world.subscribed(false).await;

@@ -152,6 +152,10 @@ impl Topics {
     }
 
     pub(crate) async fn describe(&self, name: &str) -> Result<Described> {
+        self.describe_all(name).await.map_err(|error| error.of_missing(name))
+    }
+
+    async fn describe_all(&self, name: &str) -> Result<Described> {
         let topic = self.get(name).await?;
         let partitions: Vec<TopicPartition> = topic.partitions.iter().map(|partition| TopicPartition::new(name, partition.id)).collect();
         let (bounds, config) = {
@@ -177,7 +181,11 @@ impl Topics {
         let groups = self.inner.store.know_topic(name, id).await?;
         if !groups.is_empty() {
             metrics::counter!("millrace_bridge_stale_offsets_total").increment(groups.len() as u64);
-            tracing::warn!(topic = name, groups = groups.join(", "), "the topic was deleted and created anew; its stored offsets are dropped");
+            tracing::warn!(
+                topic = name,
+                groups = groups.join(", "),
+                "the topic was deleted and created anew; its stored offsets are dropped"
+            );
         }
         Ok(())
     }
@@ -232,7 +240,9 @@ impl Topics {
         {
             return Err(BridgeError::new(
                 Code::Unprocessable,
-                format!("{MIN_ISR} = {min} with a replication of {replication}: no write with acks=all could ever succeed; ask for {replication} at most"),
+                format!(
+                    "{MIN_ISR} = {min} with a replication of {replication}: no write with acks=all could ever succeed; ask for {replication} at most"
+                ),
             ));
         }
         // Advice for the replication that the topic really gets.
@@ -270,8 +280,8 @@ impl Topics {
     }
 
     pub(crate) async fn delete(&self, name: &str) -> Result<()> {
-        check_name(name).map_err(|_| BridgeError::unknown_topic(name))?;
-        self.admin().await?.delete_topic(name).await?;
+        check_name(name).map_err(|_| BridgeError::unknown_topic(name).of_missing(name))?;
+        self.admin().await?.delete_topic(name).await.map_err(|error| BridgeError::from(error).of_missing(name))?;
         self.inner.known.write().remove(name);
         let groups = self.inner.store.forget_topic(name).await?;
         tracing::info!(topic = name, groups = groups.join(", "), "topic deleted, and its stored offsets");
@@ -348,12 +358,12 @@ mod tests {
         let new = NewTopic {
             name: "t".into(),
             partitions: 4,
-            config: BTreeMap::from([(MIN_ISR.to_owned(), "7".to_owned())]),
+            config: BTreeMap::from([("retention.ms".to_owned(), "7".to_owned())]),
             dry_run: true,
             ..NewTopic::default()
         };
         let created = topics.create(new).await.unwrap();
-        assert_eq!((created.partitions, created.config[MIN_ISR].as_str()), (4, "7"));
+        assert_eq!((created.partitions, created.config["retention.ms"].as_str()), (4, "7"));
         assert_eq!(topics.get("t").await.unwrap_err().code, Code::TopicNotFound);
     }
 

@@ -13,13 +13,15 @@ use process::{Bridge, servers, unique};
 use proto::{
     control::v1::{
         AdviseTopicRequest, BrokersRequest, CreateTopicRequest, DeleteTopicRequest, DescribeTopicRequest, GroupLagRequest,
-        ListTopicsRequest, PauseRequest, ResumeRequest, StatusRequest, bridge_client::BridgeClient, control_client::ControlClient,
+        GroupLagsRequest, Health, ListTopicsRequest, PauseRequest, ResetOffsetsRequest, ResumeRequest, StatusRequest,
+        bridge_client::BridgeClient, control_client::ControlClient, reset_offsets_request::To,
     },
     data::v1::{
         Ack, ConsumeRequest, Credit, ProduceRequest, Record, Subscribe, bridge_data_client::BridgeDataClient, consume_request::Request,
     },
 };
 use serde_json::{Value, json};
+use service_kit::kafka::{self, KafkaConfig};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, transport::Channel};
@@ -347,6 +349,113 @@ async fn lag_is_what_the_group_has_not_committed_and_names_the_member() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_has_read_transactions_to_the_end_has_no_lag_and_is_put_elsewhere_when_it_is_empty() {
+    let bridge = Bridge::start(&servers()).await;
+    let client = Client::of(&bridge).await;
+    let topic = client.create_topic(1).await;
+    let mut control = client.control();
+    let config = KafkaConfig::new(servers().as_str());
+    let mut writer = kafka::transactional_writer(&config, &unique("writer")).await.unwrap();
+    let name: std::sync::Arc<str> = topic.as_str().into();
+    let record = |value: i64| kafka::OutRecord {
+        topic: name.clone(),
+        partition: Some(0),
+        key: None,
+        value: Some(value.to_string().into()),
+        headers: Vec::new(),
+        timestamp_ms: Some(1_700_000_000_000 + value),
+    };
+    writer.begin().await.unwrap();
+    writer.send((0..6).map(record).collect()).await.unwrap();
+    writer.commit().await.unwrap();
+
+    // Two groups, over REST and over gRPC; both have the mark behind the six records passed and kept.
+    let (rest, grpc) = (unique("group"), unique("group"));
+    let base = client.consumer(&rest, &topic, true).await;
+    assert_eq!(client.fetch_values(&base, 6).await, [0, 1, 2, 3, 4, 5]);
+    let (requests, mut batches) = consume(&client, &grpc, &topic, 100).await;
+    let mut seen = 0;
+    while seen < 6 {
+        let batch = batches.next().await.unwrap().unwrap();
+        seen += batch.records.len();
+        requests.send(message(Request::Ack(Ack { batch: batch.batch }))).await.unwrap();
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        // Nothing comes, and it acknowledges.
+        let response = client.http.get(format!("{base}/records?timeout=200")).header("accept", JSON).send().await.unwrap();
+        assert_eq!(response.text().await.unwrap(), "[]");
+        let mut rows = Vec::new();
+        for group in [&rest, &grpc] {
+            let lag = control.group_lag(GroupLagRequest { group: group.clone() }).await.unwrap().into_inner();
+            rows.push((lag.partitions[0].committed, lag.partitions[0].end_offset, lag.total_lag));
+        }
+        if rows == [(7, 7, 0), (7, 7, 0)] {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{rows:?}");
+    }
+    drop((requests, batches));
+
+    let reset = |to: To, dry_run: bool| ResetOffsetsRequest { group: rest.clone(), topic: topic.clone(), to: Some(to), dry_run };
+    let busy = control.reset_offsets(reset(To::Earliest(true), false)).await.unwrap_err();
+    assert!(busy.message().contains("1 member") && busy.message().contains("stop them"), "{busy}");
+    client.delete(&base).await;
+    for (to, expected) in
+        [(To::Latest(true), 7), (To::Offset(99), 7), (To::TimestampMs(1_700_000_000_004), 4), (To::Earliest(true), 0), (To::Offset(2), 2)]
+    {
+        // The coordinator may still be at letting the member go.
+        let changes = loop {
+            match control.reset_offsets(reset(to, false)).await {
+                Ok(answer) => break answer.into_inner().partitions,
+                Err(error) => assert!(error.message().contains("member") && tokio::time::Instant::now() < deadline, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!((changes.len(), changes[0].to, changes[0].end_offset), (1, expected, 7), "{to:?}");
+        let dry = control.reset_offsets(reset(To::Earliest(true), true)).await.unwrap().into_inner().partitions;
+        assert_eq!((dry[0].from, dry[0].to), (Some(expected), 0));
+    }
+    let all = control.group_lags(GroupLagsRequest {}).await.unwrap().into_inner().groups;
+    let lag = |group: &str| all.iter().find(|lag| lag.group.as_ref().unwrap().id == group).unwrap().total_lag;
+    assert_eq!((lag(&rest), lag(&grpc)), (5, 0));
+    let base = client.consumer(&rest, &topic, true).await;
+    assert_eq!(client.fetch_values(&base, 4).await, [2, 3, 4, 5]);
+    client.delete(&base).await;
+    client.delete_topic(&topic).await;
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_is_not_json_holds_up_its_own_partition_only() {
+    let bridge = Bridge::start(&servers()).await;
+    let client = Client::of(&bridge).await;
+    let topic = client.create_topic(2).await;
+    let records = json!({"records": [{"value": "eyJhIjox", "partition": 0}]});
+    assert_eq!(client.post(&format!("/topics/{topic}"), "application/vnd.kafka.binary.v2+json", &records).await.0, 200);
+    let good: Vec<Value> = (0..5).map(|value| json!({"value": value, "partition": 1})).collect();
+    assert_eq!(client.post(&format!("/topics/{topic}"), JSON, &json!({"records": good})).await.0, 200);
+    let base = client.consumer(&unique("group"), &topic, true).await;
+    assert_eq!(client.fetch_values(&base, 5).await, [0, 1, 2, 3, 4]);
+    let get = async || client.http.get(format!("{base}/records?timeout=300")).header("accept", JSON).send().await.unwrap();
+    let refused = get().await;
+    assert_eq!(refused.status(), 406);
+    assert!(refused.text().await.unwrap().contains(&format!("{topic}-0 at offset 0 is not JSON")));
+    // More of the blocked partition is of no consequence, and the other one goes on beside it.
+    let more = json!({"records": [{"value": 7, "partition": 0}, {"value": 8, "partition": 1}]});
+    assert_eq!(client.post(&format!("/topics/{topic}"), JSON, &more).await.0, 200);
+    let answer = get().await;
+    assert_eq!(answer.headers()["millrace-blocked"], format!("{topic}-0"));
+    assert_eq!(answer.json::<Value>().await.unwrap()[0]["value"], 8);
+    let position = json!({"offsets": [{"topic": topic, "partition": 0, "offset": 1}]});
+    assert_eq!(client.post(&format!("{base}/positions"), V2, &position).await.0, 204);
+    assert_eq!(client.fetch_values(&base, 1).await, [7]);
+    client.delete(&base).await;
+    client.delete_topic(&topic).await;
+    bridge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pausing_refuses_new_work_and_resuming_takes_it_again() {
     let bridge = Bridge::start(&servers()).await;
     let client = Client::of(&bridge).await;
@@ -356,7 +465,7 @@ async fn pausing_refuses_new_work_and_resuming_takes_it_again() {
     let (status, error) = client.post(&format!("/topics/{topic}"), JSON, &json!({"records": [{"value": 1}]})).await;
     assert_eq!((status, error["error_code"].as_u64()), (503, Some(503)), "{error}");
     let health = control.status(StatusRequest {}).await.unwrap().into_inner();
-    assert!(health.reason.contains("paused: produce"), "{health:?}");
+    assert_eq!((health.health(), health.reason.as_str()), (Health::Paused, "paused: produce"), "{health:?}");
     assert!(control.pause(PauseRequest { component: "nothing".into() }).await.is_err());
     control.resume(ResumeRequest { component: String::new() }).await.unwrap();
     client.produce(&topic, 0..1).await;
@@ -400,4 +509,61 @@ async fn one_store_has_one_owner_and_wrong_configuration_is_refused() {
     assert_eq!(wrong.status.code(), Some(78));
     assert!(process::text(&wrong).contains("MILLRACE_PRODUCE__TIMEUOT"), "{}", process::text(&wrong));
     assert_eq!(process::run(&["serv"], &[]).await.status.code(), Some(64));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_was_deleted_elsewhere_and_created_anew_is_read_from_its_beginning() {
+    let (bridge, other) = tokio::join!(async { Bridge::start(&servers()).await }, async { Bridge::start(&servers()).await });
+    let (client, elsewhere) = (Client::of(&bridge).await, Client::of(&other).await);
+    let topic = client.create_topic(1).await;
+    let group = unique("group");
+    client.produce(&topic, 0..5).await;
+    let base = client.consumer(&group, &topic, true).await;
+    assert_eq!(client.fetch_values(&base, 5).await, [0, 1, 2, 3, 4]);
+    // A position that the partition does not have is where auto.offset.reset says.
+    let position = json!({"offsets": [{"topic": topic, "partition": 0, "offset": 1000}]});
+    assert_eq!(client.post(&format!("{base}/positions"), V2, &position).await.0, 204);
+    assert_eq!(client.fetch_values(&base, 5).await, [0, 1, 2, 3, 4]);
+    client.produce(&topic, 5..6).await;
+    assert_eq!(client.fetch_values(&base, 1).await, [5]);
+    client.delete(&base).await;
+
+    // Another bridge has another store: this one is not told.
+    elsewhere.delete_topic(&topic).await;
+    let again = CreateTopicRequest { name: topic.clone(), partitions: 1, ..Default::default() };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while let Err(error) = elsewhere.control().create_topic(again.clone()).await {
+        // A broker may still be at deleting it.
+        assert!(error.code() == Code::AlreadyExists && tokio::time::Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    elsewhere.produce(&topic, 100..120).await;
+    let base = client.consumer(&group, &topic, true).await;
+    assert_eq!(client.fetch_values(&base, 20).await, (100..120).collect::<Vec<_>>());
+    client.delete(&base).await;
+    client.delete_topic(&topic).await;
+    tokio::join!(bridge.stop(), other.stop());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_consumer_that_does_not_read_does_not_keep_the_bridge_from_ending() {
+    let bridge = Bridge::start(&servers()).await;
+    let client = Client::of(&bridge).await;
+    let topic = client.create_topic(1).await;
+    let record = || Record { value: Some(vec![b'x'; 400_000].into()), ..Default::default() };
+    for _ in 0..6 {
+        let request = ProduceRequest { topic: topic.clone(), records: (0..5).map(|_| record()).collect(), ..Default::default() };
+        client.data().produce(request).await.unwrap();
+    }
+    let (requests, receiver) = mpsc::channel(1);
+    let subscribe =
+        Subscribe { group: unique("group"), topics: vec![topic.clone()], auto_offset_reset: "earliest".into(), credit: 100_000 };
+    requests.send(ConsumeRequest { request: Some(Request::Subscribe(subscribe)) }).await.unwrap();
+    let mut stream = client.data().consume(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    // Something has come; from now on nobody reads, while more is there than the connection takes.
+    assert!(!stream.next().await.unwrap().unwrap().records.is_empty());
+    client.delete_topic(&topic).await;
+    // Ends with code 0, so within its deadline.
+    bridge.stop().await;
+    drop((stream, requests));
 }

@@ -92,6 +92,46 @@ async fn a_job_is_paused_resumed_and_started_again_from_its_savepoint() {
 }
 
 #[tokio::test]
+async fn a_topic_made_anew_is_not_taken_for_the_one_that_was_read() {
+    let bootstrap = kafka_bootstrap();
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let topic = unique("anew");
+    kafka::create_topic(&bootstrap, &topic, 1).await;
+    kafka::produce(&bootstrap, &topic, 1, (0..10).map(|n| row(n).2));
+    let job = dir.path().join("job.sql");
+    let sql = format!(
+        "SET 'batch.interval' = '200ms';\n{}CREATE TABLE seen (host STRING) WITH ('connector' = 'console');\n\
+         INSERT INTO seen SELECT host FROM rows_in WHERE bytes < 0;",
+        source(&topic, &bootstrap, "")
+    );
+    fs::write(&job, sql).expect("the job");
+    let job = job.to_string_lossy().into_owned();
+    let mut process = engine(dir.path());
+    let (control, page) = (process.address("control").await, process.address("page").await);
+    assert_eq!(cli(&control, &["job", "submit", &job, "--name", "anew"]).0, 0);
+    until(&process, &page, "anew", "the job reads", |view| rows_in(view) == 10).await;
+    kafka::delete_topic(&bootstrap, &topic).await;
+    let gone = until(&process, &page, "anew", "the job waits for its topic", |view| view["state"] == "WAITING").await;
+    assert!(gone["error"].as_str().is_some_and(|error| error.contains(&topic) && error.contains("since")), "{gone}");
+    kafka::create_topic(&bootstrap, &topic, 1).await;
+    kafka::produce(&bootstrap, &topic, 1, (0..25).map(|n| row(n).2));
+    let failed = until(&process, &page, "anew", "the job sees that it is another", |view| view["state"] == "FAILED").await;
+    assert!(
+        failed["error"].as_str().is_some_and(|error| error.contains("deleted and created again") && error.contains(&topic)),
+        "{failed}"
+    );
+    assert_eq!(rows_in(&failed), 10, "it reads the new topic from the middle");
+    // A submission that would fail at once says so; without its checkpoint the job begins afresh.
+    let (code, said) = cli(&control, &["job", "submit", &job, "--name", "anew"]);
+    assert!(code == 1 && said.contains("deleted and created again"), "{code}: {said}");
+    let (code, said) = cli(&control, &["job", "delete", "anew", "--checkpoint"]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(cli(&control, &["job", "submit", &job, "--name", "anew"]).0, 0);
+    until(&process, &page, "anew", "the new topic is read", |view| rows_in(view) == 25).await;
+    process.stop().await;
+}
+
+#[tokio::test]
 async fn a_slow_start_is_limited_and_the_page_shows_the_rate() {
     let bootstrap = kafka_bootstrap();
     let dir = tempfile::tempdir().expect("a temporary folder");

@@ -533,7 +533,8 @@ mod tests {
         ] {
             assert!(is_secret(key), "{key}");
         }
-        for key in ["bootstrap.servers", "key.serializer", "ssl.keystore.location", "sasl.oauthbearer.token.endpoint.url", "sasl.mechanism"] {
+        for key in ["bootstrap.servers", "key.serializer", "ssl.keystore.location", "sasl.oauthbearer.token.endpoint.url", "sasl.mechanism"]
+        {
             assert!(!is_secret(key), "{key}");
         }
     }

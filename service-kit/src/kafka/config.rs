@@ -98,7 +98,10 @@ pub(super) fn server_names(list: &str) -> impl Iterator<Item = &str> {
 /// One entry as `host:port`; or why it is none, without showing a password that was written into it.
 pub(super) fn server(name: &str) -> Result<String, String> {
     if name.contains('@') {
-        return Err("holds a user name or password (`…@`), which Kafka does not take there; write host:port, and the login in sasl.jaas.config".into());
+        return Err(
+            "holds a user name or password (`…@`), which Kafka does not take there; write host:port, and the login in sasl.jaas.config"
+                .into(),
+        );
     }
     // Some tools write the listener's protocol before the host.
     let host = match name.split_once("://") {

@@ -70,7 +70,9 @@ impl Watch {
         // Not declared away: one of several brokers may be down.
         if self.outage.answered() {
             let servers = self.outage.servers();
-            return format!("{what}: a broker did not answer{because}; try again in a moment, and see whether all brokers of {servers} run");
+            return format!(
+                "{what}: a broker did not answer{because}; try again in a moment, and see whether all brokers of {servers} run"
+            );
         }
         format!("{what}: no broker of {} can be reached{because}; start Kafka, or correct bootstrap.servers", self.outage.servers())
     }

@@ -1,5 +1,6 @@
 //! A member of a consumer group, on librdkafka.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,6 +126,22 @@ impl Member for Native {
             list.elements().iter().map(|element| TopicPartition::new(element.topic(), element.partition())).collect();
         partitions.sort();
         partitions
+    }
+
+    async fn positions(&self) -> BTreeMap<TopicPartition, i64> {
+        let Ok(Ok(list)) = self.consumer().map(|consumer| consumer.position()) else { return BTreeMap::new() };
+        let known = list.elements().into_iter().filter_map(|element| match element.offset() {
+            Offset::Offset(offset) => Some((TopicPartition::new(element.topic(), element.partition()), offset)),
+            _ => None,
+        });
+        known.collect()
+    }
+
+    async fn set_paused(&self, partition: &TopicPartition, paused: bool) -> Result<(), KafkaError> {
+        let list = list([(partition, Offset::Invalid)])?;
+        let consumer = self.consumer()?;
+        let result = if paused { consumer.pause(&list) } else { consumer.resume(&list) };
+        result.map_err(|error| self.watch.explain(&error, &format!("pausing {partition}")))
     }
 
     async fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<(), KafkaError> {

@@ -172,7 +172,11 @@ pub trait Member: Send + Sync {
     /// Commits next offsets to read, and waits for the answer.
     async fn commit(&self, offsets: Vec<(TopicPartition, i64)>) -> Result<(), KafkaError>;
     async fn assignment(&self) -> Vec<TopicPartition>;
+    /// Next offsets to read, where they are known: behind the last record that `poll` gave, and behind control records that followed it.
+    async fn positions(&self) -> BTreeMap<TopicPartition, i64>;
     async fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<(), KafkaError>;
+    /// Reads nothing more of the partition, or goes on. It stays so when the partition goes and comes back.
+    async fn set_paused(&self, partition: &TopicPartition, paused: bool) -> Result<(), KafkaError>;
     /// Leaves the group. Later calls fail.
     async fn close(&self);
 }

@@ -249,13 +249,9 @@ fn servers_are_read_as_people_write_them() {
 #[test]
 fn a_server_is_host_and_port_and_nothing_that_could_be_shown_by_mistake() {
     use super::super::config::server;
-    for (given, expected) in [
-        ("k:1", "k:1"),
-        ("k", "k:9092"),
-        ("PLAINTEXT://k:1", "k:1"),
-        ("sasl_ssl://k", "k:9092"),
-        ("[::1]:9092", "[::1]:9092"),
-    ] {
+    for (given, expected) in
+        [("k:1", "k:1"), ("k", "k:9092"), ("PLAINTEXT://k:1", "k:1"), ("sasl_ssl://k", "k:9092"), ("[::1]:9092", "[::1]:9092")]
+    {
         assert_eq!(server(given).as_deref(), Ok(expected), "{given}");
     }
     for wrong in ["http://k:1", "k:port", "k:70000", ":9092", "k/path", "http://user:hunter2@h:1", "user:hunter2@h:1"] {

@@ -87,6 +87,22 @@ pub async fn bind_tcp(name: &str, address: ListenAddr) -> io::Result<TcpListener
     Ok(tcp)
 }
 
+/// Serves HTTP on a socket that is not one of the service's own listeners, with all the limits of those. `name` is in the metrics.
+/// From `stop` on requests are refused; those that have begun are answered, unless `cut` ends them.
+pub async fn serve_http(
+    name: &'static str,
+    tcp: TcpListener,
+    router: axum::Router,
+    limits: LimitsConfig,
+    stop: CancellationToken,
+    cut: CancellationToken,
+) -> io::Result<()> {
+    let address = tcp.local_addr()?;
+    let ending = Ending { drain: stop.clone(), stop, cut, ..Ending::default() };
+    Listener { name, tcp, address }.serve(router, Arc::new(limits), ending).await;
+    Ok(())
+}
+
 /// Why a listener was not opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListenError {

@@ -116,7 +116,9 @@ impl Refusal {
         *response.status_mut() = status;
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match self {
-            Self::Draining | Self::Requests | Self::Bodies => response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1")),
+            Self::Draining | Self::Requests | Self::Bodies => {
+                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"))
+            }
             Self::Encoding => response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip")),
             _ => None,
         };

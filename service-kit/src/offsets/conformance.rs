@@ -122,7 +122,8 @@ async fn groups_do_not_mix(store: &dyn OffsetStore) {
 
 async fn a_new_topic_of_an_old_name_has_no_offsets(store: &dyn OffsetStore) {
     let of = |topic: &str| OffsetCommit { partition: TopicPartition::new(topic, 0), offset: 7, metadata: String::new() };
-    let offsets = async |group: &str| store.get(group, None).await.unwrap().offsets.into_keys().map(|of| of.topic.to_string()).collect::<Vec<_>>();
+    let offsets =
+        async |group: &str| store.get(group, None).await.unwrap().offsets.into_keys().map(|of| of.topic.to_string()).collect::<Vec<_>>();
     for group in ["anew-1", "anew-2"] {
         store.commit(group, 0, &[of("new"), of("newer")]).await.unwrap();
     }

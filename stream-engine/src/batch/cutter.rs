@@ -214,8 +214,7 @@ impl Cutter {
     }
 
     fn servers(&self) -> String {
-        let mut servers: Vec<&str> =
-            self.sources.iter().filter_map(|source| source.source.spec.kafka.get("bootstrap.servers")).collect();
+        let mut servers: Vec<&str> = self.sources.iter().filter_map(|source| source.source.spec.kafka.get("bootstrap.servers")).collect();
         servers.sort_unstable();
         servers.dedup();
         servers.join(", ")

@@ -31,8 +31,8 @@ use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::commit::{Commit, Decision, End, Metadata, PlannedBatch, Positions, SourceStart, TopicIds, Totals, decide};
 use crate::job::{JobSettings, JobState, Monitor, said};
 use crate::sink::Fenced;
-use crate::sql::Overflow;
 use crate::source::{Cluster, DataLoss, Mirror, Source};
+use crate::sql::Overflow;
 
 /// Longest wait between two runs of a failing batch, or two looks at a broker or store that is away.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -109,6 +109,11 @@ impl Runner {
         let Some(mut start) = self.restore(&sources).await? else { return Ok(()) };
         if self.settings.backpressure.enabled {
             self.show_rates(&start.progress.rates);
+        }
+        if self.settings.fail_on_data_loss
+            && let Some(loss) = recreated(self.cluster.as_ref(), &start.progress.sources, &start.progress.topics).await
+        {
+            return Err(loss.into());
         }
         self.monitor.set_state(JobState::Running);
         for planned in std::mem::take(&mut start.rerun) {
@@ -301,17 +306,6 @@ impl Runner {
         Ok(metadata)
     }
 
-    /// An error when a source's topic is no longer the one that the offsets belong to.
-    async fn same_topics(&self, progress: &Progress) -> anyhow::Result<()> {
-        for (source, read) in progress.sources.iter().zip(&progress.topics) {
-            let now = source.topic_ids(self.cluster.as_ref()).await?;
-            if let Some(loss) = source.recreated(read, &now) {
-                return Err(loss.into());
-            }
-        }
-        Ok(())
-    }
-
     async fn fresh(&mut self, sources: &[Arc<Source>]) -> anyhow::Result<Option<Metadata>> {
         let mut starts: Vec<SourceStart> = Vec::new();
         for source in sources {
@@ -384,12 +378,12 @@ impl Runner {
             if !is_away(&error) && !self.topic_is_gone(&error, progress) {
                 attempt += 1;
                 // What it was to read is not there any more.
-                let recreated = self.same_topics(progress).await.err().filter(|error| error.is::<DataLoss>());
+                let recreated = recreated(self.cluster.as_ref(), &progress.sources, &progress.topics).await;
                 // Running it again would only be refused again.
                 let hopeless = error.chain().any(|cause| cause.is::<Fenced>() || cause.is::<Overflow>());
                 if hopeless || recreated.is_some() || attempt > self.settings.retry_attempts {
                     let error = match recreated {
-                        Some(loss) => loss,
+                        Some(loss) => loss.into(),
                         None => error,
                     };
                     self.monitor.failed(id, &said(&error), self.clock.now_ms());
@@ -529,12 +523,13 @@ impl Runner {
         mut attempt: impl FnMut() -> BoxFuture<'static, anyhow::Result<T>> + Send,
     ) -> anyhow::Result<Option<T>> {
         let mut backoff = self.settings.retry_backoff.min(Duration::from_millis(500));
+        let monitor = self.monitor.clone();
         loop {
             let mut mode = self.mode.clone();
             let done = tokio::select! {
                 biased;
                 _ = mode.wait_for(|mode| matches!(mode, Mode::Stop | Mode::Drain)) => return Ok(None),
-                done = self.or_say(no_answer, attempt()) => done,
+                done = or_say(&monitor, no_answer, attempt()) => done,
             };
             match done {
                 Ok(done) => {
@@ -547,20 +542,6 @@ impl Runner {
                     }
                 }
                 Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Shows what is waited for when no answer comes for a while.
-    async fn or_say<T>(&self, no_answer: &str, attempt: BoxFuture<'static, T>) -> T {
-        tokio::pin!(attempt);
-        match tokio::time::timeout(NO_ANSWER, &mut attempt).await {
-            Ok(done) => done,
-            Err(_) => {
-                if self.monitor.waiting(BATCHES, no_answer.to_owned()) {
-                    warn!(job = %self.job, "{no_answer}; waiting, nothing is lost");
-                }
-                attempt.await
             }
         }
     }
@@ -600,6 +581,32 @@ impl Runner {
 enum Entry<'a> {
     Definition(&'a PlannedBatch),
     Commit(&'a Commit, &'a Bytes),
+}
+
+/// Shows what is waited for when no answer comes for a while.
+async fn or_say<T>(monitor: &Monitor, no_answer: &str, attempt: BoxFuture<'static, T>) -> T {
+    tokio::pin!(attempt);
+    match tokio::time::timeout(NO_ANSWER, &mut attempt).await {
+        Ok(done) => done,
+        Err(_) => {
+            if monitor.waiting(BATCHES, no_answer.to_owned()) {
+                warn!("{no_answer}; waiting, nothing is lost");
+            }
+            attempt.await
+        }
+    }
+}
+
+/// A source's topic that is no longer the one that the offsets belong to.
+async fn recreated(cluster: &dyn Cluster, sources: &[Arc<Source>], topics: &[TopicIds]) -> Option<DataLoss> {
+    for (source, read) in sources.iter().zip(topics) {
+        // Without an answer there is no ground to say so.
+        let now = source.topic_ids(cluster).await.ok()?;
+        if let Some(loss) = source.recreated(read, &now) {
+            return Some(loss);
+        }
+    }
+    None
 }
 
 fn no_broker(servers: &str) -> String {

@@ -68,6 +68,10 @@ impl Running {
     async fn tick(&self) {
         // Restored totals are there once the job runs.
         self.until(|view| view.state == JobState::Running).await;
+        self.tick_waiting().await;
+    }
+
+    async fn tick_waiting(&self) {
         let before = self.monitor.view().totals.batches;
         self.asleep().await;
         self.clock.advance(INTERVAL);
@@ -260,7 +264,7 @@ async fn new_partitions_are_read_from_their_first_record() {
 }
 
 #[tokio::test]
-async fn drain_reads_to_the_end_and_the_next_start_has_empty_state() {
+async fn drain_reads_to_the_end_and_the_next_start_goes_on_with_what_is_closed() {
     let (kafka, sink, checkpoint) = (FakeKafka::with_topic("t", 1), FencedSink::default(), Checkpoint::in_memory());
     let limited = JobSettings { max_rate_per_partition: Some(1), ..settings() };
     let job = start(&kafka, &checkpoint, limited.clone(), counting(Startup::Earliest, None, &sink));
@@ -277,7 +281,76 @@ async fn drain_reads_to_the_end_and_the_next_start_has_empty_state() {
     job.tick().await;
     job.stop().await.unwrap();
     assert_eq!(sink.state().effects, kafka.all("t"));
-    assert_eq!(sink.state().totals[&2], 1, "the state began anew");
+    assert_eq!(sink.state().totals[&2], 11, "what was emitted is remembered");
+}
+
+#[tokio::test]
+async fn a_deleted_topic_is_waited_for_and_one_made_anew_is_not_taken_for_it() {
+    let (kafka, sink, checkpoint) = (FakeKafka::with_topic("t", 1), FencedSink::default(), Checkpoint::in_memory());
+    let refill = |kafka: &FakeKafka| {
+        kafka.add_partitions("t", 0..1);
+        (0..25).for_each(|_| kafka.send("t", 0, "new"));
+    };
+    (0..10).for_each(|_| kafka.send("t", 0, "x"));
+    let job = start(&kafka, &checkpoint, settings(), counting(Startup::Earliest, None, &sink));
+    job.tick().await;
+    kafka.delete_topic("t");
+    job.asleep().await;
+    job.clock.advance(INTERVAL);
+    job.until(|view| view.state == JobState::Waiting && view.error.as_ref().is_some_and(|error| error.contains("\"t\" does not exist")))
+        .await;
+    refill(&kafka);
+    let error = job.end().await.unwrap_err().to_string();
+    for part in ["source `logs`", "topic `t` was deleted and created again", "failOnDataLoss=false"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(sink.state().effects.len(), 10, "nothing of the new topic was read");
+
+    // The same after a start, and nothing is skipped when the loss is accepted.
+    let error = start_again(&kafka, &checkpoint, settings(), counting(Startup::Earliest, None, &sink));
+    assert!(error.end().await.unwrap_err().to_string().contains("created again"));
+    let accepting = JobSettings { fail_on_data_loss: false, ..settings() };
+    let job = start_again(&kafka, &checkpoint, accepting, counting(Startup::Earliest, None, &sink));
+    job.tick().await;
+    job.stop().await.unwrap();
+    let times = |from: i64, until: i64, times: u64| (from..until).map(move |n| (format!("t-0@{n}"), times));
+    let wanted: std::collections::BTreeMap<String, u64> = times(0, 10, 2).chain(times(10, 25, 1)).collect();
+    assert_eq!(sink.state().effects, wanted);
+    // The checkpoint knows the new topic now.
+    let job = start_at(3_000_000, &kafka, &checkpoint, settings(), counting(Startup::Earliest, None, &sink));
+    job.tick().await;
+    job.stop().await.unwrap();
+    assert_eq!(sink.state().effects, wanted);
+}
+
+#[tokio::test]
+async fn a_topic_that_stays_away_fails_the_job_in_the_end() {
+    let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
+    let settings = JobSettings { topic_missing_timeout: Duration::from_millis(150), ..settings() };
+    let job = start(&kafka, &Checkpoint::in_memory(), settings, counting(Startup::Earliest, None, &sink));
+    job.tick().await;
+    kafka.delete_topic("t");
+    job.asleep().await;
+    job.clock.advance(INTERVAL);
+    let error = format!("{:#}", job.end().await.unwrap_err());
+    assert!(error.contains("missing for 150ms") && error.contains("topic.missing.timeout") && error.contains("\"t\""), "{error}");
+}
+
+#[tokio::test]
+async fn what_one_part_waits_for_is_shown_until_that_part_goes_on() {
+    let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
+    let job = start(&kafka, &Checkpoint::in_memory(), settings(), counting(Startup::Earliest, None, &sink));
+    job.tick().await;
+    assert!(job.monitor.waiting("totals", "Redis at redis://x does not answer".into()));
+    job.tick_waiting().await;
+    let view = job.monitor.view();
+    assert_eq!(view.state, JobState::Waiting, "the source's success is not the output's");
+    let error = view.error.unwrap();
+    assert!(error.starts_with("waiting: Redis at redis://x does not answer (since ") && error.ends_with(" UTC)"), "{error}");
+    assert!(job.monitor.not_waiting("totals"));
+    assert_eq!((job.monitor.view().state, job.monitor.view().error), (JobState::Running, None));
+    assert!(job.monitor.view().last_batch_at_ms.is_some());
+    job.stop().await.unwrap();
 }
 
 #[tokio::test]

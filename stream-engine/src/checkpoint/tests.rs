@@ -196,7 +196,15 @@ async fn a_checkpoint_on_disk_survives_and_a_torn_newest_commit_falls_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a").join("b");
     let checkpoint = Checkpoint::open(path.to_str().unwrap()).unwrap();
-    let commit = |id| Commit { id, time_ms: 5, next: vec![], watermark_ms: None, totals: crate::commit::Totals::default(), end: None, topics: vec![] };
+    let commit = |id| Commit {
+        id,
+        time_ms: 5,
+        next: vec![],
+        watermark_ms: None,
+        totals: crate::commit::Totals::default(),
+        end: None,
+        topics: vec![],
+    };
     for id in 0..3 {
         checkpoint.put_commit(&commit(id), format!("state {id}").as_bytes()).await.unwrap();
     }
@@ -209,4 +217,19 @@ async fn a_checkpoint_on_disk_survives_and_a_torn_newest_commit_falls_back() {
     let loaded = again.load().await.unwrap();
     assert_eq!(loaded.commit.unwrap().1, "state 1");
     assert_eq!(loaded.facts.commits.get(&2), Some(&Health::Torn));
+}
+
+#[test]
+fn one_engine_at_a_time_keeps_its_jobs_in_a_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || Checkpoint::open(&folder.path().to_string_lossy()).unwrap();
+    let held = open().lock().unwrap();
+    assert!(held.is_some());
+    let refused = open().lock().unwrap_err().to_string();
+    for part in ["another engine keeps its jobs here", &format!("process {}", std::process::id()), "jobs.checkpoint"] {
+        assert!(refused.contains(part), "without {part:?}: {refused}");
+    }
+    drop(held);
+    assert!(open().lock().unwrap().is_some());
+    assert!(Checkpoint::in_memory().lock().unwrap().is_none());
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+use crate::config::EngineConfig;
+
 /// Settings of a DStream program. Wrong ones are said by [`super::StreamingContext::new`].
 #[derive(Clone, Debug, Default)]
 pub struct SparkConf {
@@ -24,7 +26,7 @@ pub(super) struct Flags {
     /// Name of the job; default is the program's own.
     #[arg(long, value_name = "JOB")]
     pub(super) name: Option<String>,
-    /// Engine configuration (TOML): [control], [page], [telemetry], [shutdown], [limits].
+    /// Engine configuration (TOML): [control], [page], [jobs.settings], [telemetry], [shutdown], [limits].
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// Address of the control port; port 0 takes a free one.
@@ -66,6 +68,17 @@ impl SparkConf {
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.settings.push((key.into(), value.into()));
         self
+    }
+
+    /// The engine's configuration: defaults < file < environment < command line.
+    pub(super) fn engine(&self) -> anyhow::Result<EngineConfig> {
+        let mut flags = serde_json::Map::new();
+        for (section, address) in [("control", &self.flags.control_listen), ("page", &self.flags.page_listen)] {
+            if let Some(address) = address {
+                flags.insert(section.into(), serde_json::json!({ "listen": address }));
+            }
+        }
+        service_kit::config::load(self.flags.config.as_deref(), flags.into()).map_err(|error| anyhow::anyhow!("{error}"))
     }
 
     /// Everything that was set, the command line last.

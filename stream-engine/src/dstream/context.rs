@@ -14,8 +14,7 @@ use super::conf::SparkConf;
 use super::graph::Graph;
 use super::program::DStreamProgram;
 use crate::batch::runner::Mode;
-use crate::config::EngineConfig;
-use crate::job::{JobSettings, JobState, Monitor};
+use crate::job::{JobSettings, JobState, Monitor, SettingError};
 use crate::service::{EngineService, Foreground};
 
 /// A streaming program: declare streams and outputs, then [`start`](Self::start) and [`await_termination`](Self::await_termination).
@@ -43,6 +42,15 @@ impl StreamingContext {
         let mut settings = JobSettings::default();
         let mut notes = Vec::new();
         let mut errors = Vec::new();
+        // Below what the program and its command line say.
+        for (key, value) in conf.engine()?.jobs.settings {
+            match settings.apply(&key, &value) {
+                Ok(note) => notes.extend(note.map(|note| note.to_string())),
+                // It was checked when it was loaded, so it is a setting of SQL jobs.
+                Err(SettingError::Unknown { .. }) => {}
+                Err(error) => errors.push(format!("jobs.settings: {error}")),
+            }
+        }
         let interval = humantime::format_duration(batch_duration).to_string();
         let mut name = "streaming".to_string();
         for (key, value) in std::iter::once(("batch.interval".to_string(), interval)).chain(conf.all()?) {
@@ -109,9 +117,7 @@ impl StreamingContext {
             anyhow::bail!("this context was started already");
         }
         let program = self.program()?;
-        let overrides = self.flags();
-        let config: EngineConfig =
-            service_kit::config::load(self.conf.flags.config.as_deref(), overrides).map_err(|error| anyhow::anyhow!("{error}"))?;
+        let config = self.conf.engine()?;
         let (started, wait) = mpsc::sync_channel(1);
         let (mode, mode_receiver) = watch::channel(Mode::Run);
         let foreground = Foreground {
@@ -155,17 +161,6 @@ impl StreamingContext {
             }
         }
         Ok(DStreamProgram::new(self.graph.clone(), self.settings.batch_interval))
-    }
-
-    fn flags(&self) -> serde_json::Value {
-        let mut flags = serde_json::Map::new();
-        let listen = |address: &Option<String>| address.as_ref().map(|address| serde_json::json!({ "listen": address }));
-        for (section, value) in [("control", listen(&self.conf.flags.control_listen)), ("page", listen(&self.conf.flags.page_listen))] {
-            if let Some(value) = value {
-                flags.insert(section.into(), value);
-            }
-        }
-        flags.into()
     }
 
     /// Waits for the end: a signal, [`stop`](Self::stop), or the failure of the job, which is the error.

@@ -192,7 +192,11 @@ impl Monitor {
         let inner = self.inner.lock();
         JobView {
             name: self.name.clone(),
-            state: if inner.waits.is_empty() || !matches!(inner.state, JobState::Starting | JobState::Running) { inner.state } else { JobState::Waiting },
+            state: if inner.waits.is_empty() || !matches!(inner.state, JobState::Starting | JobState::Running) {
+                inner.state
+            } else {
+                JobState::Waiting
+            },
             error: inner.error.clone().or_else(|| waiting_for(&inner.waits)),
             started_at_ms: inner.started_at_ms,
             ended_at_ms: inner.ended_at_ms,

@@ -196,7 +196,11 @@ impl Registry {
         room(&jobs, &job.name, if job.monitor.state().is_over() { usize::MAX } else { self.inner.jobs_max })?;
         jobs.insert(job.name.clone(), job);
         // Jobs that are over are remembered, as many as may run.
-        let mut over: Vec<_> = jobs.values().filter(|job| job.monitor.state().is_over()).map(|job| (job.monitor.view().ended_at_ms, job.name.clone())).collect();
+        let mut over: Vec<_> = jobs
+            .values()
+            .filter(|job| job.monitor.state().is_over())
+            .map(|job| (job.monitor.view().ended_at_ms, job.name.clone()))
+            .collect();
         over.sort_unstable();
         for (_, name) in over.iter().take(over.len().saturating_sub(self.inner.jobs_max)) {
             info!(job = name, "forgotten: jobs.max newer ones are over; its checkpoint stays");
@@ -234,9 +238,9 @@ impl Registry {
         let copied = !from_savepoint.is_empty();
         if copied {
             let savepoint = Checkpoint::open(&from_savepoint).map_err(invalid)?;
-            resume_from(&savepoint, &opened, &name, &*compiled.program, self.inner.clock.now_ms()).await?;
+            resume_from(&savepoint, &opened, &name, Identity::of(&*compiled.program), self.inner.clock.now_ms()).await?;
         } else {
-            notes.extend(goes_on(&opened, &name, &*compiled.program).await?);
+            notes.extend(goes_on(&opened, &name, Identity::of(&*compiled.program)).await?);
         }
         let before = self.job(&name).ok();
         let started = self.start(NewJob {
@@ -250,10 +254,10 @@ impl Registry {
             mode: watch::channel(Mode::Run),
         });
         let result = match started {
-            Ok(job) => self.begun(&job, Definition { sql, checkpoint: location, wanted: Wanted::Running }).await.map(|()| job.clone()).map_err(|error| {
-                self.take_back(&job, before);
-                error
-            }),
+            Ok(job) => {
+                let begun = self.begun(&job, Definition { sql, checkpoint: location, wanted: Wanted::Running }).await;
+                begun.map(|()| job.clone()).inspect_err(|_| self.take_back(&job, before))
+            }
             Err(error) => Err(error),
         };
         match result {
@@ -523,7 +527,7 @@ async fn resume_from(
     savepoint: &Checkpoint,
     checkpoint: &Checkpoint,
     job: &str,
-    program: &dyn Program,
+    program: Identity,
     now_ms: i64,
 ) -> Result<(), ServiceError> {
     let loaded = savepoint.load().await.map_err(unavailable)?;
@@ -532,7 +536,8 @@ async fn resume_from(
     };
     let metadata =
         Metadata { job: job.into(), checkpoint_id: uuid::Uuid::new_v4().simple().to_string(), started_at_ms: now_ms, ..metadata };
-    check(&metadata, savepoint, job, program)?;
+    // The savepoint may be another job's: this one begins a history of its own.
+    program.check(&metadata, savepoint, job)?;
     savepoint.copy_to(checkpoint, &metadata, &commit, &state).await.map_err(|error| match error {
         CheckpointError::Taken { .. } => ServiceError::new(
             ErrorKind::Conflict,
@@ -548,10 +553,7 @@ async fn resume_from(
 /// Whether one more job of this name may run.
 fn room(jobs: &BTreeMap<String, Arc<Job>>, name: &str, max: usize) -> Result<(), ServiceError> {
     if jobs.get(name).is_some_and(|job| !job.monitor.state().is_over()) {
-        return Err(ServiceError::new(
-            ErrorKind::AlreadyExists,
-            format!("job `{name}` is running; stop it first or choose another name"),
-        ));
+        return Err(ServiceError::new(ErrorKind::AlreadyExists, format!("job `{name}` is running; stop it first or choose another name")));
     }
     if jobs.values().filter(|job| !job.monitor.state().is_over()).count() >= max {
         return Err(ServiceError::new(ErrorKind::LimitExceeded, format!("this engine runs {max} jobs at once (jobs.max); stop one first")));
@@ -560,20 +562,33 @@ fn room(jobs: &BTreeMap<String, Arc<Job>>, name: &str, max: usize) -> Result<(),
 }
 
 /// Whether the program can go on from its checkpoint, when it has one; gives what its user should know about it.
-async fn goes_on(checkpoint: &Checkpoint, job: &str, program: &dyn Program) -> Result<Option<String>, ServiceError> {
+async fn goes_on(checkpoint: &Checkpoint, job: &str, program: Identity) -> Result<Option<String>, ServiceError> {
     let loaded = checkpoint.load().await.map_err(unavailable)?;
     let Some(metadata) = loaded.metadata else { return Ok(None) };
-    check(&metadata, checkpoint, job, program)?;
+    program.check(&metadata, checkpoint, job)?;
     let drained = loaded.commit.is_some_and(|(commit, _)| commit.end == Some(End::Drained));
     Ok(drained.then(|| {
-        format!("job `{job}` was drained: it goes on from its offsets, but its windows are closed, and rows that still come for them are late")
+        format!(
+            "job `{job}` was drained: it goes on from its offsets, but its windows are closed, and rows that still come for them are late"
+        )
     }))
 }
 
-fn check(metadata: &Metadata, checkpoint: &Checkpoint, job: &str, program: &dyn Program) -> Result<(), ServiceError> {
-    let sources: Vec<String> = program.sources().into_iter().map(|source| source.name).collect();
-    let checked = metadata.check(checkpoint.location(), job, &program.fingerprint(), &sources);
-    checked.map_err(|reason| ServiceError::new(ErrorKind::Conflict, reason))
+/// What a checkpoint knows a program by.
+struct Identity {
+    fingerprint: serde_json::Value,
+    sources: Vec<String>,
+}
+
+impl Identity {
+    fn of(program: &dyn Program) -> Self {
+        Self { fingerprint: program.fingerprint(), sources: program.sources().into_iter().map(|source| source.name).collect() }
+    }
+
+    fn check(&self, metadata: &Metadata, checkpoint: &Checkpoint, job: &str) -> Result<(), ServiceError> {
+        let checked = metadata.check(checkpoint.location(), job, &self.fingerprint, &self.sources);
+        checked.map_err(|reason| ServiceError::new(ErrorKind::Conflict, reason))
+    }
 }
 
 fn invalid(error: CheckpointError) -> ServiceError {

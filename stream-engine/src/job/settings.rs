@@ -102,34 +102,104 @@ pub enum SettingError {
 
 type Set = fn(&mut JobSettings, &str) -> Result<(), &'static str>;
 
-/// Names with an effect. The error of a setter is what the value should have been.
-const KNOWN: &[(&str, Set)] = &[
-    ("batch.interval", |s, v| interval(v).map(|d| s.batch_interval = d)),
-    ("batch.queue.max", |s, v| within(v, 1, 1000, "a whole number from 1 to 1000").map(|n| s.queue_batches_max = n as usize)),
-    ("batch.records.max", |s, v| rate(v).map(|n| s.records_max = n)),
-    ("batch.retry.attempts", |s, v| within(v, 0, 1000, "a whole number from 0 to 1000").map(|n| s.retry_attempts = n as u32)),
-    ("batch.retry.backoff", |s, v| duration(v).map(|d| s.retry_backoff = d)),
-    ("checkpoint.retained", |s, v| within(v, 2, 1000, "a whole number from 2 to 1000").map(|n| s.checkpoint_retained = n)),
-    ("failOnDataLoss", |s, v| boolean(v).map(|b| s.fail_on_data_loss = b)),
-    ("spark.streaming.backpressure.enabled", |s, v| boolean(v).map(|b| s.backpressure.enabled = b)),
-    ("spark.streaming.backpressure.initialRate", |s, v| rate(v).map(|r| s.backpressure.initial_rate = r)),
-    ("spark.streaming.backpressure.rateEstimator", |_, v| if v == "pid" { Ok(()) } else { Err("`pid`, the only estimator there is") }),
-    ("spark.streaming.backpressure.pid.proportional", |s, v| weight(v).map(|w| s.backpressure.proportional = w)),
-    ("spark.streaming.backpressure.pid.integral", |s, v| weight(v).map(|w| s.backpressure.integral = w)),
-    ("spark.streaming.backpressure.pid.derived", |s, v| weight(v).map(|w| s.backpressure.derived = w)),
-    ("spark.streaming.backpressure.pid.minRate", |s, v| match weight(v) {
-        Ok(w) if w > 0.0 => {
-            s.backpressure.min_rate = w;
-            Ok(())
-        }
-        _ => Err("a number above 0"),
+/// A name with an effect.
+pub struct Known {
+    pub name: &'static str,
+    pub default: &'static str,
+    /// For the reference page.
+    pub meaning: &'static str,
+    /// The error is what the value should have been.
+    set: Set,
+}
+
+const fn known(name: &'static str, default: &'static str, meaning: &'static str, set: Set) -> Known {
+    Known { name, default, meaning, set }
+}
+
+pub const KNOWN: &[Known] = &[
+    known("batch.interval", "5s", "Time between batches, 10 ms to 1 h.", |s, v| interval(v).map(|d| s.batch_interval = d)),
+    known(
+        "batch.queue.max",
+        "64",
+        "Batches that may be cut and wait while one runs; then none is cut until there is room, and the next one covers the missed time.",
+        |s, v| within(v, 1, 1000, "a whole number from 1 to 1000").map(|n| s.queue_batches_max = n as usize),
+    ),
+    known("batch.records.max", "5000000", "Records that a batch covers at most, over all partitions of a source; 0: no limit.", |s, v| {
+        rate(v).map(|n| s.records_max = n)
     }),
-    ("spark.streaming.kafka.maxRatePerPartition", |s, v| rate(v).map(|r| s.max_rate_per_partition = r)),
-    ("spark.streaming.kafka.minRatePerPartition", |s, v| within(v, 0, u64::MAX, "a whole number").map(|n| s.min_rate_per_partition = n)),
-    ("spark.streaming.stopGracefullyOnShutdown", |s, v| boolean(v).map(|b| s.stop_gracefully = b)),
-    ("spark.streaming.ui.retainedBatches", |s, v| {
+    known(
+        "batch.retry.attempts",
+        "10",
+        "How often a failed batch is run again before the job fails. A broker that is away is no failure: the batch waits.",
+        |s, v| within(v, 0, 1000, "a whole number from 0 to 1000").map(|n| s.retry_attempts = n as u32),
+    ),
+    known("batch.retry.backoff", "500ms", "Wait before the first of these runs; doubles each time, up to 30 s.", |s, v| {
+        duration(v).map(|d| s.retry_backoff = d)
+    }),
+    known("checkpoint.retained", "10", "Batches whose entries the checkpoint keeps, 2 to 1000.", |s, v| {
+        within(v, 2, 1000, "a whole number from 2 to 1000").map(|n| s.checkpoint_retained = n)
+    }),
+    known(
+        "failOnDataLoss",
+        "true",
+        "Fail when offsets that were still to be read are gone, or the topic was deleted and created again; `false` goes on at the earliest \
+         offset there is.",
+        |s, v| boolean(v).map(|b| s.fail_on_data_loss = b),
+    ),
+    known("spark.streaming.backpressure.enabled", "false", "Cut batches by the rate at which the job can process them.", |s, v| {
+        boolean(v).map(|b| s.backpressure.enabled = b)
+    }),
+    known(
+        "spark.streaming.backpressure.initialRate",
+        "0",
+        "Records per second for the first batches, over all partitions; 0: no limit.",
+        |s, v| rate(v).map(|r| s.backpressure.initial_rate = r),
+    ),
+    known("spark.streaming.backpressure.rateEstimator", "pid", "The only estimator there is.", |_, v| {
+        if v == "pid" { Ok(()) } else { Err("`pid`, the only estimator there is") }
+    }),
+    known("spark.streaming.backpressure.pid.proportional", "1", "Weight of the present error.", |s, v| {
+        weight(v).map(|w| s.backpressure.proportional = w)
+    }),
+    known("spark.streaming.backpressure.pid.integral", "0.2", "Weight of what has piled up.", |s, v| {
+        weight(v).map(|w| s.backpressure.integral = w)
+    }),
+    known("spark.streaming.backpressure.pid.derived", "0", "Weight of the error's change.", |s, v| {
+        weight(v).map(|w| s.backpressure.derived = w)
+    }),
+    known(
+        "spark.streaming.backpressure.pid.minRate",
+        "100",
+        "Records per second that the estimate never goes below.",
+        |s, v| match weight(v) {
+            Ok(w) if w > 0.0 => {
+                s.backpressure.min_rate = w;
+                Ok(())
+            }
+            _ => Err("a number above 0"),
+        },
+    ),
+    known("spark.streaming.kafka.maxRatePerPartition", "0", "Records per second and partition; 0: no limit.", |s, v| {
+        rate(v).map(|r| s.max_rate_per_partition = r)
+    }),
+    known("spark.streaming.kafka.minRatePerPartition", "1", "Records per batch and partition that a limit never goes below.", |s, v| {
+        within(v, 0, u64::MAX, "a whole number").map(|n| s.min_rate_per_partition = n)
+    }),
+    known(
+        "spark.streaming.stopGracefullyOnShutdown",
+        "false",
+        "Run every batch that is cut before stopping, not just the running one.",
+        |s, v| boolean(v).map(|b| s.stop_gracefully = b),
+    ),
+    known("spark.streaming.ui.retainedBatches", "1000", "Completed batches that page and API remember, 1 to 100000.", |s, v| {
         within(v, 1, 100_000, "a whole number from 1 to 100000").map(|n| s.retained_batches = n as usize)
     }),
+    known(
+        "topic.missing.timeout",
+        "5m",
+        "How long a job waits for a topic that was there when it began and is missing now; `0s` fails at once.",
+        |s, v| duration(v).map(|d| s.topic_missing_timeout = d),
+    ),
 ];
 
 /// Names of Spark without an effect here, and why.
@@ -167,8 +237,8 @@ impl JobSettings {
     /// prefix (`batch.`, `checkpoint.`, `spark.`) are [`SettingError::Unknown`], so that callers can offer them elsewhere.
     pub fn apply(&mut self, key: &str, value: &str) -> Result<Option<Note>, SettingError> {
         let value = value.trim();
-        if let Some((_, set)) = KNOWN.iter().find(|(name, _)| *name == key) {
-            return match set(self, value) {
+        if let Some(known) = KNOWN.iter().find(|known| known.name == key) {
+            return match (known.set)(self, value) {
                 Ok(()) => Ok(None),
                 Err(expected) => Err(SettingError::Value { key: key.into(), value: value.into(), expected }),
             };
@@ -179,13 +249,13 @@ impl JobSettings {
         if key.starts_with("spark.") && !key.starts_with("spark.streaming.") {
             return Ok(Some(Note(format!("`{key}` has no effect: it configures Spark's own runtime"))));
         }
-        let names = KNOWN.iter().map(|(name, _)| *name).chain(WITHOUT_EFFECT.iter().map(|(name, _)| *name));
+        let names = KNOWN.iter().map(|known| known.name).chain(WITHOUT_EFFECT.iter().map(|(name, _)| *name));
         Err(SettingError::Unknown { key: key.into(), nearest: nearest(key, names) })
     }
 
     /// Names with an effect, for listings.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        KNOWN.iter().map(|(name, _)| *name)
+        KNOWN.iter().map(|known| known.name)
     }
 }
 
@@ -265,6 +335,15 @@ mod tests {
         assert_eq!(settings.max_rate_per_partition, Some(200));
         assert_eq!(settings.retained_batches, 7);
         assert!(!settings.fail_on_data_loss);
+    }
+
+    #[test]
+    fn the_defaults_that_are_documented_are_those_that_hold() {
+        let mut settings = JobSettings::default();
+        for known in KNOWN {
+            assert_eq!(settings.apply(known.name, known.default), Ok(None), "{}", known.name);
+            assert_eq!(settings, JobSettings::default(), "{}", known.name);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::{sync::Arc, time::Duration};
 
 use proto::ErrorKind;
+use service_kit::Control as _;
 use tokio_util::task::TaskTracker;
 
 use super::JobState;
@@ -12,6 +13,8 @@ use super::registry::*;
 use crate::batch::clock::SystemClock;
 use crate::batch::fake::FakeKafka;
 use crate::checkpoint::Checkpoint;
+use crate::commit::{Commit, Metadata};
+use crate::control::EngineControl;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const SQL: &str = "SET 'batch.interval' = '10ms';
@@ -114,9 +117,110 @@ async fn a_job_starts_from_a_savepoint_with_the_state_of_then() {
     registry.submit(from("fork")).await.unwrap();
     read(&registry, "fork", 4).await; // three from the savepoint, one read after it
     registry.stop("job", false, PATIENCE).await.unwrap();
-    // Onto a checkpoint in use it is refused: that one is further.
-    assert_eq!(registry.submit(from("job")).await.err().unwrap().kind, ErrorKind::Conflict);
+    // Onto a checkpoint in use it is refused: that one is further. It stays as it is, also what another job keeps.
+    let at = |name: &str| store.child(name);
+    let before = (kept(&at("job")).await, kept(&at("fork")).await);
+    let refused = registry.submit(from("job")).await.err().unwrap();
+    assert!(
+        refused.kind == ErrorKind::Conflict && refused.message.contains("never replaces") && refused.message.contains("job delete job"),
+        "{refused}"
+    );
+    let onto = Submission { checkpoint: "memory:///registry-onto".into(), ..from("onto") };
+    let other = Checkpoint::open(&onto.checkpoint).unwrap();
+    at("job").copy_to(&other, &before.0.0, &before.0.1, b"").await.unwrap();
+    let held = kept(&other).await;
+    registry.stop("fork", false, PATIENCE).await.unwrap();
+    let forked = kept(&at("fork")).await;
+    let from_fork = "memory:///registry-forked";
+    registry.savepoint("fork", from_fork, PATIENCE).await.unwrap();
+    assert_eq!(registry.submit(Submission { from_savepoint: from_fork.into(), ..onto }).await.err().unwrap().kind, ErrorKind::Conflict);
+    assert_eq!(registry.savepoint("fork", "memory:///registry-onto", PATIENCE).await.err().unwrap().kind, ErrorKind::AlreadyExists);
+    assert_eq!((kept(&at("job")).await, kept(&at("fork")).await, kept(&other).await), (before.0, forked, held));
     registry.close().await;
+}
+
+/// What a checkpoint holds, but for the state.
+async fn kept(checkpoint: &Checkpoint) -> (Metadata, Commit) {
+    let loaded = checkpoint.load().await.unwrap();
+    (loaded.metadata.unwrap(), loaded.commit.unwrap().0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_fails_at_its_start_is_refused_and_takes_nobodys_place() {
+    let (kafka, store) = (FakeKafka::with_topic("t", 1), Checkpoint::in_memory());
+    kafka.add_partitions("u", 0..1);
+    let registry = engine(&kafka, &store).await;
+    let lost = Submission { sql: SQL.replace("'t'", "'nowhere'"), ..named("lost") };
+    let refused = registry.submit(lost).await.err().unwrap();
+    assert!(refused.message.contains("\"nowhere\" does not exist") && refused.message.contains("`lost` failed at its start"), "{refused}");
+    assert!(registry.jobs().is_empty());
+
+    registry.submit(named("job")).await.unwrap();
+    kafka.send("t", 0, "x");
+    read(&registry, "job", 1).await;
+    let place = "memory:///registry-start";
+    registry.savepoint("job", place, PATIENCE).await.unwrap();
+    registry.stop("job", false, PATIENCE).await.unwrap();
+    let other = Submission { sql: SQL.replace("'t'", "'u'"), ..named("job") };
+    let refused = registry.submit(other.clone()).await.err().unwrap();
+    assert!(refused.kind == ErrorKind::Conflict && refused.message.contains("different program"), "{refused}");
+    assert_eq!(registry.job("job").unwrap().definition, SQL);
+    // From a savepoint as well, and the place that was meant for it is free for the right job.
+    let fork = Submission { name: "fork".into(), from_savepoint: place.into(), ..other };
+    assert!(registry.submit(fork).await.err().unwrap().message.contains("different program"));
+    registry.submit(Submission { from_savepoint: place.into(), ..named("fork") }).await.unwrap();
+    registry.close().await;
+    let next = engine(&kafka, &store).await;
+    let definitions: Vec<_> = next.jobs().iter().map(|job| (job.name.clone(), job.definition.clone())).collect();
+    assert_eq!(definitions, [("fork".to_owned(), SQL.to_owned()), ("job".to_owned(), SQL.to_owned())]);
+    next.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_are_over_are_deleted_and_count_for_nothing() {
+    let (kafka, store) = (FakeKafka::with_topic("t", 1), Checkpoint::in_memory());
+    let registry = engine(&kafka, &store).await;
+    kafka.send("t", 0, "x");
+    let fragile = Submission { sql: format!("SET 'topic.missing.timeout' = '0s'; {SQL}"), ..named("fragile") };
+    for name in ["a", "b"] {
+        registry.submit(named(name)).await.unwrap();
+        read(&registry, name, 1).await;
+    }
+    registry.submit(fragile).await.unwrap();
+    read(&registry, "fragile", 1).await;
+    assert_eq!(registry.submit(named("d")).await.err().unwrap().kind, ErrorKind::LimitExceeded);
+    assert_eq!(registry.delete("a", true).await.err().unwrap().kind, ErrorKind::Conflict);
+    registry.stop("a", true, PATIENCE).await.unwrap();
+    let (_, _, notes) = registry.submit(named("d")).await.unwrap();
+    assert!(notes.is_empty(), "{notes:?}");
+    registry.stop("d", false, PATIENCE).await.unwrap();
+    let (_, _, notes) = registry.submit(named("a")).await.unwrap();
+    assert!(notes[0].contains("was drained") && notes[0].contains("late"), "{notes:?}");
+    for name in ["a", "b"] {
+        registry.stop(name, false, PATIENCE).await.unwrap();
+    }
+
+    // A failed job is an engine's trouble until somebody has taken note of it.
+    let control = EngineControl::new(registry.clone(), crate::config::EngineConfig::default());
+    assert_eq!(control.degraded().await, None);
+    kafka.delete_topic("t");
+    let failed = registry.job("fragile").unwrap();
+    tokio::time::timeout(PATIENCE, failed.monitor.wait_for(|view| view.state.is_over())).await.unwrap();
+    assert!(control.degraded().await.unwrap().contains("job `fragile` FAILED"));
+    registry.stop("fragile", false, PATIENCE).await.unwrap();
+    assert_eq!(control.degraded().await, None);
+    assert!(failed.monitor.view().error.unwrap().contains("\"t\""), "its error can still be read");
+
+    let place = registry.delete("a", false).await.unwrap();
+    assert_eq!(place, store.child("a").location());
+    assert!(store.child("a").occupied().await.unwrap().is_some());
+    registry.delete("b", true).await.unwrap();
+    assert_eq!(store.child("b").occupied().await.unwrap(), None);
+    assert_eq!(registry.delete("b", true).await.err().unwrap().kind, ErrorKind::NotFound);
+    let names = |registry: &Registry| registry.jobs().iter().map(|job| job.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&registry), ["d", "fragile"]);
+    registry.close().await;
+    assert_eq!(names(&engine(&kafka, &store).await), ["d", "fragile"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,6 +232,8 @@ async fn pause_and_resume_by_name_or_all_at_once() {
     assert_eq!(registry.pause("", true).unwrap(), ["job"]);
     let job = registry.job("job").unwrap();
     tokio::time::timeout(PATIENCE, job.monitor.wait_for(|view| view.state == JobState::Paused)).await.unwrap();
+    let control = EngineControl::new(registry.clone(), crate::config::EngineConfig::default());
+    assert_eq!(control.facts().await[0].1, "0 running, 1 paused, 1 in all");
     kafka.send("t", 0, "x");
     assert_eq!(registry.pause("job", false).unwrap(), ["job"]);
     read(&registry, "job", 1).await;

@@ -112,13 +112,13 @@ fn build(options: &mut Options, table: &SinkTable) -> Result<Box<dyn Sink>, SqlE
 
 /// How rows become commands, by the options.
 fn rows(options: &Options, table: &SinkTable) -> Result<Rows, SqlError> {
-    let key = template(options, "key", "nginx:{window_start}:{status}", table)?;
+    let key = template(options, "key", &format!("{}:{}", table.output, keys_of(table)), table)?;
     let others: Vec<usize> = (0..table.schema.fields().len()).filter(|index| !key.columns().any(|column| column == *index)).collect();
     let mode = match options.choice("mode", &["hash", "string", "sorted-set"], "hash")? {
         "string" => Mode::String { value: value(options, table, &others)? },
         "sorted-set" => Mode::SortedSet {
-            member: template(options, "member", "{path}", table)?,
-            score: column(options, "score", &options.required("score", "requests")?, &table.schema)?,
+            member: template(options, "member", &keys_of(table), table)?,
+            score: column(options, "score", &options.required("score", "<column>")?, &table.schema)?,
             replace: options.boolean("replace", false)?,
         },
         _ => match options.optional("field") {
@@ -141,6 +141,13 @@ fn rows(options: &Options, table: &SinkTable) -> Result<Rows, SqlError> {
 
 fn template(options: &Options, key: &str, example: &str, table: &SinkTable) -> Result<Template, SqlError> {
     Template::parse(options, key, &options.required(key, example)?, &table.schema)
+}
+
+/// The columns that tell rows apart, as a template: those of the primary key, or the first.
+fn keys_of(table: &SinkTable) -> String {
+    let first = table.fields.iter().map(|field| field.name()).take(1);
+    let names: Vec<&String> = if table.primary_key.is_empty() { first.collect() } else { table.primary_key.iter().collect() };
+    names.iter().map(|name| format!("{{{name}}}")).collect::<Vec<_>>().join(":")
 }
 
 fn value(options: &Options, table: &SinkTable, others: &[usize]) -> Result<usize, SqlError> {

@@ -17,6 +17,7 @@
 //! | `dead-letter.topic` | | where records go that cannot be read |
 //! | `sink.delivery-guarantee` | at-least-once | `exactly-once`: one transaction per batch |
 //! | `sink.transactional-id-prefix` | | with `exactly-once`; unique per table and job |
+//! | `json.encode.ignore-null-fields` | false | leave columns that are NULL out of the object that is written |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -82,7 +83,7 @@ impl KafkaTable {
     /// `fields`: the table's physical columns.
     pub(crate) fn read(options: &mut Options, fields: &[FieldRef]) -> Result<Self, SqlError> {
         let topics: Vec<String> =
-            options.required("topic", "access_log")?.split(';').map(|topic| topic.trim().to_owned()).filter(|t| !t.is_empty()).collect();
+            options.required("topic", "<topic>")?.split(';').map(|topic| topic.trim().to_owned()).filter(|t| !t.is_empty()).collect();
         options.required("properties.bootstrap.servers", "${env:KAFKA_BOOTSTRAP_SERVERS}")?;
         let mut properties = options.prefixed("properties.");
         let group = properties.remove("group.id").filter(|group| !group.is_empty());

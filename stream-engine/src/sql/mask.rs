@@ -47,7 +47,8 @@ pub fn masked(text: &str) -> String {
             rest = &rest[next.len_utf8()..];
         }
     }
-    out
+    // Comments are not made of literals.
+    without_passwords(&out)
 }
 
 /// Length of the literal that begins here, with its quotes; `''` inside is a quote.
@@ -129,7 +130,9 @@ mod tests {
 
     #[test]
     fn text_without_secrets_and_text_that_is_cut_off_stay_as_they_are() {
-        for text in ["", "'", "'a", "''", "SELECT 'a''b' -- x", "/* open", "'password' = '", "http://host/path@x", "'password' = ''", "ä'ö'ü"] {
+        for text in
+            ["", "'", "'a", "''", "SELECT 'a''b' -- x", "/* open", "'password' = '", "http://host/path@x", "'password' = ''", "ä'ö'ü"]
+        {
             assert_eq!(masked(text), text);
         }
     }

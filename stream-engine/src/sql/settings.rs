@@ -13,7 +13,7 @@ const MEMORY: &str = "millrace.query.memory.max";
 const QUEUE: &str = "millrace.pipeline.queue.max";
 const IDLE: &str = "table.exec.source.idle-timeout";
 const ZONE: &str = "table.local-time-zone";
-const OWN: &[&str] = &[EMIT, MEMORY, QUEUE, IDLE, ZONE];
+pub(crate) const OWN: &[&str] = &[EMIT, MEMORY, QUEUE, IDLE, ZONE];
 
 const QUEUE_ITEMS_MAX: usize = 64;
 

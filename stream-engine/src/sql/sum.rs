@@ -110,6 +110,14 @@ impl GroupsAccumulator for Totals {
         self.evaluate(emit).map(|state| vec![state])
     }
 
+    /// Every row as a group of its own.
+    fn convert_to_state(&self, values: &[ArrayRef], filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
+        let values = values[0].as_primitive::<Int64Type>();
+        let passes = |row: usize| filter.is_none_or(|filter| filter.is_valid(row) && filter.value(row));
+        let state: Int64Array = values.iter().enumerate().map(|(row, value)| value.filter(|_| passes(row))).collect();
+        Ok(vec![Arc::new(state)])
+    }
+
     fn size(&self) -> usize {
         self.totals.capacity() * size_of::<i64>() + self.seen.capacity()
     }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | STRING, VARCHAR(n), CHAR(n) | Utf8 |
 //! | BYTES, BINARY(n), VARBINARY(n) | Binary |
-//! | BOOLEAN, TINYINT, SMALLINT, INT, BIGINT, FLOAT, DOUBLE, DECIMAL(p, s) | the same |
+//! | BOOLEAN, TINYINT, SMALLINT, INT (INTEGER), BIGINT, FLOAT, DOUBLE, DECIMAL(p, s) (NUMERIC) | the same |
 //! | DATE, TIMESTAMP(p), TIMESTAMP_LTZ(p) | days; milliseconds for p ≤ 3 (default 3), microseconds ≤ 6, nanoseconds ≤ 9 |
 //! | ROW<…>, ARRAY<…>, MAP<STRING, …> | struct, list, map |
 

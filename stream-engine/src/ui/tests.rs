@@ -34,18 +34,21 @@ async fn with_job() -> Registry {
     let kafka = FakeKafka::with_topic("t", 1);
     (0..3).for_each(|_| kafka.send("t", 0, "x"));
     let registry = registry(&kafka);
-    let job = registry
-        .start(NewJob {
-            name: "shop".into(),
-            kind: JobKind::Sql,
-            settings: JobSettings { batch_interval: Duration::from_millis(50), ..JobSettings::default() },
-            program: Box::new(CountingProgram::new(spec(Startup::Earliest, Some(Bounded::Latest)), &FencedSink::default())),
-            checkpoint: Checkpoint::in_memory(),
-            definition: "SELECT '<script>alert(1)</script>' & \"more\"".into(),
-            notes: vec!["<b>note</b>".into()],
-            mode: watch::channel(Mode::Run),
-        })
-        .unwrap();
+    let job =
+        registry
+            .start(NewJob {
+                name: "shop".into(),
+                kind: JobKind::Sql,
+                settings: JobSettings { batch_interval: Duration::from_millis(50), ..JobSettings::default() },
+                program: Box::new(CountingProgram::new(spec(Startup::Earliest, Some(Bounded::Latest)), &FencedSink::default())),
+                checkpoint: Checkpoint::in_memory(),
+                definition:
+                    "SET 'sasl.password' = 'hunter2'; SET 'url' = 'redis://:hunter2@host'; SELECT '<script>alert(1)</script>' & \"more\""
+                        .into(),
+                notes: vec!["<b>note</b>".into()],
+                mode: watch::channel(Mode::Run),
+            })
+            .unwrap();
     tokio::time::timeout(Duration::from_secs(20), job.monitor.wait_for(|view| view.state.is_over())).await.unwrap();
     registry
 }
@@ -88,6 +91,7 @@ async fn texts_of_a_job_are_escaped() {
     let (_, body) = get(&with_job().await, "/jobs/shop").await;
     assert!(!body.contains("<script>alert") && !body.contains("<b>note"), "{body}");
     assert!(body.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{body}");
+    assert!(!body.contains("hunter2") && body.contains("redis://:***@host"), "{body}");
 }
 
 #[tokio::test]

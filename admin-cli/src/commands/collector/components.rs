@@ -41,6 +41,7 @@ impl From<Component> for View {
             ComponentKind::Source => "source",
             ComponentKind::Channel => "channel",
             ComponentKind::Sink => "sink",
+            ComponentKind::SinkGroup => "sink group",
             ComponentKind::Unspecified => "unknown",
         };
         let state = match component.state() {

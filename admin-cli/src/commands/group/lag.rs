@@ -1,6 +1,6 @@
-//! `millrace group lag GROUP`
+//! `millrace group lag [GROUP]`
 
-use proto::control::v1::{GroupLagRequest, PartitionLag, bridge_client::BridgeClient};
+use proto::control::v1::{GroupLagRequest, GroupLagResponse, GroupLagsRequest, PartitionLag, bridge_client::BridgeClient};
 use serde::Serialize;
 
 use super::GroupView;
@@ -12,7 +12,19 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    group: String,
+    /// All groups, a line each, when left out.
+    group: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Groups {
+    groups: Vec<Line>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    group: Option<GroupView>,
+    total_lag: i64,
 }
 
 #[derive(Serialize)]
@@ -50,7 +62,12 @@ impl From<PartitionLag> for View {
 
 pub(crate) async fn run(args: Args, session: &Session) -> Result<(), Failure> {
     let link = session.connect(Service::Bridge).await?;
-    let request = link.request(GroupLagRequest { group: args.group });
+    let Some(group) = args.group else {
+        let answer = link.answer(BridgeClient::new(link.channel()).group_lags(link.request(GroupLagsRequest {}))).await?;
+        let line = |lag: GroupLagResponse| Line { group: lag.group.map(GroupView::from), total_lag: lag.total_lag };
+        return session.out.show(&Groups { groups: answer.groups.into_iter().map(line).collect() }, lines);
+    };
+    let request = link.request(GroupLagRequest { group });
     let answer = link.answer(BridgeClient::new(link.channel()).group_lag(request)).await?;
     let report = Report {
         group: answer.group.map(GroupView::from),
@@ -58,6 +75,15 @@ pub(crate) async fn run(args: Args, session: &Session) -> Result<(), Failure> {
         partitions: answer.partitions.into_iter().map(View::from).collect(),
     };
     session.out.show(&report, text)
+}
+
+fn lines(report: &Groups, out: &Output) -> String {
+    let mut table = Table::new(out, vec![left("GROUP"), right("LAG"), right("MEMBERS"), left("STATE")]);
+    for line in &report.groups {
+        let Some(group) = &line.group else { continue };
+        table.row(vec![left(&group.id), right(human::count(line.total_lag)), right(human::count(group.members)), left(&group.state)]);
+    }
+    table.render()
 }
 
 fn text(report: &Report, out: &Output) -> String {

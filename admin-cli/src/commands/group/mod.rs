@@ -2,6 +2,7 @@
 
 mod lag;
 mod list;
+mod reset_offsets;
 
 use clap::Subcommand;
 use proto::control::v1::Group;
@@ -13,8 +14,10 @@ use crate::{cli::Session, failure::Failure};
 pub(crate) enum Command {
     /// Lists consumer groups.
     List,
-    /// Shows how far a group is behind, by partition.
+    /// Shows how far a group is behind, by partition; without a name, how far each group is.
     Lag(lag::Args),
+    /// Puts a group elsewhere in a topic. The group must have no members.
+    ResetOffsets(reset_offsets::Args),
 }
 
 impl Command {
@@ -22,6 +25,7 @@ impl Command {
         match self {
             Command::List => list::run(session).await,
             Command::Lag(args) => lag::run(args, session).await,
+            Command::ResetOffsets(args) => reset_offsets::run(args, session).await,
         }
     }
 }

@@ -1,8 +1,9 @@
-//! What can be done to each of the three services alike: `millrace {collector,bridge,engine} reload|pause|resume|drain`.
+//! What can be done to each of the three services alike: `millrace {collector,bridge,engine} pause|resume|drain`. The collector alone reads its
+//! configuration again while it runs.
 
 mod drain;
 mod pause;
-mod reload;
+pub(super) mod reload;
 mod resume;
 
 use clap::Subcommand;
@@ -14,8 +15,6 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Reads the configuration again; one that cannot be built leaves the running one in place.
-    Reload,
     /// Stops taking input; what was accepted is still delivered.
     Pause(Component),
     /// Takes input again.
@@ -40,7 +39,6 @@ impl Component {
 impl Command {
     pub(crate) async fn run(self, service: Service, session: &Session) -> Result<(), Failure> {
         match self {
-            Command::Reload => reload::run(service, session).await,
             Command::Pause(component) => pause::run(service, component, session).await,
             Command::Resume(component) => resume::run(service, component, session).await,
             Command::Drain => drain::run(service, session).await,

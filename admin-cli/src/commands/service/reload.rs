@@ -1,4 +1,4 @@
-//! `millrace SERVICE reload`
+//! `millrace collector reload`
 
 use proto::control::v1::{ReloadRequest, control_client::ControlClient};
 use serde::Serialize;
@@ -16,8 +16,8 @@ struct View {
     warnings: Vec<String>,
 }
 
-pub(crate) async fn run(service: Service, session: &Session) -> Result<(), Failure> {
-    let link = session.connect(service).await?;
+pub(crate) async fn run(session: &Session) -> Result<(), Failure> {
+    let link = session.connect(Service::Collector).await?;
     let answer = link.answer(ControlClient::new(link.channel()).reload(link.request(ReloadRequest {}))).await?;
     let view = View { changed: answer.changed, unchanged: answer.unchanged, warnings: answer.warnings };
     if session.out.people() {

@@ -95,8 +95,14 @@ fn text(report: &Report, out: &Output) -> String {
     for (name, value) in &report.config {
         table.fact(name, human::setting(name, value));
     }
-    if let Some(advice) = &report.advice {
-        advice.fill(&mut table);
+    match &report.advice {
+        Some(advice) if !report.created => advice.fill(&mut table),
+        Some(advice) => {
+            if let Some(wish) = advice.instead_of(&report.topic) {
+                table.fact("advised", wish);
+            }
+        }
+        None => {}
     }
     table.render()
 }

@@ -72,7 +72,7 @@ fn text(report: &Report, out: &Output) -> String {
         left("ISR"),
         right("BEGIN"),
         right("END"),
-        right("RECORDS"),
+        right("OFFSETS"),
         left("STATE"),
     ];
     let mut partitions = Table::new(out, header);

@@ -87,6 +87,14 @@ impl From<Advice> for AdviceView {
 }
 
 impl AdviceView {
+    /// One line where a topic is not as advised.
+    fn instead_of(&self, topic: &TopicView) -> Option<String> {
+        let partitions = (self.partitions != topic.partitions).then(|| format!("{} partitions", human::count(self.partitions)));
+        let replication = (self.replication != topic.replication).then(|| format!("replication {}", human::count(self.replication)));
+        let wish: Vec<String> = partitions.into_iter().chain(replication).collect();
+        (!wish.is_empty()).then(|| format!("{}; `millrace topic advise` says why", wish.join(", ")))
+    }
+
     fn fill(&self, table: &mut Table) {
         table.fact("advised partitions", human::count(self.partitions));
         table.fact("advised replication", human::count(self.replication));

@@ -5,6 +5,7 @@
 mod messages;
 mod partitions;
 mod queries;
+mod reference;
 mod windows;
 
 use std::collections::BTreeMap;

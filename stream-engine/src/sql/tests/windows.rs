@@ -302,3 +302,39 @@ fn a_failed_batch_changes_no_state() {
     job.batch(vec![row_lines(0, &[at(2, "a", 2)])], true);
     assert_eq!(job.rows(), ["7"]);
 }
+
+#[test]
+fn a_drained_job_that_goes_on_counts_rows_of_its_closed_windows_as_late() {
+    let text = job(TUMBLE);
+    let mut job = Job::new(&text);
+    let outcome = job.batch(vec![lines(0, &[r#"{"ms":100,"k":"a","v":1}"#, r#"{"ms":200,"k":"a","v":1}"#])], true);
+    assert_eq!((outcome.rows_out, outcome.late), (1, 0));
+    job.restart(&text);
+    let more = [r#"{"ms":300,"k":"a","v":1}"#, r#"{"ms":1100,"k":"a","v":1}"#, r#"{"ms":9000,"k":"a","v":1}"#];
+    let outcome = job.batch(vec![lines(0, &more)], false);
+    assert_eq!((outcome.rows_out, outcome.late), (1, 1));
+    let counts: Vec<String> = job.rows().iter().map(|row| row.split(" | ").nth(3).unwrap().to_owned()).collect();
+    assert_eq!(counts, ["2", "1"], "the first window is not written again: {:?}", job.rows());
+}
+
+#[test]
+fn a_total_beyond_bigint_is_an_error_that_names_the_column() {
+    for aggregate in ["SUM(v)", "AVG(v)"] {
+        let text = format!(
+            "CREATE TABLE t (ms BIGINT, v BIGINT, ts AS TO_TIMESTAMP_LTZ(ms, 3), WATERMARK FOR ts AS ts) WITH ({KAFKA});
+             CREATE TABLE s (ws TIMESTAMP(3), total BIGINT) WITH ('connector' = 'console');
+             INSERT INTO s SELECT window_start, {aggregate} FROM TABLE({TUMBLE}) GROUP BY window_start, window_end;"
+        );
+        let row = |v: i64| format!(r#"{{"ms":100,"v":{v}}}"#);
+        let mut job = Job::new(&text);
+        job.batch(vec![lines(0, &[&row(i64::MAX - 1), &row(1)])], false);
+        // In one batch, and across batches.
+        let in_one = Job::new(&text).try_batch(vec![lines(0, &[&row(i64::MAX), &row(1)])], true);
+        let across = job.try_batch(vec![lines(0, &[&row(1)])], true);
+        for result in [in_one, across] {
+            let error = result.unwrap_err();
+            assert!(error.chain().any(|cause| cause.is::<crate::sql::Overflow>()), "{error:#}");
+            assert!(crate::job::said(&error).contains("the total of sum(t.v) is beyond BIGINT"), "{error:#}");
+        }
+    }
+}
