@@ -3,7 +3,13 @@
 //! [`Agent`] is the handle; what runs is behind it. A component is a task with its own stop signal, pause flag, counters
 //! and last error, so that one can be stopped, paused or replaced while the others go on.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use futures::FutureExt as _;
@@ -14,9 +20,10 @@ use service_kit::Latch;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::channel::{CHANNELS, Channel};
+use crate::channel::{self, CHANNELS, Channel};
 use crate::counters::{ChannelGauges, Shown, SinkCounters, SourceCounters};
 use crate::flume_conf::{Component, Plan, Role};
+use crate::group::{self, Group, Membership};
 use crate::sink::{self, Input, SINKS, keeps_positions};
 use crate::source::tail::store::file_name;
 use crate::source::{self, Output, Route, SOURCES, Stop, tail};
@@ -81,9 +88,13 @@ struct Shell {
     component: Component,
     counters: Counters,
     pause: watch::Sender<bool>,
+    /// Somebody waits for what a sink has taken.
+    hurry: watch::Sender<bool>,
     ended: Mutex<Option<Result<(), String>>>,
     trouble: Arc<Mutex<Option<String>>>,
     listening: Arc<Mutex<Vec<SocketAddr>>>,
+    /// Of a sink in a group.
+    membership: OnceLock<Membership>,
 }
 
 enum Counters {
@@ -98,9 +109,11 @@ impl Shell {
             component,
             counters,
             pause: watch::Sender::new(false),
+            hurry: watch::Sender::new(false),
             ended: Mutex::new(None),
             trouble: Arc::default(),
             listening: Arc::default(),
+            membership: OnceLock::new(),
         })
     }
 
@@ -117,8 +130,13 @@ impl Shell {
             Some(Ok(())) => (State::Stopped, String::new()),
             Some(Err(error)) => (State::Failed, error.clone()),
             None => {
-                let state = if self.is_paused() { State::Paused } else { State::Running };
-                (state, self.trouble.lock().clone().unwrap_or_default())
+                let waits = self.membership.get().is_some_and(Membership::waits);
+                let state = if waits || self.is_paused() { State::Paused } else { State::Running };
+                let of_channel = match &self.counters {
+                    Counters::Channel(_, channel) => channel.trouble(),
+                    _ => None,
+                };
+                (state, of_channel.or_else(|| self.trouble.lock().clone()).unwrap_or_default())
             }
         }
     }
@@ -173,7 +191,22 @@ impl Agent {
                 counters: shell.counters(),
             }
         };
-        self.shown.lock().iter().map(view).collect()
+        let mut views: Vec<View> = self.shown.lock().iter().map(view).collect();
+        for group in &self.plan.lock().groups {
+            let sinks = || views.iter().filter(|view| view.role == Role::Sink && group.channels.contains(&view.name));
+            let works = sinks().any(|sink| sink.state != State::Failed && sink.error.is_empty());
+            let error = if works { String::new() } else { "none of its sinks works".to_owned() };
+            views.push(View {
+                role: Role::Group,
+                name: group.name.clone(),
+                type_name: group.type_name.clone(),
+                state: State::Running,
+                error,
+                channels: group.channels.clone(),
+                counters: Shown::new(),
+            });
+        }
+        views
     }
 
     /// Tells Prometheus how full the channels are.
@@ -270,6 +303,11 @@ impl Agent {
             })
             .collect();
         changed.extend(with_positions);
+        // A group begins anew with all of its sinks.
+        let groups: Vec<&str> = changed.iter().filter_map(|sink| sink.group.as_ref()).map(|group| group.name.as_str()).collect();
+        let with_group = plan.sinks.iter().filter(|sink| sink.group.as_ref().is_some_and(|group| groups.contains(&group.name.as_str())));
+        let with_group: Vec<&Component> = with_group.filter(|sink| !changed.iter().any(|other| std::ptr::eq(*other, *sink))).collect();
+        changed.extend(with_group);
 
         let reloaded = |role: Role, name: &str| {
             gone.contains(&(role, name.to_owned())) || changed.iter().any(|new| new.kind.role == role && new.name == name)
@@ -281,6 +319,7 @@ impl Agent {
         // Stopping ends a pause, so that what was accepted is delivered.
         let paused: Vec<(Role, String)> =
             pipeline.components.iter().filter(|(_, running)| running.shell.is_paused()).map(|(key, _)| key.clone()).collect();
+        pipeline.hurry(true);
         let (old_sources, old_sinks) = pipeline.take(|role, name| role != Role::Channel && reloaded(role, name));
         // Sources first; each waits until its events are delivered, while the old sinks still run.
         stop_all(old_sources, self.place.drain).await;
@@ -290,10 +329,13 @@ impl Agent {
             }
         }
         stop_all(old_sinks, self.place.drain).await;
+        pipeline.hurry(false);
         for (role, name) in &gone {
             pipeline.components.remove(&(*role, name.clone()));
-            if *role == Role::Channel {
-                pipeline.channels.remove(name);
+            if *role == Role::Channel
+                && let Some(channel) = pipeline.channels.remove(name)
+            {
+                channel.close();
             }
         }
         let names: Vec<String> =
@@ -324,7 +366,7 @@ impl Agent {
             let kept = pipeline.plan.channels.iter().any(|old| old.name == component.name && std::ptr::eq(old.kind, component.kind));
             match pipeline.channels.get(&component.name).filter(|_| kept) {
                 Some(channel) => built.resized.push((channel.clone(), (*component).clone())),
-                None => match (kind.build)(component) {
+                None => match (kind.build)(component, channel::Setup { state_dir: self.place.state_dir.clone() }) {
                     Ok(channel) => built.channels.push(((*component).clone(), channel)),
                     Err(error) => faults.push(format!("channel {}: {error:#}", component.name)),
                 },
@@ -337,11 +379,15 @@ impl Agent {
             };
             let sender = watch::Sender::new(None);
             if keeps_positions(component) {
-                for channel in &component.channels {
+                // What a durable channel has taken is no source's business any more: its numbers are the positions.
+                for channel in component.channels.iter().filter(|name| !plan.has_durable_channel(name)) {
                     committed.insert(channel.clone(), sender.clone());
                 }
             }
-            match (kind.build)(component, sink::Setup { state_dir: self.place.state_dir.clone(), committed: sender }) {
+            match (kind.build)(
+                component,
+                sink::Setup { state_dir: self.place.state_dir.clone(), strict: self.place.strict, committed: sender },
+            ) {
                 Ok(sink) => built.sinks.push(((*component).clone(), sink)),
                 Err(error) => faults.push(format!("sink {}: {error:#}", component.name)),
             }
@@ -402,15 +448,34 @@ impl Agent {
             pipeline.insert_channel(Shell::new(component, Counters::Channel(gauges, channel)));
         }
         pipeline.committed.extend(built.committed);
+        let mut groups: BTreeMap<String, Group> = BTreeMap::new();
         for (component, sink) in built.sinks {
             let Some(channel) = component.channels.first().and_then(|name| pipeline.channels.get(name)).cloned() else { continue };
             let counters = SinkCounters::new(&component.name);
             counters.started.now();
             let shell = shell(component, Counters::Sink(counters.clone()));
             let stop = Stop::default();
-            let input = Input::new(&shell.component.name, channel, counters, shell.pause.subscribe(), shell.trouble.clone());
+            if let Some(group) = shell.component.group.clone().filter(|group| group::supervises(group)) {
+                let group = groups.entry(group.name.clone()).or_insert_with(|| Group::new(&group));
+                let member = group.join(&shell.component.name, shell.trouble.clone(), counters.clone());
+                let _first = shell.membership.set(member.membership());
+                let input = Input::new(&shell.component.name, channel, counters, member.gate(), shell.trouble.clone());
+                let (component, state_dir, strict) = (shell.component.clone(), self.place.state_dir.clone(), self.place.strict);
+                let again = move || {
+                    let kind = SINKS.iter().find(|kind| std::ptr::eq(kind.kind, component.kind)).context("its kind is gone")?;
+                    (kind.build)(&component, sink::Setup { state_dir: state_dir.clone(), strict, committed: watch::Sender::new(None) })
+                };
+                let run = member.run(sink, again, input, shell.pause.subscribe(), stop.clone());
+                self.spawn(pipeline, shell, stop, run);
+                continue;
+            }
+            let input = Input::new(&shell.component.name, channel, counters, shell.pause.subscribe(), shell.trouble.clone())
+                .hurried_by(shell.hurry.subscribe());
             let run = sink.run(input, stop.clone());
             self.spawn(pipeline, shell, stop, run);
+        }
+        for group in groups.into_values() {
+            self.tasks.spawn(group.run());
         }
         for (component, route, source) in built.sources {
             let channels: Vec<_> = component.channels.iter().filter_map(|name| pipeline.channels.get(name)).cloned().collect();
@@ -459,22 +524,33 @@ impl Agent {
         for running in pipeline.components.values() {
             running.shell.pause.send_replace(false);
         }
+        pipeline.hurry(true);
         let (sources, sinks) = pipeline.take(|_, _| true);
         let deadline = tokio::time::Instant::now() + self.place.drain;
         // Channels drain while sources wait for their events to be delivered.
         stop_all(sources, self.place.drain).await;
-        let names: Vec<String> = pipeline.channels.keys().cloned().collect();
+        // What is in a durable channel is safe there.
+        let names: Vec<String> =
+            pipeline.channels.iter().filter(|(_, channel)| channel.at_risk() > 0).map(|(name, _)| name.clone()).collect();
         for name in names {
             pipeline.drain_channel(&name, deadline.saturating_duration_since(tokio::time::Instant::now())).await;
         }
         stop_all(sinks, deadline.saturating_duration_since(tokio::time::Instant::now())).await;
-        let left = self.remaining();
+        pipeline.channels.values().for_each(|channel| channel.close());
+        let left: u64 = pipeline.channels.values().map(|channel| channel.at_risk() as u64).sum();
+        let kept = pipeline.channels.values().map(|channel| channel.fill().events as u64).sum::<u64>().saturating_sub(left);
+        if kept > 0 {
+            tracing::info!(events = kept, "waiting on disk for the next start");
+        }
         if left == 0 {
-            tracing::info!("everything accepted is delivered");
+            if kept == 0 {
+                tracing::info!("everything accepted is delivered");
+            }
             return Ok(());
         }
         let plan = self.plan();
-        let without = plan.sources.iter().filter(|source| !source::has_positions(source, self.place.strict));
+        let in_memory = |source: &&Component| !source.channels.iter().all(|name| plan.has_durable_channel(name));
+        let without = plan.sources.iter().filter(in_memory).filter(|source| !source::has_positions(source, self.place.strict));
         let without: Vec<&str> = without.map(|source| source.name.as_str()).collect();
         if without.is_empty() {
             tracing::warn!(events = left, "not everything was delivered in time; the files are read again from the last delivered line");
@@ -508,6 +584,13 @@ impl Pipeline {
         // A channel is no task; it has a place among the components to be shown.
         let running = Running { shell, stop: Stop::default(), task: tokio::task::spawn(async {}) };
         self.components.insert(key, running);
+    }
+
+    /// Sources and channels wait to be emptied: no sink holds back what it has taken.
+    fn hurry(&self, hurry: bool) {
+        for running in self.components.values() {
+            running.shell.hurry.send_replace(hurry);
+        }
     }
 
     /// Takes sources and sinks out.

@@ -14,7 +14,9 @@ use serde_json::json;
 use service_kit::exit;
 
 use crate::CollectorService;
-use crate::config::CollectorConfig;
+use crate::channel_cli::ChannelArgs;
+use crate::conf_files::Origins;
+use crate::config::{AgentConfig, CollectorConfig};
 use crate::flume_conf::kinds::{self, Kind, MISSING, Type};
 use crate::flume_conf::plan::ComponentView;
 use crate::flume_conf::{Finding, Level, Outcome, Plan, Role};
@@ -37,6 +39,8 @@ enum Command {
     Check(CheckArgs),
     /// Lists the known component types, or the properties of one.
     Components(ComponentsArgs),
+    /// Looks at a channel on disk, checks it, or empties it, without its agent.
+    Channel(ChannelArgs),
 }
 
 #[derive(Args)]
@@ -50,6 +54,12 @@ struct AgentArgs {
     /// Flume properties file. May be repeated: later ones count over earlier ones.
     #[arg(short = 'f', long = "conf-file", value_name = "FILE")]
     conf_file: Vec<PathBuf>,
+    /// The same by its URI (file:, http:, https:). May be repeated; files count over URIs.
+    #[arg(short = 'u', long = "conf-uri", value_name = "URI")]
+    conf_uri: Vec<String>,
+    /// Seconds between looks whether a file or URI has changed [default: 30 for files, 300 for URIs]
+    #[arg(short = 'i', long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    poll_interval: Option<u64>,
     /// Accepted without effect: Flume looks for its logging configuration there.
     #[arg(short, long, value_name = "DIR")]
     conf: Option<PathBuf>,
@@ -72,7 +82,7 @@ struct AgentArgs {
 
 #[derive(Args)]
 struct CheckArgs {
-    /// Flume properties files.
+    /// Flume properties files, by path or URI.
     #[arg(required = true)]
     file: Vec<PathBuf>,
     /// Only this agent.
@@ -118,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Agent(arguments) => agent(arguments),
         Command::Check(arguments) => check(&arguments),
         Command::Components(arguments) => components(&arguments),
+        Command::Channel(arguments) => channel(&arguments),
     }
 }
 
@@ -149,6 +160,9 @@ fn agent(arguments: AgentArgs) -> ExitCode {
         "agent": {
             "name": arguments.name,
             "conf_file": (!arguments.conf_file.is_empty()).then_some(arguments.conf_file),
+            "conf_uri": (!arguments.conf_uri.is_empty()).then_some(arguments.conf_uri),
+            "reload_interval": arguments.poll_interval.map(|seconds| format!("{seconds}s")),
+            "uri_interval": arguments.poll_interval.map(|seconds| format!("{seconds}s")),
             "state_dir": arguments.state_dir,
             "flume_strict": arguments.flume_strict.then_some(true),
             "reload_conf": arguments.no_reload_conf.then_some(false),
@@ -160,11 +174,15 @@ fn agent(arguments: AgentArgs) -> ExitCode {
         Ok(config) => config,
         Err(errors) => return errors.report(),
     };
-    if config.agent.conf_file.is_empty() {
-        eprintln!("error: no agent file; give one with --conf-file FILE");
+    let origins = config.agent.origins();
+    if origins.is_empty() {
+        eprintln!("error: no agent file; give one with --conf-file FILE or --conf-uri URI");
         return ExitCode::from(exit::USAGE);
     }
-    let outcome = reload::read(&config.agent.conf_file, config.agent.name.as_deref(), config.agent.flume_strict, &config.agent.define);
+    if !origins.uris.is_empty() && !origins.files.is_empty() {
+        eprintln!("note: files count over URIs; Flume reads the URIs alone when both are given");
+    }
+    let outcome = reload::read(&origins, config.agent.name.as_deref(), config.agent.flume_strict, &config.agent.define);
     match one_plan(outcome) {
         Ok((plan, findings)) => {
             let kit = config.kit();
@@ -261,15 +279,33 @@ macro_rules! line {
     };
 }
 
+impl CheckArgs {
+    /// A word with a scheme is a URI.
+    fn origins(&self) -> Origins {
+        let (uris, files): (Vec<&PathBuf>, Vec<&PathBuf>) = self.file.iter().partition(|name| {
+            let name = name.to_string_lossy().to_ascii_lowercase();
+            ["file:", "http://", "https://"].iter().any(|scheme| name.starts_with(scheme))
+        });
+        let uris = uris.into_iter().map(|uri| uri.to_string_lossy().into_owned()).collect();
+        Origins { uris, files: files.into_iter().cloned().collect(), timeout: AgentConfig::default().uri_timeout }
+    }
+}
+
+fn channel(arguments: &ChannelArgs) -> ExitCode {
+    let which = arguments.which();
+    let origins = Origins { files: which.file.clone(), ..Origins::default() };
+    arguments.run(reload::read(&origins, which.name.as_deref(), false, &BTreeMap::new()))
+}
+
 fn check(arguments: &CheckArgs) -> ExitCode {
-    let mut outcome = reload::read(&arguments.file, arguments.name.as_deref(), arguments.flume_strict, &defined(&arguments.define));
+    let mut outcome = reload::read(&arguments.origins(), arguments.name.as_deref(), arguments.flume_strict, &defined(&arguments.define));
     reload::look(&mut outcome, arguments.flume_strict);
     let (mut text, width) = (String::new(), width());
     if arguments.output == Format::Json {
         let agents: Vec<_> = outcome
             .plans
             .iter()
-            .map(|plan| json!({ "agent": plan.agent, "components": plan.components().map(ComponentView::from).collect::<Vec<_>>() }))
+            .map(|plan| json!({ "agent": plan.agent, "components": plan.components().chain(&plan.groups).map(ComponentView::from).collect::<Vec<_>>() }))
             .collect();
         line!(text, "{:#}", json!({ "starts": !outcome.failed(), "agents": agents, "findings": outcome.findings }));
     } else {
@@ -283,6 +319,9 @@ fn check(arguments: &CheckArgs) -> ExitCode {
                     if component.channels.is_empty() { String::new() } else { format!("  → {}", component.channels.join(" ")) };
                 let arrow = if component.kind.role == Role::Sink { channels.replace('→', "←") } else { channels };
                 line!(text, "  {:8}{:16}{}{arrow}{how}", component.kind.role.singular(), component.name, component.type_name);
+            }
+            for group in &plan.groups {
+                line!(text, "  {:8}{:16}{}  of {}", "group", group.name, group.type_name, group.channels.join(" "));
             }
         }
         for finding in &outcome.findings {

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use service_kit::config::{ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig, duration};
 use service_kit::{KitConfig, ListenAddr};
 
+use crate::conf_files::Origins;
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CollectorConfig {
@@ -49,6 +51,15 @@ pub struct AgentConfig {
     pub name: Option<String>,
     /// Flume properties files, later ones over earlier ones (`--conf-file`).
     pub conf_file: Vec<PathBuf>,
+    /// Flume properties files by their URI (`file:`, `http:`, `https:`), read before the files, so that those count over them
+    /// (`--conf-uri`).
+    pub conf_uri: Vec<String>,
+    /// How long a URI's answer may take.
+    #[serde(with = "duration")]
+    pub uri_timeout: Duration,
+    /// How often URIs are looked at.
+    #[serde(with = "duration")]
+    pub uri_interval: Duration,
     /// Where positions and dead letters are kept (`--state-dir`). Unset: `millrace/collector` below `$XDG_STATE_HOME`, below
     /// `~/.local/state`, or `/var/lib`.
     pub state_dir: Option<PathBuf>,
@@ -68,6 +79,9 @@ impl Default for AgentConfig {
         Self {
             name: None,
             conf_file: Vec::new(),
+            conf_uri: Vec::new(),
+            uri_timeout: Duration::from_secs(10),
+            uri_interval: Duration::from_secs(300),
             state_dir: None,
             flume_strict: false,
             reload_conf: true,
@@ -92,6 +106,11 @@ impl Default for MetricsConfig {
 }
 
 impl AgentConfig {
+    /// What the agent's files are.
+    pub fn origins(&self) -> Origins {
+        Origins { uris: self.conf_uri.clone(), files: self.conf_file.clone(), timeout: self.uri_timeout }
+    }
+
     /// The state directory, found.
     pub fn state_dir(&self) -> PathBuf {
         if let Some(directory) = &self.state_dir {

@@ -33,20 +33,30 @@ impl Operator {
 
     pub fn http(&self) -> Router {
         Router::new()
+            .route("/", get(paths))
             .route("/metrics", get(metrics))
             .route("/prometheus", get(prometheus))
             .route("/health", get(health))
             .with_state(self.clone())
     }
 
+    /// What is wrong, and what is paused.
+    fn not_well(&self) -> Option<String> {
+        let paused = self.names_paused();
+        let paused = (!paused.is_empty()).then(|| format!("paused: {}", paused.join(" ")));
+        let told: Vec<String> = paused.into_iter().chain(self.wrong()).collect();
+        (!told.is_empty()).then(|| told.join("; "))
+    }
+
+    fn names_paused(&self) -> Vec<String> {
+        let paused = self.agent.view().into_iter().filter(|view| view.state == State::Paused);
+        paused.map(|view| view.name).collect()
+    }
+
     fn wrong(&self) -> Option<String> {
         let views = self.agent.view();
         let bad = views.iter().filter(|view| view.state == State::Failed || !view.error.is_empty());
-        let mut told: Vec<_> = bad.map(|view| format!("{} {}: {}", view.role, view.name, view.error)).collect();
-        let paused: Vec<_> = views.iter().filter(|view| view.state == State::Paused).map(|view| view.name.as_str()).collect();
-        if !paused.is_empty() {
-            told.insert(0, format!("paused: {}", paused.join(" ")));
-        }
+        let told: Vec<_> = bad.map(|view| format!("{} {}: {}", view.role, view.name, view.error)).collect();
         (!told.is_empty()).then(|| told.join("; "))
     }
 }
@@ -79,6 +89,10 @@ impl Control for Operator {
         self.reloader.reload().await
     }
 
+    async fn paused(&self) -> Vec<String> {
+        self.names_paused()
+    }
+
     async fn pause(&self, component: &str) -> Result<Vec<String>, ServiceError> {
         self.agent.set_paused(component, true)
     }
@@ -105,6 +119,7 @@ impl Collector for Operator {
                 Role::Source | Role::Interceptor | Role::Selector => v1::ComponentKind::Source,
                 Role::Channel => v1::ComponentKind::Channel,
                 Role::Sink => v1::ComponentKind::Sink,
+                Role::Group | Role::Filter => v1::ComponentKind::SinkGroup,
             }
             .into(),
             name: view.name,
@@ -128,6 +143,10 @@ fn value(view: &View, counter: &str) -> f64 {
     view.counters.iter().find(|(name, _)| *name == counter).map_or(0.0, |(_, value)| *value)
 }
 
+async fn paths() -> &'static str {
+    "millrace-collector\n/health      how it is, as JSON\n/metrics     Flume's counters as JSON\n/prometheus  the same and more as text\n"
+}
+
 /// Flume's JSON, or Prometheus' text for those who ask for it.
 async fn metrics(Extract(operator): Extract<Operator>, headers: HeaderMap) -> Response {
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
@@ -143,7 +162,7 @@ async fn prometheus(Extract(operator): Extract<Operator>) -> Response {
 
 async fn health(Extract(operator): Extract<Operator>) -> Response {
     let ready = operator.readiness.is_ready();
-    let wrong = operator.wrong();
+    let wrong = operator.not_well();
     let (code, state) = match (ready, &wrong) {
         (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
         (true, None) => (StatusCode::OK, "ready"),
@@ -155,7 +174,8 @@ async fn health(Extract(operator): Extract<Operator>) -> Response {
 
 /// `{"SOURCE.r1":{…},"CHANNEL.c1":{…},"SINK.k1":{…}}`, every value a string, as Flume's own page.
 fn flume_json(views: &[View]) -> serde_json::Value {
-    let page = views.iter().map(|view| {
+    // Flume's page has no groups.
+    let page = views.iter().filter(|view| view.role != Role::Group).map(|view| {
         let role = view.role.singular().to_uppercase();
         let mut counters: serde_json::Map<String, serde_json::Value> =
             view.counters.iter().map(|(name, value)| ((*name).to_owned(), java_number(name, *value).into())).collect();

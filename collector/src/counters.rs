@@ -58,6 +58,9 @@ pub struct SourceCounters {
     pub accepted: Counter,
     pub batches_received: Counter,
     pub batches_accepted: Counter,
+    /// Requests of one event, where the protocol tells them from batches.
+    pub appends_received: Counter,
+    pub appends_accepted: Counter,
     /// A put that found the channel full.
     pub channel_failures: Counter,
     pub read_failures: Counter,
@@ -67,6 +70,8 @@ pub struct SourceCounters {
     pub unrouted: Counter,
     /// Events that an optional channel refused.
     pub optional_refused: Counter,
+    /// Messages that were lost: dropped by the kernel, or taken and not put before the end.
+    pub dropped: Counter,
     pub connections: AtomicI64,
     pub started: Moment,
     pub stopped: Moment,
@@ -80,11 +85,14 @@ impl SourceCounters {
             accepted: counter("millrace_collector_source_accepted_events_total"),
             batches_received: counter("millrace_collector_source_received_batches_total"),
             batches_accepted: counter("millrace_collector_source_accepted_batches_total"),
+            appends_received: counter("millrace_collector_source_received_appends_total"),
+            appends_accepted: counter("millrace_collector_source_accepted_appends_total"),
             channel_failures: counter("millrace_collector_source_channel_full_total"),
             read_failures: counter("millrace_collector_source_read_failures_total"),
             filtered: counter("millrace_collector_source_filtered_events_total"),
             unrouted: counter("millrace_collector_source_unrouted_events_total"),
             optional_refused: counter("millrace_collector_source_optional_refused_events_total"),
+            dropped: counter("millrace_collector_source_dropped_events_total"),
             connections: AtomicI64::new(0),
             started: Moment::default(),
             stopped: Moment::default(),
@@ -96,8 +104,8 @@ impl SourceCounters {
         vec![
             ("EventReceivedCount", count(&self.received)),
             ("EventAcceptedCount", count(&self.accepted)),
-            ("AppendReceivedCount", 0.0),
-            ("AppendAcceptedCount", 0.0),
+            ("AppendReceivedCount", count(&self.appends_received)),
+            ("AppendAcceptedCount", count(&self.appends_accepted)),
             ("AppendBatchReceivedCount", count(&self.batches_received)),
             ("AppendBatchAcceptedCount", count(&self.batches_accepted)),
             ("OpenConnectionCount", self.connections.load(Relaxed) as f64),
@@ -199,6 +207,8 @@ pub struct ChannelGauges {
     fill: metrics::Gauge,
     put: metrics::Counter,
     taken: metrics::Counter,
+    damaged: metrics::Counter,
+    repeated: metrics::Counter,
     pub started: Moment,
     pub stopped: Moment,
 }
@@ -214,6 +224,8 @@ impl ChannelGauges {
             fill: gauge("millrace_collector_channel_fill_ratio"),
             put: counter("millrace_collector_channel_put_events_total"),
             taken: counter("millrace_collector_channel_taken_events_total"),
+            damaged: counter("millrace_collector_channel_damaged_events_total"),
+            repeated: counter("millrace_collector_channel_repeated_events_total"),
             started: Moment::default(),
             stopped: Moment::default(),
         })
@@ -229,6 +241,8 @@ impl ChannelGauges {
             ("EventPutSuccessCount", traffic.put_successes as f64),
             ("EventTakeAttemptCount", traffic.take_attempts as f64),
             ("EventTakeSuccessCount", traffic.take_successes as f64),
+            ("DamagedEventCount", traffic.damaged as f64),
+            ("RepeatedEventCount", traffic.repeated as f64),
             ("StartTime", self.started.get()),
             ("StopTime", self.stopped.get()),
         ]
@@ -242,5 +256,7 @@ impl ChannelGauges {
         self.fill.set(fill.percent() / 100.0);
         self.put.absolute(traffic.put_successes);
         self.taken.absolute(traffic.take_successes);
+        self.damaged.absolute(traffic.damaged);
+        self.repeated.absolute(traffic.repeated);
     }
 }

@@ -69,6 +69,16 @@ impl Origin {
     pub fn traced(trace: Option<String>) -> Self {
         Self { trace, ..Self::default() }
     }
+
+    /// Does a source hold its position back until these events are acknowledged?
+    pub fn is_awaited(&self) -> bool {
+        self.receipt.is_some()
+    }
+
+    /// Of events that have a place in `file` and no source that waits for them.
+    pub fn of_file(file: Arc<TailedFile>, trace: Option<String>) -> Self {
+        Self { trace, file: Some(file), ..Self::default() }
+    }
 }
 
 #[derive(Debug)]

@@ -3,14 +3,22 @@
 //! | module | question it answers |
 //! |---|---|
 //! | [`cli`] | what was asked for on the command line |
+//! | [`channel_cli`] | how a channel on disk is looked at without its agent |
 //! | [`config`] | the process's own settings |
+//! | [`conf_files`] | where agent files come from |
 //! | [`flume_conf`] | what an agent file means, and what is wrong with it |
 //! | [`event`] | what moves: events, their origin, the word that they arrived |
 //! | [`source`] | where events come from; `tail/` follows files |
+//! | [`escape`] | what `%{header}` and `%Y` in paths and topics stand for |
+//! | [`serializer`] | events as bytes in files |
+//! | [`java_regex`] | what a regular expression of an agent file matches |
 //! | [`interceptor`] | what happens to events on their way to the channels |
+//! | [`rpc`] | Flume's remote calls, as its Avro and Thrift components make them |
+//! | [`tls`] | the TLS settings of components |
 //! | [`selector`] | which channels an event goes to |
 //! | [`channel`] | what stands between sources and sinks |
 //! | [`sink`] | where events go |
+//! | [`group`] | which of a group's sinks work now |
 //! | [`agent`] | components wired, started, stopped, replaced |
 //! | [`reload`] | the files read, at the start and again |
 //! | [`control`] | the control port and the metrics page |
@@ -25,18 +33,25 @@ use service_kit::{Context, HttpEndpoint, Running, Service};
 
 pub mod agent;
 pub mod channel;
+pub mod channel_cli;
 pub mod cli;
+pub mod conf_files;
 pub mod config;
 pub mod control;
 pub mod counters;
+pub mod escape;
 pub mod event;
 pub mod flume_conf;
+pub mod group;
 pub mod interceptor;
 pub mod java_regex;
 pub mod reload;
+pub mod rpc;
 pub mod selector;
+pub mod serializer;
 pub mod sink;
 pub mod source;
+pub mod tls;
 
 use agent::{Agent, Place};
 use config::CollectorConfig;

@@ -1,27 +1,35 @@
 //! Reads the agent's files: at the start, and again when they change or when an operator asks.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use proto::control::v1::ReloadResponse;
 use proto::{ErrorKind, ServiceError};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
+use crate::conf_files::{self, Origins};
 use crate::config::CollectorConfig;
-use crate::source::exec;
 use crate::flume_conf::{self, ConfFile, Finding, Level, Outcome, Plan};
+use crate::source::exec;
 
-/// Reads and checks `files`. `agent`: the one wanted; `None`: all of them.
-pub fn read(files: &[PathBuf], agent: Option<&str>, strict: bool, define: &BTreeMap<String, String>) -> Outcome {
+/// Reads and checks the files of an agent. Blocks, on URIs and on config filters' commands.
+///
+/// `agent`: the one wanted; `None`: all of them.
+pub fn read(origins: &Origins, agent: Option<&str>, strict: bool, define: &BTreeMap<String, String>) -> Outcome {
     let mut unreadable = Vec::new();
     let mut texts = Vec::new();
-    for path in files {
-        match std::fs::read(path) {
-            Ok(bytes) => texts.push((path.display().to_string(), bytes)),
+    for (name, bytes) in origins.read() {
+        match bytes {
+            Ok(bytes) => texts.push((name, bytes)),
             Err(error) => {
-                let finding =
-                    Finding::error("no-file", format!("{}: {error}", path.display())).flume("does not start").remedy("correct --conf-file");
-                unreadable.push(finding);
+                let uri = origins.uris.len() > texts.len() + unreadable.len();
+                let flume = if uri { "goes on without it" } else { "does not start" };
+                let remedy = if uri { "correct --conf-uri" } else { "correct --conf-file" };
+                unreadable.push(Finding::error("no-file", format!("{name}: {error:#}")).flume(flume).remedy(remedy));
             }
         }
     }
@@ -30,7 +38,8 @@ pub fn read(files: &[PathBuf], agent: Option<&str>, strict: bool, define: &BTree
     }
     let named: Vec<ConfFile<'_>> = texts.iter().map(|(name, bytes)| ConfFile { name, bytes }).collect();
     let env = |name: &str| std::env::var(name).ok();
-    let options = flume_conf::Options { agent, strict, env: &env, sys: &system_properties(define), now: chrono::Local::now() };
+    let options =
+        flume_conf::Options { agent, strict, env: &env, run: &conf_files::run, sys: &system_properties(define), now: chrono::Local::now() };
     flume_conf::read(&named, &options)
 }
 
@@ -60,12 +69,14 @@ pub fn look(outcome: &mut Outcome, strict: bool) {
         };
         let path = tail.path.display();
         match std::fs::metadata(&tail.path) {
-            Ok(metadata) if metadata.is_dir() => {
-                found.push(say(format!("{path} is a directory; nothing is read from it"), "name a file, or follow all of its files with TAILDIR"))
-            }
-            Ok(metadata) if !metadata.is_file() => {
-                found.push(say(format!("{path} is not a regular file; nothing is read from it"), "add shell = /bin/sh -c: then the command is run"))
-            }
+            Ok(metadata) if metadata.is_dir() => found.push(say(
+                format!("{path} is a directory; nothing is read from it"),
+                "name a file, or follow all of its files with TAILDIR",
+            )),
+            Ok(metadata) if !metadata.is_file() => found.push(say(
+                format!("{path} is not a regular file; nothing is read from it"),
+                "add shell = /bin/sh -c: then the command is run",
+            )),
             Ok(_) => {
                 if let Err(error) = std::fs::File::open(&tail.path) {
                     found.push(say(format!("{path} cannot be read: {error}"), "let the collector's user read it"));
@@ -113,8 +124,7 @@ impl Reloader {
 
     /// A conf with errors, or with a component that cannot be built, leaves the running pipeline in place.
     pub async fn reload(&self) -> Result<ReloadResponse, ServiceError> {
-        let plan = self.plan()?;
-        let (plan, findings) = plan;
+        let (plan, findings) = self.plan().await?;
         let mut response = self
             .agent
             .change(plan)
@@ -124,10 +134,11 @@ impl Reloader {
         Ok(response)
     }
 
-    fn plan(&self) -> Result<(Plan, Vec<Finding>), ServiceError> {
-        let agent = &self.config.agent;
+    async fn plan(&self) -> Result<(Plan, Vec<Finding>), ServiceError> {
+        let agent = self.config.agent.clone();
         let name = self.agent.plan().agent;
-        let outcome = read(&agent.conf_file, Some(&name), agent.flume_strict, &agent.define);
+        let reading = tokio::task::spawn_blocking(move || read(&agent.origins(), Some(&name), agent.flume_strict, &agent.define));
+        let outcome = reading.await.map_err(|error| ServiceError::internal(format!("the files were not read: {error}")))?;
         log(&outcome.findings);
         if outcome.failed() {
             let errors: Vec<String> =
@@ -142,23 +153,50 @@ impl Reloader {
         Ok((plan, outcome.findings))
     }
 
-    /// Looks at the files' times until told to stop.
+    /// Looks at the files' times, and from time to time at what URIs answer, until told to stop.
     pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
+        let agent = &self.config.agent;
         let mut seen = self.times();
+        let mut texts = self.texts().await;
+        let mut looked = Instant::now();
         loop {
+            let files = if agent.conf_file.is_empty() { agent.uri_interval } else { agent.reload_interval };
+            let uris = if agent.conf_uri.is_empty() { files } else { agent.uri_interval.saturating_sub(looked.elapsed()) };
             tokio::select! {
-                () = tokio::time::sleep(self.config.agent.reload_interval) => {}
+                () = tokio::time::sleep(files.min(uris)) => {}
                 () = stop.cancelled() => return,
             }
             let now = self.times();
-            if now == seen {
+            let mut changed = now != seen;
+            seen = now;
+            if !agent.conf_uri.is_empty() && looked.elapsed() >= agent.uri_interval {
+                looked = Instant::now();
+                // What cannot be had now is as it was.
+                if let Some(now) = self.texts().await {
+                    changed |= texts.as_ref() != Some(&now);
+                    texts = Some(now);
+                }
+            }
+            if !changed {
                 continue;
             }
-            seen = now;
             if let Err(error) = self.reload().await {
                 tracing::error!(%error, "configuration not reloaded");
             }
         }
+    }
+
+    /// What the URIs answer; `None` when one does not.
+    async fn texts(&self) -> Option<Vec<Vec<u8>>> {
+        let origins = Origins { files: Vec::new(), ..self.config.agent.origins() };
+        if origins.uris.is_empty() {
+            return None;
+        }
+        let read = tokio::task::spawn_blocking(move || origins.read()).await.unwrap_or_default();
+        let text = |(name, text): (String, anyhow::Result<Vec<u8>>)| {
+            text.inspect_err(|error| tracing::warn!(uri = name, error = format!("{error:#}"), "the agent's file cannot be had")).ok()
+        };
+        read.into_iter().map(text).collect()
     }
 
     fn times(&self) -> Vec<Option<SystemTime>> {

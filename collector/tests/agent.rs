@@ -12,9 +12,10 @@ use tokio_util::task::TaskTracker;
 
 fn plan(text: &str) -> Plan {
     let env = |_: &str| None;
+    let run = |_: &str, _: &str| Err(String::new());
     let outcome = read(
         &[ConfFile { name: "a.conf", bytes: text.as_bytes() }],
-        &Options { agent: None, strict: false, env: &env, sys: &BTreeMap::new(), now: chrono::Local::now() },
+        &Options { agent: None, strict: false, env: &env, run: &run, sys: &BTreeMap::new(), now: chrono::Local::now() },
     );
     assert!(!outcome.failed(), "{:?}", outcome.findings);
     outcome.plans.into_iter().next().unwrap()
@@ -183,6 +184,157 @@ async fn components_are_paused_and_resumed() {
     assert_eq!(error.message, "there is no source or sink `x`; there are r, k");
     assert!(agent.set_paused("c", true).unwrap_err().message.contains("is a channel"));
     agent.stop().await.unwrap();
+}
+
+fn netcat(port: u16, more: &str) -> String {
+    format!(
+        "a.sources = n\na.channels = c\na.sinks = k\na.sources.n.type = netcat\na.sources.n.bind = 127.0.0.1\na.sources.n.port = {port}\n\
+         a.sources.n.channels = c\na.channels.c.type = memory\na.sinks.k.type = null\na.sinks.k.channel = c\n{more}"
+    )
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Sends a line, and gives the answer.
+fn say(port: u16) -> std::io::Result<String> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    stream.write_all(b"line\n")?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map(|_| answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_to_a_port_in_use_leaves_the_listener_and_one_to_its_own_port_takes_it_over() {
+    let state = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let agent = start(&netcat(port, ""), state.path()).await.unwrap();
+    let listens = async |port| {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !say(port).is_ok_and(|answer| answer == "OK\n") {
+            assert!(Instant::now() < deadline, "nothing answers on {port}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    listens(port).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let error = agent.change(plan(&netcat(taken.local_addr().unwrap().port(), ""))).await.unwrap_err();
+    assert!(error.to_string().contains("cannot listen on 127.0.0.1"), "{error:#}");
+    assert_eq!(view(&agent, "n").state, State::Running);
+    listens(port).await;
+    // The same port with another setting, under another name, and then another port.
+    assert_eq!(agent.change(plan(&netcat(port, "a.sources.n.max-line-length = 100\n"))).await.unwrap().changed, ["n"]);
+    listens(port).await;
+    let renamed = netcat(port, "").replace("sources.n.", "sources.n2.").replace("sources = n", "sources = n2");
+    agent.change(plan(&renamed)).await.unwrap();
+    listens(port).await;
+    assert_eq!(view(&agent, "n2").state, State::Running);
+    let other = free_port();
+    agent.change(plan(&netcat(other, ""))).await.unwrap();
+    listens(other).await;
+    assert!(say(port).is_err());
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_starts_again_what_has_failed() {
+    let state = tempfile::tempdir().unwrap();
+    let gate = state.path().join("gate");
+    // Ends with an error until the gate is there.
+    let text = seq(1, &format!("a.sources.r.type = exec\na.sources.r.command = cat {}\n", gate.display()));
+    let text: String =
+        text.lines().filter(|line| !line.contains("totalEvents") && !line.contains("batchSize")).map(|line| format!("{line}\n")).collect();
+    let agent = start(&text, state.path()).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while view(&agent, "r").state != State::Failed {
+        assert!(Instant::now() < deadline, "{:?}", view(&agent, "r").state);
+        sleep(Duration::from_millis(5)).await;
+    }
+    fs::write(&gate, "a\nb\n").unwrap();
+    let response = agent.change(plan(&text)).await.unwrap();
+    assert_eq!((response.changed, response.unchanged), (vec!["r".to_owned()], vec!["c".to_owned(), "k".to_owned()]));
+    until(&agent, "k", "EventDrainSuccessCount", 2.0).await;
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_ends_no_pause() {
+    let state = tempfile::tempdir().unwrap();
+    let log = state.path().join("app.log");
+    fs::write(&log, "").unwrap();
+    let agent = start(&tail(&log, ""), state.path()).await.unwrap();
+    agent.set_paused("r", true).unwrap();
+    agent.set_paused("k", true).unwrap();
+    let changed = "a.sources.r.batchSize = 7\na.sinks.k.batchSize = 7\n";
+    assert_eq!(agent.change(plan(&tail(&log, changed))).await.unwrap().changed, ["r", "k"]);
+    assert_eq!((view(&agent, "r").state, view(&agent, "k").state), (State::Paused, State::Paused));
+    fs::write(&log, "a\n").unwrap();
+    until(&agent, "r", "EventReceivedCount", 1.0).await;
+    assert_eq!(counter(&agent, "r", "EventAcceptedCount"), 0.0);
+    agent.set_paused("r", false).unwrap();
+    agent.set_paused("k", false).unwrap();
+    until(&agent, "k", "EventDrainSuccessCount", 1.0).await;
+    agent.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_with_another_name_goes_on_where_the_old_one_stopped() {
+    let state = tempfile::tempdir().unwrap();
+    let log = state.path().join("app.log");
+    fs::write(&log, (0..100).map(|number| format!("line {number}\n")).collect::<String>()).unwrap();
+    let named =
+        |name: &str| tail(&log, "").replace("sources.r.", &format!("sources.{name}.")).replace("sources = r", &format!("sources = {name}"));
+    let agent = start(&named("r"), state.path()).await.unwrap();
+    until(&agent, "k", "EventDrainSuccessCount", 100.0).await;
+    // By a reload, then over a restart, while another line is written; and the old name has nothing left of it.
+    let more = |text: &str| {
+        fs::OpenOptions::new().append(true).open(&log).and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes())).unwrap()
+    };
+    agent.change(plan(&named("s"))).await.unwrap();
+    more("one\n");
+    until(&agent, "s", "EventReceivedCount", 1.0).await;
+    agent.stop().await.unwrap();
+    drop(agent);
+    more("two\nthree\n");
+    for (name, count) in [("t", 2.0), ("r", 3.0)] {
+        let agent = start(&named(name), state.path()).await.unwrap();
+        until(&agent, "k", "EventDrainSuccessCount", count).await;
+        agent.stop().await.unwrap();
+        assert_eq!(counter(&agent, name, "EventReceivedCount"), count);
+        drop(agent);
+        more("four\nfive\nsix\n");
+    }
+    let left: Vec<_> = fs::read_dir(state.path().join("a")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("s.")), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_directory_that_cannot_be_written_is_waited_for() {
+    let state = tempfile::tempdir().unwrap();
+    let log = state.path().join("app.log");
+    fs::write(&log, "a\n").unwrap();
+    // A directory where the first look is to be written.
+    let first = state.path().join("a/r.first.json");
+    fs::create_dir_all(first.join("in the way")).unwrap();
+    let agent = start(&tail(&log, ""), state.path()).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !view(&agent, "r").error.starts_with("the state directory cannot be used: ") {
+        assert!(Instant::now() < deadline, "{}", view(&agent, "r").error);
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(view(&agent, "r").state, State::Running);
+    fs::remove_dir_all(&first).unwrap();
+    until(&agent, "k", "EventDrainSuccessCount", 1.0).await;
+    assert_eq!(view(&agent, "r").error, "");
+    // Gone while it runs: made again.
+    fs::remove_dir_all(state.path().join("a")).unwrap();
+    fs::write(&log, "a\nb\n").unwrap();
+    until(&agent, "k", "EventDrainSuccessCount", 2.0).await;
+    agent.stop().await.unwrap();
+    assert!(state.path().join("a/r.positions.json").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stderr, reason = "the end of a log is shown where the test fails")]
 
+pub mod flume;
 pub mod kafka;
 pub mod otlp;
 pub mod process;

@@ -68,7 +68,7 @@ impl Control for EngineControl {
 
     async fn paused(&self) -> Vec<String> {
         let views = self.registry.jobs().iter().map(|job| job.monitor.view()).collect::<Vec<_>>();
-        views.into_iter().filter(|view| view.state == JobState::Paused).map(|view| view.name.to_string()).collect()
+        views.into_iter().filter(|view| view.state == JobState::Paused).map(|view| view.name).collect()
     }
 
     async fn reload(&self) -> Result<ReloadResponse, ServiceError> {

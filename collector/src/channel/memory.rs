@@ -63,7 +63,7 @@ pub static KIND: Kind = Kind {
     review: nothing_to_say,
 };
 
-pub fn build(component: &Component) -> anyhow::Result<Arc<dyn Channel>> {
+pub fn build(component: &Component, _setup: super::Setup) -> anyhow::Result<Arc<dyn Channel>> {
     Ok(Arc::new(MemoryChannel::new(Limits::of(component))))
 }
 
@@ -87,6 +87,11 @@ impl Limits {
         }
     }
 }
+
+/// Places that an empty queue keeps.
+const QUEUE_KEPT: usize = 16_384;
+/// Places that a queue grows to at once: what is never touched costs nothing, and doubling leaves half as much unused behind.
+const QUEUE_AT_ONCE: usize = 131_072;
 
 pub struct MemoryChannel {
     state: Mutex<State>,
@@ -112,6 +117,14 @@ impl State {
         self.queue.len() + self.out
     }
 
+    fn make_place(&mut self, events: usize) {
+        let needed = self.queue.len() + events;
+        if needed > self.queue.capacity() && needed > QUEUE_KEPT && needed <= QUEUE_AT_ONCE {
+            let places = needed.max(self.limits.events_max.min(QUEUE_AT_ONCE));
+            self.queue.reserve_exact(places - self.queue.len());
+        }
+    }
+
     fn has_room(&self, events: usize, bytes: usize) -> bool {
         let fits = self.used() + events <= self.limits.events_max && self.bytes.saturating_add(bytes) <= self.limits.bytes_max;
         // What is larger than the whole channel would otherwise wait for ever.
@@ -125,12 +138,18 @@ impl MemoryChannel {
         Self { state: Mutex::new(state), turn: tokio::sync::Mutex::default(), room: Notify::new(), data: Notify::new() }
     }
 
+    pub fn set_limits(&self, limits: Limits) {
+        self.state.lock().limits = limits;
+        self.room.notify_one();
+    }
+
     /// Puts the batch if there is room now.
     fn try_put(&self, events: &mut Vec<Event>, bytes: usize) -> bool {
         let mut state = self.state.lock();
         if !state.has_room(events.len(), bytes) {
             return false;
         }
+        state.make_place(events.len());
         state.bytes += bytes;
         state.traffic.put_successes += events.len() as u64;
         let mut number = state.next_number;
@@ -151,6 +170,10 @@ impl MemoryChannel {
         state.out += count;
         state.traffic.take_attempts += count as u64;
         let more = !state.queue.is_empty();
+        if !more {
+            // A full channel's queue is megabytes.
+            state.queue.shrink_to(QUEUE_KEPT);
+        }
         drop(state);
         if more {
             // Another sink may take what is left.
@@ -245,8 +268,7 @@ impl Channel for MemoryChannel {
     }
 
     fn reconfigure(&self, component: &Component) {
-        self.state.lock().limits = Limits::of(component);
-        self.room.notify_one();
+        self.set_limits(Limits::of(component));
     }
 }
 

@@ -3,9 +3,11 @@
 //! The contract is Flume's. A put transaction is a batch: all of it or nothing. A take transaction is a [`Taken`]: until
 //! it is committed its events are the channel's, and rolling back (or dropping it) puts them back in their order.
 
+pub mod file;
 pub mod memory;
+pub mod spillable;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -15,10 +17,27 @@ use crate::flume_conf::{Component, Kind};
 /// A channel as the table knows it.
 pub struct ChannelKind {
     pub kind: &'static Kind,
-    pub build: fn(&Component) -> anyhow::Result<Arc<dyn Channel>>,
+    pub build: fn(&Component, Setup) -> anyhow::Result<Arc<dyn Channel>>,
+    /// What is in such a channel outlives the process.
+    pub durable: bool,
 }
 
-pub static CHANNELS: &[ChannelKind] = &[ChannelKind { kind: &memory::KIND, build: memory::build }];
+pub static CHANNELS: &[ChannelKind] = &[
+    ChannelKind { kind: &memory::KIND, build: memory::build, durable: false },
+    ChannelKind { kind: &file::KIND, build: file::build, durable: true },
+    ChannelKind { kind: &spillable::KIND, build: spillable::build, durable: false },
+];
+
+/// What a channel gets besides its settings.
+pub struct Setup {
+    /// The agent's own directory below the state directory.
+    pub state_dir: PathBuf,
+}
+
+/// Does what is in such a channel outlive the process?
+pub fn is_durable(channel: &Component) -> bool {
+    CHANNELS.iter().any(|kind| kind.durable && std::ptr::eq(kind.kind, channel.kind))
+}
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PutError {
@@ -28,6 +47,9 @@ pub enum PutError {
     /// The caller must put less at a time.
     #[error("{events} events are more than transactionCapacity {max}")]
     BatchTooLarge { events: usize, max: usize },
+    /// The channel cannot write; it goes on trying. As with [`PutError::Full`], the caller keeps its events.
+    #[error("the channel cannot take events: {reason}")]
+    Failed { reason: String },
 }
 
 /// How full a channel is.
@@ -55,6 +77,10 @@ pub struct Traffic {
     pub put_successes: u64,
     pub take_attempts: u64,
     pub take_successes: u64,
+    /// Events that are damaged on disk and were passed over.
+    pub damaged: u64,
+    /// Events that were in the channel already: read again by their source after a crash.
+    pub repeated: u64,
 }
 
 #[async_trait]
@@ -80,6 +106,19 @@ pub trait Channel: Send + Sync + 'static {
 
     /// Takes new settings of the same kind while running; what is inside stays.
     fn reconfigure(&self, component: &Component);
+
+    /// Events that would be lost with the process.
+    fn at_risk(&self) -> usize {
+        self.fill().events
+    }
+
+    /// What is wrong with the channel now, for status.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    /// The end: what was noted in memory is on disk when this returns. May block for some milliseconds.
+    fn close(&self) {}
 }
 
 /// Events under a take transaction. Dropped without [`Taken::commit`], they go back.

@@ -18,7 +18,7 @@ pub(super) struct Build<'a> {
 
 impl Build<'_> {
     pub(super) fn run(mut self) -> Plan {
-        self.unsupported_lists();
+        self.missing_lists();
         // Channels first: sources and sinks are bound to them.
         for role in [Role::Channel, Role::Source, Role::Sink] {
             for (name, place) in self.listed(role) {
@@ -32,16 +32,14 @@ impl Build<'_> {
         }
         self.bind();
         self.batches();
+        let mut told = self.reviewed();
+        self.groups();
         self.unattached();
         for at in 0..self.plan.sinks.len() {
             self.exactly_once(at);
         }
-        for component in self.plan.components().flat_map(Component::with_parts) {
-            let prefix = format!("{}.{}", self.plan.agent, component.kind.role.plural());
-            let told = (component.kind.review)(component, self.strict);
-            self.findings
-                .extend(told.into_iter().map(|finding| Finding { key: finding.key.map(|key| format!("{prefix}.{key}")), ..finding }));
-        }
+        self.filters();
+        self.findings.append(&mut told);
         self.plan
     }
 
@@ -55,27 +53,22 @@ impl Build<'_> {
         self.findings.push(Finding { level, ..finding });
     }
 
-    fn unsupported_lists(&mut self) {
-        for (list, setting) in &self.raw.other_lists {
-            let remedy = match *list {
-                "sinkgroups" => "let the sinks share the channel: each takes what it can send",
-                _ => "take the value from the environment: ${env:NAME}",
-            };
-            let key = format!("{}.{list}", self.plan.agent);
-            self.findings.push(
-                Finding::error("not-built", format!("{list} are not in this version"))
-                    .maybe_at(setting.place.as_ref())
-                    .key(key)
-                    .remedy(remedy),
-            );
+    /// The config filters have done their work; here their lines are checked.
+    fn filters(&mut self) {
+        for (name, place) in self.listed(Role::Filter) {
+            let _checked = self.component(Role::Filter, &name, place.as_ref());
         }
+        self.undeclared(Role::Filter);
+    }
+
+    fn missing_lists(&mut self) {
         for role in Role::LISTED {
             if !self.raw.lists.contains_key(&role) {
                 let key = format!("{}.{}", self.plan.agent, role.plural());
                 let (flume, why) = match role {
                     Role::Channel => ("drops the agent", "there is no channel"),
                     Role::Source | Role::Interceptor | Role::Selector => ("runs without", "there is no source: nothing is collected"),
-                    Role::Sink => ("runs until the channel is full", "there is no sink: nothing is delivered"),
+                    _ => ("runs until the channel is full", "there is no sink: nothing is delivered"),
                 };
                 let remedy = format!("list the {} after `{key} =`", role.plural());
                 self.broken(Finding::error("no-components", why).key(key).flume(flume).remedy(remedy));
@@ -83,7 +76,7 @@ impl Build<'_> {
         }
     }
 
-    fn listed(&mut self, role: Role) -> Vec<(String, Option<Place>)> {
+    pub(super) fn listed(&mut self, role: Role) -> Vec<(String, Option<Place>)> {
         let Some(list) = self.raw.lists.get(&role) else { return Vec::new() };
         let mut names = Vec::new();
         for name in list.value.split_whitespace() {
@@ -102,7 +95,7 @@ impl Build<'_> {
         names
     }
 
-    fn undeclared(&mut self, role: Role) {
+    pub(super) fn undeclared(&mut self, role: Role) {
         let listed: BTreeSet<&str> = self.raw.lists.get(&role).map(|list| list.value.split_whitespace().collect()).unwrap_or_default();
         for ((of, name), properties) in &self.raw.components {
             if *of == role && !listed.contains(name.as_str()) {
@@ -117,7 +110,7 @@ impl Build<'_> {
         }
     }
 
-    fn component(&mut self, role: Role, name: &str, listed_at: Option<&Place>) -> Option<Component> {
+    pub(super) fn component(&mut self, role: Role, name: &str, listed_at: Option<&Place>) -> Option<Component> {
         let Some(properties) = self.raw.components.get(&(role, name.to_owned())) else {
             let remedy = if name.contains(',') {
                 "separate names by blanks, not commas".to_owned()
@@ -205,11 +198,20 @@ impl Build<'_> {
             let known: Vec<_> = kinds::built().filter(|kind| kind.role == role).map(Kind::name).collect();
             let remedy = close.map_or_else(|| format!("known here: {}", known.join(", ")), |near| format!("did you mean `{near}`?"));
             let custom = if written.contains('.') { "custom classes cannot be loaded: " } else { "" };
-            Finding::error("unknown-type", format!("{custom}there is no {role} `{written}`"))
-                .flume("stops the whole agent (ClassNotFoundException)")
-                .remedy(remedy)
+            let flume = match role {
+                Role::Interceptor | Role::Selector => "drops the source",
+                Role::Group => "drops the group and its sinks",
+                Role::Filter => "leaves what refers to it as it is",
+                Role::Source | Role::Channel | Role::Sink => "stops the whole agent (ClassNotFoundException)",
+            };
+            Finding::error("unknown-type", format!("{custom}there is no {role} `{written}`")).flume(flume).remedy(remedy)
         };
-        self.findings.push(finding.maybe_at(setting.place.as_ref()).key(key));
+        let finding = finding.maybe_at(setting.place.as_ref()).key(key);
+        if finding.drops_component() || (role == Role::Filter && finding.code == "unknown-type") {
+            self.broken(finding);
+        } else {
+            self.findings.push(finding);
+        }
         None
     }
 
@@ -286,7 +288,7 @@ impl Build<'_> {
         let mut channels = std::mem::take(&mut self.plan.channels);
         channels.retain_mut(|channel| {
             let (capacity, transaction) = (channel.integer("capacity"), channel.integer("transactionCapacity"));
-            if transaction <= capacity {
+            if transaction <= capacity || channel.kind.property("capacity").is_none() {
                 return true;
             }
             let key = self.key(Role::Channel, &channel.name, "transactionCapacity");
@@ -515,7 +517,9 @@ impl Build<'_> {
                 .remedy("give each sink its own id"),
             );
         }
-        for source in self.plan.sources.iter().filter(of_channel) {
+        // What a durable channel has taken has its number there for a position, whatever source it is from.
+        let durable = sink.channels.iter().all(|channel| self.plan.has_durable_channel(channel));
+        for source in self.plan.sources.iter().filter(of_channel).filter(|_| !durable) {
             if source.channels.len() > 1 {
                 let message = format!(
                     "source `{}` writes to {} channels; its file positions can be in one sink's transaction only",
@@ -528,7 +532,7 @@ impl Build<'_> {
                     "source `{}` ({}) has no positions: its events are written in transactions, but may be repeated or lost with the process",
                     source.name, source.type_name
                 );
-                told.push(Finding::warning("exactly-once", message).remedy("collect a file with `exec` tail -F or TAILDIR"));
+                told.push(Finding::warning("exactly-once", message).remedy("collect a file with `exec` tail -F or TAILDIR, or use a `file` channel"));
             }
         }
         let place = place.cloned();
@@ -543,7 +547,8 @@ fn common(role: Role, key: &str) -> bool {
             ["type", "channels", "channel"].contains(&key) || ["selector.", "interceptors"].iter().any(|prefix| key.starts_with(prefix))
         }
         Role::Sink => ["type", "channels", "channel"].contains(&key),
-        Role::Channel | Role::Interceptor | Role::Selector => key == "type",
+        Role::Group => ["type", "processor.type"].contains(&key),
+        Role::Channel | Role::Interceptor | Role::Selector | Role::Filter => key == "type",
     }
 }
 

@@ -18,6 +18,8 @@ pub struct Component {
     pub interceptors: Vec<Component>,
     /// A source's channel selector, where one is set.
     pub selector: Option<Box<Component>>,
+    /// The group of a sink. Its `channels` are the names of its sinks.
+    pub group: Option<Box<Component>>,
 }
 
 #[derive(Clone, Debug)]
@@ -37,6 +39,7 @@ impl Component {
             channels: Vec::new(),
             interceptors: Vec::new(),
             selector: None,
+            group: None,
         }
     }
 
@@ -88,6 +91,10 @@ impl Component {
         };
         self.with_parts().count() == other.with_parts().count()
             && self.with_parts().zip(other.with_parts()).all(|(a, b)| alike(a, b))
+            && match (&self.group, &other.group) {
+                (Some(group), Some(other)) => alike(group, other),
+                (group, other) => group.is_none() && other.is_none(),
+            }
     }
 
     fn default(&self, key: &str) -> Option<&'static str> {

@@ -64,6 +64,11 @@ impl Finding {
         Self::new(Level::Note, code, message)
     }
 
+    /// Does Flume run without the component because of it?
+    pub fn drops_component(&self) -> bool {
+        ["drops the source", "drops the channel", "drops the sink", "drops the group"].iter().any(|word| self.flume.starts_with(word))
+    }
+
     pub fn at(mut self, place: &Place) -> Self {
         self.place = Some(place.clone());
         self

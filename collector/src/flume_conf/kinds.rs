@@ -19,12 +19,16 @@ pub enum Role {
     Interceptor,
     /// Part of a source.
     Selector,
+    /// Several sinks and their processor.
+    Group,
+    /// Puts words into a file's values.
+    Filter,
 }
 
 impl Role {
     /// Those that an agent lists: `agent.sources = r1`.
     pub const LISTED: [Role; 3] = [Role::Source, Role::Channel, Role::Sink];
-    pub const ALL: [Role; 5] = [Role::Source, Role::Interceptor, Role::Selector, Role::Channel, Role::Sink];
+    pub const ALL: [Role; 7] = [Role::Source, Role::Interceptor, Role::Selector, Role::Channel, Role::Sink, Role::Group, Role::Filter];
 
     /// The word in keys: `agent.sources.r1.type`, `agent.sources.r1.interceptors.i1.type`.
     pub fn plural(self) -> &'static str {
@@ -32,6 +36,8 @@ impl Role {
             Role::Source | Role::Interceptor | Role::Selector => "sources",
             Role::Channel => "channels",
             Role::Sink => "sinks",
+            Role::Group => "sinkgroups",
+            Role::Filter => "configfilters",
         }
     }
 
@@ -42,6 +48,8 @@ impl Role {
             Role::Sink => "sink",
             Role::Interceptor => "interceptor",
             Role::Selector => "channel selector",
+            Role::Group => "sink group",
+            Role::Filter => "config filter",
         }
     }
 }
@@ -184,7 +192,9 @@ pub fn built() -> impl Iterator<Item = &'static Kind> {
     let sinks = crate::sink::SINKS.iter().map(|sink| sink.kind);
     let interceptors = crate::interceptor::INTERCEPTORS.iter().map(|interceptor| interceptor.kind);
     let selectors = crate::selector::SELECTORS.iter().map(|selector| selector.kind);
-    sources.chain(interceptors).chain(selectors).chain(channels).chain(sinks)
+    let groups = crate::group::PROCESSORS.iter().copied();
+    let filters = super::filters::FILTERS.iter().copied();
+    sources.chain(interceptors).chain(selectors).chain(channels).chain(sinks).chain(groups).chain(filters)
 }
 
 /// The kind that `name` means as a type of `role`.
@@ -207,49 +217,30 @@ const fn missing(role: Role, alias: &'static str, class: &'static str, instead: 
 }
 
 const TAIL: &str = "let the sender write a file and collect it with TAILDIR";
-const NETCAT: &str = "`netcat` takes lines over TCP";
 const MEMORY: &str = "`memory`; tailed files lose nothing over it, because positions advance only after the sink";
 const KAFKA: &str = "write to Kafka with org.apache.flume.sink.kafka.KafkaSink and let the stream engine write it on";
 
 pub const MISSING: &[Missing] = &[
-    missing(Role::Source, "avro", "org.apache.flume.source.AvroSource", TAIL),
-    missing(Role::Source, "thrift", "org.apache.flume.source.ThriftSource", TAIL),
     missing(Role::Source, "jms", "org.apache.flume.source.jms.JMSSource", TAIL),
-    missing(
-        Role::Source,
-        "spooldir",
-        "org.apache.flume.source.SpoolDirectorySource",
-        "TAILDIR reads complete files too (filegroups.<g> = /dir/.*)",
-    ),
-    missing(Role::Source, "netcatudp", "org.apache.flume.source.NetcatUdpSource", NETCAT),
-    missing(Role::Source, "syslogtcp", "org.apache.flume.source.SyslogTcpSource", NETCAT),
-    missing(Role::Source, "multiport_syslogtcp", "org.apache.flume.source.MultiportSyslogTCPSource", NETCAT),
-    missing(Role::Source, "syslogudp", "org.apache.flume.source.SyslogUDPSource", TAIL),
-    missing(Role::Source, "http", "org.apache.flume.source.http.HTTPSource", "produce over HTTP to the broker bridge"),
     missing(Role::Source, "", "org.apache.flume.source.kafka.KafkaSource", "let the stream engine read Kafka directly"),
     missing(Role::Source, "", "org.apache.flume.source.StressSource", "`seq` generates events"),
     missing(Role::Source, "", "org.apache.flume.source.scribe.ScribeSource", TAIL),
     missing(Role::Source, "", "org.apache.flume.source.twitter.TwitterSource", TAIL),
     missing(Role::Source, "", "org.apache.flume.source.avroLegacy.AvroLegacySource", TAIL),
     missing(Role::Source, "", "org.apache.flume.source.thriftLegacy.ThriftLegacySource", TAIL),
-    missing(Role::Channel, "file", "org.apache.flume.channel.file.FileChannel", MEMORY),
     missing(Role::Channel, "jdbc", "org.apache.flume.channel.jdbc.JdbcChannel", MEMORY),
-    missing(Role::Channel, "spillablememory", "org.apache.flume.channel.SpillableMemoryChannel", MEMORY),
     missing(Role::Channel, "", "org.apache.flume.channel.kafka.KafkaChannel", MEMORY),
     missing(Role::Channel, "", "org.apache.flume.channel.PseudoTxnMemoryChannel", "`memory`"),
-    missing(Role::Sink, "file_roll", "org.apache.flume.sink.RollingFileSink", KAFKA),
-    missing(Role::Sink, "hdfs", "org.apache.flume.sink.hdfs.HDFSEventSink", KAFKA),
     missing(Role::Sink, "irc", "org.apache.flume.sink.irc.IRCSink", "`logger`"),
-    missing(Role::Sink, "avro", "org.apache.flume.sink.AvroSink", "`bridge` sends through the broker bridge"),
-    missing(Role::Sink, "thrift", "org.apache.flume.sink.ThriftSink", "`bridge` sends through the broker bridge"),
     missing(Role::Sink, "elasticsearch", "org.apache.flume.sink.elasticsearch.ElasticSearchSink", KAFKA),
     missing(Role::Sink, "hbase", "org.apache.flume.sink.hbase.HBaseSink", KAFKA),
     missing(Role::Sink, "asynchbase", "org.apache.flume.sink.hbase.AsyncHBaseSink", KAFKA),
     missing(Role::Sink, "hbase2", "org.apache.flume.sink.hbase2.HBase2Sink", KAFKA),
     missing(Role::Sink, "morphline_solr", "org.apache.flume.sink.solr.morphline.MorphlineSolrSink", KAFKA),
     missing(Role::Sink, "hive", "org.apache.flume.sink.hive.HiveSink", KAFKA),
-    missing(Role::Sink, "http", "org.apache.flume.sink.http.HttpSink", KAFKA),
     missing(Role::Sink, "", "org.apache.flume.sink.kudu.KuduSink", KAFKA),
+    missing(Role::Interceptor, "", "org.apache.flume.sink.solr.morphline.MorphlineInterceptor$Builder", "`regex_extractor`, `search_replace` and `regex_filter` for what they can do"),
+    missing(Role::Filter, "hadoop", "org.apache.flume.configfilter.HadoopCredentialStoreConfigFilter", "`external` with a command that prints the secret"),
 ];
 
 pub fn find_missing(role: Role, name: &str) -> Option<&'static Missing> {

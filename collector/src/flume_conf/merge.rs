@@ -6,7 +6,7 @@ use super::component::Setting;
 use super::kinds::{self, Role};
 use super::plan::{ConfFile, Options};
 use super::substitute::{Variables, substitute};
-use super::{Finding, Level, Place, properties};
+use super::{Finding, Level, Place, filters, properties};
 
 /// A value with its place, substituted.
 pub(super) type Merged = BTreeMap<String, Setting>;
@@ -68,18 +68,15 @@ pub(super) fn merge(files: &[ConfFile<'_>], options: &Options<'_>, findings: &mu
             findings.push(finding.flume("does not load the file").remedy("write the value out once"));
         }
         for unknown in substituted.unknown {
-            let filter = unknown.contains('[');
-            let message = if filter {
-                format!("`${{{unknown}}}` is a config filter's; there are none here")
-            } else {
-                format!("`${{{unknown}}}` is not known and stays as it is")
-            };
-            let finding = Finding::new(if filter { Level::Error } else { Level::Warning }, "unknown-variable", message)
-                .maybe_at(setting.place.as_ref())
-                .key(key);
+            if filters::is_reference(&unknown) {
+                continue;
+            }
+            let message = format!("`${{{unknown}}}` is not known and stays as it is");
+            let finding = Finding::warning("unknown-variable", message).maybe_at(setting.place.as_ref()).key(key);
             findings.push(finding.remedy("set it, or give a default: ${env:NAME:-value}"));
         }
     }
+    filters::apply(&mut merged, options, findings);
     merged
 }
 
@@ -103,8 +100,6 @@ pub(super) struct Raw {
     pub(super) lists: BTreeMap<Role, Setting>,
     /// Role, name → key → value.
     pub(super) components: BTreeMap<(Role, String), BTreeMap<String, Setting>>,
-    /// `sinkgroups`, `configfilters`.
-    pub(super) other_lists: BTreeMap<&'static str, Setting>,
 }
 
 pub(super) fn group(merged: Merged, options: &Options<'_>, findings: &mut Vec<Finding>) -> BTreeMap<String, Raw> {
@@ -112,19 +107,14 @@ pub(super) fn group(merged: Merged, options: &Options<'_>, findings: &mut Vec<Fi
     let mut strays: Vec<(String, String, Setting)> = Vec::new();
     for (key, setting) in merged {
         let Some((agent, rest)) = key.split_once('.') else { continue };
-        let role = Role::LISTED.into_iter().find(|role| rest == role.plural());
+        const ROLES: [Role; 5] = [Role::Source, Role::Channel, Role::Sink, Role::Group, Role::Filter];
+        let role = ROLES.into_iter().find(|role| rest == role.plural());
         if let Some(role) = role {
             agents.entry(agent.to_owned()).or_default().lists.insert(role, setting);
             continue;
         }
-        if let Some(list) = ["sinkgroups", "configfilters"].into_iter().find(|list| rest.split('.').next() == Some(list)) {
-            if rest == list {
-                agents.entry(agent.to_owned()).or_default().other_lists.insert(list, setting);
-            }
-            continue;
-        }
         let mut parts = rest.splitn(3, '.');
-        let role = parts.next().and_then(|word| Role::LISTED.into_iter().find(|role| word == role.plural()));
+        let role = parts.next().and_then(|word| ROLES.into_iter().find(|role| word == role.plural()));
         match (role, parts.next(), parts.next()) {
             (Some(role), Some(name), Some(property)) if !name.is_empty() && !property.is_empty() => {
                 let raw = agents.entry(agent.to_owned()).or_default();

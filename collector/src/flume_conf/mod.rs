@@ -7,14 +7,17 @@
 //! | [`substitute`] | what do `${…}` stand for |
 //! | [`kinds`] | which component kinds and properties are there |
 //! | `merge` | which raw components do the files hold |
-//! | `build`, `parts` | what becomes of them, and what is wrong |
+//! | `filters` | what do config filters put in |
+//! | `build`, `parts`, `groups` | what becomes of them, and what is wrong |
 //! | [`plan`] | which components would run, with which settings |
 //! | [`component`] | the settings of one of them, read by its code |
 //! | [`finding`] | what is to be said to the user |
 
 mod build;
 pub mod component;
+pub mod filters;
 pub mod finding;
+mod groups;
 pub mod kinds;
 mod merge;
 mod parts;

@@ -28,6 +28,8 @@ pub struct Options<'a> {
     /// Flume's own reading.
     pub strict: bool,
     pub env: &'a dyn Fn(&str) -> Option<String>,
+    /// Runs a config filter's command with a key; its first line, or what went wrong.
+    pub run: &'a dyn Fn(&str, &str) -> Result<String, String>,
     /// `-Dname=value`.
     pub sys: &'a BTreeMap<String, String>,
     pub now: DateTime<Local>,
@@ -40,6 +42,8 @@ pub struct Plan {
     pub sources: Vec<Component>,
     pub channels: Vec<Component>,
     pub sinks: Vec<Component>,
+    /// Sink groups; each of their sinks has a copy.
+    pub groups: Vec<Component>,
 }
 
 impl Plan {
@@ -47,13 +51,19 @@ impl Plan {
         self.sources.iter().chain(&self.channels).chain(&self.sinks)
     }
 
+    /// Is there a channel of this name whose events outlive the process?
+    pub fn has_durable_channel(&self, name: &str) -> bool {
+        self.channels.iter().any(|channel| channel.name == name && crate::channel::is_durable(channel))
+    }
+
     pub(super) fn of(&self, role: Role) -> &[Component] {
         match role {
             Role::Source => &self.sources,
             Role::Channel => &self.channels,
             Role::Sink => &self.sinks,
-            // Parts of their sources.
-            Role::Interceptor | Role::Selector => &[],
+            Role::Group => &self.groups,
+            // Parts of their sources; spent when the file is read.
+            Role::Interceptor | Role::Selector | Role::Filter => &[],
         }
     }
 
@@ -63,6 +73,7 @@ impl Plan {
             Role::Source | Role::Interceptor | Role::Selector => &mut self.sources,
             Role::Channel => &mut self.channels,
             Role::Sink => &mut self.sinks,
+            Role::Group | Role::Filter => &mut self.groups,
         }
     }
 
@@ -73,6 +84,16 @@ impl Plan {
         for role in Role::LISTED {
             let names: Vec<_> = self.of(role).iter().map(|component| component.name.as_str()).collect();
             text.push_str(&format!("{agent}.{} = {}\n", role.plural(), names.join(" ")));
+        }
+        if !self.groups.is_empty() {
+            let names: Vec<_> = self.groups.iter().map(|group| group.name.as_str()).collect();
+            text.push_str(&format!("{agent}.sinkgroups = {}\n", names.join(" ")));
+        }
+        for group in &self.groups {
+            text.push_str(&format!("\n{agent}.sinkgroups.{}.processor.type = {}\n", group.name, group.type_name));
+            for (key, setting) in &group.settings {
+                text.push_str(&format!("{agent}.sinkgroups.{}.{key} = {}\n", group.name, setting.value));
+            }
         }
         for component in self.components() {
             let prefix = format!("{agent}.{}.{}", component.kind.role.plural(), component.name);

@@ -2,10 +2,23 @@
 //! [`INTERCEPTORS`] each.
 
 pub mod fixed;
+pub mod host;
+mod joda;
+pub mod regex_extractor;
+pub mod regex_filter;
+pub mod remove_header;
+pub mod search_replace;
 pub mod timestamp;
+pub mod uuid;
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use crate::event::Event;
-use crate::flume_conf::{Component, Kind};
+use crate::flume_conf::{Component, Finding, Kind};
+use crate::java_regex::{JavaRegex, Refused};
 
 /// An interceptor as the table knows it.
 pub struct InterceptorKind {
@@ -16,11 +29,58 @@ pub struct InterceptorKind {
 pub static INTERCEPTORS: &[InterceptorKind] = &[
     InterceptorKind { kind: &timestamp::KIND, build: timestamp::build },
     InterceptorKind { kind: &fixed::KIND, build: fixed::build },
+    InterceptorKind { kind: &host::KIND, build: host::build },
+    InterceptorKind { kind: &remove_header::KIND, build: remove_header::build },
+    InterceptorKind { kind: &search_replace::KIND, build: search_replace::build },
+    InterceptorKind { kind: &regex_filter::KIND, build: regex_filter::build },
+    InterceptorKind { kind: &regex_extractor::KIND, build: regex_extractor::build },
+    InterceptorKind { kind: &uuid::KIND, build: uuid::build },
 ];
 
 pub trait Interceptor: Send + Sync {
     /// The event as it goes on; `None` when it ends here.
     fn intercept(&self, event: Event) -> Option<Event>;
+}
+
+/// The expression that is set as `key`, or what is wrong with it.
+pub(crate) fn review_regex(
+    component: &Component,
+    key: &str,
+    build: fn(&str) -> Result<JavaRegex, Refused>,
+) -> Result<JavaRegex, Finding> {
+    build(component.text(key)).map_err(|refused| {
+        let place = component.settings.get(key).and_then(|setting| setting.place.as_ref());
+        let finding = Finding::error("regular-expression", refused.to_string()).maybe_at(place).key(format!("{}.{key}", component.name));
+        if refused.by_java {
+            finding.flume("drops the source").remedy("correct the expression; in this file a backslash is written twice")
+        } else {
+            finding.flume("takes it").remedy("write it another way")
+        }
+    })
+}
+
+/// Events that an interceptor could not do its work on. Each is counted; the first is told.
+struct Failures {
+    name: String,
+    count: metrics::Counter,
+    told: AtomicBool,
+}
+
+impl Failures {
+    fn of(component: &Component) -> Self {
+        let count = metrics::counter!("millrace_collector_interceptor_failures_total", "interceptor" => component.name.clone());
+        Self { name: component.name.clone(), count, told: AtomicBool::new(false) }
+    }
+
+    fn or<T, E: fmt::Display>(&self, result: Result<T, E>, otherwise: T) -> T {
+        result.unwrap_or_else(|error| {
+            self.count.increment(1);
+            if !self.told.swap(true, Relaxed) {
+                tracing::warn!(interceptor = self.name, %error, "an event goes on without this interceptor's work; more are only counted");
+            }
+            otherwise
+        })
+    }
 }
 
 /// A source's interceptors, in their order.
@@ -62,3 +122,6 @@ impl Chain {
         (going, ended)
     }
 }
+
+#[cfg(test)]
+mod tests;

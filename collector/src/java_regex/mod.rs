@@ -43,6 +43,8 @@ pub struct Refused {
     pub why: String,
     /// Characters before the place, not counting `\Q` and `\E`.
     pub at: usize,
+    /// It is no expression in Java either.
+    pub by_java: bool,
 }
 
 impl fmt::Display for Refused {
@@ -85,7 +87,7 @@ impl JavaRegex {
         let mut parser = Parser::new(pattern);
         let node = around(parser.parse()?);
         if let Some(why) = node.fault() {
-            return Err(Refused { why: why.into(), at: 0 });
+            return Err(Refused { why: why.into(), at: 0, by_java: false });
         }
         let compile = |short: bool| {
             let mut text = String::new();
@@ -95,7 +97,7 @@ impl JavaRegex {
                 .delegate_size_limit(COMPILED_MAX)
                 .delegate_dfa_size_limit(COMPILED_MAX)
                 .build();
-            built.map_err(|error| Refused { why: format!("it cannot be carried over: {error}"), at: 0 })
+            built.map_err(|error| Refused { why: format!("it cannot be carried over: {error}"), at: 0, by_java: false })
         };
         let needs = node.needs();
         let short = (needs != Needs::default()).then(|| compile(true)).transpose()?;

@@ -61,13 +61,19 @@ impl Parser {
     pub(super) fn parse(&mut self) -> Parsed<Node> {
         let node = self.alternatives()?;
         if self.peek().is_some() {
-            return Err(self.refuse("`)` without `(`"));
+            return Err(self.wrong("`)` without `(`"));
         }
         Ok(node)
     }
 
+    /// Java takes it.
     fn refuse(&self, why: impl Into<String>) -> Refused {
-        Refused { why: why.into(), at: self.at }
+        Refused { why: why.into(), at: self.at, by_java: false }
+    }
+
+    /// It is no expression in Java either.
+    fn wrong(&self, why: impl Into<String>) -> Refused {
+        Refused { by_java: true, ..self.refuse(why) }
     }
 
     /// The next character that is syntax.
@@ -144,7 +150,7 @@ impl Parser {
             }
             let node = match char {
                 '|' | ')' => break,
-                '*' | '+' | '?' | '{' => return Err(self.refuse(format!("`{char}` has nothing to repeat"))),
+                '*' | '+' | '?' | '{' => return Err(self.wrong(format!("`{char}` has nothing to repeat"))),
                 '(' => match self.group()? {
                     Some(node) => node,
                     // Flags for the rest of the group.
@@ -203,8 +209,8 @@ impl Parser {
         };
         self.at += usize::from(greed != Greed::Greedy);
         self.skip_comments();
-        if let Some(char @ ('*' | '+' | '?' | '{')) = self.peek().filter(|_| !self.quoted()) {
-            return Err(self.refuse(format!("`{char}` has nothing to repeat")));
+        if self.is('{') {
+            return Err(self.refuse("a second `{…}`, which repeats nothing"));
         }
         Ok(Node::Repeat { node: Box::new(node), min, max, greed })
     }
@@ -212,13 +218,13 @@ impl Parser {
     /// `{n}`, `{n,}` or `{n,m}`, up to its last character.
     fn counts(&mut self) -> Parsed<(u32, Option<u32>)> {
         self.at += 1;
-        let min = self.number().ok_or_else(|| self.refuse("`{` without a number; write \\\\{ for the character"))?;
+        let min = self.number().ok_or_else(|| self.wrong("`{` without a number; write \\\\{ for the character"))?;
         let max = if self.accept(",") { self.number() } else { Some(min) };
         if !self.is('}') {
-            return Err(self.refuse("`{` without `}`"));
+            return Err(self.wrong("`{` without `}`"));
         }
         if max.is_some_and(|max| max < min) {
-            return Err(self.refuse("the second number in `{…}` is smaller than the first"));
+            return Err(self.wrong("the second number in `{…}` is smaller than the first"));
         }
         Ok((min, max))
     }
@@ -239,7 +245,7 @@ impl Parser {
         let opened = self.at;
         let finish = |parser: &mut Self| {
             parser.flags = flags;
-            if parser.accept(")") { Ok(()) } else { Err(Refused { why: "`(` without `)`".into(), at: opened }) }
+            if parser.accept(")") { Ok(()) } else { Err(Refused { at: opened, ..parser.wrong("`(` without `)`") }) }
         };
         if !self.accept("?") {
             return self.capture(None, finish).map(Some);
@@ -252,27 +258,30 @@ impl Parser {
                 if look.behind && node.width_max().is_none() {
                     return Err(self.refuse("a look-behind without a longest text"));
                 }
-                if self.groups.len() > groups && (look.behind || look.negated) {
-                    return Err(self.refuse("a capturing group inside a look-behind or a negative look-ahead; write (?:…)"));
-                }
+                self.nothing_captured_since(groups)?;
                 return Ok(Some(Node::Look { look, node: Box::new(node) }));
             }
         }
         if self.accept(">") {
+            let groups = self.groups.len();
             let node = self.alternatives()?;
             finish(self)?;
+            self.nothing_captured_since(groups)?;
+            if matches!(&node, Node::Sequence(nodes) if nodes.is_empty()) {
+                return Err(self.refuse("an empty (?>)"));
+            }
             return Ok(Some(Node::Atomic(Box::new(node))));
         }
         if self.accept("<") {
             let name = self.name()?;
             if self.groups.iter().flatten().any(|known| *known == name) {
-                return Err(self.refuse(format!("there are two groups `{name}`")));
+                return Err(self.wrong(format!("there are two groups `{name}`")));
             }
             return self.capture(Some(name), finish).map(Some);
         }
         let mut on = true;
         loop {
-            let Some(char) = self.next() else { return Err(self.refuse("`(?` without `)`")) };
+            let Some(char) = self.next() else { return Err(self.wrong("`(?` without `)`")) };
             match char {
                 ':' => {
                     let node = self.alternatives()?;
@@ -287,9 +296,17 @@ impl Parser {
                 'd' => self.flags.unix = on,
                 'x' => self.flags.comments = on,
                 'u' | 'U' | 'c' => return Err(self.refuse(format!("the flag `{char}`: (?{char}) is not known here; name the characters"))),
-                _ => return Err(self.refuse(format!("`(?{char}` means nothing"))),
+                _ => return Err(self.wrong(format!("`(?{char}` means nothing"))),
             }
         }
+    }
+
+    /// Java leaves behind what such a group captured where the match then failed.
+    fn nothing_captured_since(&self, groups: usize) -> Parsed<()> {
+        if self.groups.len() > groups {
+            return Err(self.refuse("a capturing group inside a look-around, (?>…) or a possessive repetition; write (?:…)"));
+        }
+        Ok(())
     }
 
     fn capture(&mut self, name: Option<String>, finish: impl Fn(&mut Self) -> Parsed<()>) -> Parsed<Node> {
@@ -302,7 +319,7 @@ impl Parser {
         let node = self.alternatives()?;
         self.open.pop();
         finish(self)?;
-        Ok(Node::Group { node: Box::new(node), number })
+        Ok(Node::Group(Box::new(node)))
     }
 
     /// `name>`
@@ -313,7 +330,7 @@ impl Parser {
             self.at += 1;
         }
         if !name.starts_with(|char: char| char.is_ascii_alphabetic()) || !self.accept(">") {
-            return Err(self.refuse("a group's name is letters and digits: (?<name>…)"));
+            return Err(self.wrong("a group's name is letters and digits: (?<name>…)"));
         }
         Ok(name)
     }
@@ -321,7 +338,7 @@ impl Parser {
     /// From `\`, outside a class.
     fn escape(&mut self) -> Parsed<Node> {
         self.at += 1;
-        let Some(char) = self.peek() else { return Err(self.refuse("`\\` at the end")) };
+        let Some(char) = self.peek() else { return Err(self.wrong("`\\` at the end")) };
         let assertion = match char {
             'A' => Node::Start,
             'z' => Node::End,
@@ -364,11 +381,11 @@ impl Parser {
     fn named_reference(&mut self) -> Parsed<Node> {
         self.at += 1;
         if !self.accept("<") {
-            return Err(self.refuse("\\k without a name: \\k<name>"));
+            return Err(self.wrong("\\k without a name: \\k<name>"));
         }
         let name = self.name()?;
         let number = self.groups.iter().position(|known| known.as_deref() == Some(&name));
-        self.refer(number.ok_or_else(|| self.refuse(format!("there is no group `{name}` before")))?)
+        self.refer(number.ok_or_else(|| self.wrong(format!("there is no group `{name}` before")))?)
     }
 
     fn refer(&self, number: usize) -> Parsed<Node> {
@@ -395,7 +412,8 @@ impl Parser {
             } else {
                 self.next().map(String::from).unwrap_or_default()
             };
-            let set = set::property(&name, self.flags.fold).map_err(|why| self.refuse(format!("\\{char}{{{name}}}: {why}")))?;
+            let set = set::property(&name, self.flags.fold)
+                .map_err(|(by_java, why)| Refused { by_java, ..self.refuse(format!("\\{char}{{{name}}}: {why}")) })?;
             return Ok(Some(if char == 'P' { set::not(set) } else { set }));
         }
         let found = set::escape(char.to_ascii_lowercase());
@@ -405,7 +423,7 @@ impl Parser {
 
     /// The character that an escape stands for, after its backslash.
     fn char_escape(&mut self) -> Parsed<char> {
-        let Some(char) = self.next() else { return Err(self.refuse("`\\` at the end")) };
+        let Some(char) = self.next() else { return Err(self.wrong("`\\` at the end")) };
         Ok(match char {
             't' => '\t',
             'n' => '\n',
@@ -418,9 +436,9 @@ impl Parser {
             'u' => self.utf16()?,
             'c' => {
                 let control = self.next().and_then(|char| char::from_u32(u32::from(char) ^ 64));
-                control.ok_or_else(|| self.refuse("\\c without a character"))?
+                control.ok_or_else(|| self.wrong("\\c without a character"))?
             }
-            char if char.is_ascii_alphabetic() => return Err(self.refuse(format!("\\{char} means nothing in Java's expressions"))),
+            char if char.is_ascii_alphabetic() => return Err(self.wrong(format!("\\{char} means nothing in Java's expressions"))),
             char => char,
         })
     }
@@ -435,7 +453,7 @@ impl Parser {
             digits += 1;
             self.at += 1;
         }
-        char::from_u32(value).filter(|_| digits > 0).ok_or_else(|| self.refuse("\\0 without an octal number"))
+        char::from_u32(value).filter(|_| digits > 0).ok_or_else(|| self.wrong("\\0 without an octal number"))
     }
 
     fn hex_digits(&mut self, count: usize) -> Option<u32> {
@@ -452,13 +470,13 @@ impl Parser {
         } else {
             self.hex_digits(2)
         };
-        value.and_then(char::from_u32).ok_or_else(|| self.refuse("\\x without a character's number: \\xhh or \\x{h…h}"))
+        value.and_then(char::from_u32).ok_or_else(|| self.wrong("\\x without a character's number: \\xhh or \\x{h…h}"))
     }
 
     /// `\uhhhh`, or two of them that are one character.
     fn utf16(&mut self) -> Parsed<char> {
         let unit = |parser: &mut Self| parser.hex_digits(4).and_then(|unit| u16::try_from(unit).ok());
-        let Some(first) = unit(self) else { return Err(self.refuse("\\u without the number of a character: \\uhhhh")) };
+        let Some(first) = unit(self) else { return Err(self.wrong("\\u without the number of a character: \\uhhhh")) };
         if let Some(char) = char::from_u32(u32::from(first)) {
             return Ok(char);
         }
@@ -481,12 +499,15 @@ impl Parser {
         // What stands left of a `&&`.
         let mut left: Option<Set> = None;
         loop {
-            let Some(char) = self.peek() else { return Err(Refused { why: "`[` without `]`".into(), at: opened }) };
+            let Some(char) = self.peek() else { return Err(Refused { at: opened, ..self.wrong("`[` without `]`") }) };
             let quoted = self.quoted();
             if self.flags.comments && !quoted && (set_has_blank(char) || char == '#') {
                 return Err(self.refuse("a blank or # in a class with (?x); escape it"));
             }
             if char == ']' && !quoted {
+                if parts == 0 && left.is_none() && !self.chars[self.at + 1..].contains(&(']', false)) {
+                    return Err(Refused { at: opened, ..self.wrong("`[` without `]`") });
+                }
                 if parts == 0 {
                     return Err(self.refuse("`]` first in a class; write \\\\]"));
                 }
@@ -534,21 +555,21 @@ impl Parser {
         }
         self.at += 1;
         if self.is('\\') && self.chars.get(self.at + 1).is_some_and(|(char, _)| "dDwWsShHvVpP".contains(*char)) {
-            return Err(self.refuse("a range to a class; put the `-` last"));
+            return Err(self.wrong("a range to a class; put the `-` last"));
         }
         let to = self.class_char()?;
         if to < from {
-            return Err(self.refuse(format!("the range {from}-{to} is backwards")));
+            return Err(self.wrong(format!("the range {from}-{to} is backwards")));
         }
         Ok(set::range(from, to, self.flags.fold))
     }
 
     fn class_char(&mut self) -> Parsed<char> {
         let escaped = self.is('\\');
-        let Some(char) = self.next() else { return Err(self.refuse("`[` without `]`")) };
+        let Some(char) = self.next() else { return Err(self.wrong("`[` without `]`")) };
         if escaped {
             if self.peek().is_some_and(|char| char.is_ascii_digit() && char != '0') {
-                return Err(self.refuse("a reference to a group inside a class"));
+                return Err(self.wrong("a reference to a group inside a class"));
             }
             return self.char_escape();
         }

@@ -25,7 +25,13 @@ impl Replacement {
                 '\\' => literal.push(chars.next().ok_or("`\\` at the end of the replacement; write \\\\\\\\ for the character")?),
                 '$' => {
                     let number = if chars.next_if_eq(&'{').is_some() {
-                        let name: String = chars.by_ref().take_while(|char| *char != '}').collect();
+                        let mut name = String::new();
+                        loop {
+                            match chars.next().ok_or_else(|| format!("`${{{name}` without `}}`"))? {
+                                '}' => break,
+                                char => name.push(char),
+                            }
+                        }
                         regex.group_named(&name).ok_or_else(|| format!("`${{{name}}}`: the expression has no group of this name"))?
                     } else {
                         let digit = chars.next_if(char::is_ascii_digit).and_then(|char| char.to_digit(10));

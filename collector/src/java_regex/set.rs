@@ -57,24 +57,24 @@ pub(super) fn escape(letter: char) -> Option<Set> {
     }))
 }
 
-/// `\p{name}`. The error says why it is refused.
-pub(super) fn property(name: &str, fold: bool) -> Result<Set, String> {
+/// `\p{name}`. The error says whether Java refuses it too, and why.
+pub(super) fn property(name: &str, fold: bool) -> Result<Set, (bool, String)> {
     if let Some(ascii) = posix(name) {
-        return if fold && ["Lower", "Upper"].contains(&name) { Err(CASED.into()) } else { Ok(ascii) };
+        return if fold && ["Lower", "Upper"].contains(&name) { Err((false, CASED.into())) } else { Ok(ascii) };
     }
     if let Some((kind, value)) = name.split_once('=') {
         return match kind.to_ascii_lowercase().as_str() {
-            "gc" | "general_category" => category(value, fold).ok_or_else(|| format!("there is no general category `{value}`"))?,
-            "sc" | "script" => unicode(&format!(r"\p{{sc={value}}}")).ok_or_else(|| format!("there is no script `{value}`")),
-            "blk" | "block" => Err(BLOCK.into()),
-            _ => Err(format!("there is no property `{kind}`")),
+            "gc" | "general_category" => category(value, fold).ok_or_else(|| (true, format!("there is no general category `{value}`")))?,
+            "sc" | "script" => unicode(&format!(r"\p{{sc={value}}}")).ok_or_else(|| (true, format!("there is no script `{value}`"))),
+            "blk" | "block" => Err((false, BLOCK.into())),
+            _ => Err((true, format!("there is no property `{kind}`"))),
         };
     }
     if let Some(name) = name.strip_prefix("Is") {
         let expression = match name.to_ascii_uppercase().as_str() {
             "ALPHABETIC" => r"\p{Alphabetic}",
             "LETTER" => r"\p{L}",
-            "LOWERCASE" | "UPPERCASE" | "TITLECASE" if fold => return Err(CASED.into()),
+            "LOWERCASE" | "UPPERCASE" | "TITLECASE" if fold => return Err((false, CASED.into())),
             "LOWERCASE" => r"\p{Lowercase}",
             "UPPERCASE" => r"\p{Uppercase}",
             "TITLECASE" => r"\p{Lt}",
@@ -91,22 +91,23 @@ pub(super) fn property(name: &str, fold: bool) -> Result<Set, String> {
         if let Some(set) = category(name, fold) {
             return set;
         }
-        return unicode(&format!(r"\p{{sc={name}}}")).ok_or_else(|| format!("there is no script or property `{name}`"));
+        return unicode(&format!(r"\p{{sc={name}}}")).ok_or_else(|| (true, format!("there is no script or property `{name}`")));
     }
     if name.starts_with("In") {
-        return Err(BLOCK.into());
+        return Err((false, BLOCK.into()));
     }
     if name.starts_with("java") {
-        return Err("the classes of java.lang.Character are not known here; write a Unicode category, e.g. \\\\p{L}".into());
+        let why = "the classes of java.lang.Character are not known here; write a Unicode category, e.g. \\\\p{L}";
+        return Err((false, why.into()));
     }
-    category(name, fold).ok_or_else(|| format!("there is no character class `{name}`"))?
+    category(name, fold).ok_or_else(|| (true, format!("there is no character class `{name}`")))?
 }
 
 const CASED: &str = "with (?i), versions of Java differ about letters by case; write \\\\p{L} or the letters";
 const BLOCK: &str = "Unicode blocks are not known here; write a script (\\\\p{IsGreek}) or a range";
 
 /// A general category by its Java name.
-fn category(name: &str, fold: bool) -> Option<Result<Set, String>> {
+fn category(name: &str, fold: bool) -> Option<Result<Set, (bool, String)>> {
     const NAMES: &[&str] = &[
         "Cn", "Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Me", "Mc", "Nd", "Nl", "No", "Zs", "Zl", "Zp", "Cc", "Cf", "Co", "Pd", "Ps", "Pe", "Pc",
         "Po", "Sm", "Sc", "Sk", "So", "Pi", "Pf", "L", "M", "N", "Z", "C", "P", "S", "LC",
@@ -115,7 +116,7 @@ fn category(name: &str, fold: bool) -> Option<Result<Set, String>> {
         return None;
     }
     if fold && ["Lu", "Ll", "Lt"].contains(&name) {
-        return Some(Err(CASED.into()));
+        return Some(Err((false, CASED.into())));
     }
     unicode(&format!(r"\p{{gc={name}}}")).map(Ok)
 }

@@ -36,10 +36,7 @@ pub(super) enum Node {
         max: Option<u32>,
         greed: Greed,
     },
-    Group {
-        node: Box<Node>,
-        number: usize,
-    },
+    Group(Box<Node>),
     Atomic(Box<Node>),
     Look {
         look: Look,
@@ -117,7 +114,7 @@ impl Node {
             Node::Sequence(nodes) => nodes.iter().map(Node::width_max).sum(),
             Node::Either(nodes) => nodes.iter().map(Node::width_max).try_fold(0, |most, width| Some(most.max(width?))),
             Node::Repeat { node, max, .. } => node.width_max()?.checked_mul(u64::from((*max)?)),
-            Node::Group { node, .. } | Node::Atomic(node) => node.width_max(),
+            Node::Group(node) | Node::Atomic(node) => node.width_max(),
             Node::Reference(_) => None,
             _ => Some(0),
         }
@@ -129,7 +126,7 @@ impl Node {
             Node::Sequence(nodes) => nodes.iter().all(Node::may_be_empty),
             Node::Either(nodes) => nodes.iter().any(Node::may_be_empty),
             Node::Repeat { node, min, .. } => *min == 0 || node.may_be_empty(),
-            Node::Group { node, .. } | Node::Atomic(node) => node.may_be_empty(),
+            Node::Group(node) | Node::Atomic(node) => node.may_be_empty(),
             _ => true,
         }
     }
@@ -137,7 +134,7 @@ impl Node {
     fn children(&self) -> &[Node] {
         match self {
             Node::Sequence(nodes) | Node::Either(nodes) => nodes,
-            Node::Repeat { node, .. } | Node::Group { node, .. } | Node::Atomic(node) | Node::Look { node, .. } => std::slice::from_ref(node),
+            Node::Repeat { node, .. } | Node::Group(node) | Node::Atomic(node) | Node::Look { node, .. } => std::slice::from_ref(node),
             _ => &[],
         }
     }
@@ -148,12 +145,29 @@ impl Node {
 
     /// Why it cannot be carried over, if so.
     pub(super) fn fault(&self) -> Option<&'static str> {
-        let captures = |node: &Node| node.any(&|node| matches!(node, Node::Group { .. }));
-        let wrong = self.any(&|node| match node {
-            Node::Repeat { node, max, .. } => *max != Some(1) && node.may_be_empty() && captures(node),
-            _ => false,
-        });
-        wrong.then_some("a repeated group that may match no text, and what it captures then; make its inside match something, or use (?:…)")
+        let captures = |node: &Node| node.any(&|node| matches!(node, Node::Group(_)));
+        let repeated = |test: &dyn Fn(&Node, Option<u32>, Greed) -> bool| {
+            self.any(&|node| matches!(node, Node::Repeat { node, max, greed, .. } if test(node, *max, *greed)))
+        };
+        if repeated(&|node, max, _| max != Some(1) && node.may_be_empty() && captures(node)) {
+            return Some("a repeated group that may match no text, and what it captures then; make its inside match something, or use (?:…)");
+        }
+        // Java leaves behind what such a group captured where the match then failed.
+        if repeated(&|node, _, greed| greed == Greed::Possessive && captures(node)) {
+            return Some("a capturing group inside a possessive repetition; write (?:…)");
+        }
+        let fixed = |node: &Node| !node.any(&|node| matches!(node, Node::Either(_)) || matches!(node, Node::Repeat { min, max, .. } if *max != Some(*min)));
+        let inside = |node: &Node| match node {
+            Node::Group(inside) => captures(inside) && fixed(inside),
+            node => captures(node) && fixed(node),
+        };
+        if repeated(&|node, max, _| max != Some(1) && inside(node)) {
+            return Some("a capturing group inside a repetition of fixed form, whose captures Java leaves behind; write (?:…)");
+        }
+        if repeated(&|node, _, _| !matches!(node, Node::LineBreak) && node.any(&|node| matches!(node, Node::LineBreak))) {
+            return Some("\\R inside a repeated group, which Java takes for one way only; write (?:\\r\\n|\\v)");
+        }
+        None
     }
 
     pub(super) fn needs(&self) -> Needs {
@@ -184,7 +198,11 @@ impl Node {
             }
             Node::Repeat { node, min, max, greed } => {
                 out.push_str(if *greed == Greed::Possessive { "(?>" } else { "" });
+                // Java tries one way only to match a repeated \R.
+                let one_way = matches!(**node, Node::LineBreak);
+                out.push_str(if one_way { "(?>" } else { "" });
                 node.write_grouped(out, short);
+                out.push_str(if one_way { ")" } else { "" });
                 match (min, max) {
                     (0, None) => out.push('*'),
                     (1, None) => out.push('+'),
@@ -200,7 +218,7 @@ impl Node {
                     Greed::Possessive => ")",
                 });
             }
-            Node::Group { node, .. } => node.write_in("(", out, short),
+            Node::Group(node) => node.write_in("(", out, short),
             Node::Atomic(node) => node.write_in("(?>", out, short),
             Node::Look { look, node } => {
                 let open = match (look.behind, look.negated) {
@@ -252,7 +270,7 @@ impl Node {
     }
 
     fn write_grouped(&self, out: &mut String, short: bool) {
-        let whole = matches!(self, Node::Literal(_) | Node::Set(_) | Node::Group { .. } | Node::Atomic(_) | Node::LineBreak | Node::Reference(_));
+        let whole = matches!(self, Node::Literal(_) | Node::Set(_) | Node::Group(_) | Node::Atomic(_) | Node::LineBreak | Node::Reference(_));
         if whole { self.write(out, short) } else { self.write_in("(?:", out, short) }
     }
 }

@@ -292,7 +292,7 @@ mod tests {
         let counters = SinkCounters::new("k");
         let input = Input::new("k", channel.clone(), counters.clone(), paused, Arc::new(Mutex::new(None)));
         let component = Component::new(&crate::sink::null::KIND, "k", "null");
-        let setup = Setup { state_dir: directory.path().to_owned(), committed: watch::Sender::new(None) };
+        let setup = Setup { state_dir: directory.path().to_owned(), strict: false, committed: watch::Sender::new(None) };
         let failures = failures.iter().map(|(body, errors)| ((*body).to_owned(), errors.to_vec())).collect();
         let deliver = Arc::new(Scripted { failures: Mutex::new(failures), delivered: Mutex::default() });
         let flights = Flights {
@@ -371,7 +371,7 @@ mod tests {
         let (_resume, paused) = watch::channel(false);
         let input = Input::new("k", channel.clone(), SinkCounters::new("k"), paused, Arc::new(Mutex::new(None)));
         let component = Component::new(&crate::sink::null::KIND, "k", "null");
-        let setup = Setup { state_dir: directory.path().to_owned(), committed: watch::Sender::new(None) };
+        let setup = Setup { state_dir: directory.path().to_owned(), strict: false, committed: watch::Sender::new(None) };
         let deliver = Arc::new(Budgeted { permits: tokio::sync::Semaphore::new(1000), seen: Mutex::default() });
         let bounds = Bounds { records: 8, sends: 500, events: usize::MAX, bytes: usize::MAX };
         let flights = Flights { deliver: deliver.clone(), maker: Maker::to_topic("t"), dead: DeadLetters::of(&component, &setup), bounds };

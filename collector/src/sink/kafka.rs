@@ -9,7 +9,7 @@ use service_kit::kafka::{KafkaConfig, KafkaError, OutRecord, Producer};
 use super::dead_letter::{DIRECTORY, DeadLetters};
 use super::flights::{Bounds, Deliver, Flights};
 use super::positions::Positions;
-use super::record::{Maker, topic_fault};
+use super::record::{Maker, topic_escapes, topic_fault};
 use super::transactions::{self, Transactions};
 use super::{Input, Setup, Sink, keeps_positions};
 use crate::flume_conf::{Component, Finding, Kind, Level, Property, Role};
@@ -169,16 +169,12 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
         match config(component) {
             // What concerns transactions alone says nothing to a sink without them.
             Ok(config) => findings.extend(
-                config
-                    .notes()
-                    .iter()
-                    .filter(|note| keeps_positions(component) || !note.contains("in transactions"))
-                    .map(|note| {
-                        // It begins with the property's name.
-                        let key = format!("kafka.producer.{}", note.split_whitespace().next().unwrap_or_default());
-                        let key = if component.settings.contains_key(&key) { &key } else { "kafka.producer.*" };
-                        say(Level::Note, "no-effect", key, note.clone())
-                    }),
+                config.notes().iter().filter(|note| keeps_positions(component) || !note.contains("in transactions")).map(|note| {
+                    // It begins with the property's name.
+                    let key = format!("kafka.producer.{}", note.split_whitespace().next().unwrap_or_default());
+                    let key = if component.settings.contains_key(&key) { &key } else { "kafka.producer.*" };
+                    say(Level::Note, "no-effect", key, note.clone())
+                }),
             ),
             Err(error) => {
                 let message = error.to_string();
@@ -230,6 +226,11 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
                 .flume("fails with every batch, for ever")
                 .remedy("name an existing topic"),
         );
+    }
+    if component.boolean("allowTopicOverride")
+        && let Err(fault) = topic_escapes(topic)
+    {
+        findings.push(say(Level::Error, "wrong-value", "kafka.topic", fault).flume("fails with every batch, for ever"));
     }
     if keeps_positions(component)
         && let Some(acks) = component.set("kafka.producer.acks")

@@ -2,15 +2,22 @@
 //!
 //! A sink takes from its channel, delivers, and commits the take; it knows its [`Input`] and nothing behind it.
 
+pub mod avro;
 pub mod bridge;
 pub mod dead_letter;
+pub mod file_roll;
 pub mod flights;
+pub mod hdfs;
+pub mod http;
 pub mod kafka;
 pub mod logger;
 pub mod null;
 pub mod positions;
 pub mod record;
+pub mod rpc;
+pub mod thrift;
 pub mod transactions;
+pub mod unfinished;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -32,6 +39,11 @@ pub struct SinkKind {
 pub static SINKS: &[SinkKind] = &[
     SinkKind { kind: &kafka::KIND, build: kafka::build },
     SinkKind { kind: &bridge::KIND, build: bridge::build },
+    SinkKind { kind: &avro::KIND, build: avro::build },
+    SinkKind { kind: &thrift::KIND, build: thrift::build },
+    SinkKind { kind: &hdfs::KIND, build: hdfs::build },
+    SinkKind { kind: &file_roll::KIND, build: file_roll::build },
+    SinkKind { kind: &http::KIND, build: http::build },
     SinkKind { kind: &logger::KIND, build: logger::build },
     SinkKind { kind: &null::KIND, build: null::build },
 ];
@@ -40,6 +52,7 @@ pub static SINKS: &[SinkKind] = &[
 pub struct Setup {
     /// The agent's own directory below the state directory.
     pub state_dir: PathBuf,
+    pub strict: bool,
     /// Where a transactional sink tells the committed positions.
     pub committed: watch::Sender<Option<Arc<Found>>>,
 }
@@ -63,6 +76,7 @@ pub struct Input {
     channel: Arc<dyn Channel>,
     paused: watch::Receiver<bool>,
     trouble: Arc<Mutex<Option<String>>>,
+    hurry: watch::Receiver<bool>,
 }
 
 impl Input {
@@ -73,7 +87,16 @@ impl Input {
         paused: watch::Receiver<bool>,
         trouble: Arc<Mutex<Option<String>>>,
     ) -> Self {
-        Self { counters, name: name.into(), channel, paused, trouble }
+        Self { counters, name: name.into(), channel, paused, trouble, hurry: watch::Sender::new(false).subscribe() }
+    }
+
+    pub fn hurried_by(self, hurry: watch::Receiver<bool>) -> Self {
+        Self { hurry, ..self }
+    }
+
+    /// True while somebody waits for what the sink has taken: a sink that holds events to deliver them together holds them no longer.
+    pub fn hurry(&self) -> watch::Receiver<bool> {
+        self.hurry.clone()
     }
 
     pub fn name(&self) -> &str {

@@ -3,16 +3,19 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chrono::{DateTime, Local, TimeZone};
 use service_kit::kafka::OutRecord;
 
+use crate::counters::unix_ms;
+use crate::escape::{Escapes, TimeFrom, TimeRule};
 use crate::event::Event;
 use crate::flume_conf::Component;
+use crate::serializer::avro_event;
 
 /// What a Kafka record is made by.
 pub struct Maker {
     topic: Arc<str>,
-    topic_has_escapes: bool,
+    /// What the topic is made by, where it varies.
+    escapes: Option<Escapes>,
     topic_header: Option<String>,
     partition: Option<i32>,
     partition_header: Option<String>,
@@ -32,7 +35,8 @@ impl Maker {
         let override_allowed = component.boolean("allowTopicOverride");
         Self {
             topic: topic.into(),
-            topic_has_escapes: override_allowed && topic.contains('%'),
+            // A slip in it has been told by the check.
+            escapes: override_allowed.then(|| topic_escapes(topic).ok()).flatten().filter(Escapes::vary),
             topic_header: override_allowed.then(|| component.text("topicHeader").to_owned()),
             partition: component.set("defaultPartitionId").and_then(|text| text.trim().parse().ok()),
             partition_header: component.set("partitionIdHeader").map(str::to_owned),
@@ -46,7 +50,7 @@ impl Maker {
     pub fn to_topic(topic: &str) -> Self {
         Self {
             topic: topic.into(),
-            topic_has_escapes: false,
+            escapes: None,
             topic_header: None,
             partition: None,
             partition_header: None,
@@ -67,7 +71,7 @@ impl Maker {
             headers.push(("traceparent".to_owned(), Bytes::copy_from_slice(trace.as_bytes())));
         }
         let value = if self.flume_format { flume_avro(event) } else { event.body.clone() };
-        if event.headers.is_none() && !self.topic_has_escapes {
+        if event.headers.is_none() && self.escapes.is_none() {
             return Ok(OutRecord {
                 topic: self.topic.clone(),
                 partition: self.partition,
@@ -97,8 +101,10 @@ impl Maker {
         let topic: Arc<str> = match named {
             Some(topic) if topic == &*self.topic => self.topic.clone(),
             Some(topic) => topic.into(),
-            None if self.topic_has_escapes => expand(&self.topic, event).into(),
-            None => self.topic.clone(),
+            None => match &self.escapes {
+                Some(escapes) => escapes.expand(event, unix_ms()).map_err(Poison)?.as_ref().into(),
+                None => self.topic.clone(),
+            },
         };
         match topic_fault(&topic) {
             Some(fault) => Err(Poison(format!("`{topic}` cannot be a topic: {fault}"))),
@@ -118,6 +124,11 @@ impl Maker {
     }
 }
 
+/// A topic's escapes; its time is the header `timestamp`, the present without it.
+pub fn topic_escapes(topic: &str) -> Result<Escapes, String> {
+    Escapes::parse(topic, TimeRule { from: TimeFrom::HeaderOrNow, ..TimeRule::default() })
+}
+
 pub fn topic_fault(topic: &str) -> Option<&'static str> {
     if topic.is_empty() {
         Some("it is empty")
@@ -132,114 +143,11 @@ pub fn topic_fault(topic: &str) -> Option<&'static str> {
     }
 }
 
-/// Flume's escapes: `%{header}`, `%[localhost]`, and parts of the time in the header `timestamp` (without it: now).
-fn expand(pattern: &str, event: &Event) -> String {
-    let mut result = String::new();
-    let mut rest = pattern;
-    let mut time: Option<DateTime<Local>> = None;
-    while let Some((before, after)) = rest.split_once('%') {
-        result.push_str(before);
-        let bracketed = |open: char, close: char| after.strip_prefix(open).and_then(|inside| inside.split_once(close));
-        if let Some((name, tail)) = bracketed('{', '}') {
-            result.push_str(event.header(name).unwrap_or_default());
-            rest = tail;
-            continue;
-        }
-        if let Some((word, tail)) = bracketed('[', ']') {
-            result.push_str(&host(word));
-            rest = tail;
-            continue;
-        }
-        let mut chars = after.chars();
-        match chars.next() {
-            Some('%') => result.push('%'),
-            Some(letter) => {
-                let time = *time.get_or_insert_with(|| timestamp(event));
-                match strftime(letter) {
-                    Some("ms") => result.push_str(&time.timestamp_millis().to_string()),
-                    Some(format) => result.push_str(&time.format(format).to_string()),
-                    None => result.extend(['%', letter]),
-                }
-            }
-            None => result.push('%'),
-        }
-        rest = chars.as_str();
-    }
-    result.push_str(rest);
-    result
-}
-
-fn timestamp(event: &Event) -> DateTime<Local> {
-    let stamped = event.header("timestamp").and_then(|text| text.trim().parse::<i64>().ok());
-    stamped.and_then(|ms| Local.timestamp_millis_opt(ms).single()).unwrap_or_else(Local::now)
-}
-
-fn strftime(letter: char) -> Option<&'static str> {
-    Some(match letter {
-        'a' => "%a",
-        'A' => "%A",
-        'b' => "%b",
-        'B' => "%B",
-        'c' => "%a %b %-d %H:%M:%S %Y",
-        'd' => "%d",
-        'D' => "%m/%d/%y",
-        'e' => "%-d",
-        'H' => "%H",
-        'I' => "%I",
-        'j' => "%j",
-        'k' => "%-H",
-        'l' => "%-I",
-        'm' => "%m",
-        'M' => "%M",
-        'n' => "%-m",
-        'p' => "%p",
-        's' => "%s",
-        'S' => "%S",
-        't' => "ms",
-        'y' => "%y",
-        'Y' => "%Y",
-        'z' => "%z",
-        _ => return None,
-    })
-}
-
-fn host(word: &str) -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    match word.to_ascii_lowercase().as_str() {
-        "localhost" | "fqdn" => name,
-        "ip" => std::net::ToSocketAddrs::to_socket_addrs(&(name.as_str(), 0))
-            .ok()
-            .and_then(|mut found| found.next())
-            .map_or(name, |address| address.ip().to_string()),
-        _ => String::new(),
-    }
-}
-
 /// Bare Avro binary of Flume's event: `{map<string> headers; bytes body}`.
 fn flume_avro(event: &Event) -> Bytes {
     let mut out = Vec::with_capacity(event.body.len() + 16);
-    if let Some(headers) = event.headers.as_deref().filter(|headers| !headers.is_empty()) {
-        zigzag(&mut out, headers.len());
-        for (name, value) in headers {
-            for text in [name, value] {
-                zigzag(&mut out, text.len());
-                out.extend_from_slice(text.as_bytes());
-            }
-        }
-    }
-    zigzag(&mut out, 0);
-    zigzag(&mut out, event.body.len());
-    out.extend_from_slice(&event.body);
+    avro_event(&mut out, event);
     out.into()
-}
-
-fn zigzag(out: &mut Vec<u8>, length: usize) {
-    let mut number = (length as u64) << 1;
-    while number >= 0x80 {
-        out.push((number & 0x7f) as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
 }
 
 #[cfg(test)]
@@ -284,23 +192,10 @@ mod tests {
     }
 
     #[test]
-    fn topic_escapes() {
-        let at = Local.with_ymd_and_hms(2026, 3, 4, 5, 6, 7).unwrap().timestamp_millis().to_string();
-        for (pattern, expected) in [
-            ("logs-%{host}", "logs-h1"),
-            ("%{host}%{none}x", "h1x"),
-            ("l-%Y-%m-%d-%H%M%S", "l-2026-03-04-050607"),
-            ("%y.%e.%k.%n.%j", "26.4.5.3.063"),
-            ("100%%", "100%"),
-            ("a%", "a%"),
-            ("a%Q", "a%Q"),
-            ("%{open", "%{open"),
-            ("plain", "plain"),
-        ] {
-            assert_eq!(expand(pattern, &Event::with_headers("", [("host", "h1"), ("timestamp", at.as_str())])), expected, "{pattern}");
-        }
-        assert_eq!(expand("%t", &Event::with_headers("", [("timestamp", at.as_str())])), at);
-        assert!(!expand("%[localhost]", &Event::new("")).is_empty());
+    fn topics_vary_with_the_event() {
+        let maker = Maker { escapes: topic_escapes("logs-%{host}").ok(), topic_header: None, ..Maker::to_topic("logs-%{host}") };
+        assert_eq!(&*maker.record(&Event::with_headers("", [("host", "h1")])).unwrap().topic, "logs-h1");
+        assert!(maker.record(&Event::with_headers("", [("host", "a b")])).unwrap_err().0.contains("cannot be a topic"));
     }
 
     #[test]

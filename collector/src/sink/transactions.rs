@@ -63,13 +63,15 @@ pub struct Bounds {
 
 /// Events of one part of a transaction: many enough that waiting for their acknowledgement is a small share, few enough
 /// that their copies in the client are a small share of the memory.
-const PART_EVENTS: usize = 8192;
+const PART_EVENTS: usize = 4096;
 /// Tombstones of one transaction.
 const TOMBSTONES_MAX: usize = 1000;
 
 /// After so many fencings within [`FENCED_WITHIN`] another process has the transactional id, and keeps it.
 const FENCED_MAX: usize = 3;
 const FENCED_WITHIN: Duration = Duration::from_secs(60);
+/// Before it is taken back: far longer than taking over lasts, so that the two lose it in turns and each knows how often.
+const FENCED_PAUSE: Duration = Duration::from_secs(2);
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -180,7 +182,7 @@ impl Transactions {
             let advice = if fenced { "; does another process use the transactional id?" } else { "" };
             report(&input, &mut told, &format!("{error}{advice}"));
             tokio::select! {
-                () = tokio::time::sleep(backoff) => backoff = (backoff * 2).min(BACKOFF_MAX),
+                () = tokio::time::sleep(if fenced { backoff.max(FENCED_PAUSE) } else { backoff }) => backoff = (backoff * 2).min(BACKOFF_MAX),
                 () = stop.begin.cancelled(), if held.takes.is_empty() => return Ok(()),
                 () = stop.abandon.cancelled() => return Ok(()),
             }
@@ -514,6 +516,6 @@ mod tests {
             seconds.iter().map(|&second| fencings.add(start + Duration::from_secs(second))).collect::<Vec<_>>()
         };
         assert_eq!(at(&[0, 1, 2]), [false, false, true]);
-        assert_eq!(at(&[0, 59, 61, 100, 130, 131]), [false, false, false, true, false, false]);
+        assert_eq!(at(&[0, 59, 61, 100, 130, 131]), [false, false, false, true, false, true]);
     }
 }

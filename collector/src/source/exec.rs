@@ -25,7 +25,7 @@ pub static KIND: Kind = Kind {
     role: Role::Source,
     alias: Some("exec"),
     class: Some("org.apache.flume.source.ExecSource"),
-    doc: "The output lines of a command. `tail -F FILE` is not run but done by Millrace itself: over rotations and restarts no line is lost or repeated; files that were rotated away while it did not run (`FILE.1`, `FILE-20260102`) are read first.",
+    doc: "The output lines of a command. `tail -F FILE` is not run but done by Millrace itself: over rotations and restarts no line is lost or repeated; files that were rotated away while it did not run (`FILE.1`, `FILE-20260102`) are read first. A source that gets another name goes on from the positions of the old one.",
     properties: &[
         Property::text("command", None, "The command. Without `shell` it is split at blanks, without quoting.").required(),
         Property::text(
@@ -95,7 +95,10 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
         }
         let literally = |char: &char| "*?[$~\"'".contains(*char);
         if let (None, Some(char)) = (component.set("shell"), command.chars().find(literally)) {
-            let message = format!("there is no shell that would expand `{char}`: a file whose name is {} to the letter is waited for", tail.path.display());
+            let message = format!(
+                "there is no shell that would expand `{char}`: a file whose name is {} to the letter is waited for",
+                tail.path.display()
+            );
             let directory = tail.path.parent().unwrap_or(Path::new("/")).display();
             findings.push(
                 say(Level::Warning, "no-shell", message)

@@ -3,13 +3,22 @@
 //! A source is built from its settings (may fail, touches nothing yet), then runs until it is told to stop. It knows its
 //! [`Output`] and nothing behind it.
 
+pub mod avro;
+pub mod charset;
 pub mod exec;
+pub mod http;
 pub mod lines;
 pub mod netcat;
+pub mod netcat_udp;
+pub mod peer;
 pub mod seq;
 pub mod server;
+pub mod spooldir;
+pub mod syslog;
 pub mod tail;
 pub mod taildir;
+pub mod thrift;
+pub mod udp;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -33,10 +42,18 @@ pub struct SourceKind {
 }
 
 pub static SOURCES: &[SourceKind] = &[
+    SourceKind { kind: &avro::KIND, build: avro::build },
+    SourceKind { kind: &thrift::KIND, build: thrift::build },
     SourceKind { kind: &exec::KIND, build: exec::build },
     SourceKind { kind: &taildir::KIND, build: taildir::build },
     SourceKind { kind: &netcat::KIND, build: netcat::build },
     SourceKind { kind: &seq::KIND, build: seq::build },
+    SourceKind { kind: &netcat_udp::KIND, build: netcat_udp::build },
+    SourceKind { kind: &syslog::tcp::KIND, build: syslog::tcp::build },
+    SourceKind { kind: &syslog::multiport::KIND, build: syslog::multiport::build },
+    SourceKind { kind: &syslog::udp::KIND, build: syslog::udp::build },
+    SourceKind { kind: &http::KIND, build: http::build },
+    SourceKind { kind: &spooldir::KIND, build: spooldir::build },
 ];
 
 /// What a source gets besides its settings.
@@ -72,7 +89,7 @@ pub struct Stop {
 
 /// Do the source's events have positions in files?
 pub fn has_positions(component: &Component, strict: bool) -> bool {
-    std::ptr::eq(component.kind, &taildir::KIND)
+    [&taildir::KIND, &spooldir::KIND].iter().any(|kind| std::ptr::eq(component.kind, *kind))
         || (std::ptr::eq(component.kind, &exec::KIND) && exec::tail_of(component, strict).is_some())
 }
 
@@ -183,6 +200,20 @@ impl Output {
         self.put_optional(optional).await;
         self.counters.accepted.add(count);
         self.counters.batches_accepted.add(1);
+    }
+
+    /// [`Self::deliver`] for senders that can only be made to wait: what no channel has taken when there is no more time
+    /// is lost, and counted.
+    pub async fn hold_back(&self, events: Vec<Event>, stop: &Stop) {
+        let count = events.len() as u64;
+        tokio::select! {
+            biased;
+            () = self.deliver(events) => {}
+            () = stop.abandon.cancelled() => {
+                self.counters.dropped.add(count);
+                tracing::error!(source = &*self.name, events = count, "lost: taken from senders, and the channel was full to the end");
+            }
+        }
     }
 
     /// Puts the batch if the channels take it within their `keep-alive`: all of it or nothing. Once one channel has taken it,

@@ -36,17 +36,8 @@ impl Server {
         Ok(Self { host: host.to_owned(), port, listener, connections_max: component.count("maxConnections") })
     }
 
-    /// Serves each connection in a task of its own until [`Stop::begin`], then waits for those that are open.
-    /// An error of `serve` ends its connection only.
-    pub async fn run<Serving>(
-        self,
-        out: &Output,
-        stop: &Stop,
-        serve: impl Fn(TcpStream, SocketAddr) -> Serving,
-    ) -> anyhow::Result<()>
-    where
-        Serving: Future<Output = anyhow::Result<()>> + Send + 'static,
-    {
+    /// The socket, for a source that accepts connections itself.
+    pub fn listen(self, out: &Output) -> anyhow::Result<TcpListener> {
         let listener = match self.listener {
             Some(listener) => listener,
             None => bind(&self.host, self.port)?,
@@ -55,8 +46,18 @@ impl Server {
         let address = listener.local_addr()?;
         out.listens(address);
         tracing::info!(source = out.name(), %address, "listening");
-        let mut refused = false;
+        Ok(listener)
+    }
+
+    /// Serves each connection in a task of its own until [`Stop::begin`], then waits for those that are open.
+    /// An error of `serve` ends its connection only.
+    pub async fn run<Serving>(self, out: &Output, stop: &Stop, serve: impl Fn(TcpStream, SocketAddr) -> Serving) -> anyhow::Result<()>
+    where
+        Serving: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
         let permits = Arc::new(Semaphore::new(self.connections_max));
+        let listener = self.listen(out)?;
+        let mut refused = false;
         let sessions = TaskTracker::new();
         loop {
             let accepted = async {
@@ -102,7 +103,7 @@ impl Server {
 }
 
 /// Will a source that stops on reload free this address? One on all addresses holds the port of each of them.
-fn is_freed(host: &str, port: u16, freed: &[SocketAddr]) -> bool {
+pub(super) fn is_freed(host: &str, port: u16, freed: &[SocketAddr]) -> bool {
     let Ok(wanted) = (host, port).to_socket_addrs() else { return false };
     wanted.into_iter().any(|wanted| {
         let same = |held: &SocketAddr| held.ip() == wanted.ip() || held.ip().is_unspecified() || wanted.ip().is_unspecified();

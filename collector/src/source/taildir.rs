@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use regex::Regex;
 
 use super::tail::command::Begin;
 use super::tail::engine::Settings;
@@ -12,6 +11,7 @@ use super::tail::{FlumePositions, TailSource, handles};
 use super::{Setup, Source};
 use crate::flume_conf::kinds::adopts_nothing;
 use crate::flume_conf::{Component, Finding, Kind, Property, Role};
+use crate::java_regex::JavaRegex;
 
 pub const LINE_LENGTH: Property = Property::integer(
     "maxLineLength",
@@ -34,7 +34,7 @@ pub static KIND: Kind = Kind {
     role: Role::Source,
     alias: Some("taildir"),
     class: Some("org.apache.flume.source.taildir.TaildirSource"),
-    doc: "Follows all files of some directories whose names match. A file is known by device, inode and content, so renaming and emptying lose and repeat nothing; positions advance when the sinks have delivered.",
+    doc: "Follows all files of some directories whose names match. A file is known by device, inode and content, so renaming and emptying lose and repeat nothing; positions advance when the sinks have delivered. A source that gets another name goes on from the positions of the old one.",
     properties: &[
         Property::text("filegroups", None, "Names of the groups, separated by blanks.").required(),
         Property::text("filegroups.*", None, "`filegroups.<group>`: absolute directory and a regular expression for the file name."),
@@ -103,11 +103,11 @@ fn review(component: &Component, _strict: bool) -> Vec<Finding> {
     findings
 }
 
-fn pattern(component: &Component, group: &str) -> anyhow::Result<(PathBuf, Regex)> {
+fn pattern(component: &Component, group: &str) -> anyhow::Result<(PathBuf, JavaRegex)> {
     let text = component.set(&format!("filegroups.{group}")).with_context(|| format!("group `{group}` has no files"))?;
     let (directory, name) = text.trim().rsplit_once('/').with_context(|| format!("`{text}` is not an absolute path"))?;
     anyhow::ensure!(text.trim().starts_with('/'), "`{text}` is not an absolute path");
-    let name = Regex::new(&format!("^(?:{name})$")).with_context(|| format!("`{name}` is not a regular expression"))?;
+    let name = JavaRegex::whole(name).with_context(|| format!("`{name}` is not taken as a regular expression"))?;
     Ok((PathBuf::from(if directory.is_empty() { "/" } else { directory }), name))
 }
 

@@ -3,15 +3,11 @@
 //! A slot is written without sync after every delivery, so it outlives the process; after a sync the other slot is next, so
 //! a power cut leaves at least what was synced last. The file never grows: deliveries are noted, and segments freed, on a full disk too.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 
 use super::disk::{Disk, DiskFile};
 use super::format::{u32_at, u64_at};
+use super::log::Place;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Acked {
@@ -71,16 +67,16 @@ pub struct Saved {
 }
 
 pub struct AckFile<D: Disk> {
-    disk: Arc<D>,
-    directory: PathBuf,
+    place: Arc<Place<D>>,
     channel: u64,
-    /// None after an error: the next one is another file.
+    /// None before the first write and after an error: the next one is another file.
     file: Option<D::File>,
     slot: u64,
     sequence: u64,
     /// Everything below it is known to be on disk as delivered.
     synced_below: u64,
     written_below: u64,
+    unsynced: bool,
 }
 
 impl<D: Disk> AckFile<D> {
@@ -104,29 +100,28 @@ impl<D: Disk> AckFile<D> {
         Ok(newest)
     }
 
-    /// A new file with `acked`, durable, in place of the old one.
-    pub fn create(disk: Arc<D>, directory: &Path, channel: u64, acked: &Acked) -> io::Result<Self> {
-        let mut acks =
-            Self { disk, directory: directory.to_owned(), channel, file: None, slot: 0, sequence: 0, synced_below: 0, written_below: 0 };
-        acks.replace(acked)?;
-        Ok(acks)
+    /// The first [`Self::write`] makes a new file in place of the old one.
+    pub fn new(place: Arc<Place<D>>, channel: u64) -> Self {
+        Self { place, channel, file: None, slot: 0, sequence: 0, synced_below: 0, written_below: 0, unsynced: false }
     }
 
+    /// A new file, durable.
     fn replace(&mut self, acked: &Acked) -> io::Result<()> {
-        let temporary = self.directory.join("acks.new");
-        match self.disk.remove(&temporary) {
+        let Place { disk, checkpoint, .. } = &*self.place;
+        let temporary = checkpoint.join("acks.new");
+        match disk.remove(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let file = self.disk.create(&temporary)?;
+        let file = disk.create(&temporary)?;
         file.write_at(&vec![0; 2 * SLOT_BYTES as usize], 0)?;
         self.sequence += 1;
         file.write_at(&encode(self.sequence, self.channel, acked), 0)?;
         file.sync()?;
-        self.disk.rename(&temporary, &self.directory.join(FILE))?;
-        self.disk.sync_dir(&self.directory)?;
+        disk.rename(&temporary, &checkpoint.join(FILE))?;
+        disk.sync_dir(checkpoint)?;
         (self.file, self.slot) = (Some(file), 1);
-        (self.synced_below, self.written_below) = (acked.below, acked.below);
+        (self.synced_below, self.written_below, self.unsynced) = (acked.below, acked.below, false);
         Ok(())
     }
 
@@ -137,6 +132,7 @@ impl<D: Disk> AckFile<D> {
         let written = file.write_at(&encode(self.sequence, self.channel, acked), self.slot * SLOT_BYTES);
         self.keep(written)?;
         self.written_below = acked.below;
+        self.unsynced = true;
         Ok(())
     }
 
@@ -146,8 +142,18 @@ impl<D: Disk> AckFile<D> {
         let synced = file.sync();
         self.keep(synced)?;
         self.synced_below = self.written_below;
+        self.unsynced = false;
         self.slot = 1 - self.slot;
         Ok(())
+    }
+
+    /// Is something noted that a power cut would take?
+    pub fn is_unsynced(&self) -> bool {
+        self.unsynced
+    }
+
+    pub fn written_below(&self) -> u64 {
+        self.written_below
     }
 
     pub fn synced_below(&self) -> u64 {

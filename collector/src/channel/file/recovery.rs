@@ -4,7 +4,6 @@
 //! |---|---|
 //! | the last put is incomplete | it was never acknowledged: cut off |
 //! | a segment holds more than its successor says | the rest was given up after a failed write: not read |
-//! | a segment that its successor does not name | given up before it held anything: removed |
 //! | a header that cannot be read | the records are read without it |
 //! | a copy of another segment, or one of another channel | moved aside |
 //! | a segment is missing, or shorter than it was | its events are lost: counted, told, passed over |
@@ -97,8 +96,8 @@ pub enum Refused {
 
 /// Must the whole segment be read to know where it ends? Else its successor says it.
 pub fn needed(segments: &[SegmentFacts], at: usize) -> bool {
-    let ends_by = |other: &SegmentFacts| matches!(&other.header, Ok(header) if header.segment == other.id);
-    segments[at].header.is_err() || segments.get(at + 1).is_none_or(|after| !ends_by(after) || after.id == segments[at].id)
+    let named = |after: &SegmentFacts| after.header.as_ref().ok()?.previous.map(|previous| previous.segment);
+    segments[at].header.is_err() || segments.get(at + 1).is_none_or(|after| named(after) != Some(segments[at].id))
 }
 
 pub fn decide(facts: &Facts) -> Result<Decision, Refused> {
@@ -124,22 +123,6 @@ pub fn decide(facts: &Facts) -> Result<Decision, Refused> {
             None => kept.push(segment),
         }
     }
-    // From the last to the first: a header says which segment comes before.
-    let mut before: Option<u64> = None;
-    kept.reverse();
-    kept.retain(|segment| {
-        let void = before.is_some_and(|named| named < segment.id);
-        if void {
-            decision.remove.push((segment.id, segment.directory));
-        } else if let Ok(header) = &segment.header {
-            before = Some(header.previous.map_or(0, |previous| previous.segment));
-        } else {
-            before = None;
-        }
-        !void
-    });
-    kept.reverse();
-
     decision.acked = acks.map(|acks| acks.acked.clone()).unwrap_or_default();
     let mut known = acks.is_some();
     // Everything below is decided.
@@ -149,8 +132,11 @@ pub fn decide(facts: &Facts) -> Result<Decision, Refused> {
         let header = segment.header.as_ref().ok();
         let previous = header.and_then(|header| header.previous);
         let Some(first) = header.map(|header| header.first).or(scan.first) else {
-            // Neither a header nor a record: the process ended while it was made, or all of it is damaged.
-            decision.remove.push((segment.id, segment.directory));
+            // The process ended while it was made, or all of it is damaged.
+            match segment.len {
+                0 => decision.remove.push((segment.id, segment.directory)),
+                _ => decision.aside.push((segment.id, segment.directory, "holds nothing that can be read")),
+            }
             continue;
         };
         let sealed = kept.get(at + 1).and_then(|after| after.header.as_ref().ok()?.previous).filter(|previous| previous.segment == segment.id);
@@ -166,7 +152,8 @@ pub fn decide(facts: &Facts) -> Result<Decision, Refused> {
             (known, end) = (true, first);
         }
         // Up to where the segment before is said to reach, events are missing; from there to the first one is a gap.
-        let missing_to = previous.map_or(first, |previous| previous.next).min(first);
+        let undeclared = || end + first.saturating_sub(end) % GAP;
+        let missing_to = if header.is_some() { previous.map_or(end, |previous| previous.next) } else { undeclared() }.min(first);
         let lost = decision.acked.missing(end.min(missing_to), missing_to);
         if lost > 0 {
             decision.lost.push(Lost { events: lost, before: segment.id });

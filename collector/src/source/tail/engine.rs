@@ -221,6 +221,11 @@ impl Engine {
         self.open.len()
     }
 
+    /// File handles in use.
+    pub fn handles(&self) -> usize {
+        self.open.iter().filter(|reader| reader.is_open()).count()
+    }
+
     /// Bytes that are in the files and not read yet.
     pub fn unread_bytes(&self) -> u64 {
         self.open.iter().map(Reader::unread).sum()
@@ -320,7 +325,7 @@ impl Engine {
 
     /// Closes files until another one may be opened.
     fn make_room(&mut self) {
-        let open = self.open.iter().filter(|reader| reader.is_open()).count();
+        let open = self.handles();
         for _ in self.settings.handles_max.max(1)..=open {
             self.close_one();
         }
@@ -390,8 +395,10 @@ impl Engine {
         if starved && !self.starved {
             tracing::info!("there are file handles again");
         } else if self.starved && !starved {
-            let open = self.open.iter().filter(|reader| reader.is_open()).count();
-            tracing::warn!(open, "too many open files in this process; those that cannot be opened wait. Raise the limit (ulimit -n)");
+            tracing::warn!(
+                open = self.handles(),
+                "too many open files in this process; those that cannot be opened wait. Raise the limit (ulimit -n)"
+            );
         }
         if first {
             // Nothing lies between the last file and the current one where they are the same.

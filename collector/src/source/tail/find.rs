@@ -8,25 +8,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use regex::Regex;
-
 use super::command::Begin;
 use super::identity::{Checksum, Fingerprint, Inode, Remembered, TailedFile, head};
 use super::reader::{begin_offset, open};
 use crate::event::{Headers, Mark};
+use crate::java_regex::JavaRegex;
 
 /// Files of one directory whose names match.
 pub struct Group {
     pub directory: PathBuf,
     /// Matched against the whole file name.
-    pub name: Regex,
+    pub name: JavaRegex,
     pub headers: Headers,
 }
 
 impl Group {
     /// Does the pattern mean this name? Of a name that is not UTF-8 a `.` takes what cannot be read, as in Java.
     pub fn matches(&self, name: &OsStr) -> bool {
-        self.name.is_match(&name.to_string_lossy())
+        // A name on which it gives up is not meant.
+        self.name.find(&name.to_string_lossy()).unwrap_or(false)
     }
 
     /// The files that match; none while the directory cannot be read.
@@ -61,9 +61,9 @@ impl Find {
     pub fn owns(&self, path: &Path) -> bool {
         match self {
             Self::Path(own) => path == own || is_rotated_name(own, path),
-            Self::Groups(groups) => groups.iter().any(|group| {
-                path.parent() == Some(&group.directory) && path.file_name().is_some_and(|name| group.matches(name))
-            }),
+            Self::Groups(groups) => groups
+                .iter()
+                .any(|group| path.parent() == Some(&group.directory) && path.file_name().is_some_and(|name| group.matches(name))),
         }
     }
 }
@@ -86,9 +86,10 @@ impl Listed {
     /// The name that a file which was at `path` has in its directory now.
     pub fn name_of(&mut self, path: &Path, inode: Inode) -> Option<PathBuf> {
         let directory = path.parent()?;
-        let names = self.0.entry(directory.to_owned()).or_insert_with(|| {
-            fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| (entry.ino(), entry.path())).collect()
-        });
+        let names = self
+            .0
+            .entry(directory.to_owned())
+            .or_insert_with(|| fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| (entry.ino(), entry.path())).collect());
         let found = names.get(&inode.number)?;
         fs::metadata(found).is_ok_and(|metadata| Inode::from(&metadata) == inode).then(|| found.clone())
     }

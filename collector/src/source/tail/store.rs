@@ -138,7 +138,7 @@ impl Store {
     }
 }
 
-fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // Whoever cleaned up may have taken the directory too.
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;

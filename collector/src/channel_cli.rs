@@ -1,0 +1,256 @@
+//! `millrace-collector channel …`: a file channel looked at, checked and emptied without its agent.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line's output")]
+
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+
+use crate::channel::file::{
+    self,
+    channel::FileChannel,
+    disk::{Disk, RealDisk},
+    log::{Found, Place, Walk},
+    recovery::{self, Decision},
+};
+use crate::channel::{Channel, Setup};
+use crate::config::AgentConfig;
+use crate::event::Event;
+use crate::flume_conf::{Component, Outcome};
+use crate::source::tail::store::file_name;
+
+#[derive(Args)]
+pub struct ChannelArgs {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Shows segments, waiting events and what a start would find. Changes nothing; the agent may run.
+    Inspect(Which),
+    /// Reads every record of every segment. Exit code 1 when something is damaged or missing. Changes nothing; the agent may run.
+    Verify(Which),
+    /// Writes the waiting events to standard output and takes them out of the channel. The agent must be stopped.
+    Drain {
+        #[command(flatten)]
+        which: Which,
+        /// Leave the events in the channel.
+        #[arg(long)]
+        keep: bool,
+        /// `json`: one object a line with headers and body (`body_base64` where it is no text); `raw`: bodies, each with a newline.
+        #[arg(long, value_enum, default_value = "json")]
+        events: EventFormat,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum EventFormat {
+    Json,
+    Raw,
+}
+
+#[derive(Args)]
+pub struct Which {
+    /// Flume properties file that defines the channel.
+    #[arg(required = true)]
+    pub file: Vec<PathBuf>,
+    /// The agent; may be left out when the file has only one.
+    #[arg(short, long)]
+    pub name: Option<String>,
+    /// The channel; may be left out when the agent has only one on disk.
+    #[arg(long)]
+    channel: Option<String>,
+    /// The agent's state directory, as it runs with.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+impl ChannelArgs {
+    pub fn which(&self) -> &Which {
+        match &self.command {
+            Verb::Inspect(which) | Verb::Verify(which) | Verb::Drain { which, .. } => which,
+        }
+    }
+
+    /// With what the files say.
+    pub fn run(&self, outcome: Outcome) -> ExitCode {
+        let which = self.which();
+        let done = which.find(outcome).and_then(|(component, setup)| match &self.command {
+            Verb::Inspect(_) => inspect(&component.name, &file::place(&component, &setup), which.output).map(|()| true),
+            Verb::Verify(_) => verify(&component.name, &file::place(&component, &setup), which.output),
+            Verb::Drain { keep, events, .. } => drain(&component, &setup, *keep, *events).map(|()| true),
+        });
+        match done {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+impl Which {
+    fn find(&self, outcome: Outcome) -> anyhow::Result<(Component, Setup)> {
+        let errors = || outcome.findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        let agents: Vec<&str> = outcome.plans.iter().map(|plan| plan.agent.as_str()).collect();
+        let [plan] = outcome.plans.as_slice() else {
+            anyhow::ensure!(!agents.is_empty(), "no agent can be read:\n{}", errors());
+            anyhow::bail!("there are several agents: {}; give one of them with --name", agents.join(", "));
+        };
+        let on_disk: Vec<&Component> = plan.channels.iter().filter(|channel| channel.kind.property("dataDirs").is_some()).collect();
+        let names: Vec<&str> = on_disk.iter().map(|channel| channel.name.as_str()).collect();
+        let channel = match (&self.channel, on_disk.as_slice()) {
+            (None, [only]) => Some(*only),
+            (None, _) => None,
+            (Some(name), _) => on_disk.iter().find(|channel| channel.name == *name).copied(),
+        };
+        let channel = channel.with_context(|| match names.as_slice() {
+            [] => format!("agent `{}` has no channel on disk", plan.agent),
+            names => format!("name one of the channels on disk with --channel: {}", names.join(", ")),
+        })?;
+        let state_dir = AgentConfig { state_dir: self.state_dir.clone(), ..AgentConfig::default() }.state_dir();
+        Ok((channel.clone(), Setup { state_dir: state_dir.join(file_name(&plan.agent)) }))
+    }
+}
+
+/// What a start would decide now.
+fn look(place: &Place<RealDisk>) -> anyhow::Result<Decision> {
+    let facts = place.facts().context("there is no channel yet, or it cannot be read")?;
+    Ok(recovery::decide(&facts)?)
+}
+
+fn inspect(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Result<()> {
+    let decision = look(place)?;
+    let waiting = |segment: &recovery::Segment| decision.acked.missing(segment.first, segment.next);
+    let total: u64 = decision.segments.iter().map(waiting).sum();
+    let bytes: u64 = decision.segments.iter().map(|segment| segment.len).sum();
+    let lost: u64 = decision.lost.iter().map(|lost| lost.events).sum();
+    if format == Format::Json {
+        let segments: Vec<_> = decision
+            .segments
+            .iter()
+            .map(|segment| json!({ "file": place.path(segment.id, segment.directory), "bytes": segment.len, "first": segment.first, "next": segment.next, "waiting": waiting(segment) }))
+            .collect();
+        let aside: Vec<_> = decision.aside.iter().map(|(id, directory, why)| json!({ "file": place.path(*id, *directory), "why": why })).collect();
+        println!(
+            "{:#}",
+            json!({ "channel": name, "identity": format!("{:016x}", decision.channel), "waiting": total, "bytes": bytes, "missing": lost, "cut_bytes": decision.cut.map(|(_, bytes)| bytes), "segments": segments, "not_read": aside })
+        );
+        return Ok(());
+    }
+    println!("channel {name}, identity {:016x}", decision.channel);
+    println!("{total} events wait, {} segments, {bytes} bytes", decision.segments.len());
+    for segment in &decision.segments {
+        let path = place.path(segment.id, segment.directory);
+        println!("  {}  {:>12} bytes  events {}..{}  {} waiting", path.display(), segment.len, segment.first, segment.next, waiting(segment));
+    }
+    for (id, directory, why) in &decision.aside {
+        println!("  {}  {why}; it is not read", place.path(*id, *directory).display());
+    }
+    for lost in &decision.lost {
+        println!("  {} events before segment {:016x} are missing", lost.events, lost.before);
+    }
+    if let Some((segment, bytes)) = decision.cut {
+        println!("  segment {segment:016x} ends with {bytes} bytes of an incomplete put (or one that is being written)");
+    }
+    Ok(())
+}
+
+/// True when everything is well.
+fn verify(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Result<bool> {
+    let decision = look(place)?;
+    let (mut records, mut missing): (u64, u64) = (0, decision.lost.iter().map(|lost| lost.events).sum());
+    let mut damage = Vec::new();
+    for segment in &decision.segments {
+        let path = place.path(segment.id, segment.directory);
+        // A running agent may have removed it since.
+        let file = match place.open(segment) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).context(path.display().to_string()),
+        };
+        let mut walk = Walk::new(&file, file::format::HEADER_BYTES as u64, segment.len, segment.first..segment.next + 1).lossy(true);
+        let mut found = 0;
+        while let Some(next) = walk.next()? {
+            match next {
+                Found::Record { flags, .. } => found += u64::from(flags & file::format::NOTE == 0),
+                Found::Damaged { from, to } => damage.push((path.clone(), from, to)),
+            }
+        }
+        missing += (segment.next - segment.first).saturating_sub(found);
+        records += found;
+    }
+    let well = missing == 0 && damage.is_empty() && decision.aside.is_empty();
+    if format == Format::Json {
+        let damage: Vec<_> = damage.iter().map(|(path, from, to)| json!({ "file": path, "from": from, "to": to })).collect();
+        println!("{:#}", json!({ "channel": name, "records": records, "missing": missing, "damaged": damage, "not_read": decision.aside.len(), "well": well }));
+        return Ok(well);
+    }
+    for (path, from, to) in &damage {
+        println!("{}: bytes {from} to {to} are damaged", path.display());
+    }
+    for (id, directory, why) in &decision.aside {
+        println!("{}: {why}", place.path(*id, *directory).display());
+    }
+    println!("{records} records are good, {missing} are missing or damaged: {}", if well { "well" } else { "not well" });
+    Ok(well)
+}
+
+fn drain(component: &Component, setup: &Setup, keep: bool, format: EventFormat) -> anyhow::Result<()> {
+    let place = file::place(component, setup);
+    let there = place.disk.list(&place.checkpoint).is_ok();
+    anyhow::ensure!(there, "{} is not there: nothing to drain", place.checkpoint.display());
+    let channel = Arc::new(FileChannel::open_locked(&component.name, place, file::Limits::of(component))?);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let mut out = std::io::stdout().lock();
+    let mut held = Vec::new();
+    let mut count = 0;
+    let drained = runtime.block_on(async {
+        loop {
+            let taken = channel.clone().take(usize::MAX, Duration::ZERO).await;
+            if taken.is_empty() {
+                return Ok(());
+            }
+            for event in taken.events() {
+                write_event(&mut out, event, format)?;
+            }
+            // What could not be written stays.
+            out.flush()?;
+            count += taken.len();
+            if keep { held.push(taken) } else { taken.commit() }
+        }
+    });
+    drop(held);
+    channel.close();
+    eprintln!("{count} events{}", if keep { ", left in the channel" } else { " drained" });
+    drained
+}
+
+fn write_event(out: &mut impl Write, event: &Event, format: EventFormat) -> anyhow::Result<()> {
+    if format == EventFormat::Raw {
+        out.write_all(&event.body)?;
+        out.write_all(b"\n")?;
+        return Ok(());
+    }
+    let headers = event.headers.as_deref();
+    let line = match std::str::from_utf8(&event.body) {
+        Ok(body) => json!({ "headers": headers, "body": body }),
+        Err(_) => json!({ "headers": headers, "body_base64": STANDARD.encode(&event.body) }),
+    };
+    writeln!(out, "{line}")?;
+    Ok(())
+}

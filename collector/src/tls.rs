@@ -1,0 +1,352 @@
+//! TLS as Flume's files set it: `ssl`, `keystore`, `truststore` and what may be spoken.
+//!
+//! Java's stores are not read: they are refused with the commands that turn them into PEM, which is named by
+//! `keystore-type = PEM` and `truststore-type = PEM`. Versions before TLS 1.2 do not exist here.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio_rustls::rustls::{
+    self, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::verify_server_cert_signed_by_trust_anchor,
+    client::verify_server_name,
+    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    server::ParsedCertificate,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::flume_conf::{Component, Finding, Property};
+
+pub const SSL: Property = Property::boolean("ssl", "false", "Speak TLS.");
+pub const KEYSTORE: Property =
+    Property::text("keystore", None, "With `ssl`: a PEM file with the certificate, those that signed it, and the private key.");
+pub const KEYSTORE_PASSWORD: Property = Property::text("keystore-password", None, "Of no use for a PEM file, whose key is not encrypted.");
+pub const KEYSTORE_TYPE: Property =
+    Property::text("keystore-type", Some("JKS"), "`PEM`. Java's JKS and PKCS12 are refused with the command that converts them.");
+pub const TRUSTSTORE: Property = Property::text(
+    "truststore",
+    None,
+    "With `ssl`: a PEM file of certificates to trust, authorities' or the server's own. Without it the system's authorities are trusted.",
+);
+pub const TRUSTSTORE_PASSWORD: Property = Property::text("truststore-password", None, "Of no use for a PEM file.");
+pub const TRUSTSTORE_TYPE: Property =
+    Property::text("truststore-type", Some("JKS"), "`PEM`. Java's JKS and PKCS12 are refused with the command that converts them.");
+pub const TRUST_ALL: Property =
+    Property::boolean("trust-all-certs", "false", "With `ssl`: take any certificate, also from somebody in between.");
+pub const VERIFY_HOSTNAME: Property = Property::boolean(
+    "verify-hostname",
+    "true",
+    "With `ssl`: the certificate must be for `hostname`, unless it is in the truststore itself. Flume never looks.",
+)
+.own();
+pub const INCLUDE_PROTOCOLS: Property =
+    Property::text("include-protocols", None, "TLS versions to speak, separated by blanks: TLSv1.2, TLSv1.3. Without it both.");
+pub const EXCLUDE_PROTOCOLS: Property =
+    Property::text("exclude-protocols", Some("SSLv3"), "TLS versions not to speak. Those before TLSv1.2 are never spoken.");
+pub const INCLUDE_CIPHERS: Property =
+    Property::text("include-cipher-suites", None, "Cipher suites to offer, by their names in Java, separated by blanks.");
+pub const EXCLUDE_CIPHERS: Property = Property::text("exclude-cipher-suites", None, "Cipher suites not to offer.");
+
+/// What is wrong with a listener's settings.
+pub fn review_server(component: &Component, _strict: bool) -> Vec<Finding> {
+    if !component.boolean(SSL.name) {
+        return Vec::new();
+    }
+    let mut findings = review_spoken(component);
+    match component.set(KEYSTORE.name) {
+        Some(file) => findings.extend(review_store(component, &KEYSTORE_TYPE, file, "the key and its certificates")),
+        None => findings.push(
+            Finding::error("missing-key", "`ssl` needs a key")
+                .key(format!("{}.keystore", component.name))
+                .flume("drops the source")
+                .remedy("set keystore = /path/of.pem and keystore-type = PEM"),
+        ),
+    }
+    findings
+}
+
+/// What is wrong with a caller's settings.
+pub fn review_client(component: &Component, _strict: bool) -> Vec<Finding> {
+    if !component.boolean(SSL.name) {
+        return Vec::new();
+    }
+    let mut findings = review_spoken(component);
+    if component.boolean(TRUST_ALL.name) {
+        let setting = component.settings.get(TRUST_ALL.name).and_then(|setting| setting.place.as_ref());
+        findings.push(
+            Finding::warning("trust-all", "any certificate is taken: whoever stands in between can read and change events")
+                .maybe_at(setting)
+                .key(format!("{}.trust-all-certs", component.name))
+                .remedy("name the server's certificate or its authority in truststore"),
+        );
+    } else if let Some(file) = component.set(TRUSTSTORE.name) {
+        findings.extend(review_store(component, &TRUSTSTORE_TYPE, file, "the certificates"));
+    }
+    findings
+}
+
+/// A store in another form than PEM, and how it becomes PEM.
+fn review_store(component: &Component, property: &Property, file: &str, content: &str) -> Option<Finding> {
+    let kind = component.text(property.name).trim().to_ascii_uppercase();
+    if kind == "PEM" {
+        return None;
+    }
+    let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
+    let to_pem = |from: &str| match property.name {
+        "keystore-type" => format!("`openssl pkcs12 -in {from} -out {stem}.pem -nodes`"),
+        _ => format!("`openssl pkcs12 -in {from} -out {stem}.pem -nokeys`"),
+    };
+    let convert = match kind.as_str() {
+        "PKCS12" | "P12" | "PFX" => to_pem(file),
+        _ => format!(
+            "`keytool -importkeystore -srckeystore {file} -destkeystore {stem}.p12 -deststoretype PKCS12`, then {}",
+            to_pem(&format!("{stem}.p12"))
+        ),
+    };
+    let store = property.name.trim_end_matches("-type");
+    Some(
+        Finding::error("java-store", format!("{content} must be in PEM; {kind} is Java's"))
+            .maybe_at(component.settings.get(store).and_then(|setting| setting.place.as_ref()))
+            .key(format!("{}.{}", component.name, property.name))
+            .remedy(format!("{convert}; then set {store} = {stem}.pem and {store}-type = PEM")),
+    )
+}
+
+fn review_spoken(component: &Component) -> Vec<Finding> {
+    let error = |key: &str, error: anyhow::Error| {
+        Finding::error("wrong-value", format!("{error:#}"))
+            .maybe_at(component.settings.get(key).and_then(|setting| setting.place.as_ref()))
+            .key(format!("{}.{key}", component.name))
+            .remedy("leave the line out, or name what both sides have")
+    };
+    let versions = versions(component).err().map(|fault| error(INCLUDE_PROTOCOLS.name, fault));
+    versions.into_iter().chain(provider(component).err().map(|fault| error(INCLUDE_CIPHERS.name, fault))).collect()
+}
+
+/// Names, by Java's habit separated by blanks, or by commas.
+fn names<'a>(component: &'a Component, property: &Property) -> Vec<&'a str> {
+    component.text(property.name).split([' ', ',']).filter(|name| !name.is_empty()).collect()
+}
+
+fn versions(component: &Component) -> anyhow::Result<Vec<&'static SupportedProtocolVersion>> {
+    let (include, exclude) = (names(component, &INCLUDE_PROTOCOLS), names(component, &EXCLUDE_PROTOCOLS));
+    let spoken: Vec<_> = [("TLSv1.3", &rustls::version::TLS13), ("TLSv1.2", &rustls::version::TLS12)]
+        .into_iter()
+        .filter(|(name, _)| (include.is_empty() || include.contains(name)) && !exclude.contains(name))
+        .map(|(_, version)| version)
+        .collect();
+    anyhow::ensure!(!spoken.is_empty(), "neither TLSv1.2 nor TLSv1.3 is left");
+    Ok(spoken)
+}
+
+fn provider(component: &Component) -> anyhow::Result<Arc<CryptoProvider>> {
+    let (include, exclude) = (names(component, &INCLUDE_CIPHERS), names(component, &EXCLUDE_CIPHERS));
+    let mut provider = ring::default_provider();
+    provider.cipher_suites.retain(|suite| {
+        let name = format!("{:?}", suite.suite()).replace("TLS13_", "TLS_");
+        (include.is_empty() || include.contains(&name.as_str())) && !exclude.contains(&name.as_str())
+    });
+    anyhow::ensure!(!provider.cipher_suites.is_empty(), "no cipher suite is left");
+    Ok(Arc::new(provider))
+}
+
+fn read(path: &str) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {path}"))
+}
+
+fn certificates(path: &str, pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let found = found.map_err(|error| anyhow::anyhow!("{path} is not PEM: {error:?}"))?;
+    anyhow::ensure!(
+        !found.is_empty(),
+        "{path} has no certificate; it needs one between -----BEGIN CERTIFICATE----- and -----END CERTIFICATE-----"
+    );
+    Ok(found)
+}
+
+/// The listening side, where `ssl` is set.
+pub fn acceptor(component: &Component) -> anyhow::Result<Option<TlsAcceptor>> {
+    if !component.boolean(SSL.name) {
+        return Ok(None);
+    }
+    let path = component.text(KEYSTORE.name).trim();
+    let pem = read(path)?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
+        anyhow::anyhow!(
+            "{path} has no private key that can be read ({error:?}); an encrypted one is decrypted by `openssl pkey -in KEY -out KEY.pem`"
+        )
+    })?;
+    let config = ServerConfig::builder_with_provider(provider(component)?).with_protocol_versions(&versions(component)?)?;
+    let config = config.with_no_client_auth().with_single_cert(certificates(path, &pem)?, key);
+    Ok(Some(TlsAcceptor::from(Arc::new(config.with_context(|| format!("{path} cannot be used"))?))))
+}
+
+/// The calling side, where `ssl` is set.
+pub fn connector(component: &Component) -> anyhow::Result<Option<TlsConnector>> {
+    component.boolean(SSL.name).then(|| client(component)).transpose()
+}
+
+/// A calling side that always speaks TLS.
+pub fn client(component: &Component) -> anyhow::Result<TlsConnector> {
+    let mut trust = Trust {
+        roots: RootCertStore::empty(),
+        known: Vec::new(),
+        anybody: component.boolean(TRUST_ALL.name),
+        hostname: component.boolean(VERIFY_HOSTNAME.name),
+        provider: provider(component)?,
+    };
+    if !trust.anybody {
+        trust.known = match component.set(TRUSTSTORE.name) {
+            Some(path) => certificates(path.trim(), &read(path.trim())?)?,
+            None => rustls_native_certs::load_native_certs().certs,
+        };
+        trust.roots.add_parsable_certificates(trust.known.iter().cloned());
+        anyhow::ensure!(!trust.known.is_empty(), "the system has no certificates of authorities; name them in truststore");
+    }
+    let config = ClientConfig::builder_with_provider(trust.provider.clone()).with_protocol_versions(&versions(component)?)?;
+    let config = config.dangerous().with_custom_certificate_verifier(Arc::new(trust)).with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// Whom a caller believes. As in Java, a server's own certificate may be in the truststore.
+#[derive(Debug)]
+struct Trust {
+    roots: RootCertStore,
+    known: Vec<CertificateDer<'static>>,
+    anybody: bool,
+    hostname: bool,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Trust {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if self.anybody || self.known.iter().any(|known| known == certificate) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let parsed = ParsedCertificate::try_from(certificate)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        match verify_server_name(&parsed, server) {
+            Err(rustls::Error::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }))
+                if !self.hostname => {}
+            verified => verified?,
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::flume_conf::component::Setting;
+
+    fn component(settings: &[(&str, &str)]) -> Component {
+        let mut component = Component::new(&crate::sink::avro::KIND, "k", "avro");
+        let kind =
+            if settings.iter().any(|(key, _)| key.starts_with("trust")) { &crate::sink::avro::KIND } else { &crate::source::avro::KIND };
+        component.kind = kind;
+        for (key, value) in settings {
+            component.settings.insert((*key).to_owned(), Setting { value: (*value).to_owned(), place: None });
+        }
+        component
+    }
+
+    #[test]
+    fn javas_stores_are_refused_with_the_commands_that_convert_them() {
+        for (settings, expected) in [
+            (&[("keystore", "/k.jks")][..], ""),
+            (
+                &[("ssl", "true")],
+                "k.keystore: `ssl` needs a key; Flume: drops the source; set keystore = /path/of.pem and keystore-type = PEM",
+            ),
+            (
+                &[("ssl", "true"), ("keystore", "/k.jks")],
+                "k.keystore-type: the key and its certificates must be in PEM; JKS is Java's; `keytool -importkeystore -srckeystore /k.jks -destkeystore /k.p12 -deststoretype PKCS12`, then `openssl pkcs12 -in /k.p12 -out /k.pem -nodes`; then set keystore = /k.pem and keystore-type = PEM",
+            ),
+            (
+                &[("ssl", "true"), ("keystore", "/k.p12"), ("keystore-type", "pkcs12")],
+                "k.keystore-type: the key and its certificates must be in PEM; PKCS12 is Java's; `openssl pkcs12 -in /k.p12 -out /k.pem -nodes`; then set keystore = /k.pem and keystore-type = PEM",
+            ),
+            (&[("ssl", "true"), ("keystore", "/k.pem"), ("keystore-type", "PEM")], ""),
+            (
+                &[("ssl", "true"), ("keystore", "/k.pem"), ("keystore-type", "PEM"), ("include-protocols", "TLSv1.1 TLSv1")],
+                "k.include-protocols: neither TLSv1.2 nor TLSv1.3 is left; leave the line out, or name what both sides have",
+            ),
+            (
+                &[("ssl", "true"), ("keystore", "/k.pem"), ("keystore-type", "PEM"), ("include-cipher-suites", "TLS_RSA_WITH_NULL_SHA")],
+                "k.include-cipher-suites: no cipher suite is left; leave the line out, or name what both sides have",
+            ),
+        ] {
+            let findings: Vec<String> = review_server(&component(settings), false).iter().map(ToString::to_string).collect();
+            assert_eq!(findings.join("\n"), expected, "{settings:?}");
+        }
+        for (settings, expected) in [
+            (&[("ssl", "true"), ("truststore-type", "PEM")][..], ""),
+            (&[("ssl", "true"), ("truststore", "/t.jks")], "openssl pkcs12 -in /t.p12 -out /t.pem -nokeys"),
+            (&[("ssl", "true"), ("trust-all-certs", "true")], "any certificate is taken"),
+        ] {
+            let findings: Vec<String> = review_client(&component(settings), false).iter().map(ToString::to_string).collect();
+            assert!(findings.join("\n").contains(expected) && findings.is_empty() == expected.is_empty(), "{findings:?}");
+        }
+    }
+
+    #[test]
+    fn versions_and_ciphers_are_called_as_in_java() {
+        let spoken = |settings: &[(&str, &str)]| {
+            versions(&component(settings)).unwrap().iter().map(|version| format!("{:?}", version.version)).collect::<Vec<_>>()
+        };
+        assert_eq!(spoken(&[]), ["TLSv1_3", "TLSv1_2"]);
+        assert_eq!(spoken(&[("include-protocols", "TLSv1.2 TLSv1.1")]), ["TLSv1_2"]);
+        assert_eq!(spoken(&[("exclude-protocols", "SSLv3 TLSv1.2")]), ["TLSv1_3"]);
+        let only = [("include-cipher-suites", "TLS_AES_128_GCM_SHA256 TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384")];
+        assert_eq!(provider(&component(&only)).unwrap().cipher_suites.len(), 2);
+    }
+
+    #[test]
+    fn what_is_not_pem_is_said_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k.pem");
+        let build = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            let settings = [("ssl", "true"), ("keystore", path.to_str().unwrap()), ("keystore-type", "PEM")];
+            acceptor(&component(&settings)).err().map(|error| format!("{error:#}")).unwrap()
+        };
+        assert!(build("nothing").contains("k.pem has no private key"));
+        assert!(build("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").contains("k.pem has no certificate"));
+        let missing = component(&[("ssl", "true"), ("keystore", "/nowhere.pem"), ("keystore-type", "PEM")]);
+        assert!(format!("{:#}", acceptor(&missing).err().unwrap()).contains("cannot read /nowhere.pem"));
+        assert!(connector(&component(&[])).unwrap().is_none());
+    }
+}
