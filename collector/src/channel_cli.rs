@@ -145,7 +145,8 @@ fn inspect(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Resul
             .iter()
             .map(|segment| json!({ "file": place.path(segment.id, segment.directory), "bytes": segment.len, "first": segment.first, "next": segment.next, "waiting": waiting(segment) }))
             .collect();
-        let aside: Vec<_> = decision.aside.iter().map(|(id, directory, why)| json!({ "file": place.path(*id, *directory), "why": why })).collect();
+        let aside: Vec<_> =
+            decision.aside.iter().map(|(id, directory, why)| json!({ "file": place.path(*id, *directory), "why": why })).collect();
         println!(
             "{:#}",
             json!({ "channel": name, "identity": format!("{:016x}", decision.channel), "waiting": total, "bytes": bytes, "missing": lost, "cut_bytes": decision.cut.map(|(_, bytes)| bytes), "segments": segments, "not_read": aside })
@@ -156,7 +157,14 @@ fn inspect(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Resul
     println!("{total} events wait, {} segments, {bytes} bytes", decision.segments.len());
     for segment in &decision.segments {
         let path = place.path(segment.id, segment.directory);
-        println!("  {}  {:>12} bytes  events {}..{}  {} waiting", path.display(), segment.len, segment.first, segment.next, waiting(segment));
+        println!(
+            "  {}  {:>12} bytes  events {}..{}  {} waiting",
+            path.display(),
+            segment.len,
+            segment.first,
+            segment.next,
+            waiting(segment)
+        );
     }
     for (id, directory, why) in &decision.aside {
         println!("  {}  {why}; it is not read", place.path(*id, *directory).display());
@@ -185,7 +193,7 @@ fn verify(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Result
         };
         let mut walk = Walk::new(&file, file::format::HEADER_BYTES as u64, segment.len, segment.first..segment.next + 1).lossy(true);
         let mut found = 0;
-        while let Some(next) = walk.next()? {
+        while let Some(next) = walk.advance()? {
             match next {
                 Found::Record { flags, .. } => found += u64::from(flags & file::format::NOTE == 0),
                 Found::Damaged { from, to } => damage.push((path.clone(), from, to)),
@@ -197,7 +205,10 @@ fn verify(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Result
     let well = missing == 0 && damage.is_empty() && decision.aside.is_empty();
     if format == Format::Json {
         let damage: Vec<_> = damage.iter().map(|(path, from, to)| json!({ "file": path, "from": from, "to": to })).collect();
-        println!("{:#}", json!({ "channel": name, "records": records, "missing": missing, "damaged": damage, "not_read": decision.aside.len(), "well": well }));
+        println!(
+            "{:#}",
+            json!({ "channel": name, "records": records, "missing": missing, "damaged": damage, "not_read": decision.aside.len(), "well": well })
+        );
         return Ok(well);
     }
     for (path, from, to) in &damage {

@@ -63,7 +63,8 @@ fn file_of(uri: &str) -> Option<PathBuf> {
     let mut bytes = Vec::new();
     let mut left = path.as_bytes();
     while let Some((&first, rest)) = left.split_first() {
-        let escaped = rest.get(..2).filter(|_| first == b'%').and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        let escaped =
+            rest.get(..2).filter(|_| first == b'%').and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
         bytes.push(escaped.unwrap_or(first));
         left = if escaped.is_some() { &rest[2..] } else { rest };
     }
@@ -115,7 +116,10 @@ async fn answer(
         let response = sender.send_request(request).await?;
         anyhow::ensure!(response.status() == StatusCode::OK, "the answer is {}", response.status());
         let body = Limited::new(response.into_body(), SIZE_MAX).collect().await;
-        Ok(body.map_err(|error| anyhow::anyhow!("the answer cannot be read, or is larger than {SIZE_MAX} bytes: {error}"))?.to_bytes().to_vec())
+        Ok(body
+            .map_err(|error| anyhow::anyhow!("the answer cannot be read, or is larger than {SIZE_MAX} bytes: {error}"))?
+            .to_bytes()
+            .to_vec())
     };
     tokio::pin!(exchange);
     tokio::select! {
@@ -163,7 +167,8 @@ fn run_within(command: &str, key: &str, bound: Duration) -> Result<String, Strin
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    let bytes = reader.join().map_err(|_| format!("{program}: its output cannot be read"))?.map_err(|error| format!("{program}: {error}"))?;
+    let bytes =
+        reader.join().map_err(|_| format!("{program}: its output cannot be read"))?.map_err(|error| format!("{program}: {error}"))?;
     if bytes.len() > LINE_MAX {
         return Err(format!("{program} wrote more than {LINE_MAX} bytes"));
     }

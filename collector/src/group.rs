@@ -22,8 +22,14 @@ use crate::source::Stop;
 pub static PROCESSORS: &[&Kind] = &[&DEFAULT, &FAILOVER, &LOAD_BALANCE];
 
 const SINKS: Property = Property::text("sinks", None, "The group's sinks, separated by blanks.").required();
-const MOMENT: Property =
-    Property::integer("processor.troubleTime", 0, 600_000, Some("1000"), "Milliseconds that a sink may be in trouble before it counts as failed.").own();
+const MOMENT: Property = Property::integer(
+    "processor.troubleTime",
+    0,
+    600_000,
+    Some("1000"),
+    "Milliseconds that a sink may be in trouble before it counts as failed.",
+)
+.own();
 
 static DEFAULT: Kind = Kind {
     role: Role::Group,
@@ -45,7 +51,11 @@ static FAILOVER: Kind = Kind {
     doc: "The sink of the highest priority that has not failed works, the others wait. One that failed is tried again after a penalty of 2, 4, 8, … seconds.",
     properties: &[
         SINKS,
-        Property::text("processor.priority.*", None, "`processor.priority.<sink>`: a whole number; the highest goes first. Without one: -1, -2, … in the order of the list."),
+        Property::text(
+            "processor.priority.*",
+            None,
+            "`processor.priority.<sink>`: a whole number; the highest goes first. Without one: -1, -2, … in the order of the list.",
+        ),
         Property::integer("processor.maxpenalty", 0, 86_400_000, Some("30000"), "The longest penalty in milliseconds."),
         MOMENT,
     ],
@@ -63,9 +73,24 @@ static LOAD_BALANCE: Kind = Kind {
     doc: "All sinks work, each taking what it can send. One that failed is left out for a while.",
     properties: &[
         SINKS,
-        Property::choice("processor.selector", &["round_robin", "random"], "round_robin", "Accepted: a sink takes when it is free, at once and beside the others."),
-        Property::boolean("processor.backoff", "false", "A sink that fails again and again is left out for 2, 4, 8, … seconds; otherwise for one second each time."),
-        Property::integer("processor.selector.maxTimeOut", 1, 86_400_000, Some("30000"), "The longest time in milliseconds that a sink is left out."),
+        Property::choice(
+            "processor.selector",
+            &["round_robin", "random"],
+            "round_robin",
+            "Accepted: a sink takes when it is free, at once and beside the others.",
+        ),
+        Property::boolean(
+            "processor.backoff",
+            "false",
+            "A sink that fails again and again is left out for 2, 4, 8, … seconds; otherwise for one second each time.",
+        ),
+        Property::integer(
+            "processor.selector.maxTimeOut",
+            1,
+            86_400_000,
+            Some("30000"),
+            "The longest time in milliseconds that a sink is left out.",
+        ),
         MOMENT,
     ],
     deprecated: &[],
@@ -88,21 +113,29 @@ fn review(group: &Component, strict: bool) -> Vec<Finding> {
     let removed = "drops the group and its sinks";
     let level = if strict { Level::Warning } else { Level::Error };
     let count = match () {
-        () if std::ptr::eq(group.kind, &DEFAULT) && sinks.len() > 1 => Some(("processor `default` takes one sink only", "set processor.type to failover or load_balance")),
-        () if std::ptr::eq(group.kind, &LOAD_BALANCE) && sinks.len() == 1 => Some(("there is one sink only, nothing to balance", "add a sink, or remove the group")),
+        () if std::ptr::eq(group.kind, &DEFAULT) && sinks.len() > 1 => {
+            Some(("processor `default` takes one sink only", "set processor.type to failover or load_balance"))
+        }
+        () if std::ptr::eq(group.kind, &LOAD_BALANCE) && sinks.len() == 1 => {
+            Some(("there is one sink only, nothing to balance", "add a sink, or remove the group"))
+        }
         () => None,
     };
     if let Some((message, remedy)) = count {
-        told.push(Finding::new(level, "group-size", message).maybe_at(place("sinks").as_ref()).key(key("sinks")).flume(removed).remedy(remedy));
+        told.push(
+            Finding::new(level, "group-size", message).maybe_at(place("sinks").as_ref()).key(key("sinks")).flume(removed).remedy(remedy),
+        );
     }
     let priorities = group.below("processor.priority.");
     for (sink, priority) in &priorities {
         let setting = format!("processor.priority.{sink}");
         if !sinks.contains(&sink.as_str()) {
-            let finding = Finding::warning("dead-key", format!("`{sink}` is not one of the group's sinks")).maybe_at(place(&setting).as_ref());
+            let finding =
+                Finding::warning("dead-key", format!("`{sink}` is not one of the group's sinks")).maybe_at(place(&setting).as_ref());
             told.push(finding.key(key(&setting)).flume("ignores it").remedy("correct the name, or remove the line"));
         } else if priority.trim().parse::<i32>().is_err() {
-            let finding = Finding::new(level, "wrong-value", format!("`{priority}` is not a whole number")).maybe_at(place(&setting).as_ref());
+            let finding =
+                Finding::new(level, "wrong-value", format!("`{priority}` is not a whole number")).maybe_at(place(&setting).as_ref());
             told.push(finding.key(key(&setting)).flume("takes -1, -2, … for it").remedy("write a whole number"));
         }
     }
@@ -150,8 +183,13 @@ enum State {
     /// Well, working or waiting.
     Well,
     /// Works after a rest, and has not delivered yet.
-    Trial { delivered: u64 },
-    Resting { until: Instant, why: String },
+    Trial {
+        delivered: u64,
+    },
+    Resting {
+        until: Instant,
+        why: String,
+    },
 }
 
 /// One sink's standing in its group.

@@ -157,7 +157,8 @@ impl Reloader {
     pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
         let agent = &self.config.agent;
         let mut seen = self.times();
-        let mut texts = self.texts().await;
+        // What was read at the start may be older than any look: the first look reloads.
+        let mut texts = None;
         let mut looked = Instant::now();
         loop {
             let files = if agent.conf_file.is_empty() { agent.uri_interval } else { agent.reload_interval };

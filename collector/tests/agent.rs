@@ -355,3 +355,29 @@ fn the_example_settings_are_read() {
     assert_eq!(config.agent.name.as_deref(), Some("agent"));
     assert_eq!(config.metrics.listen.to_string(), "127.0.0.1:41414");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_is_shown_and_begins_anew_with_all_of_its_sinks() {
+    let state = tempfile::tempdir().unwrap();
+    let group = "a.sinks = k l\na.sinks.l.type = null\na.sinks.l.channel = c\na.sinkgroups = g\na.sinkgroups.g.sinks = k l\n\
+                 a.sinkgroups.g.processor.type = failover\na.sinkgroups.g.processor.priority.l = 5\n";
+    let agent = start(&seq(100, group), state.path()).await.unwrap();
+    until(&agent, "l", "EventDrainSuccessCount", 100.0).await;
+    assert_eq!((view(&agent, "l").state, view(&agent, "k").state), (State::Running, State::Paused));
+    let shown = view(&agent, "g");
+    assert_eq!((shown.type_name.as_str(), shown.error.as_str(), shown.channels), ("failover", "", vec!["k".to_owned(), "l".to_owned()]));
+    // The other sink is to go first; both begin anew, the source does not.
+    let other = group.replace("priority.l", "priority.k");
+    let response = agent.change(plan(&seq(100, &other))).await.unwrap();
+    assert_eq!(response.changed, ["k", "l"]);
+    let response = agent.change(plan(&seq(100, &format!("{other}a.sinks.l.batchSize = 7\n")))).await.unwrap();
+    assert_eq!(response.changed, ["l", "k"]);
+    agent.set_paused("k", true).unwrap();
+    agent.change(plan(&seq(50, &format!("{other}a.sinks.l.batchSize = 7\n")))).await.unwrap();
+    until(&agent, "r", "EventAcceptedCount", 50.0).await;
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(counter(&agent, "k", "EventDrainSuccessCount"), 0.0);
+    agent.set_paused("k", false).unwrap();
+    until(&agent, "k", "EventDrainSuccessCount", 50.0).await;
+    agent.stop().await.unwrap();
+}

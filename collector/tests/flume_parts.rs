@@ -38,7 +38,8 @@ fn errors(outcome: &Outcome) -> Vec<&'static str> {
 /// Sources, sinks and groups that run.
 fn running(outcome: &Outcome) -> String {
     let plan = &outcome.plans[0];
-    let names = |components: &[collector::flume_conf::Component]| components.iter().map(|part| part.name.clone()).collect::<Vec<_>>().join(" ");
+    let names =
+        |components: &[collector::flume_conf::Component]| components.iter().map(|part| part.name.clone()).collect::<Vec<_>>().join(" ");
     let groups = plan.groups.iter().map(|group| format!("{}({})", group.name, group.channels.join(" "))).collect::<Vec<_>>().join(" ");
     format!("{}; {}; {groups}", names(&plan.sources), names(&plan.sinks))
 }
@@ -61,7 +62,9 @@ fn flume_drops_the_same_components() {
             "r; k3; ",
         ),
         (
-            format!("{group}a.sinkgroups.g.processor.type = failover\na.sinkgroups.g.processor.priority.k1 = 5\na.sinkgroups.g.processor.priority.k2 = 5"),
+            format!(
+                "{group}a.sinkgroups.g.processor.type = failover\na.sinkgroups.g.processor.priority.k1 = 5\na.sinkgroups.g.processor.priority.k2 = 5"
+            ),
             &["duplicate-priority"],
             "r; k1 k3; g(k1)",
         ),
@@ -84,7 +87,9 @@ fn flume_drops_the_same_components() {
         (format!("{interceptor}regex_filter\na.sources.r.interceptors.i.regex = a("), &["regular-expression"], "; k1 k2 k3; "),
         (format!("{interceptor}search_replace"), &["missing-property"], "; k1 k2 k3; "),
         (
-            format!("{interceptor}search_replace\na.sources.r.interceptors.i.searchPattern = (.)\na.sources.r.interceptors.i.replaceString = $5"),
+            format!(
+                "{interceptor}search_replace\na.sources.r.interceptors.i.searchPattern = (.)\na.sources.r.interceptors.i.replaceString = $5"
+            ),
             &["wrong-value"],
             "r; k1 k2 k3; ",
         ),
@@ -159,7 +164,10 @@ fn config_filters_put_values_in() {
 fn what_cannot_be_done_is_refused_by_name() {
     let interceptor = "a.sources.r.interceptors = i\na.sources.r.interceptors.i.type = ";
     for (lines, told) in [
-        ("org.apache.flume.sink.solr.morphline.MorphlineInterceptor$Builder", "interceptor `org.apache.flume.sink.solr.morphline.MorphlineInterceptor$Builder` is not in this version"),
+        (
+            "org.apache.flume.sink.solr.morphline.MorphlineInterceptor$Builder",
+            "interceptor `org.apache.flume.sink.solr.morphline.MorphlineInterceptor$Builder` is not in this version",
+        ),
         ("regex_filter\na.sources.r.interceptors.i.regex = \\\\Ga", "\\G is not known here (near character 1)"),
         ("regex_filter\na.sources.r.interceptors.i.regex = (?u)a", "the flag `u`"),
     ] {

@@ -116,6 +116,8 @@ pub const METRICS: &[Metric] = &[
         "Events left out because an earlier transaction had written them.",
     ),
     gauge("millrace_collector_sink_success_ratio", "0 to 1", &["sink"], "Delivered events among those whose delivery was decided."),
+    gauge("millrace_collector_sink_open_files", "files", &["sink"], "Files a sink is writing."),
+    gauge("millrace_collector_sink_held_events", "events", &["sink"], "Events that are held until their file in HDFS or S3 is complete."),
     counter("millrace_collector_sink_complete_batches_total", "batches", &["sink"], "Takes as large as they may be."),
     counter("millrace_collector_sink_underflow_batches_total", "batches", &["sink"], "Takes that found fewer events."),
     counter("millrace_collector_sink_empty_batches_total", "batches", &["sink"], "Takes that found none for a second."),

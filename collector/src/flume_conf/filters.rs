@@ -93,7 +93,8 @@ pub(super) fn apply(merged: &mut Merged, options: &Options<'_>, findings: &mut V
             };
             let Some(kind) = filter(agent, reference.filter, "type") else {
                 let finding = told(Level::Error, format!("there is no config filter `{}`", reference.filter));
-                findings.push(finding.remedy(format!("add {agent}.configfilters = {0} and {agent}.configfilters.{0}.type", reference.filter)));
+                findings
+                    .push(finding.remedy(format!("add {agent}.configfilters = {0} and {agent}.configfilters.{0}.type", reference.filter)));
                 continue;
             };
             let asked = (agent.to_owned(), reference.filter.to_owned(), reference.key.to_owned());

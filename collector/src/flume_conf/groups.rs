@@ -92,8 +92,10 @@ impl Build<'_> {
             }
             if !declared.contains(sink) {
                 let names = self.plan.sinks.iter().map(|sink| sink.name.as_str());
-                let remedy = kinds::nearest(sink, names)
-                    .map_or_else(|| format!("list `{sink}` in {}.sinks and define it", self.plan.agent), |near| format!("did you mean `{near}`?"));
+                let remedy = kinds::nearest(sink, names).map_or_else(
+                    || format!("list `{sink}` in {}.sinks and define it", self.plan.agent),
+                    |near| format!("did you mean `{near}`?"),
+                );
                 self.broken(error("no-such-sink", format!("there is no sink `{sink}`")).flume("leaves it out of the group").remedy(remedy));
             } else if self.strict && self.is_bound(sink) {
                 let finding = error("no-such-sink", format!("sink `{sink}` of the group is wrong"));
@@ -104,7 +106,9 @@ impl Build<'_> {
         }
         if sinks.is_empty() {
             let finding = Finding::error("group-size", format!("no sink is left for sink group `{name}`")).maybe_at(list.place.as_ref());
-            self.broken(finding.key(&key).flume("drops the group; its sinks run by themselves").remedy("name sinks that run and have no group"));
+            self.broken(
+                finding.key(&key).flume("drops the group; its sinks run by themselves").remedy("name sinks that run and have no group"),
+            );
             return None;
         }
         Some(sinks)
@@ -142,7 +146,8 @@ impl Build<'_> {
     fn leave_out_duplicates(&mut self, group: &mut Component) {
         let mut seen: BTreeSet<String> = BTreeSet::new();
         let priority = |sink: &String| group.set(&format!("processor.priority.{sink}")).map(|text| text.trim().to_owned());
-        let out: Vec<String> = group.channels.iter().filter(|sink| priority(sink).is_some_and(|text| !seen.insert(text))).cloned().collect();
+        let out: Vec<String> =
+            group.channels.iter().filter(|sink| priority(sink).is_some_and(|text| !seen.insert(text))).cloned().collect();
         group.channels.retain(|sink| !out.contains(sink));
         self.drop_sinks(&out);
     }

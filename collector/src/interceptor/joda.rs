@@ -141,14 +141,14 @@ impl Found {
         match part {
             Part::Literal(literal) => {
                 let found = text.get(..literal.len())?;
-                return found.eq_ignore_ascii_case(literal).then(|| &text[literal.len()..]);
+                found.eq_ignore_ascii_case(literal).then(|| &text[literal.len()..])
             }
             Part::Year { digits, signed } => {
                 let sign = usize::from(*signed && text.starts_with(['-', '+']));
                 let (number, rest) = number(&text[sign..], *digits)?;
                 let year = i32::try_from(number).ok()?;
                 self.year = Some(if text.starts_with('-') && sign == 1 { -year } else { year });
-                return Some(rest);
+                Some(rest)
             }
             Part::ShortYear { lenient } => {
                 let (year, rest) = number(text, if *lenient { 9 } else { 2 })?;
@@ -160,18 +160,18 @@ impl Found {
                     let first = Local::now().year() - 80;
                     self.year = Some(first + (year - first).rem_euclid(100));
                 }
-                return Some(rest);
+                Some(rest)
             }
             Part::Number(field, digits) => {
                 let (number, rest) = number(text, *digits)?;
                 self.set(*field, u32::try_from(number).ok()?)?;
-                return Some(rest);
+                Some(rest)
             }
             Part::Fraction(digits) => {
                 let count = text.bytes().take(*digits).take_while(u8::is_ascii_digit).count();
                 let (number, _) = number(text, count.min(9))?;
                 self.nanos = u32::try_from(number * 10u64.pow(9 - u32::try_from(count.min(9)).ok()?)).ok()?;
-                return Some(&text[count..]);
+                Some(&text[count..])
             }
             Part::MonthName => {
                 let (index, rest) = name(&MONTHS, text)?;
@@ -374,7 +374,9 @@ mod tests {
         ] {
             assert!(DatePattern::parse(pattern).is_err() || DatePattern::parse(pattern).unwrap().millis(text).is_err(), "{pattern} {text}");
         }
-        for (pattern, told) in [("xxxx", "`xxxx` in a pattern"), ("yyyy z", "`z`"), ("yyyyTHH", "quote it: 'T'"), ("ZZZ", "`ZZZ`"), ("", "empty")] {
+        for (pattern, told) in
+            [("xxxx", "`xxxx` in a pattern"), ("yyyy z", "`z`"), ("yyyyTHH", "quote it: 'T'"), ("ZZZ", "`ZZZ`"), ("", "empty")]
+        {
             let error = DatePattern::parse(pattern).unwrap_err();
             assert!(error.contains(told), "{error}");
         }

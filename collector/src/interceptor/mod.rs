@@ -47,15 +47,16 @@ pub(crate) fn review_regex(
     component: &Component,
     key: &str,
     build: fn(&str) -> Result<JavaRegex, Refused>,
-) -> Result<JavaRegex, Finding> {
+) -> Result<JavaRegex, Box<Finding>> {
     build(component.text(key)).map_err(|refused| {
         let place = component.settings.get(key).and_then(|setting| setting.place.as_ref());
         let finding = Finding::error("regular-expression", refused.to_string()).maybe_at(place).key(format!("{}.{key}", component.name));
-        if refused.by_java {
+        let finding = if refused.by_java {
             finding.flume("drops the source").remedy("correct the expression; in this file a backslash is written twice")
         } else {
             finding.flume("takes it").remedy("write it another way")
-        }
+        };
+        Box::new(finding)
     })
 }
 

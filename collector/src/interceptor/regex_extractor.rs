@@ -67,9 +67,8 @@ fn review(component: &Component, _strict: bool) -> Vec<Finding> {
     let mut told = Vec::new();
     let settings = component.below("serializers.");
     let names: Vec<&str> = component.text("serializers").split_whitespace().collect();
-    let place = |key: &str| {
-        component.settings.get(key).or_else(|| component.settings.get("serializers")).and_then(|setting| setting.place.clone())
-    };
+    let place =
+        |key: &str| component.settings.get(key).or_else(|| component.settings.get("serializers")).and_then(|setting| setting.place.clone());
     for name in &names {
         if let Err((key, why)) = extract(&settings, name) {
             let finding = Finding::error("wrong-value", why).maybe_at(place(&key).as_ref()).key(format!("{}.{key}", component.name));
@@ -79,11 +78,13 @@ fn review(component: &Component, _strict: bool) -> Vec<Finding> {
         if settings.get(&kind).is_some_and(|kind| kind.eq_ignore_ascii_case("default") && kind != "DEFAULT") {
             let key = format!("serializers.{kind}");
             let finding = Finding::warning("wrong-value", "`default` is read as `DEFAULT`").maybe_at(place(&key).as_ref());
-            told.push(finding.key(format!("{}.{key}", component.name)).flume("drops the source").remedy("write DEFAULT, or remove the line"));
+            told.push(
+                finding.key(format!("{}.{key}", component.name)).flume("drops the source").remedy("write DEFAULT, or remove the line"),
+            );
         }
     }
     match review_regex(component, "regex", JavaRegex::new) {
-        Err(finding) => told.push(finding),
+        Err(finding) => told.push(*finding),
         Ok(regex) if regex.groups() != names.len() => {
             let message = format!("the expression has {} groups, and there are {} serializers", regex.groups(), names.len());
             let finding = Finding::warning("serializers", message).maybe_at(place("serializers").as_ref());

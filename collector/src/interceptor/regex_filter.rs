@@ -25,7 +25,7 @@ pub static KIND: Kind = Kind {
 };
 
 fn review(component: &Component, _strict: bool) -> Vec<Finding> {
-    review_regex(component, "regex", JavaRegex::new).err().into_iter().collect()
+    review_regex(component, "regex", JavaRegex::new).err().map(|finding| *finding).into_iter().collect()
 }
 
 pub fn build(component: &Component) -> anyhow::Result<Box<dyn Interceptor>> {

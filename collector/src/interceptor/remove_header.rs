@@ -29,8 +29,11 @@ pub static KIND: Kind = Kind {
 };
 
 fn review(component: &Component, _strict: bool) -> Vec<Finding> {
-    let mut told: Vec<Finding> =
-        ["fromListSeparator", "matching"].into_iter().filter_map(|key| review_regex(component, key, JavaRegex::whole).err()).collect();
+    let mut told: Vec<Finding> = ["fromListSeparator", "matching"]
+        .into_iter()
+        .filter_map(|key| review_regex(component, key, JavaRegex::whole).err())
+        .map(|finding| *finding)
+        .collect();
     if ["withName", "fromList", "matching"].iter().all(|key| component.set(key).is_none()) {
         let finding = Finding::warning("no-effect", "nothing is removed: neither withName nor fromList nor matching is set");
         told.push(finding.key(format!("{}.withName", component.name)).remedy("set one of them, or remove the interceptor"));

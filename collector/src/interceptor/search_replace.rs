@@ -18,7 +18,11 @@ pub static KIND: Kind = Kind {
     doc: "Replaces every match of an expression in the body. A body without a match stays as it is, byte for byte.",
     properties: &[
         Property::text("searchPattern", None, "Java regular expression.").required(),
-        Property::text("replaceString", None, "What stands in its place: `$1` or `${name}` for a group, `\\$` for a dollar sign. Unset: nothing."),
+        Property::text(
+            "replaceString",
+            None,
+            "What stands in its place: `$1` or `${name}` for a group, `\\$` for a dollar sign. Unset: nothing.",
+        ),
         Property::choice("charset", CHARSETS, "UTF-8", "How the body's bytes are read and written."),
     ],
     deprecated: &[],
@@ -36,10 +40,10 @@ fn review(component: &Component, _strict: bool) -> Vec<Finding> {
         Replacement::parse(&setting.value, &regex).map(|_| ()).map_err(|why| {
             let finding = Finding::error("wrong-value", why).maybe_at(setting.place.as_ref());
             let finding = finding.key(format!("{}.replaceString", component.name));
-            finding.flume("fails at every event that matches").remedy("correct the reference")
+            Box::new(finding.flume("fails at every event that matches").remedy("correct the reference"))
         })
     });
-    told.err().into_iter().collect()
+    told.err().map(|finding| *finding).into_iter().collect()
 }
 
 #[derive(Clone, Copy)]

@@ -26,7 +26,9 @@ const MILLIS: &str = "org.apache.flume.interceptor.RegexExtractorInterceptorMill
 
 #[test]
 fn each_does_its_work() {
-    let serializers = |more: &[(&'static str, &'static str)]| [&[("serializers", "s t"), ("serializers.s.name", "h"), ("serializers.t.name", "b")], more].concat();
+    let serializers = |more: &[(&'static str, &'static str)]| {
+        [&[("serializers", "s t"), ("serializers.s.name", "h"), ("serializers.t.name", "b")], more].concat()
+    };
     for (name, settings, body, headers, expected) in [
         ("remove_header", vec![("withName", "a")], &b"x"[..], "b=2", &b"x"[..]),
         ("remove_header", vec![("fromList", "z ,b, a")], b"x", "", b"x"),
@@ -36,7 +38,13 @@ fn each_does_its_work() {
         ("remove_header", vec![("matching", "")], b"x", "a=1 b=2", b"x"),
         ("search_replace", vec![("searchPattern", r"(\d)(\d)"), ("replaceString", r"$2\$$1")], b"12-34", "a=1 b=2", b"2$1-4$3"),
         ("search_replace", vec![("searchPattern", r"^[A-Z]+\s")], b"INFO x INFO y", "a=1 b=2", b"x INFO y"),
-        ("search_replace", vec![("searchPattern", "é"), ("replaceString", "ü"), ("charset", "ISO-8859-1")], b"\xe9x\xfe", "a=1 b=2", b"\xfcx\xfe"),
+        (
+            "search_replace",
+            vec![("searchPattern", "é"), ("replaceString", "ü"), ("charset", "ISO-8859-1")],
+            b"\xe9x\xfe",
+            "a=1 b=2",
+            b"\xfcx\xfe",
+        ),
         ("search_replace", vec![("searchPattern", "x"), ("replaceString", "é€"), ("charset", "US-ASCII")], b"x\xff", "a=1 b=2", b"???"),
         ("search_replace", vec![("searchPattern", "x"), ("replaceString", "y")], b"x\xff", "a=1 b=2", "y\u{fffd}".as_bytes()),
         // Without a match no byte changes.

@@ -89,7 +89,7 @@ impl Parser {
         self.peek() == Some(char) && !self.quoted()
     }
 
-    fn next(&mut self) -> Option<char> {
+    fn advance(&mut self) -> Option<char> {
         let char = self.peek();
         self.at += usize::from(char.is_some());
         char
@@ -111,7 +111,7 @@ impl Parser {
             match self.peek() {
                 Some(char) if set_has_blank(char) => self.at += 1,
                 Some('#') => {
-                    while let Some(char) = self.next() {
+                    while let Some(char) = self.advance() {
                         let ends = if self.flags.unix { char == '\n' } else { is_terminator(char) };
                         if ends {
                             break;
@@ -281,7 +281,7 @@ impl Parser {
         }
         let mut on = true;
         loop {
-            let Some(char) = self.next() else { return Err(self.wrong("`(?` without `)`")) };
+            let Some(char) = self.advance() else { return Err(self.wrong("`(?` without `)`")) };
             match char {
                 ':' => {
                     let node = self.alternatives()?;
@@ -405,12 +405,12 @@ impl Parser {
             self.at += 1;
             let name = if self.accept("{") {
                 let mut name = String::new();
-                while let Some(char) = self.next().filter(|char| *char != '}') {
+                while let Some(char) = self.advance().filter(|char| *char != '}') {
                     name.push(char);
                 }
                 name
             } else {
-                self.next().map(String::from).unwrap_or_default()
+                self.advance().map(String::from).unwrap_or_default()
             };
             let set = set::property(&name, self.flags.fold)
                 .map_err(|(by_java, why)| Refused { by_java, ..self.refuse(format!("\\{char}{{{name}}}: {why}")) })?;
@@ -423,7 +423,7 @@ impl Parser {
 
     /// The character that an escape stands for, after its backslash.
     fn char_escape(&mut self) -> Parsed<char> {
-        let Some(char) = self.next() else { return Err(self.wrong("`\\` at the end")) };
+        let Some(char) = self.advance() else { return Err(self.wrong("`\\` at the end")) };
         Ok(match char {
             't' => '\t',
             'n' => '\n',
@@ -435,7 +435,7 @@ impl Parser {
             'x' => self.hexadecimal()?,
             'u' => self.utf16()?,
             'c' => {
-                let control = self.next().and_then(|char| char::from_u32(u32::from(char) ^ 64));
+                let control = self.advance().and_then(|char| char::from_u32(u32::from(char) ^ 64));
                 control.ok_or_else(|| self.wrong("\\c without a character"))?
             }
             char if char.is_ascii_alphabetic() => return Err(self.wrong(format!("\\{char} means nothing in Java's expressions"))),
@@ -566,7 +566,7 @@ impl Parser {
 
     fn class_char(&mut self) -> Parsed<char> {
         let escaped = self.is('\\');
-        let Some(char) = self.next() else { return Err(self.wrong("`[` without `]`")) };
+        let Some(char) = self.advance() else { return Err(self.wrong("`[` without `]`")) };
         if escaped {
             if self.peek().is_some_and(|char| char.is_ascii_digit() && char != '0') {
                 return Err(self.wrong("a reference to a group inside a class"));

@@ -150,13 +150,17 @@ impl Node {
             self.any(&|node| matches!(node, Node::Repeat { node, max, greed, .. } if test(node, *max, *greed)))
         };
         if repeated(&|node, max, _| max != Some(1) && node.may_be_empty() && captures(node)) {
-            return Some("a repeated group that may match no text, and what it captures then; make its inside match something, or use (?:…)");
+            return Some(
+                "a repeated group that may match no text, and what it captures then; make its inside match something, or use (?:…)",
+            );
         }
         // Java leaves behind what such a group captured where the match then failed.
         if repeated(&|node, _, greed| greed == Greed::Possessive && captures(node)) {
             return Some("a capturing group inside a possessive repetition; write (?:…)");
         }
-        let fixed = |node: &Node| !node.any(&|node| matches!(node, Node::Either(_)) || matches!(node, Node::Repeat { min, max, .. } if *max != Some(*min)));
+        let fixed = |node: &Node| {
+            !node.any(&|node| matches!(node, Node::Either(_)) || matches!(node, Node::Repeat { min, max, .. } if *max != Some(*min)))
+        };
         let inside = |node: &Node| match node {
             Node::Group(inside) => captures(inside) && fixed(inside),
             node => captures(node) && fixed(node),
@@ -270,7 +274,8 @@ impl Node {
     }
 
     fn write_grouped(&self, out: &mut String, short: bool) {
-        let whole = matches!(self, Node::Literal(_) | Node::Set(_) | Node::Group(_) | Node::Atomic(_) | Node::LineBreak | Node::Reference(_));
+        let whole =
+            matches!(self, Node::Literal(_) | Node::Set(_) | Node::Group(_) | Node::Atomic(_) | Node::LineBreak | Node::Reference(_));
         if whole { self.write(out, short) } else { self.write_in("(?:", out, short) }
     }
 }

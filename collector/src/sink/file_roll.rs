@@ -27,7 +27,11 @@ pub static KIND: Kind = Kind {
         Property::text("sink.directory", None, "Directory of the files; made if it is not there.").required(),
         Property::integer("sink.rollInterval", 0, i32::MAX as i64, Some("30"), "Seconds after which a new file is begun; 0 is never."),
         Property::integer("sink.batchSize", 1, 1_000_000, Some("100"), "Events of one take, written and synced together."),
-        Property::text("sink.pathManager", Some("DEFAULT"), "DEFAULT names files by the start and a number, ROLLTIME by the time of each roll."),
+        Property::text(
+            "sink.pathManager",
+            Some("DEFAULT"),
+            "DEFAULT names files by the start and a number, ROLLTIME by the time of each roll.",
+        ),
         Property::text("sink.pathManager.prefix", None, "Begin of the file names."),
         Property::text("sink.pathManager.extension", None, "End of the file names, without its dot."),
         serializer::serializer("sink.serializer"),

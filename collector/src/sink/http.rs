@@ -15,7 +15,10 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
 use super::dead_letter::{DIRECTORY, DeadLetters};
@@ -38,14 +41,22 @@ pub static KIND: Kind = Kind {
         Property::integer("requestTimeout", 1, 3_600_000, Some("5000"), "Milliseconds for an answer."),
         Property::text("contentTypeHeader", Some("text/plain"), "Header Content-Type."),
         Property::text("acceptHeader", Some("text/plain"), "Header Accept."),
-        Property::boolean("defaultBackoff", "true", "Wait after an answer that no rule names. (A success waits only where a rule says so.)"),
+        Property::boolean(
+            "defaultBackoff",
+            "true",
+            "Wait after an answer that no rule names. (A success waits only where a rule says so.)",
+        ),
         Property::boolean(
             "defaultRollback",
             "true",
             "Send again after an answer that no rule names. (A success is sent again only where a rule says so.)",
         ),
         Property::boolean("defaultIncrementMetrics", "false", "Count an event as delivered after an answer that no rule names."),
-        Property::boolean("backoff.*", "false", "`backoff.503 = true`, `backoff.4XX = false`: wait after this code; a code counts over its hundred."),
+        Property::boolean(
+            "backoff.*",
+            "false",
+            "`backoff.503 = true`, `backoff.4XX = false`: wait after this code; a code counts over its hundred.",
+        ),
         Property::boolean("rollback.*", "false", "`rollback.400 = false`: send again after this code."),
         Property::boolean("incrementMetrics.*", "false", "`incrementMetrics.2XX = true`: count as delivered after this code."),
         Property::integer("batchSize", 1, 100_000, Some("1"), "Events of one request, a newline after each.").own(),
@@ -77,7 +88,8 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
         findings.push(place(Finding::error("wrong-value", format!("{error:#}")), "endpoint").remedy("write http://host:port/path"));
     }
     for key in component.settings.keys() {
-        let Some((family, code)) = ["backoff.", "rollback.", "incrementMetrics."].iter().find_map(|family| Some((family, key.strip_prefix(family)?)))
+        let Some((family, code)) =
+            ["backoff.", "rollback.", "incrementMetrics."].iter().find_map(|family| Some((family, key.strip_prefix(family)?)))
         else {
             continue;
         };
@@ -104,9 +116,13 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
         let (message, remedy) = if strict {
             ("an event that was taken with 200 is sent again, for ever", "set rollback.2XX = false and backoff.2XX = false")
         } else {
-            ("no rule says what a success means: it is committed", "set rollback.2XX = false and backoff.2XX = false, so that Flume does the same")
+            (
+                "no rule says what a success means: it is committed",
+                "set rollback.2XX = false and backoff.2XX = false, so that Flume does the same",
+            )
         };
-        findings.push(place(Finding::warning("success-rolled-back", message), "rollback.2XX").flume("sends it again, for ever").remedy(remedy));
+        findings
+            .push(place(Finding::warning("success-rolled-back", message), "rollback.2XX").flume("sends it again, for ever").remedy(remedy));
     }
     findings
 }
@@ -123,6 +139,7 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sink
         batch: component.count("batchSize"),
         rules: Rules::of(component, setup.strict),
         dead: DeadLetters::of(component, &setup),
+        told_at: None,
         client: Client {
             target: Target::of(component)?,
             headers,
@@ -138,8 +155,12 @@ struct Http {
     rules: Rules,
     dead: DeadLetters,
     client: Client,
+    /// When a failure was last written to the log.
+    told_at: Option<Instant>,
 }
 
+/// A server that refuses now and then does not fill the log.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 const BACKOFF_STEP: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Between tries where no rule says to wait: a server that answers at once is not called ten thousand times a second.
@@ -183,9 +204,6 @@ impl Http {
                     let verdict = self.rules.verdict(status);
                     if !verdict.rollback {
                         input.trouble(None);
-                        if failures > 0 {
-                            tracing::info!(sink = input.name(), "delivering again");
-                        }
                         if status.as_u16() >= 400 {
                             let reason = format!("{} answered {status}", self.client.target.uri);
                             let letters = taken.events().iter().map(|event| (event.clone(), reason.clone())).collect();
@@ -208,8 +226,9 @@ impl Http {
                 }
             };
             failures += 1;
-            if failures == 1 {
-                tracing::warn!(sink = input.name(), error = trouble, "not delivered; trying again until it is");
+            if self.told_at.is_none_or(|at| at.elapsed() > TELL_EVERY) {
+                self.told_at = Some(Instant::now());
+                tracing::warn!(sink = input.name(), error = trouble, failures, "not delivered; trying again until it is");
             }
             if verdict.count {
                 input.counters.delivered.add(events);
@@ -394,7 +413,8 @@ impl Client {
             anyhow::Ok((status, read.is_ok()))
         };
         let answered = timeout(self.request_timeout, exchange).await;
-        let (status, read) = answered.with_context(|| format!("no answer within {} ms (requestTimeout)", self.request_timeout.as_millis()))??;
+        let (status, read) =
+            answered.with_context(|| format!("no answer within {} ms (requestTimeout)", self.request_timeout.as_millis()))??;
         if read {
             self.connection = Some(connection);
         }
@@ -481,13 +501,9 @@ mod tests {
 
     #[test]
     fn bodies_go_as_they_are_or_as_lines() {
-        for (events, expected) in [
-            (&["a"][..], Some("a")),
-            (&["a\n"], Some("a\n")),
-            (&["a", "", "b"], Some("a\nb\n")),
-            (&[""], None),
-            (&["", ""], None),
-        ] {
+        for (events, expected) in
+            [(&["a"][..], Some("a")), (&["a\n"], Some("a\n")), (&["a", "", "b"], Some("a\nb\n")), (&[""], None), (&["", ""], None)]
+        {
             let events: Vec<Event> = events.iter().map(|body| Event::new(*body)).collect();
             assert_eq!(body(&events), expected.map(Bytes::from), "{expected:?}");
         }
@@ -495,7 +511,8 @@ mod tests {
 
     #[test]
     fn slips_are_told() {
-        let codes = |settings: &[(&str, &str)], strict| review(&component(settings), strict).into_iter().map(|f| f.code).collect::<Vec<_>>();
+        let codes =
+            |settings: &[(&str, &str)], strict| review(&component(settings), strict).into_iter().map(|f| f.code).collect::<Vec<_>>();
         let fine = [("endpoint", "http://h:80/p"), ("rollback.2XX", "false")];
         assert_eq!(codes(&fine, true), [""; 0]);
         assert_eq!(codes(&[("endpoint", "ftp://h"), fine[1]], true), ["wrong-value"]);

@@ -64,7 +64,9 @@ impl Charset {
 
     /// The text in bytes, with `?` for what the charset has not.
     pub fn encode(self, text: &str) -> Vec<u8> {
-        let below = |bound: u32| text.chars().map(|char| u8::try_from(u32::from(char)).ok().filter(|_| u32::from(char) < bound).unwrap_or(b'?')).collect();
+        let below = |bound: u32| {
+            text.chars().map(|char| u8::try_from(u32::from(char)).ok().filter(|_| u32::from(char) < bound).unwrap_or(b'?')).collect()
+        };
         match self {
             Self::Utf8 => text.as_bytes().to_vec(),
             Self::Ascii => below(0x80),
@@ -105,7 +107,10 @@ mod tests {
                 assert_eq!(charset.encode(text), bytes, "{name}");
             }
         }
-        assert_eq!((Charset::Ascii.encode("aé"), Charset::Latin1.encode("é中"), Charset::of("KOI8-R").unwrap().encode("中я")), (b"a?".to_vec(), b"\xe9?".to_vec(), b"?\xd1".to_vec()));
+        assert_eq!(
+            (Charset::Ascii.encode("aé"), Charset::Latin1.encode("é中"), Charset::of("KOI8-R").unwrap().encode("中я")),
+            (b"a?".to_vec(), b"\xe9?".to_vec(), b"?\xd1".to_vec())
+        );
         for name in ["UTF-16", "UTF-32", "ISO-2022-JP", "x-klingon", ""] {
             assert!(Charset::fault(name).is_some(), "{name}");
         }

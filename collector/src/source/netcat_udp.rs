@@ -69,11 +69,22 @@ mod tests {
 
     #[test]
     fn every_line_of_a_datagram_is_an_event() {
-        for (datagram, plain) in
-            [("", &[""][..]), ("a", &["a"]), ("a\n", &["a"]), ("a\nb c\n", &["a", "b c"]), ("\n", &[""]), ("a\n\nb", &["a", "", "b"]), ("a\r\n", &["a\r"])]
-        {
-            let got = |strict| lines(datagram.as_bytes(), strict).map(|line| String::from_utf8_lossy(line).into_owned()).collect::<Vec<_>>();
-            assert_eq!((got(false), got(true)), (plain.iter().map(ToString::to_string).collect(), vec![plain[0].to_owned()]), "{datagram:?}");
+        for (datagram, plain) in [
+            ("", &[""][..]),
+            ("a", &["a"]),
+            ("a\n", &["a"]),
+            ("a\nb c\n", &["a", "b c"]),
+            ("\n", &[""]),
+            ("a\n\nb", &["a", "", "b"]),
+            ("a\r\n", &["a\r"]),
+        ] {
+            let got =
+                |strict| lines(datagram.as_bytes(), strict).map(|line| String::from_utf8_lossy(line).into_owned()).collect::<Vec<_>>();
+            assert_eq!(
+                (got(false), got(true)),
+                (plain.iter().map(ToString::to_string).collect(), vec![plain[0].to_owned()]),
+                "{datagram:?}"
+            );
         }
     }
 }

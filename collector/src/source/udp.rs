@@ -72,7 +72,12 @@ impl Receiver {
         out.listens(address);
         if granted < self.buffer_bytes {
             let asked = self.buffer_bytes;
-            tracing::info!(source = out.name(), granted, asked, "the kernel grants a smaller receive buffer; raise net.core.rmem_max for more");
+            tracing::info!(
+                source = out.name(),
+                granted,
+                asked,
+                "the kernel grants a smaller receive buffer; raise net.core.rmem_max for more"
+            );
         }
         tracing::info!(source = out.name(), %address, buffer_bytes = granted, "listening");
         let mut drops = Drops::of(&socket, granted);
@@ -189,7 +194,12 @@ impl Drops {
             out.counters.dropped.add(new);
             if self.last.is_none() {
                 let buffer = self.granted;
-                tracing::warn!(source = out.name(), datagrams = new, receive_buffer_bytes = buffer, "the kernel dropped datagrams: they come faster than the channel takes them; give the channel more room, or raise receiveBufferBytes and net.core.rmem_max");
+                tracing::warn!(
+                    source = out.name(),
+                    datagrams = new,
+                    receive_buffer_bytes = buffer,
+                    "the kernel dropped datagrams: they come faster than the channel takes them; give the channel more room, or raise receiveBufferBytes and net.core.rmem_max"
+                );
             }
             self.last = Some(Instant::now());
             out.trouble(Some(format!("{} datagrams dropped by the kernel, the last ones just now", self.seen)));

@@ -12,7 +12,7 @@ use integration_tests::{
     eventually,
     flume::{Flume, avro_client, free_port},
     kafka,
-    process::Process,
+    process::{Process, run},
     servers::kafka_bootstrap,
     unique,
 };
@@ -219,6 +219,43 @@ fn whole(seen: BTreeMap<String, Vec<usize>>) -> Result<(), String> {
         }
     }
     if wrong.is_empty() && seen.len() == WAYS.len() { Ok(()) } else { Err(wrong.join("; ")) }
+}
+
+/// A channel that is full: Flume's sink is told so, keeps its batch, and sends it again until it is taken.
+#[tokio::test]
+async fn a_full_channel_costs_flumes_events_nothing() {
+    let (dir, topic, bootstrap, port) = (tempfile::tempdir().expect("a folder"), unique("avrofull"), kafka_bootstrap(), free_port());
+    kafka::create_topic(&bootstrap, &topic, 1).await;
+    let source = lines("a.sources.r", &format!("type = avro\nchannels = c\nbind = 127.0.0.1\nport = {port}"));
+    let small = "a.sources = r\na.channels.c.capacity = 250\na.channels.c.transactionCapacity = 100\na.channels.c.keep-alive = 0\n";
+    let mut collector = start(dir.path(), &(to_kafka(&bootstrap, &topic) + &source + small));
+    let (control, page) = (collector.address("control").await, collector.address("metrics").await);
+    let millrace = |args: &[&str]| {
+        let output = run("millrace", &[&["--collector", &control, "collector"], args].concat(), &[]);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    millrace(&["pause", "k"]);
+    let sending = lines("agent.sources.s", "type = seq\nchannels = c\ntotalEvents = 1000\nbatchSize = 100")
+        + &lines("agent.channels.c", "type = memory\ncapacity = 1000\ntransactionCapacity = 100")
+        + &lines("agent.sinks.k", &format!("type = avro\nchannel = c\nhostname = localhost\nport = {port}\nbatch-size = 100"))
+        + "agent.sources = s\nagent.channels = c\nagent.sinks = k\n";
+    let flume = Flume::start(dir.path(), "sending", &sending);
+    eventually(WAIT, "the source has refused a batch", || async {
+        let shown: serde_json::Value = reqwest::get(format!("http://{page}/metrics")).await.expect("the page").json().await.expect("JSON");
+        let source = &shown["SOURCE.r"];
+        let number = |name: &str| source[name].as_str().and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
+        if number("ChannelWriteFail") > 1 && number("EventAcceptedCount") == 200 { Ok(()) } else { Err(source.to_string()) }
+    })
+    .await;
+    assert!(flume.log().contains("Avro RPC call returned Status: FAILED"), "{}", flume.log());
+    millrace(&["resume", "k"]);
+    eventually(WAIT, "every event is in Kafka once", || async {
+        let texts = kafka::texts(&bootstrap, &topic);
+        let expected: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+        if texts == expected { Ok(()) } else { Err(format!("{} events of 1000", texts.len())) }
+    })
+    .await;
+    collector.stop().await;
 }
 
 /// The library's clients: one host, two of which the first is dead, two that take turns.

@@ -200,7 +200,12 @@ async fn a_tailed_file_arrives_exactly_once_over_the_file_channel_and_a_transact
     collector.stop().await;
     let seen = bench.texts();
     let wrong = seen.iter().zip(&written).position(|(seen, written)| seen != written);
-    assert!(seen.len() == written.len() && wrong.is_none(), "{} records, {} lines; the first difference is at {wrong:?}", seen.len(), written.len());
+    assert!(
+        seen.len() == written.len() && wrong.is_none(),
+        "{} records, {} lines; the first difference is at {wrong:?}",
+        seen.len(),
+        written.len()
+    );
 }
 
 /// With Kafka away lines are taken in and the agent stops at once; the commands show, check and give out what waits.
@@ -214,7 +219,8 @@ async fn what_waits_on_disk_is_shown_checked_and_drained() {
     let mut collector = bench.start();
     let metrics = collector.address("metrics").await;
     eventually(WAIT, "everything is in the channel", || async {
-        let page: serde_json::Value = reqwest::get(format!("http://{metrics}/metrics")).await.expect("the page").json().await.expect("JSON");
+        let page: serde_json::Value =
+            reqwest::get(format!("http://{metrics}/metrics")).await.expect("the page").json().await.expect("JSON");
         let put = page["CHANNEL.c"]["EventPutSuccessCount"].as_str().unwrap_or_default().to_owned();
         if put == "5000" { Ok(()) } else { Err(put) }
     })

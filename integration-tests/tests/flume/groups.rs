@@ -22,7 +22,12 @@ fn start(dir: &Path, name: &str, text: &str) -> Process {
     let (path, state) = (dir.join(format!("{name}.conf")), dir.join(format!("{name}-state")));
     fs::write(&path, text).expect("the agent's file");
     let args = ["agent", "-n", "a", "-f", &path.to_string_lossy(), "--state-dir", &state.to_string_lossy()];
-    Process::start("millrace-collector", dir, &args, &[("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_METRICS__LISTEN", "127.0.0.1:0")])
+    Process::start(
+        "millrace-collector",
+        dir,
+        &args,
+        &[("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_METRICS__LISTEN", "127.0.0.1:0")],
+    )
 }
 
 /// An agent that writes what comes on `port` into its log.
@@ -40,7 +45,9 @@ fn sender(port: u16, receivers: [u16; 2], processor: &str) -> String {
          a.sources.r.channels = c\na.channels.c.type = memory\na.channels.c.capacity = 10000\na.sinkgroups = g\na.sinkgroups.g.sinks = k1 k2\n"
     );
     for (name, port) in ["k1", "k2"].iter().zip(receivers) {
-        text.push_str(&format!("a.sinks.{name}.type = avro\na.sinks.{name}.channel = c\na.sinks.{name}.hostname = 127.0.0.1\na.sinks.{name}.port = {port}\n"));
+        text.push_str(&format!(
+            "a.sinks.{name}.type = avro\na.sinks.{name}.channel = c\na.sinks.{name}.hostname = 127.0.0.1\na.sinks.{name}.port = {port}\n"
+        ));
     }
     text + &processor.lines().map(|line| format!("a.sinkgroups.g.processor.{}\n", line.trim())).collect::<String>()
 }
@@ -65,7 +72,9 @@ struct Input {
 
 impl Input {
     async fn open(port: u16) -> Self {
-        let stream = eventually(WAIT, "the sender listens", || async { TcpStream::connect(("127.0.0.1", port)).await.map_err(|error| error.to_string()) });
+        let stream = eventually(WAIT, "the sender listens", || async {
+            TcpStream::connect(("127.0.0.1", port)).await.map_err(|error| error.to_string())
+        });
         let (read, lines) = stream.await.into_split();
         Self { answers: BufReader::new(read).lines(), lines, written: 0 }
     }

@@ -93,7 +93,9 @@ fn events(log: &str) -> Result<Vec<(BTreeMap<String, String>, String)>, String> 
 }
 
 async fn send(port: u16) {
-    let stream = eventually(WAIT, "netcat listens", || async { TcpStream::connect(("127.0.0.1", port)).await.map_err(|error| error.to_string()) }).await;
+    let stream =
+        eventually(WAIT, "netcat listens", || async { TcpStream::connect(("127.0.0.1", port)).await.map_err(|error| error.to_string()) })
+            .await;
     let (read, mut write) = stream.into_split();
     let mut answers = BufReader::new(read).lines();
     for line in LINES.iter().copied().chain([END]) {
@@ -106,7 +108,12 @@ fn start(dir: &Path, text: &str) -> Process {
     let (path, state) = (dir.join("collector.conf"), dir.join("state"));
     fs::write(&path, text).expect("the agent's file");
     let args = ["agent", "-n", "agent", "-f", &path.to_string_lossy(), "--state-dir", &state.to_string_lossy()];
-    Process::start("millrace-collector", dir, &args, &[("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_METRICS__LISTEN", "127.0.0.1:0")])
+    Process::start(
+        "millrace-collector",
+        dir,
+        &args,
+        &[("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_METRICS__LISTEN", "127.0.0.1:0")],
+    )
 }
 
 #[tokio::test]

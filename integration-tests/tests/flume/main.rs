@@ -6,3 +6,4 @@ mod files;
 mod groups;
 mod interceptors;
 mod network;
+mod uris;

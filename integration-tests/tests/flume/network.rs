@@ -44,7 +44,9 @@ fn decode(value: &[u8]) -> Event {
         let length = usize::try_from(long(rest)).expect("a length");
         let (text, after) = rest.split_at(length);
         *rest = after;
-        text.iter().map(|&byte| if byte.is_ascii() && byte != b'\\' { char::from(byte).to_string() } else { format!("\\x{byte:02x}") }).collect()
+        text.iter()
+            .map(|&byte| if byte.is_ascii() && byte != b'\\' { char::from(byte).to_string() } else { format!("\\x{byte:02x}") })
+            .collect()
     }
     let (mut rest, mut headers) = (value, BTreeMap::new());
     loop {
@@ -274,7 +276,10 @@ fn sources(ports: &BTreeMap<&'static str, u16>) -> Vec<(&'static str, String)> {
     vec![
         ("tcp", format!("type = syslogtcp\nhost = 127.0.0.1\nport = {}\neventSize = 200\n{who}", ports["tcp"])),
         ("kept", format!("type = syslogtcp\nhost = 127.0.0.1\nport = {}\nkeepFields = priority timestamp hostname", ports["kept"])),
-        ("multi", format!("type = multiport_syslogtcp\nhost = 127.0.0.1\nports = {}\neventSize = 200\nportHeader = port\n{who}", ports["multi"])),
+        (
+            "multi",
+            format!("type = multiport_syslogtcp\nhost = 127.0.0.1\nports = {}\neventSize = 200\nportHeader = port\n{who}", ports["multi"]),
+        ),
         ("udp", format!("type = syslogudp\nhost = 127.0.0.1\nport = {}\nkeepFields = all\n{who}", ports["udp"])),
         ("netcat", format!("type = netcatudp\nbind = 127.0.0.1\nport = {}\nremoteAddress = from", ports["netcat"])),
         ("http", format!("type = http\nbind = 127.0.0.1\nport = {}", ports["http"])),
@@ -287,7 +292,8 @@ fn sources(ports: &BTreeMap<&'static str, u16>) -> Vec<(&'static str, String)> {
         ),
         (
             "spool",
-            "type = spooldir\nspoolDir = DIR/spool\nbasenameHeader = true\nignorePattern = .*\\\\.tmp\ndeserializer.maxLineLength = 40".into(),
+            "type = spooldir\nspoolDir = DIR/spool\nbasenameHeader = true\nignorePattern = .*\\\\.tmp\ndeserializer.maxLineLength = 40"
+                .into(),
         ),
         ("records", "type = spooldir\nspoolDir = DIR/records\ndeserializer = AVRO\nbasenameHeader = true\nbasenameHeaderKey = b".into()),
     ]
@@ -327,7 +333,8 @@ async fn feed(agent: &Agent, ports: &BTreeMap<&'static str, u16>, strict: bool) 
         statuses.push(request.send().await.expect("an answer").status().as_u16());
     }
     for query in ["name=a%20b+c&name=d&other", "name="] {
-        let request = client.post(format!("http://127.0.0.1:{}/?{query}", ports["blob"])).header("content-type", "text/x").body("any\nthing");
+        let request =
+            client.post(format!("http://127.0.0.1:{}/?{query}", ports["blob"])).header("content-type", "text/x").body("any\nthing");
         statuses.push(request.send().await.expect("an answer").status().as_u16());
     }
     statuses
@@ -396,7 +403,11 @@ async fn the_same_input_gives_the_same_events_as_in_flume() {
                 if expected == got && got.len() >= least {
                     return Ok(());
                 }
-                Err(format!("Flume {} events, collector {}; only Flume: {missing:#?}; only the collector: {more:#?}", expected.len(), got.len()))
+                Err(format!(
+                    "Flume {} events, collector {}; only Flume: {missing:#?}; only the collector: {more:#?}",
+                    expected.len(),
+                    got.len()
+                ))
             })
             .await;
         }
@@ -437,7 +448,11 @@ async fn logger_is_understood() {
             }
             let said = format!("message {number} of {source}");
             let port = ports[source].to_string();
-            let logger = Command::new("logger").args([way, "-n", "127.0.0.1", "-P", &port, "-t", "trial", "-p", "local3.warning"]).args(form.split(' ')).arg(&said).output();
+            let logger = Command::new("logger")
+                .args([way, "-n", "127.0.0.1", "-P", &port, "-t", "trial", "-p", "local3.warning"])
+                .args(form.split(' '))
+                .arg(&said)
+                .output();
             let logger = logger.expect("logger");
             assert!(logger.status.success(), "{}", String::from_utf8_lossy(&logger.stderr));
             sent.entry(source).or_default().insert(said);
@@ -449,9 +464,16 @@ async fn logger_is_understood() {
             let events = agent.events(source);
             let whole = |said: &String| {
                 events.iter().any(|(headers, body)| {
-                    let right = ["Facility", "Severity", "host"].iter().map(|name| headers.get(*name).map(String::as_str)).eq([Some("19"), Some("4"), Some(host.as_str())]);
+                    let right = ["Facility", "Severity", "host"].iter().map(|name| headers.get(*name).map(String::as_str)).eq([
+                        Some("19"),
+                        Some("4"),
+                        Some(host.as_str()),
+                    ]);
                     let now = chrono::Utc::now().timestamp_millis();
-                    let recent = headers.get("timestamp").and_then(|text| text.parse::<i64>().ok()).is_some_and(|millis| (now - millis).abs() < 120_000);
+                    let recent = headers
+                        .get("timestamp")
+                        .and_then(|text| text.parse::<i64>().ok())
+                        .is_some_and(|millis| (now - millis).abs() < 120_000);
                     right && recent && body.ends_with(said) && body.starts_with("trial") && !headers.contains_key("flume.syslog.status")
                 })
             };
@@ -486,7 +508,8 @@ async fn a_full_channel_makes_tcp_senders_wait_and_loses_nothing() {
     // More than a transaction holds is refused for good; what a full channel refuses is taken when it is sent again.
     let client = reqwest::Client::new();
     let request = |from: usize, count: usize| {
-        let events: Vec<_> = (from..from + count).map(|n| serde_json::json!({"headers": {"n": n.to_string()}, "body": format!("event {n}")})).collect();
+        let events: Vec<_> =
+            (from..from + count).map(|n| serde_json::json!({"headers": {"n": n.to_string()}, "body": format!("event {n}")})).collect();
         client.post(format!("http://127.0.0.1:{http}/")).body(serde_json::to_string(&events).expect("JSON")).send()
     };
     assert_eq!(request(0, 101).await.expect("an answer").status(), 413);
@@ -522,7 +545,9 @@ async fn every_datagram_is_delivered_or_counted() {
     let sender = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     let count = 5_000;
     for n in 0..count {
-        sender.send_to(format!("<13>1 2003-10-11T22:14:15Z h {n} {}", "z".repeat(200)).as_bytes(), ("127.0.0.1", port)).expect("a datagram");
+        sender
+            .send_to(format!("<13>1 2003-10-11T22:14:15Z h {n} {}", "z".repeat(200)).as_bytes(), ("127.0.0.1", port))
+            .expect("a datagram");
     }
     eventually(WAIT, "drops are counted", || async {
         let dropped = prometheus(&page, "millrace_collector_source_dropped_events_total", "udp").await;
@@ -544,7 +569,11 @@ async fn every_datagram_is_delivered_or_counted() {
 #[tokio::test]
 async fn a_killed_collector_reads_spooled_files_on() {
     for transactional in [true, false] {
-        let mut agent = Agent::new(&[("spool", "type = spooldir\nspoolDir = DIR/spool\nbatchSize = 500".into())], "capacity = 2000\ntransactionCapacity = 500").await;
+        let mut agent = Agent::new(
+            &[("spool", "type = spooldir\nspoolDir = DIR/spool\nbatchSize = 500".into())],
+            "capacity = 2000\ntransactionCapacity = 500",
+        )
+        .await;
         if transactional {
             agent.conf.push_str(&format!(
                 "agent.sinks.spool.kafka.producer.transactional.id = {}\nagent.sinks.spool.positionsTopic = {}\n",
@@ -593,7 +622,8 @@ async fn a_killed_collector_reads_spooled_files_on() {
 }
 
 fn all_complete(folder: &Path) -> Result<(), String> {
-    let names = fs::read_dir(folder).map_err(|error| error.to_string())?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let names =
+        fs::read_dir(folder).map_err(|error| error.to_string())?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     match names.into_iter().find(|name| !name.ends_with(".COMPLETED")) {
         Some(open) => Err(format!("{open} is not")),
         None => Ok(()),
@@ -627,5 +657,42 @@ async fn a_file_that_breaks_the_rules_is_set_aside_and_told() {
     let output = run("millrace", &["--collector", &control, "collector", "components"], &[]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("set aside"), "{text}");
+    collector.stop().await;
+}
+
+/// Both TCP sources behind TLS, with OpenSSL as the sender.
+#[tokio::test]
+async fn syslog_over_tls_is_understood() {
+    let keys = tempfile::tempdir().expect("a folder");
+    let openssl = |args: &str, input: std::process::Stdio| {
+        let output = Command::new("openssl").args(args.split(' ')).current_dir(keys.path()).stdin(input).output().expect("openssl");
+        assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem", std::process::Stdio::null());
+    let pem = ["cert.pem", "key.pem"].map(|file| fs::read_to_string(keys.path().join(file)).expect("PEM")).concat();
+    fs::write(keys.path().join("both.pem"), pem).expect("PEM");
+    let tls = format!("ssl = true\nkeystore-type = PEM\nkeystore = {}", keys.path().join("both.pem").display());
+    let (tcp, multi) = (free_port(), free_port());
+    let sources = [
+        ("tcp", format!("type = syslogtcp\nhost = 127.0.0.1\nport = {tcp}\n{tls}")),
+        ("multi", format!("type = multiport_syslogtcp\nhost = 127.0.0.1\nports = {multi}\n{tls}")),
+    ];
+    let agent = Agent::new(&sources, "").await;
+    let mut collector = agent.start(&[]);
+    collector.addresses().await;
+    let messages: Vec<String> = (0..500).map(|n| format!("app: message {n}")).collect();
+    let text: String = messages.iter().map(|message| format!("<13>1 2003-10-11T22:14:15Z h {message}\n")).collect();
+    fs::write(keys.path().join("messages"), text).expect("messages");
+    for (source, port) in [("tcp", tcp), ("multi", multi)] {
+        // What does not speak TLS ends its own connection only.
+        send(port, b"<13>1 - h plain text\n").await;
+        let input = fs::File::open(keys.path().join("messages")).expect("messages");
+        openssl(&format!("s_client -connect 127.0.0.1:{port} -CAfile cert.pem -verify_return_error -quiet -no_ign_eof"), input.into());
+        eventually(WAIT, &format!("{source} has every message"), || async {
+            let bodies = agent.bodies(source);
+            if bodies == messages { Ok(()) } else { Err(format!("{} events", bodies.len())) }
+        })
+        .await;
+    }
     collector.stop().await;
 }

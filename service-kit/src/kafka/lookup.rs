@@ -137,7 +137,12 @@ impl Lookup {
         let answer = self.ask("asking for offsets", move |lookup| lookup.consumer.offsets_for_times(list, lookup.timeout)).await;
         match answer.and_then(|list| offsets(&list)) {
             Ok(offsets) => Ok(offsets),
-            Err(error) => Err(self.missing(partitions).await.unwrap_or(error)),
+            Err(error) => Err(match (self.missing(partitions).await, error) {
+                (Some(missing), _) => missing,
+                // It was not there when asked and is there now: made anew in between.
+                (None, KafkaError::Invalid(message)) => KafkaError::Retryable(message),
+                (None, error) => error,
+            }),
         }
     }
 

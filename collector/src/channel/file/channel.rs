@@ -177,7 +177,7 @@ impl<D: Disk> FileChannel<D> {
     /// One round of writing.
     #[cfg(test)]
     pub(super) fn step(&self) {
-        self.core.step();
+        let _ended = self.core.step();
     }
 
     fn end(&self) {
@@ -318,7 +318,7 @@ impl<D: Disk> Core<D> {
         let mut on = cursor;
         let mut damaged = false;
         while walk.offset() - cursor.offset < LOAD_BYTES {
-            let Some(found) = walk.next()? else {
+            let Some(found) = walk.advance()? else {
                 if walk.expected() < segment.next {
                     gaps.push(Gap::of(on, segment.next));
                 }

@@ -190,9 +190,13 @@ pub enum Step {
         end: usize,
     },
     /// No record begins between here and there.
-    Damaged { to: usize },
+    Damaged {
+        to: usize,
+    },
     /// What begins here is longer than the bytes that were read.
-    More { bytes: usize },
+    More {
+        bytes: usize,
+    },
     End,
 }
 
@@ -320,4 +324,86 @@ pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes[at..at + 8].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Written = (Option<String>, Vec<(String, String)>, Vec<u8>);
+
+    fn written() -> impl Strategy<Value = Written> {
+        (
+            prop::option::of("[0-9a-f-]{0,55}"),
+            prop::collection::vec(("\\PC{0,8}", "\\PC{0,200}"), 0..4),
+            prop::collection::vec(any::<u8>(), 0..300),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_comes_out(puts in prop::collection::vec(prop::collection::vec(written(), 1..5), 1..5), first in any::<u32>()) {
+            let first = u64::from(first);
+            let (mut bytes, mut number) = (Vec::new(), first);
+            let marks = [(7, 9), (u64::MAX, 1)];
+            encode_note(&mut bytes, number, &marks);
+            for put in &puts {
+                for (at, (trace, headers, body)) in put.iter().enumerate() {
+                    let headers: Headers = (!headers.is_empty()).then(|| Arc::new(headers.iter().cloned().collect()));
+                    let content = Content { trace: trace.as_deref(), same_trace: false, headers: &headers, body };
+                    encode(&mut bytes, number, &content, (at + 1 == put.len()).then_some(&marks[..at % 3]));
+                    number += 1;
+                }
+            }
+            let bytes = Bytes::from(bytes);
+            let Step::Record { flags, content, end, .. } = step(&bytes, 0, 0, first..number + 1) else { panic!("no note") };
+            prop_assert_eq!(decode(&bytes, flags, content).unwrap().marks, marks);
+            let (mut at, mut expected) = (end, first);
+            for put in &puts {
+                for (place, (trace, headers, body)) in put.iter().enumerate() {
+                    let Step::Record { number, flags, content, end } = step(&bytes, at, 0, expected..u64::MAX) else { panic!("no record") };
+                    prop_assert_eq!((number, flags & LAST != 0), (expected, place + 1 == put.len()));
+                    let decoded = decode(&bytes, flags, content).unwrap();
+                    prop_assert_eq!(&decoded.trace, trace);
+                    prop_assert_eq!(decoded.body.as_ref(), body.as_slice());
+                    let found: BTreeMap<String, String> = decoded.headers.map(|headers| (*headers).clone()).unwrap_or_default();
+                    prop_assert_eq!(found, headers.iter().cloned().collect());
+                    (at, expected) = (end, expected + 1);
+                }
+            }
+            prop_assert_eq!(step(&bytes, at, 0, 0..u64::MAX), Step::End);
+        }
+
+        #[test]
+        fn no_bytes_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), flags in any::<u8>(), beyond in 0u64..100, from in 0usize..200) {
+            let _header = Header::decode(&bytes);
+            let bytes = Bytes::from(bytes);
+            if from <= bytes.len() {
+                match step(&bytes, from, beyond, 0..u64::MAX) {
+                    Step::Record { end, .. } => prop_assert!(end > from && end <= bytes.len()),
+                    Step::Damaged { to } => prop_assert!(to > from || from == bytes.len()),
+                    Step::More { bytes: more } => prop_assert!(more > bytes.len() - from),
+                    Step::End => prop_assert_eq!((from, beyond), (bytes.len(), 0)),
+                }
+                if let Some(decoded) = decode(&bytes, flags, from..bytes.len()) {
+                    prop_assert!(decoded.body.len() <= bytes.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_with_any_bit_flipped_is_no_header() {
+        let header = Header { channel: 1, segment: 2, first: 3, previous: Some(Previous { segment: 1, len: 64, next: 3 }) };
+        let good = header.encode();
+        assert_eq!(Header::decode(&good), Ok(header));
+        for bit in 0..good.len() * 8 {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Header::decode(&bad), Err(HeaderFault::Damaged), "bit {bit}");
+        }
+    }
 }

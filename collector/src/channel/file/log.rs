@@ -74,7 +74,7 @@ fn named<T>(path: &Path, result: io::Result<T>) -> io::Result<T> {
 fn scan(file: &impl DiskFile, first: Option<u64>, len: u64) -> io::Result<Scan> {
     let mut scan = Scan { next: first.unwrap_or_default(), len: HEADER_BYTES as u64, ..Scan::default() };
     let mut walk = Walk::new(file, HEADER_BYTES as u64, len, first.unwrap_or_default()..u64::MAX);
-    while let Some(found) = walk.next()? {
+    while let Some(found) = walk.advance()? {
         if let Found::Record { number, flags, bytes, content, end } = found {
             scan.first.get_or_insert(number);
             if flags & format::LAST != 0 {
@@ -132,7 +132,8 @@ impl<'a, F: DiskFile> Walk<'a, F> {
         self.numbers.start
     }
 
-    pub fn next(&mut self) -> io::Result<Option<Found>> {
+    /// The next record, or what is damaged before it; `None` at the end.
+    pub fn advance(&mut self) -> io::Result<Option<Found>> {
         loop {
             let beyond = self.len.saturating_sub(self.base + self.chunk.len() as u64);
             if self.at >= self.chunk.len() {

@@ -52,24 +52,77 @@ const IGNORED: &[(&str, &str)] = &[
     ("use-fast-replay", "a start reads the last segment only"),
 ];
 
-pub(super) const CHECKPOINT_DIR: Property = Property::text("checkpointDir", None, "Directory for the note of what is delivered. Default: below the state directory (Flume: ~/.flume/file-channel/checkpoint).");
-pub(super) const DATA_DIRS: Property = Property::text("dataDirs", None, "Directories for the segments, separated by commas; segments take turns. Default: below the state directory (Flume: ~/.flume/file-channel/data).");
-pub(super) const TRANSACTION_CAPACITY: Property = Property::integer("transactionCapacity", 1, 100_000_000, Some("10000"), "Events in one put or take. At most `capacity`.");
-pub(super) const KEEP_ALIVE: Property = Property::integer("keep-alive", 0, 86_400, Some("3"), "Seconds a put waits for room before the source is told that the channel is full.");
-pub(super) const MAX_FILE_SIZE: Property = Property::integer("maxFileSize", 65_536, i64::MAX, Some("1623195647"), "Bytes of a segment. A new one is begun at 64 MiB at the latest, so that space is freed soon.");
-pub(super) const MINIMUM_SPACE: Property = Property::integer("minimumRequiredSpace", 1_048_576, i64::MAX, Some("524288000"), "Bytes that stay free where the segments are; with less, puts wait. (Flume: takes wait, too.)");
-pub(super) const CHECKPOINT_INTERVAL: Property = Property::integer("checkpointInterval", 1, 86_400_000, Some("30000"), "Milliseconds between syncs of the note of what is delivered. A power cut repeats what was delivered since; a kill does not.");
+pub(super) const CHECKPOINT_DIR: Property = Property::text(
+    "checkpointDir",
+    None,
+    "Directory for the note of what is delivered. Default: below the state directory (Flume: ~/.flume/file-channel/checkpoint).",
+);
+pub(super) const DATA_DIRS: Property = Property::text(
+    "dataDirs",
+    None,
+    "Directories for the segments, separated by commas; segments take turns. Default: below the state directory (Flume: ~/.flume/file-channel/data).",
+);
+pub(super) const TRANSACTION_CAPACITY: Property =
+    Property::integer("transactionCapacity", 1, 100_000_000, Some("10000"), "Events in one put or take. At most `capacity`.");
+pub(super) const KEEP_ALIVE: Property = Property::integer(
+    "keep-alive",
+    0,
+    86_400,
+    Some("3"),
+    "Seconds a put waits for room before the source is told that the channel is full.",
+);
+pub(super) const MAX_FILE_SIZE: Property = Property::integer(
+    "maxFileSize",
+    65_536,
+    i64::MAX,
+    Some("1623195647"),
+    "Bytes of a segment. A new one is begun at 64 MiB at the latest, so that space is freed soon.",
+);
+pub(super) const MINIMUM_SPACE: Property = Property::integer(
+    "minimumRequiredSpace",
+    1_048_576,
+    i64::MAX,
+    Some("524288000"),
+    "Bytes that stay free where the segments are; with less, puts wait. (Flume: takes wait, too.)",
+);
+pub(super) const CHECKPOINT_INTERVAL: Property = Property::integer(
+    "checkpointInterval",
+    1,
+    86_400_000,
+    Some("30000"),
+    "Milliseconds between syncs of the note of what is delivered. A power cut repeats what was delivered since; a kill does not.",
+);
 pub(super) const CHECKPOINT_ON_CLOSE: Property = Property::boolean("checkpointOnClose", "true", "Sync that note at a clean stop.");
-pub(super) const FSYNC: Property = Property::boolean("fsyncPerTransaction", "true", "A put returns when it is on disk. `false`: when it is written, so that a power cut loses up to `fsyncInterval`.");
-pub(super) const FSYNC_INTERVAL: Property = Property::integer("fsyncInterval", 1, 3600, Some("5"), "Seconds between syncs when `fsyncPerTransaction` is false.");
-pub(super) const DUAL_CHECKPOINTS: Property = Property::boolean("useDualCheckpoints", "false", "Accepted: the note of what is delivered has two slots.");
+pub(super) const FSYNC: Property = Property::boolean(
+    "fsyncPerTransaction",
+    "true",
+    "A put returns when it is on disk. `false`: when it is written, so that a power cut loses up to `fsyncInterval`.",
+);
+pub(super) const FSYNC_INTERVAL: Property =
+    Property::integer("fsyncInterval", 1, 3600, Some("5"), "Seconds between syncs when `fsyncPerTransaction` is false.");
+pub(super) const DUAL_CHECKPOINTS: Property =
+    Property::boolean("useDualCheckpoints", "false", "Accepted: the note of what is delivered has two slots.");
 pub(super) const BACKUP_DIR: Property = Property::text("backupCheckpointDir", None, "Accepted, as `useDualCheckpoints`.");
 pub(super) const COMPRESS_BACKUP: Property = Property::boolean("compressBackupCheckpoint", "false", "Accepted, as `useDualCheckpoints`.");
 pub(super) const REPLAY_V1: Property = Property::boolean("use-log-replay-v1", "false", "Accepted: a start reads the last segment only.");
 pub(super) const FAST_REPLAY: Property = Property::boolean("use-fast-replay", "false", "Accepted: a start reads the last segment only.");
 pub(super) const ENCRYPTION: Property = Property::text("encryption.*", None, "Refused: segments are not encrypted.");
-pub(super) const MAX_BYTES: Property = Property::integer("maxBytes", 0, i64::MAX, Some("0"), "Bytes of all segments; with more, puts wait. 0: `capacity` and `minimumRequiredSpace` alone are the bounds.").own();
-pub(super) const MEMORY_BYTES: Property = Property::integer("memoryBytes", 65_536, 1_073_741_824, Some("4194304"), "Bytes of events kept in memory for the sinks; what is beyond is read from disk again.").own();
+pub(super) const MAX_BYTES: Property = Property::integer(
+    "maxBytes",
+    0,
+    i64::MAX,
+    Some("0"),
+    "Bytes of all segments; with more, puts wait. 0: `capacity` and `minimumRequiredSpace` alone are the bounds.",
+)
+.own();
+pub(super) const MEMORY_BYTES: Property = Property::integer(
+    "memoryBytes",
+    65_536,
+    1_073_741_824,
+    Some("4194304"),
+    "Bytes of events kept in memory for the sinks; what is beyond is read from disk again.",
+)
+.own();
 
 pub static KIND: Kind = Kind {
     role: Role::Channel,
@@ -79,7 +132,13 @@ pub static KIND: Kind = Kind {
     properties: &[
         CHECKPOINT_DIR,
         DATA_DIRS,
-        Property::integer("capacity", 1, i64::MAX, Some("1000000"), "Events the channel holds, those a sink has taken and not yet delivered included."),
+        Property::integer(
+            "capacity",
+            1,
+            i64::MAX,
+            Some("1000000"),
+            "Events the channel holds, those a sink has taken and not yet delivered included.",
+        ),
         TRANSACTION_CAPACITY,
         KEEP_ALIVE,
         MAX_FILE_SIZE,
@@ -218,4 +277,45 @@ fn at_home(path: &str) -> PathBuf {
 
 pub(super) fn open(component: &Component, setup: &Setup, limits: Limits) -> anyhow::Result<FileChannel<RealDisk>> {
     FileChannel::open_locked(&component.name, place(component, setup), limits)
+}
+
+#[cfg(test)]
+mod settings {
+    use super::*;
+    use crate::flume_conf::component::Setting;
+
+    #[test]
+    fn what_there_is_to_say_about_settings() {
+        for (settings, strict, expected) in [
+            (&[("checkpointDir", "/c"), ("dataDirs", "/a,/b")][..], false, &[][..]),
+            (&[], false, &[(Level::Note, "default-directory"), (Level::Note, "default-directory")]),
+            (&[("checkpointDir", "/c"), ("dataDirs", "/a, /a")], false, &[(Level::Error, "wrong-value")]),
+            (&[("checkpointDir", "/a"), ("dataDirs", "/b,/a")], false, &[(Level::Error, "wrong-value")]),
+            (&[("checkpointDir", "/a"), ("dataDirs", " , ")], false, &[(Level::Error, "wrong-value")]),
+            (&[("checkpointDir", "/c"), ("dataDirs", "/a"), ("use-fast-replay", "true")], false, &[(Level::Note, "no-effect")]),
+            (&[("checkpointDir", "/c"), ("dataDirs", "/a"), ("fsyncPerTransaction", "false")], false, &[(Level::Warning, "unsafe")]),
+            (&[("checkpointDir", "/c"), ("dataDirs", "/a"), ("encryption.activeKey", "k")], false, &[(Level::Error, "not-built")]),
+            (&[("checkpointDir", "/c"), ("dataDirs", "/a"), ("encryption.activeKey", "k")], true, &[(Level::Warning, "not-built")]),
+        ] {
+            let mut component = Component::new(&KIND, "c", "file");
+            let setting = |value: &str| Setting { value: value.to_owned(), place: None };
+            component.settings = settings.iter().map(|(key, value)| ((*key).to_owned(), setting(value))).collect();
+            let told: Vec<_> = review(&component, strict).iter().map(|finding| (finding.level, finding.code)).collect();
+            assert_eq!(told, expected, "{settings:?}");
+        }
+    }
+
+    #[test]
+    fn segments_are_small_enough_to_free_space_soon() {
+        let mut component = Component::new(&KIND, "c", "file");
+        for (key, value, bytes) in [
+            ("capacity", "1", 64 << 20),
+            ("maxFileSize", "1000000", 1_000_000),
+            ("maxBytes", "8000000", 1_000_000),
+            ("maxBytes", "1", 65_536),
+        ] {
+            component.settings = [(key.to_owned(), Setting { value: value.to_owned(), place: None })].into();
+            assert_eq!(Limits::of(&component).segment_bytes_max(), bytes, "{key} {value}");
+        }
+    }
 }

@@ -164,4 +164,3 @@ impl State {
         self.pending.push_front(pending);
     }
 }
-

@@ -139,7 +139,8 @@ pub fn decide(facts: &Facts) -> Result<Decision, Refused> {
             }
             continue;
         };
-        let sealed = kept.get(at + 1).and_then(|after| after.header.as_ref().ok()?.previous).filter(|previous| previous.segment == segment.id);
+        let sealed =
+            kept.get(at + 1).and_then(|after| after.header.as_ref().ok()?.previous).filter(|previous| previous.segment == segment.id);
         let (next, len) = match sealed {
             Some(previous) => (previous.next, previous.len.min(segment.len)),
             None => (scan.next.max(first), scan.len.max(HEADER_BYTES as u64).min(segment.len)),

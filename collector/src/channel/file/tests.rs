@@ -47,7 +47,7 @@ pub(super) fn open(disk: &SimDisk) -> Arc<FileChannel<SimDisk>> {
 /// Everything about an event follows from its number, so that wrong bytes are seen.
 pub(super) fn event(id: u32) -> Event {
     let mut event = Event::new(format!("{id} {}", "x".repeat(id as usize * 7 % 60)));
-    if id % 3 == 0 {
+    if id.is_multiple_of(3) {
         event = Event::with_headers(event.body, [("id", id.to_string().as_str()), ("", "ä")]);
     }
     if id % 5 < 2 {
@@ -116,10 +116,17 @@ enum Step {
     /// The writer has a round.
     Round,
     /// The process ends at once, or at a change of the disk to come; with or without the power.
-    Crash { power: bool },
-    CrashAt { power: bool, after: u64 },
+    Crash {
+        power: bool,
+    },
+    CrashAt {
+        power: bool,
+        after: u64,
+    },
     /// And in the recovery that follows, so many times.
-    CrashTwice { after: u64 },
+    CrashTwice {
+        after: u64,
+    },
     Stop,
     Fail(&'static str, u64),
 }

@@ -140,14 +140,8 @@ impl Files {
                 self.close_oldest().await?;
             }
             let counter = if self.shaping.naming == Naming::Stamped { unix_ms() } else { 0 };
-            let bucket = Bucket {
-                directory: directory.to_owned(),
-                name: name.to_owned(),
-                counter,
-                second: String::new(),
-                used: serial,
-                open: None,
-            };
+            let bucket =
+                Bucket { directory: directory.to_owned(), name: name.to_owned(), counter, second: String::new(), used: serial, open: None };
             self.buckets.insert(key.clone(), bucket);
         }
         let full = |open: &OpenFile| {
@@ -191,8 +185,8 @@ impl Files {
                 None => {
                     let in_use = format!("{}/{}{name}{}", bucket.directory, self.shaping.in_use_prefix, self.shaping.in_use_suffix);
                     let (path, finished) = (PathBuf::from(in_use), PathBuf::from(&finished));
-                    let Some(file) = block_in_place(|| create(&path, &finished))
-                        .with_context(|| format!("{} cannot be made", path.display()))?
+                    let Some(file) =
+                        block_in_place(|| create(&path, &finished)).with_context(|| format!("{} cannot be made", path.display()))?
                     else {
                         continue;
                     };

@@ -49,7 +49,13 @@ pub static KIND: Kind = Kind {
             Some("180"),
             "Seconds until a closed file whose name could not be given is tried again, on this machine's disk; 0 is once.",
         ),
-        Property::integer("hdfs.closeTries", 0, FOREVER, Some("0"), "How often that is tried; 0 is until it works. The next start tries again."),
+        Property::integer(
+            "hdfs.closeTries",
+            0,
+            FOREVER,
+            Some("0"),
+            "How often that is tried; 0 is until it works. The next start tries again.",
+        ),
         Property::boolean("hdfs.round", "false", "Round the time in escapes down."),
         Property::integer("hdfs.roundValue", 1, 60, Some("1"), "To the highest multiple of this, …"),
         Property::choice("hdfs.roundUnit", &["second", "minute", "hour"], "second", "… in this unit."),
@@ -119,7 +125,8 @@ pub struct HoldBounds {
 type Fault = (&'static str, String);
 
 pub(super) fn destination(component: &Component) -> Result<Where, Fault> {
-    let (root, below) = store::split(component.text("hdfs.path"), component.text("hdfs.defaultFS")).map_err(|fault| ("hdfs.path", fault))?;
+    let (root, below) =
+        store::split(component.text("hdfs.path"), component.text("hdfs.defaultFS")).map_err(|fault| ("hdfs.path", fault))?;
     let time = time_rule(component)?;
     let directory = Escapes::parse(&below, time.clone()).map_err(|fault| ("hdfs.path", fault))?;
     let name = Escapes::parse(component.text("hdfs.filePrefix"), time).map_err(|fault| ("hdfs.filePrefix", fault))?;

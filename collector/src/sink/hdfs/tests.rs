@@ -113,7 +113,11 @@ async fn files_roll_by_count_and_have_their_names_when_they_are_complete() {
     bench.emptied().await;
     let out = directory.path().join("out");
     let during: Vec<String> = tree(&out).into_iter().map(|(name, _)| name).collect();
-    assert_eq!(during, ["a/FlumeData.#.log", "a/FlumeData.#.log.tmp", "b/FlumeData.#.log.tmp"].map(str::to_owned)[..].to_vec(), "open: three events each");
+    assert_eq!(
+        during,
+        ["a/FlumeData.#.log", "a/FlumeData.#.log.tmp", "b/FlumeData.#.log.tmp"].map(str::to_owned)[..].to_vec(),
+        "open: three events each"
+    );
     assert_eq!(bench.counters.delivered.get(), 7);
     bench.end().await;
     let after = tree(&out);
@@ -139,7 +143,8 @@ async fn an_event_that_has_no_place_is_put_aside_and_the_others_are_written() {
     bench.end().await;
     assert_eq!(tree(&directory.path().join("out")), [("x/y/1970/FlumeData.#".to_owned(), "good\n".to_owned())]);
     let letters = fs::read_to_string(state.join("dead-letter/k.jsonl")).unwrap();
-    let reasons: Vec<bool> = letters.lines().zip(["no header `timestamp`", "`..` cannot be part"]).map(|(line, why)| line.contains(why)).collect();
+    let reasons: Vec<bool> =
+        letters.lines().zip(["no header `timestamp`", "`..` cannot be part"]).map(|(line, why)| line.contains(why)).collect();
     assert_eq!(reasons, [true, true], "{letters}");
 }
 
@@ -282,11 +287,23 @@ fn slips_are_told_with_their_keys() {
         (vec![("hdfs.path", "/x/%Y")], "k.hdfs.path a path without a scheme is on this machine's disk"),
         (vec![fine, ("hdfs.filePrefix", "%[x]")], "k.hdfs.filePrefix `%[x]` stands for nothing; there are %[localhost], %[IP] and %[FQDN]"),
         (vec![fine, ("hdfs.timeZone", "Mars")], "k.hdfs.timeZone `Mars` is no time zone"),
-        (vec![fine, ("hdfs.round", "true"), ("hdfs.roundUnit", "hour"), ("hdfs.roundValue", "30")], "k.hdfs.roundValue 30 is not between 1 and 24"),
+        (
+            vec![fine, ("hdfs.round", "true"), ("hdfs.roundUnit", "hour"), ("hdfs.roundValue", "30")],
+            "k.hdfs.roundValue 30 is not between 1 and 24",
+        ),
         (vec![fine, ("hdfs.codeC", "lzo")], "k.hdfs.codeC codec `lzo` is not built in; there are gzip, snappy, zstandard, deflate, none"),
-        (vec![fine, TEXT, ("hdfs.codeC", "gzip")], "k.hdfs.codeC a DataStream is not compressed; write hdfs.fileType = CompressedStream, or remove the codec"),
-        (vec![fine, ("hdfs.fileType", "CompressedStream")], "k.hdfs.codeC a CompressedStream needs a codec: gzip, snappy, zstandard, deflate"),
-        (vec![fine, TEXT, ("serializer", "com.x.Mine$Builder")], "k.serializer `com.x.Mine$Builder` is none of TEXT, HEADER_AND_TEXT, AVRO_EVENT"),
+        (
+            vec![fine, TEXT, ("hdfs.codeC", "gzip")],
+            "k.hdfs.codeC a DataStream is not compressed; write hdfs.fileType = CompressedStream, or remove the codec",
+        ),
+        (
+            vec![fine, ("hdfs.fileType", "CompressedStream")],
+            "k.hdfs.codeC a CompressedStream needs a codec: gzip, snappy, zstandard, deflate",
+        ),
+        (
+            vec![fine, TEXT, ("serializer", "com.x.Mine$Builder")],
+            "k.serializer `com.x.Mine$Builder` is none of TEXT, HEADER_AND_TEXT, AVRO_EVENT",
+        ),
         (vec![fine, ("hdfs.kerberosKeytab", "/k")], "k.hdfs.kerberosKeytab not read: the ticket of the process's user counts"),
     ] {
         assert_eq!(told(&settings), [expected], "{settings:?}");

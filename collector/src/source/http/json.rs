@@ -144,7 +144,9 @@ pub fn events(request: &Bytes, encoding: Encoding) -> Result<Vec<Event>, String>
         let body = match body {
             None => Bytes::new(),
             // A text without escapes is a slice of the request.
-            Some(std::borrow::Cow::Borrowed(body)) if encoding == Encoding::Utf8 && is_within(request, body) => request.slice_ref(body.as_bytes()),
+            Some(std::borrow::Cow::Borrowed(body)) if encoding == Encoding::Utf8 && is_within(request, body) => {
+                request.slice_ref(body.as_bytes())
+            }
             Some(body) => encoding.encode(&body).into(),
         };
         let headers = event.headers.map(|headers| headers.0).filter(|headers| !headers.is_empty()).map(Arc::new);
@@ -187,8 +189,20 @@ mod tests {
             assert_eq!(read(text), Ok(expected), "{text}");
         }
         for text in [
-            "", "null", "{}", "[", r#"{"body":"x"}"#, "[1]", "[null]", r#"[{"body":["x"]}]"#, r#"[{"body":{"x":1}}]"#, r#"[{"headers":{"a":{}}}]"#,
-            r#"[{"headers":["a"]}]"#, r#"[{"headers":{"a":"1","a":"2"}}]"#, r#"[{"body":"x"}] more"#, "plain text",
+            "",
+            "null",
+            "{}",
+            "[",
+            r#"{"body":"x"}"#,
+            "[1]",
+            "[null]",
+            r#"[{"body":["x"]}]"#,
+            r#"[{"body":{"x":1}}]"#,
+            r#"[{"headers":{"a":{}}}]"#,
+            r#"[{"headers":["a"]}]"#,
+            r#"[{"headers":{"a":"1","a":"2"}}]"#,
+            r#"[{"body":"x"}] more"#,
+            "plain text",
         ] {
             assert!(read(text).is_err(), "{text}");
         }

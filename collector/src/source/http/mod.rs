@@ -26,7 +26,7 @@ use service_kit::{config::LimitsConfig, listen::serve_http};
 use tokio_util::task::TaskTracker;
 
 use self::json::Encoding;
-use super::server::{CONNECTIONS_MAX, Server};
+use super::server::Server;
 use super::{Output, Setup, Source, Stop};
 use crate::channel::PutError;
 use crate::event::Event;
@@ -71,7 +71,7 @@ pub static KIND: Kind = Kind {
             "Bytes of a request's body, after decompression. Where a BlobHandler's `maxBlobLength` is set, that counts.",
         )
         .own(),
-        CONNECTIONS_MAX,
+        Property::integer("maxConnections", 1, 65_536, Some("1024"), "Connections at a time; more are closed at once.").own(),
         Property::boolean("ssl", "false", "Speak TLS; not in this version of the source. Let a proxy do it."),
         Property::text("keystore", None, "For `ssl`."),
         Property::text("keystore-password", None, "For `ssl`."),
@@ -104,7 +104,9 @@ fn review(component: &Component, _strict: bool) -> Vec<Finding> {
     let near = crate::flume_conf::kinds::nearest(handler, [JSON, BLOB, PARAMETERS]);
     let remedy = near.map_or_else(|| format!("known here: {JSON}, {BLOB}, {PARAMETERS}"), |near| format!("did you mean `{near}`?"));
     let finding = Finding::error("unknown-type", format!("custom classes cannot be loaded: there is no handler `{handler}`"));
-    findings.push(finding.maybe_at(place).key(format!("{}.handler", component.name)).flume("loads the class or drops the source").remedy(remedy));
+    findings.push(
+        finding.maybe_at(place).key(format!("{}.handler", component.name)).flume("loads the class or drops the source").remedy(remedy),
+    );
     findings
 }
 
@@ -113,7 +115,8 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sour
     let server = Server::bind(component, component.text("bind").trim(), port, &setup)?;
     let handler = Handler::of(component).with_context(|| format!("no handler `{}`", component.text("handler")))?;
     let (blob, request) = (component.count("handler.maxBlobLength"), component.count("maxRequestBytes"));
-    let blob_counts = handler == Handler::Blob && (component.set("handler.maxBlobLength").is_some() || component.set("maxRequestBytes").is_none());
+    let blob_counts =
+        handler == Handler::Blob && (component.set("handler.maxBlobLength").is_some() || component.set("maxRequestBytes").is_none());
     Ok(Box::new(Http {
         server,
         connections_max: component.count("maxConnections"),
@@ -216,6 +219,9 @@ struct Serving {
 /// Tells a refused client when to come back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// How long a request waits for a paused source.
+const PAUSE_WAIT: Duration = Duration::from_secs(5);
+
 async fn answer(State(serving): State<Arc<Serving>>, request: Request) -> Response {
     if request.method() != Method::POST && request.method() != Method::GET {
         return ([(header::ALLOW, "POST, GET")], refuse(StatusCode::METHOD_NOT_ALLOWED, "send events by POST")).into_response();
@@ -234,6 +240,11 @@ async fn answer(State(serving): State<Arc<Serving>>, request: Request) -> Respon
             return refuse(StatusCode::BAD_REQUEST, &format!("Bad request from client. {fault}"));
         }
     };
+    // A put that is waited for without bound would be answered before it is made.
+    if tokio::time::timeout(PAUSE_WAIT, serving.out.unpaused()).await.is_err() {
+        let retry = [(header::RETRY_AFTER, RETRY_AFTER.as_secs().to_string())];
+        return (retry, refuse(StatusCode::SERVICE_UNAVAILABLE, "the source is paused")).into_response();
+    }
     counters.batches_received.add(1);
     serving.out.trace(&mut events);
     // In a task of its own: a client that goes away must not end a put of which some channels have their part.
@@ -243,12 +254,14 @@ async fn answer(State(serving): State<Arc<Serving>>, request: Request) -> Respon
             counters.batches_accepted.add(1);
             StatusCode::OK.into_response()
         }
-        Ok(Err(error @ PutError::BatchTooLarge { .. })) if !serving.reader.strict => {
-            refuse(StatusCode::PAYLOAD_TOO_LARGE, &format!("{error}; send fewer events in a request, or raise the channel's transactionCapacity"))
-        }
+        Ok(Err(error @ PutError::BatchTooLarge { .. })) if !serving.reader.strict => refuse(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            &format!("{error}; send fewer events in a request, or raise the channel's transactionCapacity"),
+        ),
         Ok(Err(error)) => {
             let retry = [(header::RETRY_AFTER, RETRY_AFTER.as_secs().to_string())];
-            (retry, refuse(StatusCode::SERVICE_UNAVAILABLE, &format!("Error appending event to channel. Channel might be full. {error}"))).into_response()
+            (retry, refuse(StatusCode::SERVICE_UNAVAILABLE, &format!("Error appending event to channel. Channel might be full. {error}")))
+                .into_response()
         }
         Err(error) => {
             tracing::error!(source = serving.out.name(), %error, "a put failed");
@@ -288,7 +301,8 @@ mod tests {
         let router: Router = Router::new().fallback(answer).with_state(state);
         let mut statuses = Vec::new();
         for (method, uri, body) in requests {
-            let request = Request::builder().method(method).uri(*uri).header(header::CONTENT_TYPE, "text/x").body(Body::from(body.to_string()));
+            let request =
+                Request::builder().method(method).uri(*uri).header(header::CONTENT_TYPE, "text/x").body(Body::from(body.to_string()));
             statuses.push(router.clone().oneshot(request.unwrap()).await.unwrap().status().as_u16());
         }
         let (mut events, mut taken) = (Vec::new(), channel.clone().take(2, Duration::ZERO).await);

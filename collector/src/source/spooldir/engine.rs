@@ -84,7 +84,9 @@ impl Picked {
     /// Why it is not the file any more that it was; `Ok(false)` when it is gone.
     fn is_unchanged(&self) -> Result<bool, String> {
         match fs::metadata(&self.path) {
-            Ok(now) if now.len() != self.length => Err(format!("it has changed from {} to {} bytes since it was picked up", self.length, now.len())),
+            Ok(now) if now.len() != self.length => {
+                Err(format!("it has changed from {} to {} bytes since it was picked up", self.length, now.len()))
+            }
             Ok(now) if now.modified().ok() != self.modified => Err("it has been written to since it was picked up".into()),
             Ok(now) if Inode::from(&now) != self.inode => Err("another file has taken its name since it was picked up".into()),
             Ok(_) => Ok(true),
@@ -121,7 +123,7 @@ pub struct Engine {
     sought: Vec<Remembered>,
     current: Option<Current>,
     /// Read to their end, and not delivered yet.
-    ending: Vec<Picked>,
+    ending: VecDeque<Picked>,
     /// What is delivered of the files that are picked up.
     positions: BTreeMap<u64, Remembered>,
     /// To be picked up next.
@@ -155,8 +157,9 @@ impl Engine {
         }
         let aside_path = state.0.join(format!("{}.aside.json", file_name(state.1)));
         let aside = match fs::read(&aside_path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|error| io::Error::other(format!("{}: {error}; remove it to have those files read again", aside_path.display())))?,
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| {
+                io::Error::other(format!("{}: {error}; remove it to have those files read again", aside_path.display()))
+            })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
@@ -167,7 +170,7 @@ impl Engine {
             forgotten,
             sought,
             current: None,
-            ending: Vec::new(),
+            ending: VecDeque::new(),
             positions: BTreeMap::new(),
             listed: VecDeque::new(),
             listed_at: None,
@@ -189,7 +192,9 @@ impl Engine {
             Complete::Rename | Complete::Delete => {
                 let canary = directory.join(format!(".millrace-{:08x}.canary", rand::random::<u32>()));
                 let tried = fs::File::create(&canary).and_then(|_| fs::remove_file(&canary));
-                tried.map_err(|error| io::Error::new(error.kind(), format!("files in {} cannot be renamed or deleted: {error}", directory.display())))
+                tried.map_err(|error| {
+                    io::Error::new(error.kind(), format!("files in {} cannot be renamed or deleted: {error}", directory.display()))
+                })
             }
         }
     }
@@ -205,7 +210,7 @@ impl Engine {
             match current.reader.read(max, bytes_max) {
                 Ok(pieces) if pieces.is_empty() && !current.fresh => {
                     if let Some(current) = self.current.take() {
-                        self.ending.push(current.picked);
+                        self.ending.push_back(current.picked);
                     }
                 }
                 Ok(mut pieces) => {
@@ -279,9 +284,11 @@ impl Engine {
 
     /// Completes the files whose last event is delivered.
     pub fn complete(&mut self) -> anyhow::Result<()> {
-        let (through, ending): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.ending).into_iter().partition(|picked| !self.ledger.holds(picked.file.id));
-        self.ending = ending;
+        // Deliveries count in the order of reading: behind a file that waits all others wait.
+        let mut through = Vec::new();
+        while let Some(picked) = self.ending.pop_front_if(|picked| !self.ledger.holds(picked.file.id)) {
+            through.push(picked);
+        }
         let (mut done, mut directories, mut result) = (Vec::new(), HashSet::new(), Ok(()));
         let mut through = through.into_iter();
         for picked in through.by_ref() {
@@ -298,7 +305,7 @@ impl Engine {
                         self.trouble = Some(what);
                         self.faults += 1;
                     }
-                    self.ending.push(picked);
+                    self.ending.push_back(picked);
                 }
                 Err(Incomplete::Never(why)) => {
                     result = self.set_aside(&picked, why);
@@ -340,7 +347,8 @@ impl Engine {
             return Ok(None);
         }
         let directory = picked.path.parent().map(Path::to_path_buf);
-        let taken = |path: &Path| Incomplete::Never(format!("its completed name {} is taken; file names may not be used again", path.display()));
+        let taken =
+            |path: &Path| Incomplete::Never(format!("its completed name {} is taken; file names may not be used again", path.display()));
         match &self.settings.complete {
             Complete::Delete => fs::remove_file(&picked.path).map_err(later)?,
             Complete::Rename => {
@@ -348,7 +356,13 @@ impl Engine {
                 completed.push(&self.settings.suffix);
                 let completed = PathBuf::from(completed);
                 // Nobody's file is overwritten.
-                match rustix::fs::renameat_with(rustix::fs::CWD, &picked.path, rustix::fs::CWD, &completed, rustix::fs::RenameFlags::NOREPLACE) {
+                match rustix::fs::renameat_with(
+                    rustix::fs::CWD,
+                    &picked.path,
+                    rustix::fs::CWD,
+                    &completed,
+                    rustix::fs::RenameFlags::NOREPLACE,
+                ) {
                     Ok(()) => {}
                     Err(rustix::io::Errno::EXIST) => return Err(taken(&completed)),
                     // A file system without this kind of rename.
@@ -504,6 +518,9 @@ impl Engine {
 
     /// Files that were remembered, and are not there any more: completed before a crash, or removed.
     fn drop_what_is_gone(&mut self) -> anyhow::Result<()> {
+        if self.aside.is_empty() && self.sought.is_empty() {
+            return Ok(());
+        }
         let before = self.aside.len();
         self.aside.retain(|aside| {
             fs::metadata(&aside.path).is_ok_and(|now| Inode::from(&now) == Inode { device: aside.dev, number: aside.inode })
@@ -511,8 +528,7 @@ impl Engine {
         if self.aside.len() != before {
             self.save_aside()?;
         }
-        let inodes: HashSet<u64> =
-            self.listed.iter().filter_map(|path| Some(fs::metadata(path).ok()?.ino_number())).collect();
+        let inodes: HashSet<u64> = self.listed.iter().filter_map(|path| Some(fs::metadata(path).ok()?.ino_number())).collect();
         let listed: HashSet<&PathBuf> = self.listed.iter().collect();
         let (stay, gone): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.sought).into_iter().partition(|known| listed.contains(&known.path) || inodes.contains(&known.inode));

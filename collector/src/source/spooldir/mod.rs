@@ -4,11 +4,12 @@
 //! |---|---|
 //! | `engine.rs` | which file is next, positions, what becomes of a file at its end |
 //! | `read.rs` | lines and blobs out of a file |
-//! | `avro.rs` | records out of an Avro container file |
+//! | `avro.rs`, `schema.rs` | records out of an Avro container file |
 
 pub mod avro;
 pub mod engine;
 pub mod read;
+pub mod schema;
 
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,11 @@ use self::avro::SchemaHeader;
 use self::engine::{Batch, Complete, Engine, OpenReader, Order, Settings};
 use self::read::{Blobs, LineSettings, Lines, OnError};
 use super::charset::Charset;
-use super::tail::{Committed, Found, store::Store};
+use super::tail::{
+    Committed, Found,
+    identity::{Fingerprint, Inode, Remembered},
+    store::Store,
+};
 use super::{Output, Setup, Source, Stop};
 use crate::event::{Event, Ledger};
 use crate::flume_conf::kinds::adopts_nothing;
@@ -142,9 +147,18 @@ fn review(component: &Component, _strict: bool) -> Vec<Finding> {
         refuse("deserializer", format!("there is no deserializer `{}`", component.text("deserializer")), &known);
     }
     if component.text("fileSuffix").is_empty() && component.text("deletePolicy").trim().eq_ignore_ascii_case("never") {
-        refuse("fileSuffix", "without a suffix completed files cannot be told from others".into(), "write a suffix, or deletePolicy = immediate");
+        refuse(
+            "fileSuffix",
+            "without a suffix completed files cannot be told from others".into(),
+            "write a suffix, or deletePolicy = immediate",
+        );
     }
     findings
+}
+
+fn is_avro(component: &Component) -> bool {
+    let name = component.text("deserializer").trim();
+    name.eq_ignore_ascii_case("AVRO") || name == "org.apache.flume.serialization.AvroEventDeserializer$Builder"
 }
 
 fn deserializer(component: &Component) -> Option<OpenReader> {
@@ -164,7 +178,7 @@ fn deserializer(component: &Component) -> Option<OpenReader> {
         };
         return Some(Box::new(move |file, from, length| Ok(Box::new(Lines::new(file, settings, from, length)))));
     }
-    if is(&["AVRO", "org.apache.flume.serialization.AvroEventDeserializer$Builder"]) {
+    if is_avro(component) {
         let literal = component.text("deserializer.schemaType").trim().eq_ignore_ascii_case("literal");
         let header = if literal { SchemaHeader::Literal } else { SchemaHeader::Hash };
         return Some(Box::new(move |file, from, length| Ok(Box::new(avro::Records::open(file, from, length, header)?))));
@@ -196,6 +210,8 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sour
         name: component.name.clone(),
         state_dir: setup.state_dir,
         committed: setup.committed,
+        // Positions in Avro files count records here and bytes there.
+        flume_meta: (!is_avro(component)).then(|| directory.join(component.text("trackerDir")).join(".flumespool-main.meta")),
         settings: Settings {
             directory,
             recursive: component.boolean("recursiveDirectorySearch"),
@@ -217,6 +233,8 @@ struct SpoolDir {
     name: String,
     state_dir: PathBuf,
     committed: Option<Committed>,
+    /// Where Flume notes how far it is in which file.
+    flume_meta: Option<PathBuf>,
     settings: Settings,
 }
 
@@ -244,16 +262,40 @@ impl Source for SpoolDir {
         let handle = Handle::current();
         // A thread of its own: files are read and synced in blocking calls.
         tokio::task::spawn_blocking(move || {
-            let store = Store::open(&self.state_dir, &self.name).with_context(|| format!("state directory {}", self.state_dir.display()))?;
+            let store =
+                Store::open(&self.state_dir, &self.name).with_context(|| format!("state directory {}", self.state_dir.display()))?;
             let ledger = Arc::new(Ledger::default());
             let forgotten = transactional.then_some(known.forgotten);
             let state = (self.state_dir.as_path(), self.name.as_str());
             let poll = self.settings.poll;
+            if store.saved().is_none() && known.positions.is_empty() {
+                known.positions.extend(self.flume_meta.as_deref().and_then(from_flume));
+            }
             let engine = Engine::new(self.settings, store, state, known.positions, forgotten, ledger.clone())?;
             Spool { engine, ledger, poll, out, stop, handle }.run()
         })
         .await
         .context("the spooling thread panicked")?
+    }
+}
+
+/// What Flume was reading when this source begins for the first time.
+fn from_flume(meta: &Path) -> Option<Remembered> {
+    // It is empty when Flume was between two files.
+    let length = std::fs::metadata(meta).ok()?.len();
+    let found = if length == 0 { return None } else { avro::flume_position(meta) };
+    match found {
+        Ok((path, offset)) => {
+            let path = std::path::absolute(path).ok()?;
+            let now = std::fs::metadata(&path).ok().filter(|now| now.len() >= offset)?;
+            tracing::info!(file = %path.display(), offset, "going on from Flume's position");
+            let Inode { device, number } = Inode::from(&now);
+            Some(Remembered { id: rand::random(), path, dev: device, inode: number, fingerprint: Fingerprint::default(), offset })
+        }
+        Err(error) => {
+            tracing::warn!(file = %meta.display(), %error, "Flume's position cannot be read; its file is read from the beginning");
+            None
+        }
     }
 }
 

@@ -22,6 +22,10 @@ pub enum Fault {
     Content(String),
 }
 
+pub fn damaged(what: impl Into<String>) -> Fault {
+    Fault::Content(format!("no whole Avro file: {}", what.into()))
+}
+
 pub trait Reader: Send {
     /// The next events: `max` at most, and about `bytes_max` bytes. None at the end of the file. What came before a fault
     /// is given first.

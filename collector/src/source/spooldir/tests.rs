@@ -140,10 +140,7 @@ impl Trial {
 
 #[test]
 fn files_are_read_in_their_order_and_completed_when_they_are_delivered() {
-    for (order, expected) in [
-        (Order::Oldest, ["c: 3", "a: 1", "a: 2", "b: 4"]),
-        (Order::Youngest, ["a: 1", "a: 2", "b: 4", "c: 3"]),
-    ] {
+    for (order, expected) in [(Order::Oldest, ["c: 3", "a: 1", "a: 2", "b: 4"]), (Order::Youngest, ["a: 1", "a: 2", "b: 4", "c: 3"])] {
         let mut trial = Trial { order, ..Trial::new() };
         trial.put("c", b"3\n", 20);
         trial.put("a", b"1\n2\n", 10);
@@ -171,10 +168,7 @@ fn subdirectories_are_read_when_asked_for_and_the_tracker_directory_leaves_files
     }
     assert_eq!(trial.start().read_all(), ["one: x", "two: x"]);
     trial.deliver();
-    assert_eq!(
-        trial.names(),
-        [".flumespool/one.COMPLETED", ".flumespool/sub/two.COMPLETED", ".git/no", "one", "sub/two", "x.tmp/no"]
-    );
+    assert_eq!(trial.names(), [".flumespool/one.COMPLETED", ".flumespool/sub/two.COMPLETED", ".git/no", "one", "sub/two", "x.tmp/no"]);
     assert_eq!(trial.start().read_all(), [""; 0]);
     let mut trial = Trial { complete: Complete::Delete, ..Trial::new() };
     trial.put("one", b"x\n", 1);

@@ -79,7 +79,8 @@ fn review_common(component: &Component, _strict: bool) -> Vec<Finding> {
         let known = |word: &str| ["none", "false", "all", "true"].contains(&word) || fields::Keep::FIELDS.contains(&word);
         let text = setting.value.to_ascii_lowercase();
         if let Some(word) = text.split([' ', '\t', ',']).find(|word| !word.is_empty() && !known(word)) {
-            let finding = Finding::warning("wrong-value", format!("`{word}` is no field that can be kept")).maybe_at(setting.place.as_ref());
+            let finding =
+                Finding::warning("wrong-value", format!("`{word}` is no field that can be kept")).maybe_at(setting.place.as_ref());
             let remedy = format!("write none, all, or some of {}", fields::Keep::FIELDS.join(" "));
             findings.push(finding.key(format!("{}.keepFields", component.name)).flume("overlooks it without a word").remedy(remedy));
         }

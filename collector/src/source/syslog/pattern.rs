@@ -270,8 +270,16 @@ mod tests {
             ("<13>1 - - app - - - hi", "app - - - hi", "Facility=1 Severity=5 priority=13 version=1"),
             ("<13>2003-10-11T22:14:15Z h b", "b", "Facility=1 Severity=5 host=h priority=13 timestamp=1065910455000"),
             ("<13>1 2003-10-11T22:14:15.5Z h b", "b", "Facility=1 Severity=5 host=h priority=13 timestamp=1065910455500 version=1"),
-            ("<34>Jan 11 22:14:15 mymachine su: 'su root' failed", "su: 'su root' failed", &format!("Facility=4 Severity=2 host=mymachine priority=34 timestamp={october}")),
-            ("<34>1Jan 11 22:14:15 mymachine su", "su", &format!("Facility=4 Severity=2 host=mymachine priority=34 timestamp={october} version=1")),
+            (
+                "<34>Jan 11 22:14:15 mymachine su: 'su root' failed",
+                "su: 'su root' failed",
+                &format!("Facility=4 Severity=2 host=mymachine priority=34 timestamp={october}"),
+            ),
+            (
+                "<34>1Jan 11 22:14:15 mymachine su",
+                "su",
+                &format!("Facility=4 Severity=2 host=mymachine priority=34 timestamp={october} version=1"),
+            ),
             ("<0>Xyz  1 00:00:00 h b", "b", "Facility=0 Severity=0 host=h priority=0"),
             // No expression matches: the message as it is.
             ("<34>hello world", "<34>hello world", "Facility=4 Severity=2"),

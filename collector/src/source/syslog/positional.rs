@@ -149,7 +149,11 @@ mod tests {
     #[test]
     fn messages_are_read_as_flume_reads_them() {
         for (text, body, headers) in [
-            ("<34>1 2003-10-11T22:14:15.003Z m.example.com su - ID47 - failed", "su - ID47 - failed", "Facility=4 Priority=34 Severity=2 Version=1 host=m.example.com timestamp=1065910455003"),
+            (
+                "<34>1 2003-10-11T22:14:15.003Z m.example.com su - ID47 - failed",
+                "su - ID47 - failed",
+                "Facility=4 Priority=34 Severity=2 Version=1 host=m.example.com timestamp=1065910455003",
+            ),
             ("<34>1 2003-10-11T22:14:15.5-07:00 h b", "b", "Facility=4 Priority=34 Severity=2 Version=1 host=h timestamp=1065935655500"),
             ("<34>2003-10-11T22:14:15.123456Z h b", "b", "Facility=4 Priority=34 Severity=2 host=h timestamp=1065910455123"),
             ("<34>2003-10-11T22:14:15X h b", "b", "Facility=4 Priority=34 Severity=2 host=h timestamp=1065910455000"),
@@ -169,15 +173,33 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_invalid_and_kept_whole() {
         for text in [
-            "x", "<", "<>x", "<34", "<1234567>x", "<x>1 - h b", "<34>", "<34>1 ", "<34>-", "<34>1 - ", "<34>1 - h", "<34>Jun  1 01:02:03", "<34>Jun  1 01:02:03 h",
-            "<34>2003-10-11T22:14:15 h b", "<34>2003-10-11T22:14:15. h b", "<34>2003-10-11T22:14:15.5 h b", "<34>2003-13-11T22:14:15Z h b", "<34>2003-10-11T22:14:15+0700 h b",
-            "<34>2003-10-11T22:14:15Z h", "<34>yesterday h b",
+            "x",
+            "<",
+            "<>x",
+            "<34",
+            "<1234567>x",
+            "<x>1 - h b",
+            "<34>",
+            "<34>1 ",
+            "<34>-",
+            "<34>1 - ",
+            "<34>1 - h",
+            "<34>Jun  1 01:02:03",
+            "<34>Jun  1 01:02:03 h",
+            "<34>2003-10-11T22:14:15 h b",
+            "<34>2003-10-11T22:14:15. h b",
+            "<34>2003-10-11T22:14:15.5 h b",
+            "<34>2003-13-11T22:14:15Z h b",
+            "<34>2003-10-11T22:14:15+0700 h b",
+            "<34>2003-10-11T22:14:15Z h",
+            "<34>yesterday h b",
         ] {
             assert_eq!(read(text.as_bytes(), "none", false), (text.as_bytes().to_vec(), "flume.syslog.status=Invalid".into()), "{text}");
         }
         assert_eq!(read(b"<34>1 - h \xff", "none", false).1, "flume.syslog.status=Invalid");
         let latin = Charset::of("ISO-8859-1").unwrap();
-        let (event, valid) = Parser { keep: Keep::default(), strict: false }.event(Bytes::from_static(b"<34>1 - \xe9 \xff"), false, latin, now());
+        let (event, valid) =
+            Parser { keep: Keep::default(), strict: false }.event(Bytes::from_static(b"<34>1 - \xe9 \xff"), false, latin, now());
         assert_eq!((valid, event.header("host"), &event.body[..]), (true, Some("é"), &b"\xff"[..]));
     }
 
