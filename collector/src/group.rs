@@ -413,6 +413,9 @@ impl Member {
         let mut first = Some(first);
         let mut orders = self.link.order.subscribe();
         loop {
+            if *orders.borrow() == Order::Wait {
+                *self.link.trouble.lock() = None;
+            }
             tokio::select! {
                 order = orders.wait_for(|order| matches!(order, Order::Work | Order::Hold)) => if order.is_err() { return Ok(()) },
                 () = stop.begin.cancelled() => return Ok(()),
@@ -431,29 +434,26 @@ impl Member {
             tokio::pin!(run);
             let mut cut_off: Option<Instant> = None;
             let result = loop {
+                // Marked as seen here and nowhere else, so that no order is missed.
                 let order = *orders.borrow_and_update();
+                // After the agent's word the group's orders do not count.
+                if !stop.begin.is_cancelled() {
+                    if matches!(order, Order::Wait | Order::Rest) && !own.begin.is_cancelled() {
+                        own.begin.cancel();
+                        cut_off = Some(Instant::now() + FINISH_MAX);
+                    }
+                    if order == Order::Rest && !own.abandon.is_cancelled() {
+                        own.abandon.cancel();
+                        cut_off = Some(Instant::now() + END_MAX);
+                    }
+                }
                 self.gate.send_if_modified(|gate| {
                     let held = !own.begin.is_cancelled() && (order == Order::Hold || *paused.borrow_and_update());
                     std::mem::replace(gate, held) != held
                 });
                 tokio::select! {
                     result = &mut run => break Some(result.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked; see the log")))),
-                    // After the agent's word the group's orders do not count.
-                    changed = orders.changed(), if !stop.begin.is_cancelled() => {
-                        let order = if changed.is_err() { Order::Wait } else { *orders.borrow() };
-                        match order {
-                            Order::Wait => {
-                                own.begin.cancel();
-                                cut_off = cut_off.or(Some(Instant::now() + FINISH_MAX));
-                            }
-                            Order::Rest => {
-                                own.begin.cancel();
-                                own.abandon.cancel();
-                                cut_off = Some(Instant::now() + END_MAX);
-                            }
-                            Order::Work | Order::Hold => {}
-                        }
-                    }
+                    _ = orders.changed() => {}
                     _ = paused.changed() => {}
                     () = stop.begin.cancelled(), if !own.begin.is_cancelled() => own.begin.cancel(),
                     () = stop.abandon.cancelled(), if !own.abandon.is_cancelled() => own.abandon.cancel(),

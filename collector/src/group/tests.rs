@@ -229,3 +229,23 @@ async fn a_balanced_group_goes_on_without_one() {
     trial.until("the second sends the rest", |trial| trial.got(1) == 20).await;
     trial.end().await;
 }
+
+/// Whatever is away when, and for how long: everything arrives once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_failures_in_quick_succession_lose_and_repeat_nothing() {
+    for (kind, settings) in [(&FAILOVER, ("processor.maxpenalty", "1")), (&LOAD_BALANCE, ("processor.selector.maxTimeOut", "1"))] {
+        let mut trial = trial(kind, &[("processor.troubleTime", "0"), settings]);
+        for _ in 0..100 {
+            let at = rand::random_range(0..2);
+            trial.places[at].set_away(rand::random());
+            trial.places[1 - at].fails.store(rand::random_range(0..4) == 0, SeqCst);
+            trial.put(3).await;
+            tokio::time::sleep(Duration::from_millis(rand::random_range(0..20))).await;
+        }
+        for place in &trial.places {
+            place.set_away(false);
+            place.fails.store(false, SeqCst);
+        }
+        trial.end().await;
+    }
+}

@@ -1,6 +1,7 @@
 //! Files that a sink is writing on this machine, remembered in the state directory, so that a kill leaves none half done.
 //!
-//! A file is remembered before the first take it holds is committed. At the next start each file that is remembered and
+//! A file is remembered before it is made, so that a kill forgets none, and on the disk itself before the first take it
+//! holds is committed, so that a power cut does not either. At the next start each file that is remembered and
 //! still there is cut after its last whole event, synced and given its final name. What is cut had not been committed;
 //! whole events behind the last commit stay, and come again: at least once.
 
@@ -65,7 +66,11 @@ impl Unfinished {
             Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
         };
-        Ok(Self { path, open, news: false })
+        let mut all = Self { path, open, news: false };
+        // What the last process made and did not come to sync.
+        let unsynced = fs::read(all.unsynced()).ok().and_then(|text| serde_json::from_slice::<BTreeMap<_, _>>(&text).ok());
+        all.open.extend(unsynced.unwrap_or_default());
+        Ok(all)
     }
 
     /// Finishes what an earlier process left. A file that cannot be finished is told and remembered.
@@ -84,13 +89,30 @@ impl Unfinished {
                 }
             }
         }
-        if had { self.save() } else { Ok(()) }
+        if had {
+            self.save()?;
+            match fs::remove_file(self.unsynced()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(self.explain(error)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
-    /// To be followed by [`Self::saved`] before a take whose events are in the file is committed.
-    pub fn add(&mut self, path: PathBuf, entry: Entry) {
+    /// Before the file is made. To be followed by [`Self::saved`] before a take whose events are in it is committed.
+    pub fn add(&mut self, path: PathBuf, entry: Entry) -> io::Result<()> {
         self.open.insert(path, entry);
         self.news = true;
+        self.make_directory()?;
+        // Apart from the synced list: a power cut may leave anything of a file that is not synced.
+        let new = self.path.with_extension("unsynced.new");
+        fs::write(&new, serde_json::to_vec(&self.open)?)
+            .and_then(|()| fs::rename(&new, self.unsynced()))
+            .map_err(|error| self.explain(error))
+    }
+
+    fn unsynced(&self) -> PathBuf {
+        self.path.with_extension("unsynced.json")
     }
 
     /// The file has its final name. The disk need not know: a file that is not there is nothing to finish.
@@ -107,14 +129,24 @@ impl Unfinished {
     }
 
     fn save(&self) -> io::Result<()> {
-        let explain = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display()));
-        if let Some(directory) = self.path.parent() {
-            fs::create_dir_all(directory).map_err(explain)?;
-        }
-        let new = self.path.with_extension("json.new");
-        let mut file = File::create(&new).map_err(explain)?;
-        file.write_all(&serde_json::to_vec(&self.open)?).and_then(|()| file.sync_all()).map_err(explain)?;
-        fs::rename(&new, &self.path).and_then(|()| sync_parent(&self.path)).map_err(explain)
+        self.make_directory()?;
+        let write = || {
+            let new = self.path.with_extension("json.new");
+            let mut file = File::create(&new)?;
+            file.write_all(&serde_json::to_vec(&self.open)?)?;
+            file.sync_all()?;
+            fs::rename(&new, &self.path)?;
+            sync_parent(&self.path)
+        };
+        write().map_err(|error| self.explain(error))
+    }
+
+    fn make_directory(&self) -> io::Result<()> {
+        self.path.parent().map_or(Ok(()), |directory| fs::create_dir_all(directory).map_err(|error| self.explain(error)))
+    }
+
+    fn explain(&self, error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
     }
 }
 
@@ -127,6 +159,11 @@ fn finish(path: &Path, entry: &Entry) -> io::Result<Option<u64>> {
     };
     let length = file.metadata()?.len();
     let whole = whole(&mut file, length, entry.shape)?;
+    if whole == 0 {
+        // Nothing of it had been committed, and an empty file is not always a valid one (gzip's is not).
+        fs::remove_file(path)?;
+        return Ok(Some(length));
+    }
     if whole < length {
         file.set_len(whole)?;
     }
@@ -211,14 +248,20 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (path, finished) = (directory.path().join("f.tmp"), directory.path().join("f"));
         let mut before = Unfinished::load(directory.path(), "k").unwrap();
-        before.add(path.clone(), Entry { finished: finished.clone(), shape });
-        before.add(directory.path().join("never made"), Entry { finished: finished.clone(), shape });
+        before.add(path.clone(), Entry { finished: finished.clone(), shape }).unwrap();
         before.saved().unwrap();
+        // Made, and not synced when the process was killed.
+        before.add(directory.path().join("never made"), Entry { finished: finished.clone(), shape }).unwrap();
+        let late = (directory.path().join("late.tmp"), directory.path().join("late"));
+        before.add(late.0.clone(), Entry { finished: late.1.clone(), shape }).unwrap();
+        fs::write(&late.0, [whole, torn].concat()).unwrap();
         fs::write(&path, [whole, torn].concat()).unwrap();
         let mut after = Unfinished::load(directory.path(), "k").unwrap();
         after.finish_all().unwrap();
-        assert_eq!(fs::read(&finished).unwrap(), whole, "{shape:?} {torn:?}");
-        assert!(!path.exists() && after.open.is_empty());
+        let expected = (!whole.is_empty()).then(|| whole.to_owned());
+        assert_eq!(fs::read(&finished).ok(), expected, "{shape:?} {torn:?}");
+        assert_eq!(fs::read(&late.1).ok(), expected);
+        assert!(!path.exists() && !late.0.exists() && after.open.is_empty());
         assert!(Unfinished::load(directory.path(), "k").unwrap().open.is_empty());
     }
 
@@ -261,7 +304,7 @@ mod tests {
         fs::write(&finished, "other").unwrap();
         fs::write(&path, "a\nb").unwrap();
         let mut open = Unfinished::load(directory.path(), "k").unwrap();
-        open.add(path.clone(), Entry { finished: finished.clone(), shape: Shape::Lines });
+        open.add(path.clone(), Entry { finished: finished.clone(), shape: Shape::Lines }).unwrap();
         open.finish_all().unwrap();
         assert_eq!((fs::read(&finished).unwrap(), fs::read(&path).unwrap()), (b"other".to_vec(), b"a\n".to_vec()));
         assert_eq!(Unfinished::load(directory.path(), "k").unwrap().open.len(), 1);

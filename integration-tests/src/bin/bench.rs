@@ -104,7 +104,7 @@ fn agent_conf(file: &Path, bootstrap: &str, topic: &str, positions: &Path, sink:
         "agent.sources = s\nagent.channels = c\nagent.sinks = k\n\
          agent.sources.s.type = TAILDIR\nagent.sources.s.filegroups = f\nagent.sources.s.filegroups.f = {}\n\
          agent.sources.s.positionFile = {}\nagent.sources.s.batchSize = 1000\nagent.sources.s.channels = c\n\
-         agent.channels.c.type = memory\nagent.channels.c.capacity = 100000\nagent.channels.c.transactionCapacity = 1000\n\
+         agent.channels.c.type = memory\nagent.channels.c.capacity = 50000\nagent.channels.c.transactionCapacity = 1000\n\
          agent.sinks.k.type = org.apache.flume.sink.kafka.KafkaSink\nagent.sinks.k.channel = c\n\
          agent.sinks.k.kafka.bootstrap.servers = {bootstrap}\nagent.sinks.k.kafka.topic = {topic}\n\
          agent.sinks.k.flumeBatchSize = 1000\nagent.sinks.k.kafka.producer.compression.type = snappy\n{sink}",

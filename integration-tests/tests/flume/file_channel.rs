@@ -77,9 +77,18 @@ fn free_port() -> u16 {
     listener.local_addr().expect("its address").port()
 }
 
-/// Kills of each test; many more with `MILLRACE_KILLS`.
+/// Kills of each test; another number with `KILLS` (not `MILLRACE_…`: the collector would take that for a setting).
 fn kills() -> u32 {
-    std::env::var("MILLRACE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(12)
+    std::env::var("KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(12)
+}
+
+/// Lets whoever works in the background end, also when the test fails.
+struct Done(Arc<AtomicBool>);
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -91,6 +100,7 @@ async fn killed_at_random_it_loses_no_line_that_it_has_acknowledged() {
         &format!("sources.r.type = netcat\nsources.r.bind = 127.0.0.1\nsources.r.port = {port}\nsources.r.max-line-length = 2000"),
     );
     let (next, done) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+    let background = Done(done.clone());
     // Senders outside the process: a line counts when it was answered `OK`.
     let senders: Vec<_> = (0..6)
         .map(|_| {
@@ -130,7 +140,7 @@ async fn killed_at_random_it_loses_no_line_that_it_has_acknowledged() {
     }
     let mut collector = bench.start();
     collector.addresses().await;
-    done.store(true, SeqCst);
+    drop(background);
     let mut acknowledged = BTreeSet::new();
     for sender in senders {
         acknowledged.extend(sender.await.expect("a sender"));
@@ -164,6 +174,7 @@ async fn a_tailed_file_arrives_exactly_once_over_the_file_channel_and_a_transact
     );
     fs::write(&log, "").expect("the log");
     let done = Arc::new(AtomicBool::new(false));
+    let background = Done(done.clone());
     let writer = {
         let (log, done) = (log.clone(), done.clone());
         tokio::task::spawn_blocking(move || {
@@ -188,7 +199,7 @@ async fn a_tailed_file_arrives_exactly_once_over_the_file_channel_and_a_transact
         tokio::time::sleep(Duration::from_millis(rand::random_range(20..1500))).await;
         collector.kill_9();
     }
-    done.store(true, SeqCst);
+    drop(background);
     let written = writer.await.expect("the writer");
     let mut collector = bench.start();
     collector.addresses().await;

@@ -137,7 +137,8 @@ async fn files_are_those_of_flume() {
         eventually(WAIT, "every sink has written every event", || async {
             let page = reqwest::get(format!("http://{address}/metrics")).await.map_err(|error| error.to_string())?;
             let page: serde_json::Value = page.json().await.map_err(|error| error.to_string())?;
-            let late = SINKS.iter().find(|(name, _)| page[format!("SINK.{name}")]["EventDrainSuccessCount"] != EVENTS.to_string());
+            let all = EVENTS.to_string();
+            let late = SINKS.iter().find(|(name, _)| page[format!("SINK.{name}")]["EventDrainSuccessCount"].as_str() != Some(&all));
             late.map_or(Ok(()), |(name, _)| Err(format!("{name} has not: {page}")))
         })
         .await;
@@ -284,8 +285,7 @@ async fn hdfs_has_every_line_after_a_kill_and_only_whole_files() {
         .expect("the log");
     let mut second = start(dir.path(), &conf);
     second.address("metrics").await;
-    // What a killed process was writing has a hidden name.
-    // A stop waits for the files: what was taken is in them when it ends.
+    // What the killed process was writing has a hidden name.
     eventually(WAIT, "every line is in HDFS", || async {
         let found: BTreeSet<String> = hdfs.text("/logs/*/FlumeData*").into_iter().collect();
         let missing = lines.iter().filter(|line| !found.contains(*line)).count();

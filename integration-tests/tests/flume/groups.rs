@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use integration_tests::{eventually, flume::free_port, process::Process};
@@ -119,10 +119,16 @@ async fn failover_takes_over_and_goes_back() {
     arrived("the second receiver takes over", &[&second], &during).await;
 
     let again = start(dir.path(), "again", &receiver(ports[0]));
-    // It is tried when its penalty is over, with what comes then.
-    while got(&[&again]).is_empty() {
-        let numbers = input.write(1).await;
+    // It is tried when its penalty is over, with what comes then; a trial may fail while it starts.
+    let begun = Instant::now();
+    loop {
+        let numbers = input.write(20).await;
         arrived("one of them has it", &[&second, &again], &numbers).await;
+        let back = got(&[&again]);
+        if numbers.iter().all(|number| back.contains_key(number)) && numbers.is_disjoint(&got(&[&second]).into_keys().collect()) {
+            break;
+        }
+        assert!(begun.elapsed() < WAIT, "the first receiver is not gone back to: {}", sender.log());
     }
     let after = input.write(200).await;
     arrived("the first receiver has all again", &[&again], &after).await;

@@ -185,12 +185,13 @@ impl Files {
                 None => {
                     let in_use = format!("{}/{}{name}{}", bucket.directory, self.shaping.in_use_prefix, self.shaping.in_use_suffix);
                     let (path, finished) = (PathBuf::from(in_use), PathBuf::from(&finished));
-                    let Some(file) =
-                        block_in_place(|| create(&path, &finished)).with_context(|| format!("{} cannot be made", path.display()))?
-                    else {
+                    let unmade = || format!("{} cannot be made", path.display());
+                    if block_in_place(|| is_taken(&path, &finished)).with_context(unmade)? {
                         continue;
-                    };
-                    self.unfinished.add(path.clone(), Entry { finished, shape: self.shaping.format.shape() });
+                    }
+                    let entry = Entry { finished, shape: self.shaping.format.shape() };
+                    block_in_place(|| self.unfinished.add(path.clone(), entry)).context("the list of unfinished files")?;
+                    let file = block_in_place(|| create(&path)).inspect_err(|_| self.unfinished.remove(&path)).with_context(unmade)?;
                     Place::Local { file, path, length: 0, settled: 0 }
                 }
             };
@@ -396,22 +397,17 @@ impl OpenFile {
     }
 }
 
-/// `None` where one of the names is taken.
-fn create(path: &Path, finished: &Path) -> io::Result<Option<File>> {
+fn is_taken(path: &Path, finished: &Path) -> io::Result<bool> {
+    Ok(path.try_exists()? || finished.try_exists()?)
+}
+
+fn create(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         make_directory(directory)?;
     }
-    if finished.try_exists()? {
-        return Ok(None);
-    }
-    match OpenOptions::new().write(true).create_new(true).open(path) {
-        Ok(file) => {
-            sync_parent(path)?;
-            Ok(Some(file))
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
-        Err(error) => Err(error),
-    }
+    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    sync_parent(path)?;
+    Ok(file)
 }
 
 fn give_name(from: &Path, to: &Path) -> io::Result<()> {
