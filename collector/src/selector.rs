@@ -28,7 +28,11 @@ static REPLICATING: Kind = Kind {
     alias: Some("replicating"),
     class: Some("org.apache.flume.channel.ReplicatingChannelSelector"),
     doc: "Every event goes to every channel. The default.",
-    properties: &[Property::text("optional", None, "Channels that may refuse an event without holding up the source, separated by blanks.")],
+    properties: &[Property::text(
+        "optional",
+        None,
+        "Channels that may refuse an event without holding up the source, separated by blanks.",
+    )],
     deprecated: &[],
     misspelt: &[],
     adopt: adopts_nothing,
@@ -44,7 +48,11 @@ static MULTIPLEXING: Kind = Kind {
     properties: &[
         Property::text("header", Some("flume.selector.header"), "The header that decides."),
         Property::text("mapping.*", None, "Channels for the value after `mapping.`, separated by blanks."),
-        Property::text("default", None, "Channels for a missing, blank or unmapped value. Without them such an event goes nowhere, which is counted."),
+        Property::text(
+            "default",
+            None,
+            "Channels for a missing, blank or unmapped value. Without them such an event goes nowhere, which is counted.",
+        ),
         Property::text("optional.*", None, "Channels for the value after `optional.` that may refuse the event."),
     ],
     deprecated: &[],
@@ -240,7 +248,14 @@ mod tests {
 
     #[test]
     fn multiplexing_goes_by_the_header() {
-        let settings = [("header", "state"), ("mapping.CZ", "a"), ("mapping.US", "b c"), ("default", "c"), ("optional.CZ", "a b"), ("optional.XX", "a")];
+        let settings = [
+            ("header", "state"),
+            ("mapping.CZ", "a"),
+            ("mapping.US", "b c"),
+            ("default", "c"),
+            ("optional.CZ", "a b"),
+            ("optional.XX", "a"),
+        ];
         let selector = selector(&MULTIPLEXING, &settings);
         let events = [("1", "CZ"), ("2", "US"), ("3", "  "), ("4", "DE"), ("5", "XX")];
         assert_eq!(routed(&selector, &events), (strings(["1", "2", "2345"]), strings(["5", "1", ""]), 7, 0));

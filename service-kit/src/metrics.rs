@@ -93,7 +93,12 @@ pub const METRICS: &[Metric] = &[
     gauge("millrace_collector_channel_fill_ratio", "0 to 1", &["channel"], "How full a channel is, by events or bytes, whichever is more."),
     counter("millrace_collector_channel_put_events_total", "events", &["channel"], "Events put into a channel."),
     counter("millrace_collector_channel_taken_events_total", "events", &["channel"], "Events taken from a channel and delivered."),
-    counter("millrace_collector_channel_damaged_events_total", "events", &["channel"], "Events that were damaged or missing on disk and passed over."),
+    counter(
+        "millrace_collector_channel_damaged_events_total",
+        "events",
+        &["channel"],
+        "Events that were damaged or missing on disk and passed over.",
+    ),
     counter(
         "millrace_collector_channel_repeated_events_total",
         "events",

@@ -532,7 +532,10 @@ impl Build<'_> {
                     "source `{}` ({}) has no positions: its events are written in transactions, but may be repeated or lost with the process",
                     source.name, source.type_name
                 );
-                told.push(Finding::warning("exactly-once", message).remedy("collect a file with `exec` tail -F or TAILDIR, or use a `file` channel"));
+                told.push(
+                    Finding::warning("exactly-once", message)
+                        .remedy("collect a file with `exec` tail -F or TAILDIR, or use a `file` channel"),
+                );
             }
         }
         let place = place.cloned();

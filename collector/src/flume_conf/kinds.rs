@@ -239,8 +239,18 @@ pub const MISSING: &[Missing] = &[
     missing(Role::Sink, "morphline_solr", "org.apache.flume.sink.solr.morphline.MorphlineSolrSink", KAFKA),
     missing(Role::Sink, "hive", "org.apache.flume.sink.hive.HiveSink", KAFKA),
     missing(Role::Sink, "", "org.apache.flume.sink.kudu.KuduSink", KAFKA),
-    missing(Role::Interceptor, "", "org.apache.flume.sink.solr.morphline.MorphlineInterceptor$Builder", "`regex_extractor`, `search_replace` and `regex_filter` for what they can do"),
-    missing(Role::Filter, "hadoop", "org.apache.flume.configfilter.HadoopCredentialStoreConfigFilter", "`external` with a command that prints the secret"),
+    missing(
+        Role::Interceptor,
+        "",
+        "org.apache.flume.sink.solr.morphline.MorphlineInterceptor$Builder",
+        "`regex_extractor`, `search_replace` and `regex_filter` for what they can do",
+    ),
+    missing(
+        Role::Filter,
+        "hadoop",
+        "org.apache.flume.configfilter.HadoopCredentialStoreConfigFilter",
+        "`external` with a command that prints the secret",
+    ),
 ];
 
 pub fn find_missing(role: Role, name: &str) -> Option<&'static Missing> {

@@ -113,8 +113,7 @@ impl Plan {
                     text.push_str(&format!("{prefix}.type = {}\n", part.type_name));
                 }
                 for (key, setting) in &part.settings {
-                    let value =
-                        if is_secret(key) { "***".to_owned() } else { setting.value.replace('\\', "\\\\").replace('\n', "\\n") };
+                    let value = if is_secret(key) { "***".to_owned() } else { setting.value.replace('\\', "\\\\").replace('\n', "\\n") };
                     text.push_str(&format!("{prefix}.{key} = {value}\n"));
                 }
             }

@@ -75,8 +75,11 @@ fn conf(agent: &str, port: u16) -> String {
     text
 }
 
+/// Headers and body.
+type Shown = (BTreeMap<String, String>, String);
+
 /// Headers and body of every event in a log, in order; up to [`END`].
-fn events(log: &str) -> Result<Vec<(BTreeMap<String, String>, String)>, String> {
+fn events(log: &str) -> Result<Vec<Shown>, String> {
     let mut found = Vec::new();
     for line in log.lines().filter_map(|line| line.split_once("Event: { headers:{")).map(|(_, event)| event) {
         let (headers, body) = line.split_once("} body:").ok_or("no body")?;

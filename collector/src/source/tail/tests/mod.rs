@@ -67,7 +67,11 @@ impl Trial {
     fn start_with(&mut self, known: Vec<Remembered>) -> &mut Self {
         fs::create_dir_all(self.path("")).unwrap();
         let find = match self.groups {
-            Some(pattern) => Find::Groups(vec![Group { directory: self.path(""), name: crate::java_regex::JavaRegex::whole(pattern).unwrap(), headers: None }]),
+            Some(pattern) => Find::Groups(vec![Group {
+                directory: self.path(""),
+                name: crate::java_regex::JavaRegex::whole(pattern).unwrap(),
+                headers: None,
+            }]),
             None => Find::Path(self.path("app.log")),
         };
         let settings = Settings {
