@@ -12,7 +12,7 @@ DEV := deploy/dev
 
 help: ## What there is
 	@printf 'Millrace: collector, bridge and stream engine around Kafka.\n\n'
-	grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r name what; do printf '  make %-8s %s\n' "$$name" "$$what"; done
 
 setup: ## Install what building, the demo and the tests need (as root; otherwise says what is missing)
 	@$(DEV)/install
