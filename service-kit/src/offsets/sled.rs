@@ -11,6 +11,7 @@ use std::{
     io::{Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -40,14 +41,21 @@ impl SledOffsets {
         let storage = |message: String| OffsetError::Storage { path: path.display().to_string(), message };
         fs::create_dir_all(path).map_err(|error| storage(format!("cannot create the directory: {error}")))?;
         let owner = lock(path)?;
-        let tree = sled::Config::new()
+        let config = sled::Config::new()
             .path(path.join("offsets.sled"))
             // Offsets are small; the default cache is a gigabyte.
             .cache_capacity(16 * 1024 * 1024)
             // Every commit is flushed before it answers; a timer would only add work.
-            .flush_every_ms(None)
-            .open()
-            .map_err(|error| storage(error.to_string()))?;
+            .flush_every_ms(None);
+        let begun = Instant::now();
+        let tree = loop {
+            match config.open() {
+                // The store is ours by now: what still has sled's own lock is an owner that is just ending, or a process
+                // that was forked and has not yet become another program.
+                Err(sled::Error::Io(error)) if is_locked(&error) && begun.elapsed() < ENDING_MAX => std::thread::sleep(ENDING_LOOK),
+                opened => break opened.map_err(|error| storage(error.to_string()))?,
+            }
+        };
         Ok(Self { inner: Arc::new(Inner { path: path.to_owned(), tree, write: Mutex::new(()), _owner: owner }) })
     }
 
@@ -302,6 +310,15 @@ impl Inner {
 }
 
 /// Takes the directory for this process, or says who has it.
+/// How long an owner that is ending is waited for, and how often it is looked for.
+const ENDING_MAX: Duration = Duration::from_secs(5);
+const ENDING_LOOK: Duration = Duration::from_millis(20);
+
+/// sled puts the system's error into one of its own, as text.
+fn is_locked(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
+}
+
 fn lock(directory: &Path) -> Result<File, OffsetError> {
     let path = directory.join("owner.lock");
     let storage = |error: std::io::Error| OffsetError::Storage { path: path.display().to_string(), message: error.to_string() };
@@ -384,7 +401,15 @@ mod tests {
         assert!(error.contains(&format!("in use by process {}", std::process::id())), "{error}");
         assert!(error.contains(&directory.path().display().to_string()), "{error}");
         drop(first);
-        SledOffsets::open(directory.path()).unwrap();
+        // Another test's child may have been forked in between and holds the lock until it is another program.
+        let begun = Instant::now();
+        let again = loop {
+            match SledOffsets::open(directory.path()) {
+                Err(OffsetError::InUse { .. }) if begun.elapsed() < Duration::from_secs(5) => std::thread::yield_now(),
+                opened => break opened,
+            }
+        };
+        again.unwrap();
     }
 
     #[test]
