@@ -62,13 +62,26 @@ async fn a_job_is_paused_resumed_and_started_again_from_its_savepoint() {
     told(&["engine", "pause", "first"]);
     until(&process, &page, "first", "the job pauses", |view| view["state"] == "PAUSED").await;
     produce(2_000, 3_000);
-    // What is cut still runs; then several intervals pass without a batch.
+    // What is cut still runs.
     eventually(WAIT, "no batch waits", || async {
         let statistics = json(&page, "first/streaming/statistics").await?;
         if statistics["numActiveBatches"] == 0 { Ok(()) } else { Err(statistics.to_string()) }
     })
     .await;
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    // Another job of the engine, with the same interval, reads the new rows and cuts five batches meanwhile.
+    let beside = dir.path().join("beside.sql");
+    let sql = format!(
+        "SET 'batch.interval' = '200ms';\n{}CREATE TABLE seen (host STRING) WITH ('connector' = 'console');\n\
+         INSERT INTO seen SELECT host FROM rows_in WHERE bytes < 0;",
+        source(&topic, &bootstrap, "")
+    );
+    fs::write(&beside, sql).expect("the job");
+    told(&["job", "submit", &beside.to_string_lossy(), "--name", "beside"]);
+    until(&process, &page, "beside", "five batches pass", |view| {
+        rows_in(view) == 3_000 && view["totals"]["batches"].as_u64().is_some_and(|batches| batches >= 5)
+    })
+    .await;
+    told(&["job", "stop", "beside"]);
     assert_eq!(rows_in(&json(&page, "first").await.expect("JSON")), 2_000, "it reads while it is paused");
     told(&["engine", "resume", "first"]);
     until(&process, &page, "first", "the job goes on", |view| rows_in(view) == 3_000 && view["state"] == "RUNNING").await;

@@ -3,7 +3,12 @@
 mod control;
 mod fence;
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    time::Duration,
+};
 
 use integration_tests::{
     eventually, kafka,
@@ -87,18 +92,35 @@ fn cli(engine: &str, args: &[&str]) -> (i32, String) {
     (output.status.code().unwrap_or(-1), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
 }
 
-#[tokio::test]
-async fn kill_9_at_any_moment_loses_and_repeats_nothing_in_redis() {
-    let (bootstrap, url) = (kafka_bootstrap(), redis_url());
+fn kafka_sink(topic: &str, bootstrap: &str) -> String {
+    format!(
+        "CREATE TABLE totals (window_start TIMESTAMP(3), host STRING, requests BIGINT, bytes BIGINT)\n\
+         WITH ('connector' = 'kafka', 'topic' = '{topic}', 'properties.bootstrap.servers' = '{bootstrap}', 'format' = 'json',\n\
+         'json.timestamp-format.standard' = 'ISO-8601', 'sink.delivery-guarantee' = 'exactly-once', 'sink.transactional-id-prefix' = '{topic}');\n"
+    )
+}
+
+/// What stands committed in the topic; a window that stands there twice fails the test.
+fn in_kafka(bootstrap: &str, topic: &str) -> BTreeMap<String, (u64, u64)> {
+    let mut windows = BTreeMap::new();
+    for text in kafka::texts(bootstrap, topic) {
+        let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let word = |name: &str| value[name].as_str().unwrap_or_else(|| panic!("{name} in {value}"));
+        let number = |name: &str| value[name].as_u64().unwrap_or_else(|| panic!("{name} in {value}"));
+        let window = format!("{}:{}", word("window_start"), word("host"));
+        let before = windows.insert(window, (number("requests"), number("bytes")));
+        assert_eq!(before, None, "a window stands twice in {topic}: {value}");
+    }
+    windows
+}
+
+/// Feeds the windowed job while its engine is killed eight times, and drains it. Gives the rows and the last engine's log.
+async fn killed_again_and_again(bootstrap: &str, sink: &str) -> (u64, String) {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let (topic, prefix) = (unique("engine"), unique("engine-totals"));
-    kafka::create_topic(&bootstrap, &topic, 3).await;
+    let topic = unique("engine");
+    kafka::create_topic(bootstrap, &topic, 3).await;
     let job = dir.path().join("job.sql");
-    let sql = format!(
-        "SET 'batch.interval' = '200ms';\n{}{}INSERT INTO totals {WINDOWED}",
-        source(&topic, &bootstrap, ""),
-        redis_sink(&prefix, &url)
-    );
+    let sql = format!("SET 'batch.interval' = '200ms';\n{}{sink}INSERT INTO totals {WINDOWED}", source(&topic, bootstrap, ""));
     fs::write(&job, sql).expect("the job");
 
     let mut process = engine(dir.path());
@@ -107,7 +129,7 @@ async fn kill_9_at_any_moment_loses_and_repeats_nothing_in_redis() {
     assert_eq!(code, 0, "{said}");
     let mut rows = 0;
     for _ in 0..8 {
-        kafka::produce(&bootstrap, &topic, 3, (rows..rows + 1_500).map(|n| row(n).2));
+        kafka::produce(bootstrap, &topic, 3, (rows..rows + 1_500).map(|n| row(n).2));
         rows += 1_500;
         tokio::time::sleep(Duration::from_millis(rand::rng().random_range(50..900))).await;
         process.kill_9();
@@ -117,8 +139,23 @@ async fn kill_9_at_any_moment_loses_and_repeats_nothing_in_redis() {
     }
     let (code, said) = cli(&address, &["job", "stop", "totals", "--drain"]);
     assert_eq!(code, 0, "{said}\n{}", process.log());
-    assert_eq!(in_redis(&prefix), expected(rows), "{}", process.log());
     process.stop().await;
+    (rows, process.log())
+}
+
+#[tokio::test]
+async fn kill_9_at_any_moment_loses_and_repeats_nothing_in_redis() {
+    let prefix = unique("engine-totals");
+    let (rows, log) = killed_again_and_again(&kafka_bootstrap(), &redis_sink(&prefix, &redis_url())).await;
+    assert_eq!(in_redis(&prefix), expected(rows), "{log}");
+}
+
+#[tokio::test]
+async fn kill_9_at_any_moment_loses_and_repeats_nothing_in_kafka() {
+    let (bootstrap, out) = (kafka_bootstrap(), unique("engine-out"));
+    kafka::create_topic(&bootstrap, &out, 2).await;
+    let (rows, log) = killed_again_and_again(&bootstrap, &kafka_sink(&out, &bootstrap)).await;
+    assert_eq!(in_kafka(&bootstrap, &out), expected(rows), "{log}");
 }
 
 #[tokio::test]
@@ -132,14 +169,10 @@ async fn a_bounded_job_ends_by_itself_and_writes_each_window_to_kafka_once() {
     // Lines that are no rows are counted and do not take their neighbours along.
     kafka::produce(&bootstrap, &topic, 1, ["{\"ts\": oops".to_owned(), String::new(), "[]".to_owned()]);
     let job = dir.path().join("job.sql");
-    let sink = format!(
-        "CREATE TABLE totals (window_start TIMESTAMP(3), host STRING, requests BIGINT, bytes BIGINT)\n\
-         WITH ('connector' = 'kafka', 'topic' = '{out}', 'properties.bootstrap.servers' = '{bootstrap}', 'format' = 'json',\n\
-         'sink.delivery-guarantee' = 'exactly-once', 'sink.transactional-id-prefix' = '{out}');\n"
-    );
     let sql = format!(
-        "SET 'batch.interval' = '100ms';\n{}{sink}INSERT INTO totals {WINDOWED}",
-        source(&topic, &bootstrap, ",\n  'scan.bounded.mode' = 'latest-offset'")
+        "SET 'batch.interval' = '100ms';\n{}{}INSERT INTO totals {WINDOWED}",
+        source(&topic, &bootstrap, ",\n  'scan.bounded.mode' = 'latest-offset'"),
+        kafka_sink(&out, &bootstrap)
     );
     fs::write(&job, sql).expect("the job");
     let checkpoint = dir.path().join("checkpoint");
@@ -148,14 +181,56 @@ async fn a_bounded_job_ends_by_itself_and_writes_each_window_to_kafka_once() {
     let log = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{log}");
     assert_eq!(log.matches("older transaction protocol").count(), 1, "said once per sink: {log}");
-    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    let records = kafka::texts(&bootstrap, &out);
-    for text in &records {
-        let value: serde_json::Value = serde_json::from_str(text).expect("JSON");
-        *counts.entry(value["host"].as_str().expect("host").to_owned()).or_default() += value["requests"].as_u64().expect("requests");
+    assert_eq!(in_kafka(&bootstrap, &out), expected(5_000), "{log}");
+}
+
+#[tokio::test]
+async fn records_that_are_no_rows_arrive_in_the_dead_letter_topic() {
+    let bootstrap = kafka_bootstrap();
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (topic, out, letters) = (unique("engine"), unique("engine-out"), unique("engine-letters"));
+    kafka::create_topic(&bootstrap, &topic, 2).await;
+    kafka::create_topic(&bootstrap, &out, 1).await;
+    kafka::create_topic(&bootstrap, &letters, 1).await;
+    // Every fifth record is none, each bad in one of four ways; both partitions have some.
+    let bad = |n: u64| match n % 4 {
+        0 => (format!(r#"{{"ts": oops {n}"#), "not JSON"),
+        1 => (format!("[{n}]"), "not JSON"),
+        2 => (format!(r#"{{"ts":{EPOCH_MS},"host":"web","bytes":"{n} or so"}}"#), "field `bytes`"),
+        _ => (format!("line {n} of something else"), "not JSON"),
+    };
+    let mixed = (0..1_000).flat_map(|n| [Some(row(n).2), (n % 4 == 3).then(|| bad(n / 4).0)]).flatten();
+    kafka::produce(&bootstrap, &topic, 2, mixed);
+    let wanted: BTreeMap<String, &str> = (0..250).map(bad).collect();
+    let job = dir.path().join("job.sql");
+    let more = format!(",\n  'scan.bounded.mode' = 'latest-offset', 'dead-letter.topic' = '{letters}'");
+    let sql = format!(
+        "SET 'batch.interval' = '100ms';\n{}{}INSERT INTO totals {WINDOWED}",
+        source(&topic, &bootstrap, &more),
+        kafka_sink(&out, &bootstrap)
+    );
+    fs::write(&job, sql).expect("the job");
+    let checkpoint = dir.path().join("checkpoint");
+    let args = ["run", &job.to_string_lossy(), "--name", &unique("letters"), "--checkpoint", &checkpoint.to_string_lossy()];
+    let output = run("millrace-engine", &args, &FREE_PORTS);
+    let log = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{log}");
+    assert_eq!(in_kafka(&bootstrap, &out), expected(1_000), "{log}");
+
+    let sent = kafka::read_all(&bootstrap, &topic);
+    let arrived = kafka::read_all(&bootstrap, &letters);
+    assert_eq!(arrived.len(), wanted.len(), "{log}");
+    let texts: BTreeSet<String> = arrived.iter().map(kafka::Seen::text).collect();
+    assert!(texts.iter().eq(wanted.keys()), "others arrived, or one twice: {texts:?}");
+    for letter in &arrived {
+        let header = |name: &str| String::from_utf8_lossy(letter.headers.get(name).map_or(b"", Vec::as_slice)).into_owned();
+        let reason = header("millrace.reason");
+        assert!(wanted.get(&letter.text()).is_some_and(|part| reason.contains(part)), "{reason:?} for {}", letter.text());
+        assert_eq!(header("millrace.topic"), topic);
+        let (partition, offset) = (header("millrace.partition").parse(), header("millrace.offset").parse());
+        let origin = sent.iter().find(|record| (Ok(record.partition), Ok(record.offset)) == (partition.clone(), offset.clone()));
+        assert_eq!(origin.map(kafka::Seen::text), Some(letter.text()), "at {partition:?} {offset:?}");
     }
-    assert_eq!(counts.values().sum::<u64>(), 5_000);
-    assert_eq!(records.len(), expected(5_000).len(), "a window stands twice or is missing");
 }
 
 #[test]
@@ -164,9 +239,9 @@ fn mistakes_in_sql_are_shown_with_place_and_remedy() {
     let table = "CREATE TABLE t (a BIGINT, b STRING) WITH ('connector' = 'kafka', 'topic' = 'x', 'properties.bootstrap.servers' = '127.0.0.1:1', 'format' = 'json');\n\
                  CREATE TABLE o (a BIGINT) WITH ('connector' = 'console');\n";
     let cases: &[(String, &[&str])] = &[
-        (format!("{table}INSERT INTO o SELEC a FROM t;"), &["3"]),
-        (format!("{table}INSERT INTO o SELECT aa FROM t;"), &["aa"]),
-        (format!("{table}INSERT INTO o SELECT a FROM tt;"), &["tt"]),
+        (format!("{table}INSERT INTO o SELEC a FROM t;"), &["job.sql:3:15", "SELEC"]),
+        (format!("{table}INSERT INTO o SELECT aa FROM t;"), &["job.sql:3:22", "unknown column `aa`", "columns: a, b"]),
+        (format!("{table}INSERT INTO o SELECT a FROM tt;"), &["job.sql:3:29", "unknown table `tt`", "tables: o, t"]),
         (table.replace("'json'", "'jason'"), &["jason", "json"]),
         (table.replace("'topic' =", "'topik' ="), &["topik", "topic"]),
         (table.replace("'kafka'", "'kafkka'"), &["kafkka", "kafka"]),
@@ -194,15 +269,32 @@ async fn the_articles_program_prints_its_windows() {
     }
     let env = [("KAFKA_BOOTSTRAP_SERVERS", bootstrap.as_str()), FREE_PORTS[0], FREE_PORTS[1]];
     let mut program = Process::start("kafka_stream", dir.path(), &[], &env);
-    program.addresses().await;
-    // `latest`: what comes after the start is counted. Lines go in until a window with them is printed.
-    eventually(Duration::from_secs(90), "a window shows the records", || async {
-        kafka::produce(&bootstrap, "logs_topic", 1, (0..10).map(|n| format!("the article's line {n}")));
-        tokio::time::sleep(Duration::from_millis(500)).await;
+    let page = program.address("page").await;
+    let counts = |log: &str| -> Vec<u64> {
+        let lines = log.lines().filter_map(|line| line.strip_suffix(" lines in the last 30 seconds"));
+        lines.map(|count| count.parse().unwrap_or_else(|error| panic!("{count}: {error}"))).collect()
+    };
+    // `latest`: what comes after the start is counted. The records go in just after a window, so that one batch reads them.
+    program.log_contains(Duration::from_secs(60), "lines in the last 30 seconds").await;
+    kafka::produce(&bootstrap, "logs_topic", 1, (0..30).map(|n| format!("the article's line {n}")));
+    // 30 seconds every 10: three windows hold them, the next one does not.
+    let log = eventually(Duration::from_secs(120), "the windows pass", || async {
         let log = program.log();
-        if log.contains("the article's line") { Ok(()) } else { Err(log) }
+        if counts(&log).ends_with(&[30, 30, 30, 0]) { Ok(log) } else { Err(log) }
     })
     .await;
+    assert_eq!((log.matches("null: the article's line 9\n").count(), log.matches("the article's line").count()), (3, 30), "{log}");
+    let get = |path: &str| {
+        let path = format!("http://{page}/api/v1/applications{path}");
+        async move { reqwest::get(path).await.expect("the page").json::<serde_json::Value>().await.expect("JSON") }
+    };
+    let name = get("").await[0]["id"].as_str().expect("the job").to_owned();
+    let batches = get(&format!("/{name}/streaming/batches")).await;
+    let batches = batches.as_array().expect("a list").iter().filter(|batch| batch["status"] == "COMPLETED");
+    let time = |batch: &serde_json::Value| batch["batchTimeEpoch"].as_u64().expect("a time");
+    let mut windows: Vec<u64> = batches.filter(|batch| batch["numTotalOutputOps"] == 1).map(time).collect();
+    windows.sort_unstable();
+    assert!(windows.len() >= 4 && windows.windows(2).all(|pair| pair[1] - pair[0] == 10_000), "{windows:?}");
     program.stop().await;
 }
 
@@ -238,5 +330,13 @@ async fn the_page_shows_jobs_batches_and_offset_ranges() {
         }
     })
     .await;
+    let response = reqwest::get(format!("http://{page}/jobs/page/batches/0")).await.expect("the batch's page");
+    assert_eq!(response.status(), 200);
+    let text = response.text().await.expect("its text");
+    // Topic, partition, from, until, records.
+    let row = format!(
+        "<th scope=\"row\">{topic}</th><td class=\"n\">0</td><td class=\"n\">0</td><td class=\"n\">500</td><td class=\"n\">500</td>"
+    );
+    assert!(text.contains(&row), "without {row}: {text}");
     process.stop().await;
 }

@@ -528,7 +528,8 @@ impl Runner {
             let mut mode = self.mode.clone();
             let done = tokio::select! {
                 biased;
-                _ = mode.wait_for(|mode| matches!(mode, Mode::Stop | Mode::Drain)) => return Ok(None),
+                // A drain goes on: what it is to read and emit is not known before the start.
+                _ = mode.wait_for(|mode| *mode == Mode::Stop) => return Ok(None),
                 done = or_say(&monitor, no_answer, attempt()) => done,
             };
             match done {

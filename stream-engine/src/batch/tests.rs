@@ -248,7 +248,7 @@ async fn an_unknown_topic_fails_the_job_at_once() {
     let (kafka, sink) = (FakeKafka::default(), FencedSink::default());
     let job = start(&kafka, &Checkpoint::in_memory(), settings(), counting(Startup::Earliest, None, &sink));
     let error = format!("{:#}", job.end().await.unwrap_err());
-    assert!(error.contains('t'), "{error}");
+    assert!(error.contains("topic \"t\" does not exist"), "{error}");
 }
 
 #[tokio::test]
@@ -282,6 +282,22 @@ async fn drain_reads_to_the_end_and_the_next_start_goes_on_with_what_is_closed()
     job.stop().await.unwrap();
     assert_eq!(sink.state().effects, kafka.all("t"));
     assert_eq!(sink.state().totals[&2], 11, "what was emitted is remembered");
+}
+
+#[tokio::test]
+async fn a_drain_that_comes_while_the_job_starts_is_carried_out() {
+    let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
+    (0..3).for_each(|_| kafka.send("t", 0, "x"));
+    kafka.set_away(true);
+    let job = start(&kafka, &Checkpoint::in_memory(), settings(), counting(Startup::Earliest, None, &sink));
+    job.until(|view| view.error.is_some()).await;
+    job.mode.send_replace(Mode::Drain);
+    kafka.set_away(false);
+    job.asleep().await;
+    job.clock.advance(INTERVAL);
+    job.end().await.unwrap();
+    assert_eq!(sink.state().effects, kafka.all("t"));
+    assert_eq!(sink.state().lasts, [0]);
 }
 
 #[tokio::test]

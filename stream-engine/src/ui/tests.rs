@@ -14,7 +14,7 @@ use crate::batch::clock::SystemClock;
 use crate::batch::fake::{CountingProgram, FakeKafka, FencedSink, spec};
 use crate::batch::{Bounded, Startup, runner::Mode};
 use crate::checkpoint::Checkpoint;
-use crate::job::{JobKind, JobSettings, NewJob, Registry};
+use crate::job::{JobKind, JobSettings, JobState, NewJob, Registry};
 
 fn registry(kafka: &FakeKafka) -> Registry {
     Registry::new(None, 10, BTreeMap::new(), Arc::new(kafka.clone()), Arc::new(SystemClock), TaskTracker::new())
@@ -29,26 +29,27 @@ async fn get(registry: &Registry, path: &str) -> (StatusCode, String) {
     (status, String::from_utf8(body.to_vec()).unwrap())
 }
 
+fn shop(program: CountingProgram) -> NewJob {
+    NewJob {
+        name: "shop".into(),
+        kind: JobKind::Sql,
+        settings: JobSettings { batch_interval: Duration::from_millis(50), retry_attempts: 0, ..JobSettings::default() },
+        program: Box::new(program),
+        checkpoint: Checkpoint::in_memory(),
+        definition: "SET 'sasl.password' = 'hunter2'; SET 'url' = 'redis://:hunter2@host'; SELECT '<script>alert(1)</script>' & \"more\""
+            .into(),
+        notes: vec!["<b>note</b>".into()],
+        mode: watch::channel(Mode::Run),
+    }
+}
+
 /// A finished job over a topic of three records, with texts that a page must not take for markup.
 async fn with_job() -> Registry {
     let kafka = FakeKafka::with_topic("t", 1);
     (0..3).for_each(|_| kafka.send("t", 0, "x"));
     let registry = registry(&kafka);
-    let job =
-        registry
-            .start(NewJob {
-                name: "shop".into(),
-                kind: JobKind::Sql,
-                settings: JobSettings { batch_interval: Duration::from_millis(50), ..JobSettings::default() },
-                program: Box::new(CountingProgram::new(spec(Startup::Earliest, Some(Bounded::Latest)), &FencedSink::default())),
-                checkpoint: Checkpoint::in_memory(),
-                definition:
-                    "SET 'sasl.password' = 'hunter2'; SET 'url' = 'redis://:hunter2@host'; SELECT '<script>alert(1)</script>' & \"more\""
-                        .into(),
-                notes: vec!["<b>note</b>".into()],
-                mode: watch::channel(Mode::Run),
-            })
-            .unwrap();
+    let program = CountingProgram::new(spec(Startup::Earliest, Some(Bounded::Latest)), &FencedSink::default());
+    let job = registry.start(shop(program)).unwrap();
     tokio::time::timeout(Duration::from_secs(20), job.monitor.wait_for(|view| view.state.is_over())).await.unwrap();
     registry
 }
@@ -84,6 +85,47 @@ async fn the_pages_show_jobs_batches_offsets_and_outputs() {
     for part in ["3 records", "Until offset", "sink", "succeeded"] {
         assert!(body.contains(part), "{part} is not in {body}");
     }
+}
+
+#[tokio::test]
+async fn a_failed_job_shows_its_error_on_every_page() {
+    let kafka = FakeKafka::with_topic("t", 1);
+    kafka.send("t", 0, "x");
+    let registry = registry(&kafka);
+    let program = CountingProgram::new(spec(Startup::Earliest, Some(Bounded::Latest)), &FencedSink::default());
+    *program.failures.lock() = vec![0];
+    let job = registry.start(shop(program)).unwrap();
+    tokio::time::timeout(Duration::from_secs(20), job.monitor.wait_for(|view| view.state.is_over())).await.unwrap();
+    for (path, frame) in [("/", "<div class=\"error-line\">"), ("/jobs/shop", "<div class=\"alert\" role=\"alert\"><pre>")] {
+        let (status, body) = get(&registry, path).await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(body.contains("<span class=\"state failed\">FAILED</span>"), "{path}: {body}");
+        let shown = body.split_once(frame).map(|(_, rest)| rest.split('<').next().unwrap());
+        assert!(shown.is_some_and(|error| error.contains("told to fail before batch 0")), "{path}: {shown:?}");
+    }
+    let (_, body) = get(&registry, "/jobs/shop/batches/0").await;
+    assert!(body.contains("Last error") && body.contains("told to fail before batch 0"), "{body}");
+}
+
+#[tokio::test]
+async fn a_waiting_job_shows_what_it_waits_for() {
+    let kafka = FakeKafka::with_topic("t", 1);
+    let registry = registry(&kafka);
+    let job = registry.start(shop(CountingProgram::new(spec(Startup::Earliest, None), &FencedSink::default()))).unwrap();
+    let until = async |wanted: JobState| {
+        tokio::time::timeout(Duration::from_secs(20), job.monitor.wait_for(|view| view.state == wanted)).await.unwrap();
+    };
+    until(JobState::Running).await;
+    kafka.delete_topic("t");
+    until(JobState::Waiting).await;
+    for path in ["/", "/jobs/shop"] {
+        let (_, body) = get(&registry, path).await;
+        assert!(body.contains("<span class=\"state waiting\">WAITING</span>"), "{path}: {body}");
+        assert!(body.contains("topic &quot;t&quot; does not exist") && body.contains("(since "), "{path}: {body}");
+    }
+    let (_, body) = get(&registry, "/jobs/shop").await;
+    assert!(body.contains("Waiting to run batches of"), "{body}");
+    registry.stop("shop", false, Duration::from_secs(20)).await.unwrap();
 }
 
 #[tokio::test]
