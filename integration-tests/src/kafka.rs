@@ -32,9 +32,15 @@ impl Seen {
 }
 
 pub async fn create_topic(bootstrap: &str, name: &str, partitions: i32) {
+    create_topic_with(bootstrap, name, partitions, &[]).await;
+}
+
+/// With settings of the topic, such as `max.message.bytes`.
+pub async fn create_topic_with(bootstrap: &str, name: &str, partitions: i32, settings: &[(&str, &str)]) {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap_or_else(|error| panic!("admin client: {error}"));
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let topic = settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value));
     let results = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(WAIT))).await;
     let results = results.unwrap_or_else(|error| panic!("creating {name}: {error}"));
     assert!(results.iter().all(Result::is_ok), "creating {name}: {results:?}");

@@ -1,16 +1,25 @@
 //! All services together: one trace from a line to its result, the CLI over all three, the way through the bridge.
 
-use std::{collections::BTreeSet, fs, io::Write, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use integration_tests::{
     eventually, kafka,
     otlp::{Receiver, Span},
     process::{Process, run},
-    servers::{kafka_bootstrap, redis_url},
+    servers::{OwnKafka, kafka_bootstrap, redis_url},
     unique,
 };
+use redis::Commands;
 
 const WAIT: Duration = Duration::from_secs(60);
+/// Event times begin here; a multiple of every window used.
+const EPOCH_MS: usize = 1_790_000_000_000;
 const CONTROL: (&str, &str) = ("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0");
 
 fn agent(dir: &Path, name: &str, sink: &str) -> (Vec<String>, std::path::PathBuf) {
@@ -206,4 +215,111 @@ async fn a_collector_sends_through_the_bridge() {
     .await;
     collector.stop().await;
     bridge.stop().await;
+}
+
+#[tokio::test]
+async fn a_minute_without_a_broker_costs_nothing_and_each_service_says_so_once() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let own = OwnKafka::start(folder.path().join("kafka"));
+    let (bootstrap, url, dir) = (own.bootstrap.clone(), redis_url(), folder.path());
+    let (direct, bridged, prefix) = (unique("outage"), unique("outage-bridged"), unique("outage-totals"));
+    kafka::create_topic(&bootstrap, &direct, 1).await;
+    kafka::create_topic(&bootstrap, &bridged, 1).await;
+    let mut engine = start_engine(dir, &[]);
+    let mut bridge = start_bridge(dir, &bootstrap);
+    let (e, b) = (engine.address("control").await, bridge.address("control").await);
+    let (code, _, said) =
+        millrace(&[("--engine", &e)], &["job", "submit", &job(dir, &direct, &bootstrap, &url, &prefix), "--name", "outage"]);
+    assert_eq!(code, 0, "{said}");
+    let (args, log) = agent(dir, "direct", &kafka_sink(&bootstrap, &direct));
+    let mut collector = start_collector(dir, &args, &[]);
+    let c = collector.address("control").await;
+    let sink = format!("agent.sinks.k.type = bridge\nagent.sinks.k.endpoint = http://{b}\nagent.sinks.k.topic = {bridged}\n");
+    let (args, bridged_log) = agent(dir, "bridged", &sink);
+    let mut through = start_collector(dir, &args, &[]);
+    through.addresses().await;
+    let all = [("--collector", c.as_str()), ("--bridge", b.as_str()), ("--engine", e.as_str())];
+    let health = || {
+        let (_, said, talk) = millrace(&all, &["status", "--output", "json"]);
+        let status: serde_json::Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}{talk}"));
+        let (_, said, talk) = millrace(&all, &["job", "list", "--output", "json"]);
+        let jobs: serde_json::Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}{talk}"));
+        let rows = status["services"].as_array().unwrap_or_else(|| panic!("no list: {status}")).iter();
+        let states: Vec<String> = rows.map(|row| row["health"].to_string()).chain([jobs["jobs"][0]["state"].to_string()]).collect();
+        (states.join(" ").replace('"', ""), format!("{status}\n{jobs}"))
+    };
+    let is = async |wanted: &str| {
+        eventually(WAIT, wanted, || async {
+            let (states, whole) = health();
+            if states == wanted { Ok(()) } else { Err(format!("{states}: {whole}")) }
+        })
+        .await;
+    };
+    let mut written = Vec::new();
+    let write = |written: &mut Vec<String>| {
+        let line = format!(r#"{{"ts":{}}}"#, EPOCH_MS + 100 * written.len());
+        append(&log, &line);
+        append(&bridged_log, &line);
+        written.push(line);
+    };
+    (0..100).for_each(|_| write(&mut written));
+    is("ready ready ready running").await;
+    eventually(WAIT, "the first lines are counted", || async {
+        let (_, whole) = health();
+        if whole.contains(r#""rows_in":100"#) { Ok(()) } else { Err(whole) }
+    })
+    .await;
+
+    own.kill(1);
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(60) {
+        write(&mut written);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let (states, whole) = health();
+    assert_eq!(states, "degraded degraded degraded waiting", "{whole}");
+    own.restart(1);
+    (0..100).for_each(|_| write(&mut written));
+    eventually(WAIT, "every line is in Kafka once and in order", || async {
+        let seen = kafka::texts(&bootstrap, &direct);
+        if seen == written { Ok(()) } else { Err(format!("{} records, {} lines\n{}", seen.len(), written.len(), collector.log())) }
+    })
+    .await;
+    // The bridge may have written what it could no longer acknowledge: at least once.
+    eventually(WAIT, "every line came through the bridge", || async {
+        let seen: BTreeSet<String> = kafka::texts(&bootstrap, &bridged).into_iter().collect();
+        let missing = written.iter().filter(|line| !seen.contains(*line)).count();
+        if missing == 0 { Ok(()) } else { Err(format!("{missing} of {} lines are missing\n{}", written.len(), bridge.log())) }
+    })
+    .await;
+    let mut expected = BTreeMap::new();
+    for n in 0..written.len() {
+        *expected.entry(EPOCH_MS + 100 * n / 10_000 * 10_000).or_insert(0_u64) += 1;
+    }
+    // A line of much later closes every window.
+    append(&log, r#"{"ts":1799999999000}"#);
+    eventually(WAIT, "every window has its lines", || async {
+        let (counts, expected) = (totals(&url, &prefix), expected.values().copied().collect::<Vec<u64>>());
+        if counts == expected { Ok(()) } else { Err(format!("{counts:?}, not {expected:?}\n{}", engine.log())) }
+    })
+    .await;
+    is("ready ready ready running").await;
+    for (service, process) in [("collector", &collector), ("bridge", &bridge), ("engine", &engine)] {
+        let log = process.log();
+        for line in ["no Kafka broker can be reached", "Kafka is back"] {
+            assert_eq!(log.matches(line).count(), 1, "{service}: {line}\n{log}");
+        }
+    }
+    for process in [&mut through, &mut collector, &mut bridge, &mut engine] {
+        process.stop().await;
+    }
+}
+
+/// The requests of each window in Redis, oldest first.
+fn totals(url: &str, prefix: &str) -> Vec<u64> {
+    let mut connection = redis::Client::open(url).expect("URL").get_connection().expect("Redis");
+    let mut keys: Vec<String> =
+        connection.scan_match::<_, String>(format!("{prefix}:*")).expect("scan").map(|key| key.expect("key")).collect();
+    keys.sort();
+    keys.iter().map(|key| connection.hget::<_, _, u64>(key, "requests").expect("requests")).collect()
 }

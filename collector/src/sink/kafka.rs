@@ -49,7 +49,7 @@ pub static KIND: Kind = Kind {
         Property::text(
             "deadLetter.topic",
             None,
-            "Topic for events that can never be written (too large, no such partition). Without it they go to a file.",
+            "Topic for events that can never be written (too large, no such partition). What it does not take, such as what is above `kafka.producer.max.request.size`, goes to a file, and without it everything.",
         )
         .own(),
         DIRECTORY,

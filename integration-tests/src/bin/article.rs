@@ -101,6 +101,10 @@ async fn flume(dir: &Path, conf: &Path) -> Result<()> {
     let outcome = loop {
         let log = fs::read_to_string(&path)?;
         if log.contains("name: kafkaSink started") {
+            // It says so before it starts anything: no line can come yet, however long one waits.
+            if !log.contains("No channels set for logSource") || !log.contains("sourceRunners:{}") {
+                break Err(format!("Flume does not say that it drops the source:\n{log}"));
+            }
             append((0..100).map(|n| format!("line {n}")))?;
             std::thread::sleep(Duration::from_secs(3));
             let seen = kafka::texts(BOOTSTRAP, "logs_topic");

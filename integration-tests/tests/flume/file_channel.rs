@@ -12,7 +12,9 @@ use std::{
 };
 
 use integration_tests::{
-    eventually, kafka,
+    eventually,
+    flume::free_port,
+    kafka,
     process::{Process, run},
     servers::kafka_bootstrap,
     unique,
@@ -69,12 +71,6 @@ impl Bench {
     fn texts(&self) -> Vec<String> {
         kafka::texts(&self.bootstrap, &self.topic)
     }
-}
-
-/// A free port that stays the same over restarts.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address").port()
 }
 
 /// Kills of each test; another number with `KILLS` (not `MILLRACE_…`: the collector would take that for a setting).
