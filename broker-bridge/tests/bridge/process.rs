@@ -125,6 +125,18 @@ pub(crate) async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Outpu
     timeout(PATIENCE, running).await.expect("the process does not end").unwrap()
 }
 
+/// The CLI on this bridge, to its end; gives what it printed.
+pub(crate) async fn millrace(bridge: &Bridge, words: &[&str]) -> String {
+    // Cargo puts the binaries of the workspace side by side.
+    let binary = Path::new(env!("CARGO_BIN_EXE_millrace-bridge")).with_file_name("millrace");
+    assert!(binary.is_file(), "{} is not built: run `cargo build --workspace --bins`", binary.display());
+    let mut command = Command::new(binary);
+    let running = command.args(["--bridge", &bridge.control]).args(words).stdin(Stdio::null()).output();
+    let output = timeout(PATIENCE, running).await.expect("millrace does not end").unwrap();
+    assert_eq!(output.status.code(), Some(0), "{words:?}: {}", text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 pub(crate) fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

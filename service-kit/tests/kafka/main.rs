@@ -11,6 +11,7 @@ mod admin;
 mod findings;
 mod member;
 mod outage;
+mod own_broker;
 mod producer;
 mod reader;
 mod transaction;

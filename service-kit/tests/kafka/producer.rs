@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use service_kit::kafka::{self, Isolation, KafkaConfig, KafkaError, OutRecord, Producer, TopicPartition};
 
-use crate::support::{admin, config, numbered, offsets, read, to, topic, unique, values, with};
+use crate::own_broker::OwnBroker;
+use crate::support::{config, numbered, offsets, read, to, topic, unique, values, with};
 
 async fn producer(config: &KafkaConfig) -> Arc<dyn Producer> {
     kafka::producer(config).await.unwrap()
@@ -84,36 +85,31 @@ async fn an_oversize_record_fails_alone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_record_gets_its_own_error() {
-    topic("errors", 1, &[], async |name| {
-        let absent: Arc<str> = unique("absent").into();
-        // A broker that creates topics by itself would make it.
-        let auto = crate::support::broker_creates_topics().await;
-        let producer = producer(&with(&[("max.block.ms", "1000")])).await;
-        let records = vec![to(&name, 0, "a"), to(&absent, 0, "b"), to(&name, 9, "c"), to(&name, 0, "d")];
-        let results = producer.send(records).await;
-        results[0].as_ref().unwrap();
-        results[3].as_ref().unwrap();
-        let error = results[2].as_ref().unwrap_err();
-        assert!(matches!(error, KafkaError::Invalid(text) if text.contains("no partition 9")), "{error:?}");
-        if auto {
-            admin().await.delete_topic(&absent).await.unwrap();
-            return;
+    // The shared broker creates a topic that a producer names.
+    let broker = OwnBroker::start(&["--no-auto-create"]);
+    let admin = kafka::admin(&KafkaConfig::new(broker.servers.as_str())).await.unwrap();
+    let (name, absent): (Arc<str>, Arc<str>) = (unique("errors").into(), unique("absent").into());
+    admin.create_topic(&name, 1, 1, &BTreeMap::new(), false).await.unwrap();
+    let mut config = KafkaConfig::new(broker.servers.as_str());
+    config.set("max.block.ms", "1000");
+    let producer = producer(&config).await;
+    let records = vec![to(&name, 0, "a"), to(&absent, 0, "b"), to(&name, 9, "c"), to(&name, 0, "d")];
+    let results = producer.send(records).await;
+    results[0].as_ref().unwrap();
+    results[3].as_ref().unwrap();
+    let error = results[2].as_ref().unwrap_err();
+    assert!(matches!(error, KafkaError::Invalid(text) if text.contains("no partition 9")), "{error:?}");
+    assert_eq!(results[1], Err(KafkaError::UnknownTopic(absent.to_string())));
+    // Made meanwhile: found without a new producer.
+    admin.create_topic(&absent, 1, 1, &BTreeMap::new(), false).await.unwrap();
+    let mut outcomes = Vec::new();
+    for _ in 0..5 {
+        outcomes.push(producer.send(vec![to(&absent, 0, "b")]).await.remove(0));
+        if outcomes.last().is_some_and(Result::is_ok) {
+            break;
         }
-        assert_eq!(results[1], Err(KafkaError::UnknownTopic(absent.to_string())));
-        // Made meanwhile: found without a new producer.
-        let admin = admin().await;
-        admin.create_topic(&absent, 1, 1, &BTreeMap::new(), false).await.unwrap();
-        let mut outcomes = Vec::new();
-        for _ in 0..5 {
-            outcomes.push(producer.send(vec![to(&absent, 0, "b")]).await.remove(0));
-            if outcomes.last().is_some_and(Result::is_ok) {
-                break;
-            }
-        }
-        admin.delete_topic(&absent).await.unwrap();
-        assert!(outcomes.last().unwrap().is_ok(), "{outcomes:?}");
-    })
-    .await;
+    }
+    assert!(outcomes.last().unwrap().is_ok(), "{outcomes:?}");
 }
 
 /// Keys go where Java's clients send them (murmur2, vectors from Kafka's own tests).

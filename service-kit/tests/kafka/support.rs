@@ -46,21 +46,6 @@ pub(crate) fn unique(what: &str) -> String {
     format!("millrace-test-{what}-{}-{nanos}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Whether naming an absent topic makes the broker create it.
-pub(crate) async fn broker_creates_topics() -> bool {
-    let admin = admin().await;
-    let name = unique("auto");
-    // Only a producer's question creates.
-    let producer = kafka::producer(&with(&[("max.block.ms", "500")])).await.unwrap();
-    let name: Arc<str> = name.into();
-    drop(producer.send(vec![to(&name, 0, "v")]).await);
-    let exists = admin.topic(&name).await.is_ok();
-    if exists {
-        admin.delete_topic(&name).await.unwrap();
-    }
-    exists
-}
-
 /// Runs a test with a topic of its own, and deletes it, however the test ends.
 pub(crate) async fn topic(what: &str, partitions: i32, settings: &[(&str, &str)], test: impl AsyncFnOnce(Arc<str>)) {
     let admin = admin().await;
