@@ -322,7 +322,7 @@ async fn an_operator_pauses_resumes_and_reloads_by_command() {
     bench.delivered_once().await;
 
     let (code, text) = millrace(&control, &["pause", "x"]);
-    assert!(code == 0 && text.contains('x'), "{code} {text}");
+    assert!(code == 0 && text.contains("paused: x"), "{code} {text}");
     let held_back = bench.written.len();
     bench.write("x.log", 10);
     let shown = bench.written.len();
