@@ -376,7 +376,7 @@ impl Session<'_> {
                 held.takes.extend(takes);
                 transactions.part(held, open, offsets, input)
             };
-            let (sent, next) = tokio::join!(writer.send(part.records), next);
+            let (sent, next) = tokio::join!(writer.queue(part.records), next);
             if let Err(error) = sent {
                 return Ok(Err(error));
             }
@@ -392,7 +392,7 @@ impl Session<'_> {
             let mut records = Vec::new();
             tombstones = self.add_positions(&mut records, open)?;
             if !records.is_empty()
-                && let Err(error) = self.writer.send(records).await
+                && let Err(error) = self.writer.queue(records).await
             {
                 return Ok(Err(error));
             }

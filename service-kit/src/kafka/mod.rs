@@ -22,6 +22,7 @@ mod jaas;
 mod lookup;
 mod member;
 mod outage;
+mod produce_batch;
 mod producer;
 mod properties;
 mod range;
@@ -42,7 +43,7 @@ pub use config::{KafkaConfig, properties as deserialize_properties, servers as d
 pub use direct::range_reader;
 pub use error::KafkaError;
 pub use member::member;
-pub use producer::producer;
+pub use producer::{PIECE_RECORDS, producer};
 pub use transaction::transactional_writer;
 
 /// One partition of one topic. Cheap to clone.
@@ -147,7 +148,7 @@ pub trait Producer: Send + Sync {
     async fn flush(&self, timeout: Duration) -> Result<(), KafkaError>;
 }
 
-/// Writes in transactions: begin → send/offsets → commit|abort.
+/// Writes in transactions: begin → queue/send/offsets → commit|abort.
 ///
 /// After [`KafkaError::OutcomeUnknown`], [`KafkaError::Fenced`] or [`KafkaError::Fatal`] the writer is poisoned and
 /// answers every call with that error: drop it and make a new one (that fences the old one and aborts what it left
@@ -156,7 +157,9 @@ pub trait Producer: Send + Sync {
 #[async_trait]
 pub trait TransactionalWriter: Send {
     async fn begin(&mut self) -> Result<(), KafkaError>;
-    /// Resolves when all records are acknowledged.
+    /// Resolves when the records are on their way; what becomes of them is told by a later call, at the latest by `commit`.
+    async fn queue(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError>;
+    /// Resolves when all records are acknowledged, earlier ones included.
     async fn send(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError>;
     /// Offsets of `group` with metadata, inside the transaction, fenced by the transactional id only.
     async fn offsets(&mut self, group: &str, offsets: Vec<(TopicPartition, i64, String)>) -> Result<(), KafkaError>;

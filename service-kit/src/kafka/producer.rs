@@ -24,11 +24,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::warn;
 
 use super::context::{Elsewhere, Watch, blocking, client_config};
+use super::produce_batch::{self, Topics};
 use super::properties::Role;
 use super::{KafkaConfig, KafkaError, OutRecord, Producer, Written};
 
-/// Records of one piece.
-const PIECE_RECORDS: usize = 1024;
+/// Records of one piece: a call that gives more could be overtaken by another between two pieces.
+pub const PIECE_RECORDS: usize = 2048;
 /// What librdkafka keeps per queued record beside its bytes.
 const RECORD_OVERHEAD: usize = 256;
 /// Default of `buffer.memory`, as in Java.
@@ -131,6 +132,8 @@ fn size(record: &OutRecord) -> usize {
 
 /// A librdkafka producer with its budget. Shared by the plain and the transactional writer.
 pub(super) struct Handle {
+    /// Before the producer, which must outlive them.
+    topics: Topics,
     pub(super) producer: Elsewhere<ThreadedProducer<Deliveries>>,
     pub(super) watch: Watch,
     /// In KiB.
@@ -161,6 +164,7 @@ impl Handle {
         let bytes = config.get("buffer.memory").and_then(|value| value.parse().ok()).unwrap_or(BUFFER_MEMORY);
         let budget_kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).max(1);
         Ok(Self {
+            topics: Topics::default(),
             producer: Elsewhere::new(producer),
             watch,
             budget: Arc::new(Semaphore::new(budget_kib as usize)),
@@ -172,7 +176,12 @@ impl Handle {
 
     /// Queues all records and waits for all results.
     pub(super) async fn send(&self, records: &[OutRecord]) -> Vec<Result<Written, KafkaError>> {
-        let mut waiting = Vec::with_capacity(records.len().div_ceil(PIECE_RECORDS));
+        self.queue_all(records).await.settled().await
+    }
+
+    /// Queues all records, waiting for budget where there is none.
+    pub(super) async fn queue_all(&self, records: &[OutRecord]) -> UnderWay {
+        let mut pieces = Vec::with_capacity(records.len().div_ceil(PIECE_RECORDS));
         let mut rest = records;
         while !rest.is_empty() {
             let (count, kib) = self.piece(rest);
@@ -182,24 +191,13 @@ impl Handle {
                 // The semaphore is never closed.
                 break;
             };
-            waiting.push(self.queue(piece, Queued::new(permit, kib)));
+            pieces.push(self.queue(piece, Queued::new(permit, kib)));
             if !rest.is_empty() {
                 // Queuing is work; others on this thread get their turn.
                 tokio::task::yield_now().await;
             }
         }
-        let mut results = Vec::new();
-        for piece in waiting {
-            let settled = piece.await.unwrap_or_default();
-            if results.is_empty() {
-                results = settled;
-            } else {
-                results.extend(settled);
-            }
-        }
-        let lost = || Err(KafkaError::Fatal("the producer was closed before the record was settled".into()));
-        results.resize_with(records.len(), lost);
-        results
+        UnderWay { pieces, records: records.len() }
     }
 
     /// How many of the records make the next piece, and its cost in KiB: at most a quarter of the budget, at least one record.
@@ -221,26 +219,45 @@ impl Handle {
     fn queue(&self, records: &[OutRecord], queued: Queued) -> oneshot::Receiver<Vec<Result<Written, KafkaError>>> {
         let (done, receiver) = oneshot::channel();
         let number = self.deliveries.open(records.len(), done, queued);
-        let mut bytes = 0;
-        for (index, record) in records.iter().enumerate() {
-            bytes += size(record);
-            let base = BaseRecord::<[u8], [u8], usize> {
-                topic: &record.topic,
-                partition: record.partition,
-                payload: record.value.as_deref(),
-                key: record.key.as_deref(),
-                timestamp: record.timestamp_ms,
-                headers: headers(record),
-                delivery_opaque: opaque(number, index),
-            };
-            if let Err((error, _)) = self.producer.send(base) {
-                let error = self.deliveries.error(&error, &record.topic, record.partition, size(record));
-                self.deliveries.settle(number, index, Err(error));
+        let refuse = |index: usize, error: &RdError| {
+            let record = &records[index];
+            let error = self.deliveries.error(error, &record.topic, record.partition, size(record));
+            self.deliveries.settle(number, index, Err(error));
+        };
+        let mut first = 0;
+        let together = |a: &OutRecord, b: &OutRecord| produce_batch::fits(a) && produce_batch::fits(b) && a.topic == b.topic;
+        for run in records.chunk_by(together) {
+            let opaque = |index: usize| opaque(number, first + index);
+            let batch = if produce_batch::fits(&run[0]) { self.topics.queue(self.producer.client(), run, opaque) } else { None };
+            match batch {
+                Some(refused) => refused.iter().for_each(|(index, error)| refuse(first + index, error)),
+                None => {
+                    for (index, record) in run.iter().enumerate() {
+                        if let Err(error) = self.queue_one(record, opaque(index)) {
+                            refuse(first + index, &error);
+                        }
+                    }
+                }
             }
+            first += run.len();
         }
+        let bytes: usize = records.iter().map(size).sum();
         metrics::counter!("millrace_kafka_produce_records_total").increment(records.len() as u64);
         metrics::counter!("millrace_kafka_produce_bytes_total").increment(bytes as u64);
         receiver
+    }
+
+    fn queue_one(&self, record: &OutRecord, opaque: usize) -> Result<(), RdError> {
+        let base = BaseRecord::<[u8], [u8], usize> {
+            topic: &record.topic,
+            partition: record.partition,
+            payload: record.value.as_deref(),
+            key: record.key.as_deref(),
+            timestamp: record.timestamp_ms,
+            headers: headers(record),
+            delivery_opaque: opaque,
+        };
+        self.producer.send(base).map_err(|(error, _)| error)
     }
 
     pub(super) async fn flush(self: Arc<Self>, timeout: Duration) -> Result<(), KafkaError> {
@@ -272,6 +289,29 @@ impl Handle {
                 }
             }
         }
+    }
+}
+
+/// Records that were queued together.
+pub(super) struct UnderWay {
+    pieces: Vec<oneshot::Receiver<Vec<Result<Written, KafkaError>>>>,
+    records: usize,
+}
+
+impl UnderWay {
+    pub(super) async fn settled(self) -> Vec<Result<Written, KafkaError>> {
+        let mut results = Vec::new();
+        for piece in self.pieces {
+            let settled = piece.await.unwrap_or_default();
+            if results.is_empty() {
+                results = settled;
+            } else {
+                results.extend(settled);
+            }
+        }
+        let lost = || Err(KafkaError::Fatal("the producer was closed before the record was settled".into()));
+        results.resize_with(self.records, lost);
+        results
     }
 }
 

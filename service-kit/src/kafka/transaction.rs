@@ -3,7 +3,7 @@
 //! That protocol cannot tell a late commit from a lost one, so after an unknown outcome the writer refuses everything:
 //! only a new writer with the same transactional id, which fences this one, gives certainty.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use tracing::debug;
 
 use super::context::{Watch, blocking, reach};
 use super::lookup::list;
-use super::producer::Handle;
+use super::producer::{Handle, UnderWay};
 use super::properties::Role;
 use super::{KafkaConfig, KafkaError, OutRecord, TopicPartition, TransactionalWriter};
 
@@ -33,6 +33,7 @@ pub async fn transactional_writer(config: &KafkaConfig, transactional_id: &str) 
         id: transactional_id.into(),
         timeout: config.api_timeout(),
         state: State::Idle,
+        under_way: VecDeque::new(),
         groups: HashMap::new(),
     };
     writer.init().await?;
@@ -45,9 +46,14 @@ struct Writer {
     /// Bound of each step.
     timeout: Duration,
     state: State,
+    /// Queued and not known to be acknowledged.
+    under_way: VecDeque<UnderWay>,
     /// librdkafka gives the form of a group's name that the protocol needs only through a consumer.
     groups: HashMap<String, Arc<ConsumerGroupMetadata>>,
 }
+
+/// Calls that `queue` leaves unsettled: the broker has work while the next one is made.
+const UNDER_WAY_MAX: usize = 1;
 
 enum State {
     Idle,
@@ -124,6 +130,19 @@ impl Writer {
         })
     }
 
+    /// Waits until at most `left` of what was queued is unsettled.
+    async fn settle(&mut self, left: usize) -> Result<(), KafkaError> {
+        while self.under_way.len() > left
+            && let Some(first) = self.under_way.pop_front()
+        {
+            if let Some(error) = first.settled().await.into_iter().find_map(Result::err) {
+                let error = self.fatal().unwrap_or(error);
+                return Err(self.fail(error));
+            }
+        }
+        Ok(())
+    }
+
     fn group(&mut self, group: &str) -> Result<Arc<ConsumerGroupMetadata>, KafkaError> {
         if let Some(known) = self.groups.get(group) {
             return Ok(Arc::clone(known));
@@ -178,12 +197,16 @@ impl TransactionalWriter for Writer {
         }
     }
 
-    async fn send(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError> {
+    async fn queue(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError> {
         self.expect_open()?;
-        let results = self.handle.send(&records).await;
-        let Some(error) = results.into_iter().find_map(Result::err) else { return Ok(()) };
-        let error = self.fatal().unwrap_or(error);
-        Err(self.fail(error))
+        let queued = self.handle.queue_all(&records).await;
+        self.under_way.push_back(queued);
+        self.settle(UNDER_WAY_MAX).await
+    }
+
+    async fn send(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError> {
+        self.queue(records).await?;
+        self.settle(0).await
     }
 
     async fn offsets(&mut self, group: &str, offsets: Vec<(TopicPartition, i64, String)>) -> Result<(), KafkaError> {
@@ -215,6 +238,7 @@ impl TransactionalWriter for Writer {
 
     async fn commit(&mut self) -> Result<(), KafkaError> {
         self.expect_open()?;
+        self.settle(0).await?;
         let bound = self.timeout;
         match self.step("committing a transaction", move |handle| handle.producer.commit_transaction(bound)).await {
             Ok(()) => {
@@ -243,6 +267,7 @@ impl TransactionalWriter for Writer {
         let bound = self.timeout;
         match self.step("aborting a transaction", move |handle| handle.producer.abort_transaction(bound)).await {
             Ok(()) => {
+                self.under_way.clear();
                 self.state = State::Idle;
                 Ok(())
             }

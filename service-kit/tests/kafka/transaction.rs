@@ -198,6 +198,35 @@ async fn a_failed_record_leaves_only_the_way_of_abort() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_queued_is_settled_by_the_commit() {
+    topic("queued", 1, &[], async |name| {
+        let mut writer = kafka::transactional_writer(&config(), &unique("queued")).await.unwrap();
+        writer.begin().await.unwrap();
+        for round in 0..10 {
+            writer.queue(numbered(&name, &format!("kept-{round}"), 1000)).await.unwrap();
+        }
+        writer.commit().await.unwrap();
+        writer.begin().await.unwrap();
+        writer.queue(vec![to(&name, 0, vec![0; 2 << 20])]).await.unwrap();
+        assert!(matches!(writer.commit().await, Err(KafkaError::TooLarge { .. })));
+        writer.abort().await.unwrap();
+        // What an aborted transaction left under way does not concern the next one.
+        writer.begin().await.unwrap();
+        writer.queue(vec![to(&name, 0, vec![0; 2 << 20])]).await.unwrap();
+        writer.abort().await.unwrap();
+        writer.begin().await.unwrap();
+        writer.queue(numbered(&name, "last", 1)).await.unwrap();
+        writer.commit().await.unwrap();
+        let reader = reader(Isolation::ReadCommitted).await;
+        let partition = TopicPartition::new(name, 0);
+        let latest = eventually_committed(&reader, &partition).await;
+        let expected = (0..10).flat_map(|round| (0..1000).map(move |n| format!("kept-{round}-{n}"))).chain(["last-0".to_owned()]);
+        assert_eq!(values(&read(&reader, &partition, 0, latest).await.unwrap()), expected.collect::<Vec<_>>());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_out_of_order_are_refused() {
     topic("order", 1, &[], async |name| {
         let mut writer = kafka::transactional_writer(&config(), &unique("order")).await.unwrap();

@@ -23,14 +23,14 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use super::Forgotten;
 use super::find::{Find, Listed};
 use super::identity::{Checksum, Inode, Remembered, TailedFile, head};
 use super::reader::{Chunk, Read, Reader, open};
 use super::store::Store;
+use super::{Forgotten, LOOK_SHARE};
 use crate::event::{Headers, Ledger, Mark};
 
 /// What is known from before, besides what the store holds.
@@ -81,6 +81,8 @@ pub struct Engine {
     told_through: HashSet<u64>,
     forgotten: Option<Forgotten>,
     scanned_at: Option<Instant>,
+    /// The same by the clock of file times, and how long it took.
+    scanned: (SystemTime, Duration),
     /// Whose turn it is: a busy file does not keep the others waiting.
     turn: usize,
     /// New files whose ids are not on disk yet.
@@ -127,6 +129,7 @@ impl Engine {
             told_through: HashSet::new(),
             forgotten,
             scanned_at: None,
+            scanned: (SystemTime::UNIX_EPOCH, Duration::ZERO),
             turn: 0,
             unsaved: HashSet::new(),
             new,
@@ -140,10 +143,20 @@ impl Engine {
 
     /// The next lines of any file; `None` when there are none now.
     pub fn next_chunk(&mut self) -> Option<Chunk> {
-        if self.scanned_at.is_none_or(|at| at.elapsed() >= self.settings.scan_interval) {
+        if self.scan_is_due() {
+            let (began, clock) = (Instant::now(), SystemTime::now());
             self.scan();
+            self.scanned = (clock, began.elapsed());
         }
         self.read_round().or_else(|| self.close_finished())
+    }
+
+    /// Many names cost time: they are all looked at only as often as takes [`LOOK_SHARE`], and when a directory has changed.
+    fn scan_is_due(&self) -> bool {
+        let Some(at) = self.scanned_at else { return true };
+        let (clock, took) = self.scanned;
+        let since = at.elapsed();
+        since >= self.settings.scan_interval && (since >= took * LOOK_SHARE || self.settings.find.may_have_changed(clock))
     }
 
     /// [`Self::save`], unless it failed a moment ago.

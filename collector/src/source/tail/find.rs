@@ -6,6 +6,7 @@ use std::{
     fs, io,
     os::unix::fs::DirEntryExt,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use super::command::Begin;
@@ -55,6 +56,19 @@ impl Find {
         };
         // What cannot be opened now is told, and read from its beginning, when it is looked for.
         paths.iter().filter_map(|path: &PathBuf| -> Option<Remembered> { (look(path) as io::Result<Remembered>).ok() }).collect()
+    }
+
+    /// Could names have come or gone since they were `looked` at? Where a link leads is not seen by this.
+    pub fn may_have_changed(&self, looked: SystemTime) -> bool {
+        // Within a second before the look it may have changed after it: file times are coarse.
+        let changed = |directory: &Path| {
+            let modified = fs::metadata(directory).and_then(|metadata| metadata.modified());
+            modified.is_ok_and(|modified| modified + Duration::from_secs(1) >= looked)
+        };
+        match self {
+            Self::Path(_) => true,
+            Self::Groups(groups) => groups.iter().any(|group| changed(&group.directory)),
+        }
     }
 
     /// Could a file that was at `path` be one of these?
