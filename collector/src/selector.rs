@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::event::Event;
-use crate::flume_conf::kinds::{adopts_nothing, nothing_to_say};
-use crate::flume_conf::{Component, Finding, Kind, Property, Role};
+use crate::flume_conf::kinds::adopts_nothing;
+use crate::flume_conf::{Component, Finding, Kind, Level, Property, Role};
 
 /// A selector as the table knows it.
 pub struct SelectorKind {
@@ -72,8 +72,15 @@ static LOAD_BALANCING: Kind = Kind {
     misspelt: &[],
     adopt: adopts_nothing,
     batch: None,
-    review: nothing_to_say,
+    review: review_load_balancing,
 };
+
+/// Its name is missing in one of Flume's own lists.
+fn review_load_balancing(selector: &Component, strict: bool) -> Vec<Finding> {
+    let level = if strict { Level::Warning } else { Level::Note };
+    let finding = Finding::new(level, "flume-fault", "Flume 1.11 has this selector and cannot load it");
+    vec![finding.key(format!("{}.type", selector.name)).flume("drops the source")]
+}
 
 /// Every channel that is named must be one of the source's.
 fn review_channels(selector: &Component, strict: bool) -> Vec<Finding> {
@@ -84,9 +91,13 @@ fn review_channels(selector: &Component, strict: bool) -> Vec<Finding> {
             if !selector.channels.iter().any(|channel| channel == name) {
                 let message = format!("`{name}` is not one of the source's channels ({})", selector.channels.join(", "));
                 let finding = Finding::error("no-such-channel", message).maybe_at(setting.place.as_ref());
-                let finding = finding.key(format!("{}.{key}", selector.name)).flume("drops the source");
+                let finding = finding.key(format!("{}.{key}", selector.name)).flume(if key == "optional" {
+                    "leaves it out"
+                } else {
+                    "drops the source"
+                });
                 let finding = finding.remedy(format!("add `{name}` to the source's channels, or correct the name"));
-                told.push(if strict { Finding { level: crate::flume_conf::Level::Warning, ..finding } } else { finding });
+                told.push(if strict { Finding { level: Level::Warning, ..finding } } else { finding });
             }
         }
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::component::{Component, Setting};
 use super::kinds::{self, Kind, Role};
+use super::lenient::leniency;
 use super::merge::Raw;
 use super::plan::Plan;
 use super::{Finding, Level, Place};
@@ -164,7 +165,8 @@ impl Build<'_> {
             usable &= self.parts(&mut component, properties);
         }
         for property in kind.properties.iter().filter(|property| property.required) {
-            if !component.settings.contains_key(property.name) {
+            // What is written and wrong has its own finding.
+            if !component.settings.contains_key(property.name) && !properties.contains_key(property.name) {
                 let key = self.key(role, name, property.name);
                 let finding =
                     Finding::error("missing-property", format!("{role} `{name}` ({}) needs {}", component.type_name, property.name))
@@ -223,9 +225,12 @@ impl Build<'_> {
             let default = property.default.map_or_else(|| "remove the line".to_owned(), |default| format!("the default is {default}"));
             let finding =
                 Finding::error("wrong-value", fault).maybe_at(setting.place.as_ref()).key(self.key(role, &component.name, written));
-            let flume = if role == Role::Channel { "takes the default" } else { "drops the component" };
-            self.broken(finding.flume(flume).remedy(default));
-            return role == Role::Channel;
+            let lenient = leniency(component, property, &setting.value);
+            self.broken(finding.flume(lenient.flume).remedy(default));
+            if let Some((key, value)) = lenient.instead {
+                component.settings.insert(key.to_owned(), Setting { value: value.to_owned(), place: setting.place });
+            }
+            return lenient.runs;
         }
         component.settings.insert(key.to_owned(), setting);
         true

@@ -165,6 +165,17 @@ impl Build<'_> {
         (plan.sources, plan.channels, plan.sinks, plan.groups) = Default::default();
     }
 
+    /// A source runs with the channels that are left, a sink only with its one.
+    fn unbind(&mut self) {
+        let known: BTreeSet<String> = self.plan.channels.iter().map(|channel| channel.name.clone()).collect();
+        for role in [Role::Source, Role::Sink] {
+            self.plan.of_mut(role).retain_mut(|component| {
+                component.channels.retain(|channel| known.contains(channel));
+                !component.channels.is_empty()
+            });
+        }
+    }
+
     /// Leaves out what Flume drops because of what a kind's own review finds; the findings are told by the caller.
     pub(super) fn reviewed(&mut self) -> Vec<Finding> {
         let mut all = Vec::new();
@@ -186,6 +197,9 @@ impl Build<'_> {
                 !dropped
             });
             *self.plan.of_mut(role) = components;
+            if self.strict && role == Role::Channel {
+                self.unbind();
+            }
         }
         all
     }

@@ -14,7 +14,17 @@ pub(super) type Merged = BTreeMap<String, Setting>;
 pub(super) fn merge(files: &[ConfFile<'_>], options: &Options<'_>, findings: &mut Vec<Finding>) -> Merged {
     let mut merged = Merged::new();
     for file in files {
-        let text = properties::decode(file.bytes);
+        let text = properties::decode(file.bytes, options.strict);
+        if properties::is_mangled(file.bytes) {
+            let line = file.bytes.split(|byte| *byte == b'\n').take_while(|line| line.is_ascii()).count() + 1;
+            let place = Place { file: file.name.to_owned(), line: u32::try_from(line).unwrap_or(u32::MAX) };
+            let (level, message) =
+                if options.strict { (Level::Warning, "UTF-8, read as ISO-8859-1") } else { (Level::Note, "the file is read as UTF-8") };
+            let finding = Finding::new(level, "encoding", message).at(&place);
+            findings.push(
+                finding.flume("reads ISO-8859-1: two or more other letters for each").remedy("write \\uXXXX for letters beyond ASCII"),
+            );
+        }
         let (entries, faults) = properties::parse(&text);
         for fault in faults {
             let place = Place { file: file.name.to_owned(), line: fault.line };

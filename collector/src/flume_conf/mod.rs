@@ -19,6 +19,7 @@ pub mod filters;
 pub mod finding;
 mod groups;
 pub mod kinds;
+mod lenient;
 mod merge;
 mod parts;
 pub mod plan;

@@ -25,13 +25,19 @@ pub struct Fault {
     pub message: String,
 }
 
-/// UTF-8 when the bytes are valid UTF-8, else ISO-8859-1. (Java reads ISO-8859-1 always, and so mangles the former.)
-pub fn decode(bytes: &[u8]) -> Cow<'_, str> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Cow::Borrowed(text),
-        Err(_) => Cow::Owned(bytes.iter().map(|&byte| char::from(byte)).collect()),
+/// UTF-8 when the bytes are valid UTF-8, else ISO-8859-1. `strict`: ISO-8859-1 always, as Java, which mangles the former.
+pub fn decode(bytes: &[u8], strict: bool) -> Cow<'_, str> {
+    let latin_1 = || Cow::Owned(bytes.iter().map(|&byte| char::from(byte)).collect());
+    if strict {
+        return latin_1();
     }
+    let text = std::str::from_utf8(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes));
+    text.map_or_else(|_| latin_1(), Cow::Borrowed)
+}
+
+/// UTF-8 that ISO-8859-1 reads as something else.
+pub fn is_mangled(bytes: &[u8]) -> bool {
+    !bytes.is_ascii() && std::str::from_utf8(bytes).is_ok()
 }
 
 /// Entries in the order of the file, duplicates included.
@@ -328,16 +334,19 @@ mod tests {
 
     #[test]
     fn latin_1_is_read_where_utf_8_is_not_valid() {
-        assert_eq!(decode("é=中".as_bytes()), "é=中");
-        assert_eq!(decode(b"\xe9=\xfc"), "é=ü");
-        assert_eq!(decode(b"\xef\xbb\xbfa=b"), "a=b");
+        assert_eq!(decode("é=中".as_bytes(), false), "é=中");
+        assert_eq!(decode("é".as_bytes(), true), "Ã©");
+        assert_eq!(decode(b"\xe9=\xfc", false), "é=ü");
+        assert_eq!(decode(b"\xef\xbb\xbfa=b", false), "a=b");
+        assert!(is_mangled("é".as_bytes()) && !is_mangled(b"e") && !is_mangled(b"\xe9"));
     }
 
     proptest! {
         #[test]
         fn no_text_makes_it_panic(text in any::<String>(), bytes in any::<Vec<u8>>()) {
             parse(&text);
-            parse(&decode(&bytes));
+            parse(&decode(&bytes, false));
+            parse(&decode(&bytes, true));
         }
 
         #[test]

@@ -85,7 +85,11 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
     if component.set("endpoint").is_some()
         && let Err(error) = Target::of(component)
     {
-        findings.push(place(Finding::error("wrong-value", format!("{error:#}")), "endpoint").remedy("write http://host:port/path"));
+        findings.push(
+            place(Finding::error("wrong-value", format!("{error:#}")), "endpoint")
+                .flume("drops the sink")
+                .remedy("write http://host:port/path"),
+        );
     }
     for key in component.settings.keys() {
         let Some((family, code)) =

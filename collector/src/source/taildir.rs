@@ -10,7 +10,7 @@ use super::tail::find::{Find, Group};
 use super::tail::{FlumePositions, TailSource, handles};
 use super::{Setup, Source};
 use crate::flume_conf::kinds::adopts_nothing;
-use crate::flume_conf::{Component, Finding, Kind, Property, Role};
+use crate::flume_conf::{Component, Finding, Kind, Level, Property, Role};
 use crate::java_regex::JavaRegex;
 
 pub const LINE_LENGTH: Property = Property::integer(
@@ -85,7 +85,7 @@ pub static KIND: Kind = Kind {
     review,
 };
 
-fn review(component: &Component, _strict: bool) -> Vec<Finding> {
+fn review(component: &Component, strict: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     for name in component.text("filegroups").split_whitespace() {
         let key = format!("filegroups.{name}");
@@ -93,9 +93,11 @@ fn review(component: &Component, _strict: bool) -> Vec<Finding> {
             component.settings.get(&key).or_else(|| component.settings.get("filegroups")).and_then(|setting| setting.place.as_ref());
         if let Err(error) = pattern(component, name) {
             let finding = Finding::error("wrong-value", format!("{error:#}")).maybe_at(place).key(format!("{}.{key}", component.name));
+            let without = component.set(&key).is_none();
+            let level = if strict && without { Level::Warning } else { Level::Error };
             findings.push(
-                finding
-                    .flume("drops the source")
+                Finding { level, ..finding }
+                    .flume(if without { "leaves the group out" } else { "drops the source" })
                     .remedy("write an absolute directory and a regular expression for the file name: /var/log/app/.*\\\\.log"),
             );
         }
@@ -115,6 +117,10 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sour
     let headers = component.below("headers.");
     let mut groups = Vec::new();
     for name in component.text("filegroups").split_whitespace() {
+        // Only the strict reading comes this far with such a group.
+        if setup.strict && component.set(&format!("filegroups.{name}")).is_none() {
+            continue;
+        }
         let (directory, pattern) = pattern(component, name)?;
         let own: BTreeMap<String, String> = headers
             .iter()

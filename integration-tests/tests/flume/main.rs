@@ -1,6 +1,7 @@
 //! The collector beside real Flume 1.11 and its peers: the same files, the same wires.
 
 mod avro;
+mod corpus;
 mod file_channel;
 mod files;
 mod groups;

@@ -177,6 +177,19 @@ pub(super) fn review(component: &Component, strict: bool) -> Vec<Finding> {
         Finding::new(level, code, message).maybe_at(at(key)).key(format!("{}.{key}", component.name))
     };
     let mut told = Vec::new();
+    if component.boolean("useDualCheckpoints") {
+        let message = match component.set("backupCheckpointDir") {
+            None => "there is no backupCheckpointDir",
+            Some(backup) if component.set("checkpointDir").is_some_and(|first| first.trim() == backup.trim()) => {
+                "both checkpoints are one directory"
+            }
+            Some(_) => "",
+        };
+        if !message.is_empty() {
+            let finding = say(Level::Warning, "dual-checkpoint", "useDualCheckpoints", message).flume("drops the channel");
+            told.push(finding.remedy("remove the line: it has no effect here"));
+        }
+    }
     for (key, why) in IGNORED.iter().filter(|(key, _)| component.set(key).is_some()) {
         told.push(say(Level::Note, "no-effect", key, &format!("accepted without effect: {why}")));
     }
@@ -186,7 +199,11 @@ pub(super) fn review(component: &Component, strict: bool) -> Vec<Finding> {
     }
     if let Some(key) = component.settings.keys().find(|key| key.starts_with("encryption.")) {
         let level = if strict { Level::Warning } else { Level::Error };
-        let finding = say(level, "not-built", key, "segments are not encrypted").flume("encrypts them");
+        let finding = say(level, "not-built", key, "segments are not encrypted");
+        // Flume looks for both names when it reads the file.
+        let whole =
+            ["encryption.activeKey", "encryption.keyProvider", "encryption.cipherProvider"].iter().all(|key| component.set(key).is_some());
+        let finding = finding.flume(if whole { "encrypts them" } else { "drops the channel" });
         told.push(finding.remedy("put the directories on an encrypted disk and remove the encryption lines"));
     }
     if !component.boolean("fsyncPerTransaction") {
@@ -266,6 +283,16 @@ pub fn place(component: &Component, setup: &Setup) -> Place<RealDisk> {
         disk: RealDisk,
         checkpoint: component.set("checkpointDir").map_or_else(|| own().join("checkpoint"), at_home),
         data: if data.is_empty() { vec![own().join("data")] } else { data },
+    }
+}
+
+/// Where Flume has its channel with the same lines.
+pub fn flume_place(component: &Component) -> Place<RealDisk> {
+    let data: Vec<PathBuf> = directories(component.text("dataDirs")).map(at_home).collect();
+    Place {
+        disk: RealDisk,
+        checkpoint: at_home(component.set("checkpointDir").unwrap_or("~/.flume/file-channel/checkpoint")),
+        data: if data.is_empty() { vec![at_home("~/.flume/file-channel/data")] } else { data },
     }
 }
 

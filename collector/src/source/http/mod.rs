@@ -105,7 +105,11 @@ fn review(component: &Component, _strict: bool) -> Vec<Finding> {
     let remedy = near.map_or_else(|| format!("known here: {JSON}, {BLOB}, {PARAMETERS}"), |near| format!("did you mean `{near}`?"));
     let finding = Finding::error("unknown-type", format!("custom classes cannot be loaded: there is no handler `{handler}`"));
     findings.push(
-        finding.maybe_at(place).key(format!("{}.handler", component.name)).flume("loads the class or drops the source").remedy(remedy),
+        finding
+            .maybe_at(place)
+            .key(format!("{}.handler", component.name))
+            .flume("drops the source, unless the class is on its path")
+            .remedy(remedy),
     );
     findings
 }
