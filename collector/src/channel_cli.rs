@@ -15,9 +15,11 @@ use crate::channel::file::{
     log::{Found, Place, Walk},
     recovery::{self, Decision},
 };
+use crate::channel::flume_log::{self, FlumeLogs};
 use crate::channel::{Channel, Setup};
 use crate::config::AgentConfig;
 use crate::event::Event;
+use crate::flume_cli;
 use crate::flume_conf::{Component, Outcome};
 use crate::source::tail::store::file_name;
 
@@ -33,7 +35,7 @@ enum Verb {
     Inspect(Which),
     /// Reads every record of every segment. Exit code 1 when something is damaged or missing. Changes nothing; the agent may run.
     Verify(Which),
-    /// Writes the waiting events to standard output and takes them out of the channel. The agent must be stopped.
+    /// Writes the waiting events to standard output and takes them out of the channel. The agent must be stopped. Flume's own directories stay as they are.
     Drain {
         #[command(flatten)]
         which: Which,
@@ -66,6 +68,12 @@ pub struct Which {
     /// The agent's state directory, as it runs with.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Look at the files that Flume left in the channel's directories, also where the collector has a channel already.
+    #[arg(long)]
+    flume: bool,
+    /// With Flume's files: read them although a running Flume holds them.
+    #[arg(long)]
+    ignore_lock: bool,
     /// How to print.
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
@@ -88,6 +96,14 @@ impl ChannelArgs {
     pub fn run(&self, outcome: Outcome) -> ExitCode {
         let which = self.which();
         let done = which.find(outcome).and_then(|(component, setup)| match &self.command {
+            verb if which.is_flumes(&component, &setup) => {
+                let (name, logs) = (&component.name, which.flumes(&component)?);
+                match verb {
+                    Verb::Inspect(_) => flume_cli::inspect(name, &logs, which.output == Format::Json).map(|()| true),
+                    Verb::Verify(_) => flume_cli::verify(name, &logs, which.output == Format::Json),
+                    Verb::Drain { events, .. } => flume_cli::drain(&logs, |out, event| write_event(out, event, *events)),
+                }
+            }
             Verb::Inspect(_) => inspect(&component.name, &file::place(&component, &setup), which.output).map(|()| true),
             Verb::Verify(_) => verify(&component.name, &file::place(&component, &setup), which.output),
             Verb::Drain { keep, events, .. } => drain(&component, &setup, *keep, *events).map(|()| true),
@@ -104,6 +120,26 @@ impl ChannelArgs {
 }
 
 impl Which {
+    /// Are Flume's files meant? They are where the collector has no channel yet, which would have its acknowledgements there.
+    fn is_flumes(&self, component: &Component, setup: &Setup) -> bool {
+        let own = file::place(component, setup).checkpoint.join(file::acks::FILE);
+        self.flume || (!own.exists() && !flume_log::logs_in(&file::flume_place(component).data).is_empty())
+    }
+
+    fn flumes(&self, component: &Component) -> anyhow::Result<FlumeLogs> {
+        let place = file::flume_place(component);
+        let directories: Vec<PathBuf> = place.data.iter().chain([&place.checkpoint]).cloned().collect();
+        if let Some((lock, pid)) = flume_log::holder(&directories).filter(|_| !self.ignore_lock) {
+            anyhow::bail!(
+                "process {pid} holds {}: stop Flume first (or read what it has written so far with --ignore-lock)",
+                lock.display()
+            );
+        }
+        let logs = FlumeLogs::open(&place.data, place.checkpoint)?;
+        anyhow::ensure!(logs.files().next().is_some(), "there is no log of Flume in {:?}", place.data);
+        Ok(logs)
+    }
+
     fn find(&self, outcome: Outcome) -> anyhow::Result<(Component, Setup)> {
         let errors = || outcome.findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         let agents: Vec<&str> = outcome.plans.iter().map(|plan| plan.agent.as_str()).collect();

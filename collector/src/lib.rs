@@ -41,6 +41,7 @@ pub mod control;
 pub mod counters;
 pub mod escape;
 pub mod event;
+pub mod flume_cli;
 pub mod flume_conf;
 pub mod group;
 pub mod interceptor;

@@ -11,6 +11,7 @@ use proto::{ErrorKind, ServiceError};
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
+use crate::channel::{file, flume_log};
 use crate::conf_files::{self, Origins};
 use crate::config::CollectorConfig;
 use crate::flume_conf::{self, ConfFile, Finding, Level, Outcome, Plan};
@@ -86,6 +87,23 @@ pub fn look(outcome: &mut Outcome, strict: bool) {
                 found.push(say(format!("{path} is not there now; it is waited for"), "nothing to do, if it will be written"));
             }
             Err(error) => found.push(say(format!("{path}: {error}"), "correct the path")),
+        }
+    }
+    for (agent, channel) in outcome.plans.iter().flat_map(|plan| plan.channels.iter().map(move |channel| (&plan.agent, channel))) {
+        if channel.kind.property("dataDirs").is_none() {
+            continue;
+        }
+        let logs = flume_log::logs_in(&file::flume_place(channel).data);
+        if let Some(first) = logs.first() {
+            let message =
+                format!("{} logs that Flume left, the first of them {}, are not read by the channel", logs.len(), first.display());
+            let place = channel.settings.get("dataDirs").and_then(|setting| setting.place.as_ref());
+            let finding =
+                Finding::warning("flume-events", message).maybe_at(place).key(format!("{agent}.channels.{}.dataDirs", channel.name));
+            found.push(finding.flume("delivers what waits in them").remedy(format!(
+                "`millrace-collector channel inspect FILE -n {agent} --channel {} --flume` tells whether events wait, `drain` gives them out; then remove the logs",
+                channel.name
+            )));
         }
     }
     outcome.findings.extend(found);

@@ -4,6 +4,7 @@
 //! it is committed its events are the channel's, and rolling back (or dropping it) puts them back in their order.
 
 pub mod file;
+pub mod flume_log;
 pub mod memory;
 pub mod spillable;
 

@@ -4,6 +4,7 @@ mod avro;
 mod corpus;
 mod file_channel;
 mod files;
+mod flume_channel;
 mod groups;
 mod interceptors;
 mod network;
