@@ -41,7 +41,8 @@ async fn a_channel_that_is_full_for_long_costs_no_memory_and_nothing_that_was_ac
     let (mut tail, mut dir) = (agent.log("tail", "tail/app.log"), agent.log("dir", "dir/app.log"));
     let mut collector = agent.start();
     let control = collector.address("control").await;
-    let [tcp, http, udp] = [listener(&mut collector, "tcp").await, listener(&mut collector, "http").await, listener(&mut collector, "udp").await];
+    let [tcp, http, udp] =
+        [listener(&mut collector, "tcp").await, listener(&mut collector, "http").await, listener(&mut collector, "udp").await];
     [&mut tail, &mut dir].into_iter().for_each(|log| log.write(10));
     agent.delivered_once([&tail, &dir]).await;
 
@@ -66,8 +67,12 @@ async fn a_channel_that_is_full_for_long_costs_no_memory_and_nothing_that_was_ac
         done.store(true, Ordering::Release);
         memory
     };
-    let (memory, by_tcp, by_http, by_udp) =
-        tokio::join!(feed, send_tcp(&tcp, agent.log("tcp", "-"), &done, &refused), send_http(&http, agent.log("http", "-"), &done, &refused), send_udp(&udp, &done));
+    let (memory, by_tcp, by_http, by_udp) = tokio::join!(
+        feed,
+        send_tcp(&tcp, agent.log("tcp", "-"), &done, &refused),
+        send_http(&http, agent.log("http", "-"), &done, &refused),
+        send_udp(&udp, &done)
+    );
     agent.delivered_some("udp", &by_udp, [&tail, &dir, &by_tcp, &by_http]).await;
     let settled = memory[4];
     let highest = memory[4..].iter().copied().max().unwrap_or_default();

@@ -32,7 +32,8 @@ async fn rotated_every_second_under_load_and_killed_no_line_is_lost_or_repeated(
          sources.matching.type = TAILDIR\nsources.matching.filegroups = f\nsources.matching.rotateWait = 2000\n\
          sources.matching.filegroups.f = DIR/matching/app\\\\.log.*",
     );
-    let (mut renamed, mut copied, mut matching) = (agent.log("renamed", "renamed/app.log"), agent.log("copied", "copied/app.log"), agent.log("matching", "matching/app.log"));
+    let (mut renamed, mut copied, mut matching) =
+        (agent.log("renamed", "renamed/app.log"), agent.log("copied", "copied/app.log"), agent.log("matching", "matching/app.log"));
     let done = AtomicBool::new(false);
     let kills = std::thread::scope(|scope| {
         let writing = scope.spawn(|| {
