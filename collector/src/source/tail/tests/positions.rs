@@ -139,10 +139,7 @@ fn the_further_one_of_two_known_positions_counts() {
     // The state directory is that of an earlier moment.
     let behind = ahead.iter().map(|file| Remembered {
         offset: 0,
-        fingerprint: crate::source::tail::identity::Fingerprint {
-            tail: crate::source::tail::identity::Checksum::default(),
-            ..file.fingerprint
-        },
+        fingerprint: Fingerprint { tail: Checksum::default(), ..file.fingerprint },
         ..file.clone()
     });
     trial.store().save(behind.collect()).unwrap();
