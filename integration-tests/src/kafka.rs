@@ -37,9 +37,18 @@ pub async fn create_topic(bootstrap: &str, name: &str, partitions: i32) {
 
 /// With settings of the topic, such as `max.message.bytes`.
 pub async fn create_topic_with(bootstrap: &str, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+    make(bootstrap, NewTopic::new(name, partitions, TopicReplication::Fixed(1)), settings).await;
+}
+
+/// One partition on these brokers, the first of which leads.
+pub async fn create_replicated_topic(bootstrap: &str, name: &str, brokers: &[i32], settings: &[(&str, &str)]) {
+    make(bootstrap, NewTopic::new(name, 1, TopicReplication::Variable(&[brokers])), settings).await;
+}
+
+async fn make(bootstrap: &str, topic: NewTopic<'_>, settings: &[(&str, &str)]) {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap_or_else(|error| panic!("admin client: {error}"));
-    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let name = topic.name;
     let topic = settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value));
     let results = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(WAIT))).await;
     let results = results.unwrap_or_else(|error| panic!("creating {name}: {error}"));

@@ -43,6 +43,17 @@ impl OwnKafka {
         Self { dir, bootstrap }
     }
 
+    /// With three brokers; each is also one of the three controllers.
+    pub fn start_three(dir: PathBuf) -> Self {
+        let bootstrap = script("kafka/kafka", &["start", &dir.to_string_lossy(), "--brokers", "3"]);
+        Self { dir, bootstrap }
+    }
+
+    /// What a broker has logged.
+    pub fn log(&self, broker: usize) -> String {
+        std::fs::read_to_string(self.dir.join(format!("broker-{broker}/broker.log"))).unwrap_or_default()
+    }
+
     pub fn start_on(dir: PathBuf, port: u16) -> Self {
         let bootstrap = script("kafka/kafka", &["start", &dir.to_string_lossy(), "--port", &port.to_string()]);
         Self { dir, bootstrap }

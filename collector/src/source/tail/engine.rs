@@ -3,7 +3,7 @@
 //! | what happens to the file | what the engine does |
 //! |---|---|
 //! | renamed, a new one in its place | reads the old one to its end and `rotate_wait` longer, the new one from its beginning |
-//! | emptied in place (copytruncate), also grown again past the old position | reads the new content from its beginning, as another file |
+//! | emptied in place (copytruncate), also grown again past the old position | reads the new content from its beginning, as another file; what it had not read of the old one, in the copy, if its name begins with the file's |
 //! | deleted | reads on through the open handle for `rotate_wait`; a new file of that name is read from its beginning |
 //! | inode used again by another file | the fingerprint differs: another file |
 //! | symlink points elsewhere | as renamed |
@@ -19,7 +19,7 @@
 mod away;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -85,6 +85,8 @@ pub struct Engine {
     scanned: (SystemTime, Duration),
     /// Whose turn it is: a busy file does not keep the others waiting.
     turn: usize,
+    /// Unterminated last lines of contents that were replaced while nothing could be read.
+    waiting: VecDeque<Chunk>,
     /// New files whose ids are not on disk yet.
     unsaved: HashSet<u64>,
     /// Ids that the first look gave: files that are new rather than found again.
@@ -131,6 +133,7 @@ impl Engine {
             scanned_at: None,
             scanned: (SystemTime::UNIX_EPOCH, Duration::ZERO),
             turn: 0,
+            waiting: VecDeque::new(),
             unsaved: HashSet::new(),
             new,
             absent_since: None,
@@ -148,7 +151,24 @@ impl Engine {
             self.scan();
             self.scanned = (clock, began.elapsed());
         }
-        self.read_round().or_else(|| self.close_finished())
+        self.waiting.pop_front().or_else(|| self.read_round()).or_else(|| self.close_finished())
+    }
+
+    /// To be called while lines wait for room: files that come and go meanwhile are opened, so that they are read later.
+    pub fn keep_up(&mut self) {
+        if self.scanned_at.is_some_and(|at| at.elapsed() < self.settings.scan_interval) {
+            return;
+        }
+        for at in 0..self.open.len() {
+            match self.open[at].is_replaced().and_then(|replaced| if replaced { self.replace(at) } else { Ok(None) }) {
+                Ok(rest) => self.waiting.extend(rest),
+                Err(error) => {
+                    let path = self.open[at].file.path();
+                    self.io_trouble(&path, "cannot read: ", &error);
+                }
+            }
+        }
+        self.scan();
     }
 
     /// Many names cost time: they are all looked at only as often as takes [`LOOK_SHARE`], and when a directory has changed.
@@ -198,6 +218,12 @@ impl Engine {
                 self.positions.insert(id, reader.file.remember(mark));
             } else if let Some(position) = self.positions.get_mut(&id) {
                 *position = position.at(mark);
+            }
+        }
+        // Of a young file more is known now, and a file may have another name.
+        for reader in &self.open {
+            if let Some(position) = self.positions.get_mut(&reader.file.id) {
+                *position = reader.file.remember(Mark { offset: position.offset, tail: position.fingerprint.tail });
             }
         }
         let open: HashSet<u64> = self.open.iter().map(|reader| reader.file.id).collect();
@@ -330,9 +356,11 @@ impl Engine {
         let (inode, head) = (reader.inode, reader.head()?);
         tracing::info!(file = %path.display(), "file was emptied; its new content is read from the beginning");
         let file = self.mint(&path, inode, head, 0);
-        let rest = self.open[at].take_partial();
-        self.open[at].emptied(file);
+        let copy = self.copy_of(at);
+        let rest = if copy.is_some() { None } else { self.open[at].take_partial() };
         // The old content's position is kept until what was read of it is delivered: there may be a copy.
+        self.open[at].emptied(file);
+        self.open.extend(copy);
         Ok(rest)
     }
 
@@ -369,7 +397,9 @@ impl Engine {
     /// Looks at every name: new files, renamed ones, names that mean another file now.
     fn scan(&mut self) {
         let first = self.scanned_at.is_none();
-        let sought = self.sought.len();
+        // What is known by no byte of its content says nothing about the file that is there now.
+        let known = |sought: &[Remembered]| sought.iter().filter(|file| file.fingerprint.head.bytes > 0).count();
+        let sought = known(&self.sought);
         self.scanned_at = Some(Instant::now());
         let starved = std::mem::take(&mut self.starved);
         let mut seen = HashSet::new();
@@ -415,7 +445,7 @@ impl Engine {
         }
         if first {
             // Nothing lies between the last file and the current one where they are the same.
-            let in_place = self.sought.len() < sought;
+            let in_place = known(&self.sought) < sought;
             self.find_rotated(&mut seen);
             if let (false, Find::Path(path)) = (in_place, &self.settings.find) {
                 let path = path.clone();
@@ -539,7 +569,7 @@ impl Engine {
     /// Closes files that lost their name and have nothing more to say; gives an unterminated last line first.
     fn close_finished(&mut self) -> Option<Chunk> {
         let wait = self.settings.rotate_wait;
-        while let Some(at) = self.open.iter().position(|reader| reader.is_finished(wait)) {
+        while let Some(at) = self.open.iter().position(|reader| reader.is_finished(wait) && reader.unread() == 0) {
             if self.unsaved.contains(&self.open[at].file.id) && !self.save_when_possible() {
                 // It may hold lines that nobody could be given yet.
                 return None;

@@ -37,7 +37,7 @@ impl Checksum {
     }
 
     /// Does the file hold bytes with this checksum at `offset`?
-    fn matches(self, file: &File, offset: u64) -> io::Result<bool> {
+    pub fn matches(self, file: &File, offset: u64) -> io::Result<bool> {
         let mut bytes = vec![0; (self.bytes as usize).min(HEAD_BYTES_MAX)];
         match file.read_exact_at(&mut bytes, offset) {
             Ok(()) => Ok(Self::of(&bytes) == self),
@@ -154,6 +154,12 @@ impl TailedFile {
         if known.path != path {
             known.path = path.to_owned();
         }
+    }
+
+    /// The same content is in another file now.
+    pub fn copied(&self, path: &Path, inode: Inode) {
+        let mut known = self.known.lock();
+        (known.path, known.inode) = (path.to_owned(), inode);
     }
 
     pub fn grown(&self, head: Checksum) {

@@ -210,7 +210,14 @@ impl TailSource {
             match read {
                 Some(chunk) => {
                     idle = IDLE_MIN;
-                    if !deliver(&chunk, self.offset_header.as_deref(), &ledger, out, stop, handle) {
+                    let meanwhile = || {
+                        engine.keep_up();
+                        if saved_at.elapsed() >= self.save_interval {
+                            engine.save_when_possible();
+                            saved_at = Instant::now();
+                        }
+                    };
+                    if !deliver(&chunk, self.offset_header.as_deref(), &ledger, out, stop, handle, meanwhile) {
                         break;
                     }
                 }
@@ -232,8 +239,17 @@ impl TailSource {
     }
 }
 
-/// Gives the chunk's lines to the channels, in batches that fit; false when told to stop.
-fn deliver(chunk: &Chunk, offset_header: Option<&str>, ledger: &Arc<Ledger>, out: &Output, stop: &Stop, handle: &Handle) -> bool {
+/// Gives the chunk's lines to the channels, in batches that fit; false when told to stop. `meanwhile` is done now and then
+/// while they wait for room.
+fn deliver(
+    chunk: &Chunk,
+    offset_header: Option<&str>,
+    ledger: &Arc<Ledger>,
+    out: &Output,
+    stop: &Stop,
+    handle: &Handle,
+    mut meanwhile: impl FnMut(),
+) -> bool {
     let mut start = 0;
     for ends in chunk.ends.chunks(out.batch_max()) {
         let Some(&last) = ends.last() else { continue };
@@ -255,14 +271,23 @@ fn deliver(chunk: &Chunk, offset_header: Option<&str>, ledger: &Arc<Ledger>, out
             });
             start = end;
         }
-        let delivered = handle.block_on(async {
-            tokio::select! {
-                biased;
-                () = out.deliver(events) => true,
-                // Not accepted by the channel, so not delivered: read again after the next start.
-                () = stop.begin.cancelled() => false,
+        let put = out.deliver(events);
+        tokio::pin!(put);
+        let delivered = loop {
+            let done = handle.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = &mut put => Some(true),
+                    // Not accepted by the channel, so not delivered: read again after the next start.
+                    () = stop.begin.cancelled() => Some(false),
+                    () = tokio::time::sleep(IDLE_MAX) => None,
+                }
+            });
+            match done {
+                Some(delivered) => break delivered,
+                None => meanwhile(),
             }
-        });
+        };
         if !delivered {
             ledger.withdraw();
             return false;

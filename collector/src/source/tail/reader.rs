@@ -19,7 +19,7 @@ use std::{
 use bytes::Bytes;
 
 use super::command::Begin;
-use super::identity::{Checksum, HEAD_BYTES_MAX, Inode, TAIL_BYTES_MAX, TailedFile, head};
+use super::identity::{Checksum, HEAD_BYTES_MAX, Inode, Remembered, TAIL_BYTES_MAX, TailedFile, head};
 use crate::event::{Headers, Mark};
 
 pub const READ_BYTES: usize = 256 * 1024;
@@ -163,7 +163,7 @@ impl Reader {
         if metadata.len() == self.next && self.modified == Some(modified) {
             return Ok(Read::Idle);
         }
-        if metadata.len() < self.next || !self.is_where_it_was()? {
+        if self.holds_another(&metadata)? {
             return Ok(Read::Replaced);
         }
         if metadata.len() == self.next {
@@ -185,6 +185,36 @@ impl Reader {
                 return Ok(Read::Lines(chunk));
             }
         }
+    }
+
+    fn holds_another(&self, metadata: &Metadata) -> io::Result<bool> {
+        if metadata.len() < self.next || !self.is_where_it_was()? {
+            return Ok(true);
+        }
+        // Of a young file more may be known than was read.
+        let head = self.file.head();
+        Ok(self.next < u64::from(head.bytes) && !head.matches(self.handle()?, 0)?)
+    }
+
+    /// A look without reading: is the content another one? What the beginning is known by grows with the file meanwhile.
+    pub fn is_replaced(&self) -> io::Result<bool> {
+        let Some(handle) = &self.handle else { return Ok(false) };
+        let replaced = self.holds_another(&handle.metadata()?)?;
+        if !replaced {
+            self.grow_fingerprint()?;
+        }
+        Ok(replaced)
+    }
+
+    /// The content as it is known, with everything read so far; `None` while nothing of it is known.
+    pub fn content(&self) -> Option<Remembered> {
+        let known = self.file.remember(Mark { offset: self.next, tail: Checksum::of(&self.last) });
+        (known.fingerprint.head.bytes > 0).then_some(known)
+    }
+
+    /// Where the first line begins that was not given out.
+    pub fn line_begin(&self) -> u64 {
+        self.next - self.partial.len() as u64
     }
 
     /// What waited, and the bytes after it; `None` at the end of the file.

@@ -1,6 +1,7 @@
 //! What happened to files while nobody watched.
 
 use std::{
+    cmp::Reverse,
     collections::HashSet,
     fs,
     os::unix::fs::DirEntryExt,
@@ -26,9 +27,12 @@ impl Engine {
                 continue;
             };
             let begins = remembered.path.file_name().unwrap_or_default().as_encoded_bytes();
-            let is_copy = |entry: &fs::DirEntry| remembered.offset > 0 && entry.file_name().as_encoded_bytes().starts_with(begins);
-            let near: Vec<PathBuf> =
-                entries.flatten().filter(|entry| entry.ino() == remembered.inode || is_copy(entry)).map(|entry| entry.path()).collect();
+            let is_known = remembered.offset > 0 || remembered.fingerprint.head.bytes > 0;
+            let is_copy = |entry: &fs::DirEntry| is_known && entry.file_name().as_encoded_bytes().starts_with(begins);
+            let near = entries.flatten().filter(|entry| entry.ino() == remembered.inode || is_copy(entry));
+            let mut near: Vec<PathBuf> = near.map(|entry| entry.path()).collect();
+            // The newest first: an older copy may begin with the same bytes.
+            near.sort_by_cached_key(|path| Reverse(fs::metadata(path).and_then(|metadata| metadata.modified()).ok()));
             let mut unseen = false;
             let found = near.into_iter().find_map(|path| {
                 let (handle, metadata) = match self.open(&path) {
@@ -69,6 +73,35 @@ impl Engine {
             }
         }
         self.sought = still_sought;
+    }
+
+    /// A reader of the copy that was made of the file at `at` before that was emptied; it begins where reading ended. The newest
+    /// copy, as an older one may begin with the same bytes.
+    pub(super) fn copy_of(&mut self, at: usize) -> Option<Reader> {
+        let reader = &self.open[at];
+        let (file, from, headers, content) = (reader.file.clone(), reader.line_begin(), reader.headers.clone(), reader.content()?);
+        let name = content.path.file_name()?.as_encoded_bytes();
+        let opened: HashSet<Inode> = self.open.iter().map(|reader| reader.inode).collect();
+        let beside = fs::read_dir(content.path.parent()?).ok()?.flatten();
+        let beside = beside.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(name)).filter_map(|entry| {
+            let metadata = entry.metadata().ok()?;
+            let fits = metadata.is_file() && metadata.len() >= content.offset && !opened.contains(&Inode::from(&metadata));
+            Some((metadata.modified().ok()?, entry.path())).filter(|_| fits)
+        });
+        let mut beside: Vec<_> = beside.collect();
+        beside.sort_unstable();
+        beside.into_iter().rev().find_map(|(_, path)| {
+            let (handle, metadata) = self.open(&path).ok()?;
+            let inode = Inode::from(&metadata);
+            if !content.content_is(&handle).ok()? {
+                return None;
+            }
+            let mut copy = Reader::new(file.clone(), inode, headers.clone(), handle, from).ok()?;
+            tracing::info!(file = %path.display(), from, "the old content is read to its end in its copy");
+            file.copied(&path, inode);
+            copy.rotated_at = Some(Instant::now());
+            Some(copy)
+        })
     }
 
     /// Files that were made and rotated away while nobody watched: those beside `path` that were written later than the last

@@ -105,6 +105,11 @@ impl Trial {
         File::options().append(true).open(self.path(name)).unwrap().set_modified(time).unwrap();
     }
 
+    /// Time passes while what was read waits for room.
+    fn wait(&mut self) {
+        self.engine.as_mut().unwrap().keep_up();
+    }
+
     /// Everything there is now, as text; delivered only by [`Self::deliver`].
     fn read(&mut self) -> Vec<String> {
         let mut lines = Vec::new();

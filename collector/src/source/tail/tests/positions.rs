@@ -1,6 +1,9 @@
 //! What is remembered, and where reading goes on.
 
+use proptest::prelude::*;
+
 use super::*;
+use crate::source::tail::identity::{Checksum, Fingerprint};
 
 #[test]
 fn a_kill_before_anything_was_delivered_begins_where_the_first_start_would_have() {
@@ -136,10 +139,7 @@ fn the_further_one_of_two_known_positions_counts() {
     // The state directory is that of an earlier moment.
     let behind = ahead.iter().map(|file| Remembered {
         offset: 0,
-        fingerprint: crate::source::tail::identity::Fingerprint {
-            tail: crate::source::tail::identity::Checksum::default(),
-            ..file.fingerprint
-        },
+        fingerprint: Fingerprint { tail: Checksum::default(), ..file.fingerprint },
         ..file.clone()
     });
     trial.store().save(behind.collect()).unwrap();
@@ -237,4 +237,62 @@ fn a_state_directory_that_was_removed_is_made_again() {
     assert_eq!(trial.read(), lines(3, 5));
     trial.deliver();
     assert_eq!(trial.kill().read(), NOTHING);
+}
+
+proptest! {
+    /// Any bytes, and a good file with some bytes changed: read or kept aside, for the source's own file and for Flume's.
+    #[test]
+    fn no_positions_file_makes_it_panic(bytes in any::<Vec<u8>>(), at in 0usize..300, put in "[0-9a-f\"{}:,\\[\\]-]{0,8}") {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.positions.json");
+        let checksum = Checksum { bytes: 9, crc: 7 };
+        let file = Remembered { id: 1, path: "/a".into(), dev: 2, inode: 3, fingerprint: Fingerprint { head: checksum, tail: checksum }, offset: 9 };
+        Store::open(directory.path(), "s").unwrap().save(vec![file]).unwrap();
+        let mut near = fs::read(&path).unwrap();
+        let at = at.min(near.len());
+        near.splice(at..(at + put.len()).min(near.len()), put.bytes());
+        for text in [bytes, near, br#"[{"inode":1,"pos":2,"file":"/a"}]"#.iter().copied().take(at).chain(put.bytes()).collect()] {
+            fs::write(&path, &text).unwrap();
+            let opened = Store::open(directory.path(), "s");
+            // What cannot be read is there still.
+            let damaged = path.with_extension("json.damaged");
+            if opened.is_ok_and(|store| store.saved().is_none()) {
+                prop_assert_eq!(fs::read(&damaged).unwrap(), text.clone());
+            }
+            let _either = flume_positions(&text);
+        }
+    }
+
+    /// Whatever is remembered of a file: what is given out is its end, from the remembered offset or from the beginning.
+    #[test]
+    fn no_remembered_position_makes_it_panic(
+        offset in prop_oneof![0u64..60, any::<u64>()],
+        head in (0u32..80, any::<bool>(), any::<u32>()),
+        tail in (0u32..80, any::<bool>(), any::<u32>()),
+        same_inode in any::<bool>(),
+    ) {
+        let mut trial = Trial::new(Begin::Line(1));
+        trial.append("app.log", &numbered(0, 6));
+        let text = numbered(0, 6).into_bytes();
+        let checksum = |(bytes, right, crc): (u32, bool, u32), end: u64| {
+            let end = usize::try_from(end).unwrap_or(usize::MAX).min(text.len());
+            let true_one = Checksum::of(&text[end.saturating_sub(bytes as usize)..end]);
+            if right { true_one } else { Checksum { bytes, crc } }
+        };
+        let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(trial.path("app.log")).unwrap());
+        let file = Remembered {
+            id: 5,
+            path: trial.path("app.log"),
+            dev: 1,
+            inode: if same_inode { inode } else { 1 },
+            fingerprint: Fingerprint { head: checksum(head, u64::from(head.0)), tail: checksum(tail, offset) },
+            offset,
+        };
+        trial.store().save(vec![file.clone()]).unwrap();
+        let read = trial.start().read().join("\n");
+        let whole = String::from_utf8(text).unwrap();
+        let whole = whole.trim_end();
+        let rest = usize::try_from(offset).ok().and_then(|offset| whole.get(offset..)).unwrap_or_default();
+        prop_assert!(read == whole || read == rest.trim_start_matches('\n') || read == rest, "{:?} of {:?}", read, file);
+    }
 }

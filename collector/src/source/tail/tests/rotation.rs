@@ -155,6 +155,52 @@ fn the_same_first_lines_do_not_hide_that_a_file_is_new() {
 }
 
 #[test]
+fn what_was_not_read_when_a_file_was_emptied_is_read_in_its_copy() {
+    let mut trial = Trial::new(Begin::Line(1));
+    trial.append("app.log", &numbered(0, 5));
+    assert_eq!(trial.start().read(), lines(0, 5));
+    // Another file that begins alike, and an older copy.
+    trial.append("app.log.2", &numbered(0, 4));
+    trial.append("app.log", "line 5\nline ");
+    assert_eq!(trial.read(), lines(5, 6));
+    trial.append("app.log", &("6\n".to_owned() + &numbered(7, 9)));
+    fs::copy(trial.path("app.log"), trial.path("app.log.1")).unwrap();
+    trial.truncate("app.log");
+    trial.append("app.log", &numbered(9, 12));
+    let mut read = trial.read();
+    read.sort_by_key(|line| line.trim_start_matches("line ").parse::<usize>().unwrap());
+    assert_eq!(read, lines(6, 12));
+    assert_eq!(trial.kill().read(), lines(0, 12));
+    trial.deliver();
+    assert_eq!(trial.kill().read(), NOTHING);
+}
+
+#[test]
+fn files_that_come_and_go_while_lines_wait_for_room_are_read_when_there_is_some() {
+    for copied in [false, true] {
+        let mut trial = Trial::new(Begin::Line(1));
+        trial.append("app.log", &numbered(0, 5));
+        assert_eq!(trial.start().read(), lines(0, 5));
+        for n in 1..=3 {
+            trial.append("app.log", &numbered(n * 5, n * 5 + 5));
+            trial.wait();
+            if copied {
+                fs::copy(trial.path("app.log"), trial.path(&format!("app.log.{n}"))).unwrap();
+                trial.truncate("app.log");
+            } else {
+                // To where nobody looks for it.
+                trial.rename("app.log", &format!("gone{n}"));
+            }
+            trial.wait();
+        }
+        trial.append("app.log", &numbered(20, 25));
+        assert_eq!(trial.read(), lines(5, 25), "copied: {copied}");
+        trial.deliver();
+        assert_eq!(trial.kill().read(), NOTHING);
+    }
+}
+
+#[test]
 fn copied_and_emptied_while_nobody_watched_is_finished_in_the_copy() {
     let mut trial = Trial::new(Begin::Line(1));
     trial.append("app.log", &numbered(0, 5));
