@@ -5,5 +5,6 @@ mod file_channel;
 mod files;
 mod groups;
 mod interceptors;
+mod kafka;
 mod network;
 mod uris;
