@@ -27,11 +27,9 @@ impl Client {
         match self {
             Client::Producer => &[("client.id", "millrace-collector")],
             // New partitions and topics are found soon; topics are made where the broker makes them, as by Java's client.
-            Client::Consumer => &[
-                ("client.id", "millrace-collector"),
-                ("metadata.max.age.ms", "10000"),
-                ("allow.auto.create.topics", "true"),
-            ],
+            Client::Consumer => {
+                &[("client.id", "millrace-collector"), ("metadata.max.age.ms", "10000"), ("allow.auto.create.topics", "true")]
+            }
         }
     }
 

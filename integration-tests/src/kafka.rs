@@ -69,8 +69,7 @@ pub fn lag(bootstrap: &str, group: &str, topic: &str) -> i64 {
     partitions.for_each(|partition| drop(list.add_partition(topic, partition)));
     let committed = consumer.committed_offsets(list, WAIT).unwrap_or_else(|error| panic!("offsets of {group}: {error}"));
     let lag = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
-        let (low, high) =
-            consumer.fetch_watermarks(topic, element.partition(), WAIT).unwrap_or_else(|error| panic!("{topic}: {error}"));
+        let (low, high) = consumer.fetch_watermarks(topic, element.partition(), WAIT).unwrap_or_else(|error| panic!("{topic}: {error}"));
         high - element.offset().to_raw().filter(|offset| *offset >= 0).unwrap_or(low)
     };
     committed.elements().iter().map(lag).sum()

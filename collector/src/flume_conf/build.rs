@@ -524,7 +524,8 @@ impl Build<'_> {
         }
         for channel in self.plan.channels.iter().filter(|channel| sink.channels.contains(&channel.name)) {
             if crate::channel::is_shared(channel) {
-                let message = format!("events of channel `{}` are written in transactions, but may be repeated after a crash", channel.name);
+                let message =
+                    format!("events of channel `{}` are written in transactions, but may be repeated after a crash", channel.name);
                 told.push(Finding::warning("exactly-once", message).remedy("use a `file` channel"));
             }
         }

@@ -374,7 +374,8 @@ mod tests {
         let setup = Setup { state_dir: directory.path().to_owned(), strict: false, committed: watch::Sender::new(None) };
         let deliver = Arc::new(Budgeted { permits: tokio::sync::Semaphore::new(1000), seen: Mutex::default() });
         let bounds = Bounds { records: 8, sends: 500, events: usize::MAX, bytes: usize::MAX };
-        let flights = Flights { deliver: deliver.clone(), maker: Maker::to_topic("t"), dead: DeadLetters::of(&component, &setup.state_dir), bounds };
+        let flights =
+            Flights { deliver: deliver.clone(), maker: Maker::to_topic("t"), dead: DeadLetters::of(&component, &setup.state_dir), bounds };
         let stop = Stop::default();
         let sink = tokio::task::spawn(flights.run(input, stop.clone()));
         while channel.fill().events > 0 {

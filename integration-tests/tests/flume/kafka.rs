@@ -121,7 +121,13 @@ async fn everything_passes(bootstrap: &str, dir: &Path) -> Process {
     }
     let thrice = |count: usize| if count == 3 * expected.len() { Ok(()) } else { Err(format!("{count} of {}", 3 * expected.len())) };
     eventually(WAIT, "everything is in the files", || async { thrice(lines(&out).len()) }).await;
-    for (group, topic) in topics.iter().map(|topic| (name.clone(), topic.clone())).chain([(format!("{name}-channel"), format!("{name}-channel"))]) {
+    // Of the transactional topic the last offset is the transaction's marker, which is no record.
+    for (group, topic) in topics
+        .iter()
+        .filter(|topic| !topic.ends_with("once"))
+        .map(|topic| (name.clone(), topic.clone()))
+        .chain([(format!("{name}-channel"), format!("{name}-channel"))])
+    {
         eventually(WAIT, "all is committed", || async {
             let lag = kafka::lag(bootstrap, &group, &topic);
             if lag == 0 { Ok(()) } else { Err(format!("{lag} of {topic}")) }
@@ -400,10 +406,7 @@ async fn killed_at_random_it_loses_no_record() {
         let mut collector = start(dir.path(), &conf);
         collector.addresses().await;
         // Killed at work, not before.
-        eventually(WAIT, "it delivers", || async {
-            if lines(&files).len() > seen { Ok(()) } else { Err("nothing yet".into()) }
-        })
-        .await;
+        eventually(WAIT, "it delivers", || async { if lines(&files).len() > seen { Ok(()) } else { Err("nothing yet".into()) } }).await;
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..500))).await;
         collector.kill_9();
     }
@@ -437,11 +440,14 @@ fn a_kafka_channel_needs_neither_source_nor_sink() {
         ("sources = r\nsources.r.type = seq\nsources.r.channels = c\n", ""),
         ("sources = r\nsources.r.type = seq\nsources.r.channels = c\nchannels.c.capacity = 5\n", "no such property"),
         ("sources = r\nsources.r.type = seq\nsources.r.channels = c\nchannels.c.kafka.producer.acks = 1\n", "acks"),
-        ("sources = r\nsources.r.type = seq\nsources.r.channels = c\nchannels.c.kafka.consumer.enable.auto.commit = true\n", "enable.auto.commit"),
+        (
+            "sources = r\nsources.r.type = seq\nsources.r.channels = c\nchannels.c.kafka.consumer.enable.auto.commit = true\n",
+            "enable.auto.commit",
+        ),
     ] {
         let (code, said) = check(&format!("{channel}{lines}"));
         assert_eq!(code, Some(0), "{lines}: {said}");
-        assert!(if finding.is_empty() { !said.contains("warning") } else { said.contains(finding) }, "{lines}: {said}");
+        assert!(if finding.is_empty() { said.contains("0 warnings") } else { said.contains(finding) }, "{lines}: {said}");
     }
     let (code, said) = check(&channel);
     assert_ne!(code, Some(0), "{said}");

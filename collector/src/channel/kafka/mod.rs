@@ -8,10 +8,7 @@
 mod session;
 mod window;
 
-use std::{
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
@@ -38,18 +35,42 @@ pub static KIND: Kind = Kind {
             "true",
             "Records are events in Flume's Avro form, headers included. Without it the value is the body, and headers are not kept.",
         ),
-        Property::integer("kafka.pollTimeout", 0, 3_600_000, Some("500"), "Milliseconds a read waits for records; never more than 100 here."),
+        Property::integer(
+            "kafka.pollTimeout",
+            0,
+            3_600_000,
+            Some("500"),
+            "Milliseconds a read waits for records; never more than 100 here.",
+        ),
         Property::integer("defaultPartitionId", 0, 2_147_483_647, None, "Partition of every record. Without it the header `key` decides."),
         Property::text("partitionIdHeader", None, "Header with the partition's number; wins over `defaultPartitionId`."),
-        Property::text("kafka.producer.*", None, "Any property of Kafka's producer, in its Java name. Idempotent, with acks = all, where nothing else is set."),
+        Property::text(
+            "kafka.producer.*",
+            None,
+            "Any property of Kafka's producer, in its Java name. Idempotent, with acks = all, where nothing else is set.",
+        ),
         Property::text(
             "kafka.consumer.*",
             None,
             "Any property of Kafka's consumer, in its Java name. `auto.offset.reset` is `earliest` and `metadata.max.age.ms` 10 s here.",
         ),
         Property::text("readSmallestOffset", None, "Old: `false` is `kafka.consumer.auto.offset.reset = latest`."),
-        Property::integer("queue.events", 1, 1_000_000, Some("10000"), "Events read ahead and in the sinks' hands, at most; also of one put.").own(),
-        Property::integer("queue.bytes", 65_536, 1_073_741_824, Some("16777216"), "Their bytes, at most, and as many fetched ahead; a larger event goes alone.").own(),
+        Property::integer(
+            "queue.events",
+            1,
+            1_000_000,
+            Some("10000"),
+            "Events read ahead and in the sinks' hands, at most; also of one put.",
+        )
+        .own(),
+        Property::integer(
+            "queue.bytes",
+            65_536,
+            1_073_741_824,
+            Some("16777216"),
+            "Their bytes, at most, and as many fetched ahead; a larger event goes alone.",
+        )
+        .own(),
         DIRECTORY,
     ],
     deprecated: &[

@@ -10,7 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use service_kit::kafka::{GroupReader, Joining, KafkaConfig, KafkaError, OutRecord, Producer, Record, TopicPartition, group_reader, producer};
+use service_kit::kafka::{
+    GroupReader, Joining, KafkaConfig, KafkaError, OutRecord, Producer, Record, TopicPartition, group_reader, producer,
+};
 use tokio::{
     sync::{Notify, OnceCell, watch},
     time::{Instant, sleep, timeout, timeout_at},

@@ -43,7 +43,11 @@ pub static KIND: Kind = Kind {
             Some("1000"),
             "Accepted: a batch goes to the channel as soon as nothing more is ready, so never later than this.",
         ),
-        Property::boolean("useFlumeEventFormat", "false", "Records are events in Flume's Avro form, headers included. Without it the value is the body."),
+        Property::boolean(
+            "useFlumeEventFormat",
+            "false",
+            "Records are events in Flume's Avro form, headers included. Without it the value is the body.",
+        ),
         Property::boolean("setTopicHeader", "true", "Put the topic's name into a header."),
         Property::text("topicHeader", Some("topic"), "Name of that header."),
         Property::text("header.*", None, "`header.<event header> = <record header>`: record headers to take over."),
@@ -52,7 +56,8 @@ pub static KIND: Kind = Kind {
             None,
             "Any property of Kafka's consumer, in its Java name: `kafka.consumer.auto.offset.reset`, … `metadata.max.age.ms` is 10 s here.",
         ),
-        Property::integer("batch.bytes", 1024, 1_073_741_824, Some("4194304"), "Bytes in one put, at most; a larger record goes alone.").own(),
+        Property::integer("batch.bytes", 1024, 1_073_741_824, Some("4194304"), "Bytes in one put, at most; a larger record goes alone.")
+            .own(),
         Property::integer(
             "queue.bytes",
             65_536,
@@ -237,7 +242,8 @@ mod tests {
             component.settings = settings.iter().map(|(key, value)| ((*key).to_owned(), setting(value))).collect();
             component.settings.insert(kafka_settings::SERVERS.into(), setting("k:9092"));
             let told = review(&component, false);
-            let told: Vec<_> = told.iter().map(|finding| (finding.level, finding.key.as_deref().unwrap().strip_prefix("s.").unwrap())).collect();
+            let told: Vec<_> =
+                told.iter().map(|finding| (finding.level, finding.key.as_deref().unwrap().strip_prefix("s.").unwrap())).collect();
             assert_eq!(told, expected, "{settings:?}");
         }
         assert_eq!(adopt("kafka.auto.offset.reset").as_deref(), Some("kafka.consumer.auto.offset.reset"));
