@@ -335,6 +335,7 @@ impl Agent {
             if *role == Role::Channel
                 && let Some(channel) = pipeline.channels.remove(name)
             {
+                channel.leave().await;
                 channel.close();
             }
         }
@@ -536,6 +537,7 @@ impl Agent {
             pipeline.drain_channel(&name, deadline.saturating_duration_since(tokio::time::Instant::now())).await;
         }
         stop_all(sinks, deadline.saturating_duration_since(tokio::time::Instant::now())).await;
+        futures::future::join_all(pipeline.channels.values().map(|channel| channel.leave())).await;
         pipeline.channels.values().for_each(|channel| channel.close());
         let left: u64 = pipeline.channels.values().map(|channel| channel.at_risk() as u64).sum();
         let kept = pipeline.channels.values().map(|channel| channel.fill().events as u64).sum::<u64>().saturating_sub(left);
@@ -550,10 +552,10 @@ impl Agent {
         }
         let plan = self.plan();
         let in_memory = |source: &&Component| !source.channels.iter().all(|name| plan.has_durable_channel(name));
-        let without = plan.sources.iter().filter(in_memory).filter(|source| !source::has_positions(source, self.place.strict));
+        let without = plan.sources.iter().filter(in_memory).filter(|source| !source::reads_again(source, self.place.strict));
         let without: Vec<&str> = without.map(|source| source.name.as_str()).collect();
         if without.is_empty() {
-            tracing::warn!(events = left, "not everything was delivered in time; the files are read again from the last delivered line");
+            tracing::warn!(events = left, "not everything was delivered in time; it is read again from the last delivered line or record");
             return Ok(());
         }
         anyhow::bail!(

@@ -20,7 +20,7 @@ pub struct Counter {
 }
 
 impl Counter {
-    fn new(name: &'static str, label: &'static str, component: &str) -> Self {
+    pub fn new(name: &'static str, label: &'static str, component: &str) -> Self {
         Self { value: AtomicU64::new(0), exported: metrics::counter!(name, label => component.to_owned()) }
     }
 

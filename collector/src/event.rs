@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::source::tail::identity::TailedFile;
+use crate::source::tail::identity::{Checksum, TailedFile};
 
 /// Shared, because the events of a file have the same.
 pub type Headers = Option<Arc<BTreeMap<String, String>>>;
@@ -122,13 +122,27 @@ struct Underway {
     left: usize,
     file: u64,
     mark: Mark,
+    /// Of a batch from several places, the others.
+    more: Vec<(u64, Mark)>,
+}
+
+impl Open {
+    /// Takes out what is delivered from the front on; true when nothing is on its way any more.
+    fn settle(&mut self) -> bool {
+        while let Some(done) = self.batches.pop_front_if(|underway| underway.left == 0) {
+            self.first += 1;
+            self.delivered.insert(done.file, done.mark);
+            self.delivered.extend(done.more);
+        }
+        self.batches.is_empty()
+    }
 }
 
 /// A position, and the checksum of the bytes before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub offset: u64,
-    pub tail: crate::source::tail::identity::Checksum,
+    pub tail: Checksum,
 }
 
 impl Ledger {
@@ -136,9 +150,23 @@ impl Ledger {
     pub fn open(self: &Arc<Self>, file: &Arc<TailedFile>, mark: Mark, copies: usize, trace: Option<String>) -> Arc<Origin> {
         let mut open = self.open.lock();
         let batch = open.first + open.batches.len() as u64;
-        open.batches.push_back(Underway { left: copies, file: file.id, mark });
+        open.batches.push_back(Underway { left: copies, file: file.id, mark, more: Vec::new() });
         drop(open);
         Arc::new(Origin { trace, file: Some(file.clone()), mark: Some(mark), receipt: Some(Receipt { ledger: self.clone(), batch }) })
+    }
+
+    /// As [`Self::open`], of events that are in no file: the next offset of each place (numbered by the caller) behind the batch.
+    pub fn open_at(self: &Arc<Self>, offsets: &BTreeMap<u64, u64>, copies: usize, trace: Option<String>) -> Arc<Origin> {
+        let mut marks = offsets.iter().map(|(place, offset)| (*place, Mark { offset: *offset, tail: Checksum::default() }));
+        let Some((file, mark)) = marks.next() else { return Arc::new(Origin::traced(trace)) };
+        let mut open = self.open.lock();
+        let batch = open.first + open.batches.len() as u64;
+        open.batches.push_back(Underway { left: copies, file, mark, more: marks.collect() });
+        if copies == 0 {
+            open.settle();
+        }
+        drop(open);
+        Arc::new(Origin { receipt: Some(Receipt { ledger: self.clone(), batch }), ..Origin::traced(trace) })
     }
 
     fn delivered(&self, batch: u64, events: usize) {
@@ -148,11 +176,7 @@ impl Ledger {
         let Some(underway) = at.and_then(|at| open.batches.get_mut(at)) else { return };
         debug_assert!(underway.left >= events);
         underway.left = underway.left.saturating_sub(events);
-        while let Some(done) = open.batches.pop_front_if(|underway| underway.left == 0) {
-            open.first += 1;
-            open.delivered.insert(done.file, done.mark);
-        }
-        let empty = open.batches.is_empty();
+        let empty = open.settle();
         drop(open);
         if empty {
             self.changed.notify_waiters();
@@ -204,7 +228,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::source::tail::identity::{Checksum, TailedFile};
 
     #[test]
     fn an_event_is_a_cache_line() {
@@ -245,5 +268,18 @@ mod tests {
             prop_assert_eq!(position, end);
             prop_assert_eq!(ledger.underway(), 0);
         }
+    }
+
+    #[test]
+    fn a_batch_of_several_places_moves_all_of_them_and_one_without_events_waits_for_its_turn() {
+        let ledger = Arc::new(Ledger::default());
+        let origin = ledger.open_at(&BTreeMap::from([(1, 10), (2, 20)]), 2, None);
+        ledger.open_at(&BTreeMap::from([(1, 11)]), 0, None);
+        let event = || Event { origin: Some(origin.clone()), ..Event::default() };
+        acknowledge(&[event()]);
+        assert!(ledger.advance().is_empty() && ledger.underway() == 2);
+        acknowledge(&[event()]);
+        let moved: BTreeMap<u64, u64> = ledger.advance().into_iter().map(|(place, mark)| (place, mark.offset)).collect();
+        assert_eq!((moved, ledger.underway()), (BTreeMap::from([(1, 11), (2, 20)]), 0));
     }
 }

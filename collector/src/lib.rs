@@ -46,6 +46,7 @@ pub mod flume_conf;
 pub mod group;
 pub mod interceptor;
 pub mod java_regex;
+pub mod kafka_settings;
 pub mod reload;
 pub mod rpc;
 pub mod selector;

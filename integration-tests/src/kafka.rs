@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
@@ -53,6 +53,35 @@ async fn make(bootstrap: &str, topic: NewTopic<'_>, settings: &[(&str, &str)]) {
     let results = admin.create_topics([&topic], &AdminOptions::new().operation_timeout(Some(WAIT))).await;
     let results = results.unwrap_or_else(|error| panic!("creating {name}: {error}"));
     assert!(results.iter().all(Result::is_ok), "creating {name}: {results:?}");
+}
+
+/// Raises the number of the topic's partitions.
+pub async fn add_partitions(bootstrap: &str, topic: &str, partitions: usize) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", bootstrap).create().unwrap_or_else(|error| panic!("admin client: {error}"));
+    let more = NewPartitions::new(topic, partitions);
+    let results = admin.create_partitions([&more], &AdminOptions::new().operation_timeout(Some(WAIT))).await;
+    let results = results.unwrap_or_else(|error| panic!("partitions of {topic}: {error}"));
+    assert!(results.iter().all(Result::is_ok), "partitions of {topic}: {results:?}");
+}
+
+/// What the group has not committed of the topic, in records, as the broker tells it.
+pub fn lag(bootstrap: &str, group: &str, topic: &str) -> i64 {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", group)
+        .create()
+        .unwrap_or_else(|error| panic!("consumer: {error}"));
+    let metadata = consumer.fetch_metadata(Some(topic), WAIT).unwrap_or_else(|error| panic!("metadata of {topic}: {error}"));
+    let partitions = metadata.topics().iter().flat_map(|t| t.partitions()).map(|p| p.id());
+    let mut list = TopicPartitionList::new();
+    partitions.for_each(|partition| drop(list.add_partition(topic, partition)));
+    let committed = consumer.committed_offsets(list, WAIT).unwrap_or_else(|error| panic!("offsets of {group}: {error}"));
+    let lag = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
+        let (low, high) = consumer.fetch_watermarks(topic, element.partition(), WAIT).unwrap_or_else(|error| panic!("{topic}: {error}"));
+        high - element.offset().to_raw().filter(|offset| *offset >= 0).unwrap_or(low)
+    };
+    committed.elements().iter().map(lag).sum()
 }
 
 pub fn exists(bootstrap: &str, topic: &str) -> bool {

@@ -54,6 +54,12 @@ impl OwnKafka {
         std::fs::read_to_string(self.dir.join(format!("broker-{broker}/broker.log"))).unwrap_or_default()
     }
 
+    /// Of another line than the newest: `2.8`, with its ZooKeeper.
+    pub fn start_version(dir: PathBuf, version: &str) -> Self {
+        let bootstrap = script("kafka/kafka", &["start", &dir.to_string_lossy(), "--version", version]);
+        Self { dir, bootstrap }
+    }
+
     pub fn start_on(dir: PathBuf, port: u16) -> Self {
         let bootstrap = script("kafka/kafka", &["start", &dir.to_string_lossy(), "--port", &port.to_string()]);
         Self { dir, bootstrap }

@@ -94,10 +94,16 @@ pub const METRICS: &[Metric] = &[
     counter("millrace_collector_channel_put_events_total", "events", &["channel"], "Events put into a channel."),
     counter("millrace_collector_channel_taken_events_total", "events", &["channel"], "Events taken from a channel and delivered."),
     counter(
+        "millrace_collector_channel_dead_letters_total",
+        "events",
+        &["channel"],
+        "Events that a Kafka channel can never write, put aside with the reason.",
+    ),
+    counter(
         "millrace_collector_channel_damaged_events_total",
         "events",
         &["channel"],
-        "Events that were damaged or missing on disk and passed over.",
+        "Events that were damaged or missing on disk, or records that are no events, and passed over.",
     ),
     counter(
         "millrace_collector_channel_repeated_events_total",
@@ -267,6 +273,12 @@ pub const METRICS: &[Metric] = &[
     counter("millrace_kafka_outages_total", "outages", &[], "Times no broker could be reached."),
     counter("millrace_kafka_produce_bytes_total", "bytes", &[], "Keys, values and headers of records queued for sending."),
     counter("millrace_kafka_produce_errors_total", "records", &[], "Records that were not written."),
+    gauge(
+        "millrace_kafka_member_queue_bytes",
+        "bytes",
+        &["group"],
+        "Fetched ahead and not yet read by a Kafka source or channel; seen every 5 s.",
+    ),
     gauge("millrace_kafka_produce_queue_bytes", "bytes", &[], "Memory taken by records that are queued or in flight."),
     counter("millrace_kafka_produce_records_total", "records", &[], "Records queued for sending."),
     // kit

@@ -5,6 +5,7 @@
 
 pub mod file;
 pub mod flume_log;
+pub mod kafka;
 pub mod memory;
 pub mod spillable;
 
@@ -27,6 +28,7 @@ pub static CHANNELS: &[ChannelKind] = &[
     ChannelKind { kind: &memory::KIND, build: memory::build, durable: false },
     ChannelKind { kind: &file::KIND, build: file::build, durable: true },
     ChannelKind { kind: &spillable::KIND, build: spillable::build, durable: false },
+    ChannelKind { kind: &kafka::KIND, build: kafka::build, durable: true },
 ];
 
 /// What a channel gets besides its settings.
@@ -38,6 +40,11 @@ pub struct Setup {
 /// Does what is in such a channel outlive the process?
 pub fn is_durable(channel: &Component) -> bool {
     CHANNELS.iter().any(|kind| kind.durable && std::ptr::eq(kind.kind, channel.kind))
+}
+
+/// Is the channel's store one that others write and read as well, so that it needs neither a source nor a sink here?
+pub fn is_shared(channel: &Component) -> bool {
+    std::ptr::eq(channel.kind, &kafka::KIND)
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -117,6 +124,9 @@ pub trait Channel: Send + Sync + 'static {
     fn trouble(&self) -> Option<String> {
         None
     }
+
+    /// Before the end: tells other processes what was delivered, and that this one goes. Takes a few seconds at most.
+    async fn leave(&self) {}
 
     /// The end: what was noted in memory is on disk when this returns. May block for some milliseconds.
     fn close(&self) {}

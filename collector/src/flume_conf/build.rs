@@ -19,7 +19,6 @@ pub(super) struct Build<'a> {
 
 impl Build<'_> {
     pub(super) fn run(mut self) -> Plan {
-        self.missing_lists();
         // Channels first: sources and sinks are bound to them.
         for role in [Role::Channel, Role::Source, Role::Sink] {
             for (name, place) in self.listed(role) {
@@ -29,6 +28,7 @@ impl Build<'_> {
             self.undeclared(role);
             if role == Role::Channel {
                 self.channel_capacities();
+                self.missing_lists();
             }
         }
         self.bind();
@@ -63,8 +63,12 @@ impl Build<'_> {
     }
 
     fn missing_lists(&mut self) {
+        // Others may write what the sinks deliver, or read what the sources collect.
+        let shared = self.plan.channels.iter().any(crate::channel::is_shared);
+        let other = |role| if role == Role::Source { Role::Sink } else { Role::Source };
         for role in Role::LISTED {
-            if !self.raw.lists.contains_key(&role) {
+            let without = shared && role != Role::Channel && self.raw.lists.contains_key(&other(role));
+            if !self.raw.lists.contains_key(&role) && !without {
                 let key = format!("{}.{}", self.plan.agent, role.plural());
                 let (flume, why) = match role {
                     Role::Channel => ("drops the agent", "there is no channel"),
@@ -427,7 +431,8 @@ impl Build<'_> {
         let strict = self.strict;
         let mut fits = true;
         let (mut told, agent) = (Vec::new(), self.plan.agent.clone());
-        for channel in self.plan.channels.iter_mut().filter(|channel| component.channels.contains(&channel.name)) {
+        let bounded = |channel: &&mut Component| channel.kind.property("transactionCapacity").is_some();
+        for channel in self.plan.channels.iter_mut().filter(bounded).filter(|channel| component.channels.contains(&channel.name)) {
             let transaction = channel.integer("transactionCapacity");
             if batch <= transaction {
                 continue;
@@ -482,7 +487,7 @@ impl Build<'_> {
             }
             let has_sink = self.plan.sinks.iter().any(|sink| sink.channels.contains(&channel.name));
             let told_worse = self.findings.iter().any(|finding| finding.level == Level::Error);
-            if !has_sink && !told_worse {
+            if !has_sink && !told_worse && !crate::channel::is_shared(channel) {
                 let finding =
                     Finding::warning("no-sink", format!("no sink reads channel `{}`; it fills up", channel.name)).maybe_at(place.as_ref());
                 self.findings.push(finding.key(self.key(Role::Channel, &channel.name, "type")).remedy("add a sink for it"));
@@ -522,6 +527,13 @@ impl Build<'_> {
                 .remedy("give each sink its own id"),
             );
         }
+        for channel in self.plan.channels.iter().filter(|channel| sink.channels.contains(&channel.name)) {
+            if crate::channel::is_shared(channel) {
+                let message =
+                    format!("events of channel `{}` are written in transactions, but may be repeated after a crash", channel.name);
+                told.push(Finding::warning("exactly-once", message).remedy("use a `file` channel"));
+            }
+        }
         // What a durable channel has taken has its number there for a position, whatever source it is from.
         let durable = sink.channels.iter().all(|channel| self.plan.has_durable_channel(channel));
         for source in self.plan.sources.iter().filter(of_channel).filter(|_| !durable) {
@@ -533,8 +545,9 @@ impl Build<'_> {
                 );
                 told.push(Finding::error("exactly-once", message).remedy("give the source one channel, or remove the transactional id"));
             } else if !crate::source::has_positions(source, self.strict) {
+                let lost = if crate::source::reads_again(source, self.strict) { "" } else { " or lost with the process" };
                 let message = format!(
-                    "source `{}` ({}) has no positions: its events are written in transactions, but may be repeated or lost with the process",
+                    "source `{}` ({}) has no positions in files: its events are written in transactions, but may be repeated{lost}",
                     source.name, source.type_name
                 );
                 told.push(

@@ -222,14 +222,12 @@ const KAFKA: &str = "write to Kafka with org.apache.flume.sink.kafka.KafkaSink a
 
 pub const MISSING: &[Missing] = &[
     missing(Role::Source, "jms", "org.apache.flume.source.jms.JMSSource", TAIL),
-    missing(Role::Source, "", "org.apache.flume.source.kafka.KafkaSource", "let the stream engine read Kafka directly"),
     missing(Role::Source, "", "org.apache.flume.source.StressSource", "`seq` generates events"),
     missing(Role::Source, "", "org.apache.flume.source.scribe.ScribeSource", TAIL),
     missing(Role::Source, "", "org.apache.flume.source.twitter.TwitterSource", TAIL),
     missing(Role::Source, "", "org.apache.flume.source.avroLegacy.AvroLegacySource", TAIL),
     missing(Role::Source, "", "org.apache.flume.source.thriftLegacy.ThriftLegacySource", TAIL),
     missing(Role::Channel, "jdbc", "org.apache.flume.channel.jdbc.JdbcChannel", MEMORY),
-    missing(Role::Channel, "", "org.apache.flume.channel.kafka.KafkaChannel", MEMORY),
     missing(Role::Channel, "", "org.apache.flume.channel.PseudoTxnMemoryChannel", "`memory`"),
     missing(Role::Sink, "irc", "org.apache.flume.sink.irc.IRCSink", "`logger`"),
     missing(Role::Sink, "elasticsearch", "org.apache.flume.sink.elasticsearch.ElasticSearchSink", KAFKA),

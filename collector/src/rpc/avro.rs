@@ -373,6 +373,11 @@ fn headers(cut: &mut Cut) -> Result<BTreeMap<String, String>, Malformed> {
     Ok(headers)
 }
 
+/// An event by itself, as Flume writes it to Kafka. What follows it is passed over, as Flume does.
+pub fn bare_event(bytes: Bytes) -> Result<Event, Malformed> {
+    event(&mut Cut::new(bytes), &mut LastHeaders::default())
+}
+
 fn event(cut: &mut Cut, last: &mut LastHeaders) -> Result<Event, Malformed> {
     let headers: Headers = last.read(cut, headers)?;
     Ok(Event { headers, ..Event::new(bytes(cut)?) })

@@ -70,7 +70,7 @@ fn endpoint(component: &Component) -> anyhow::Result<Endpoint> {
 }
 
 pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sink>> {
-    let dead = DeadLetters::of(component, &setup);
+    let dead = DeadLetters::of(component, &setup.state_dir);
     let records = component.count("batchSize");
     Ok(Box::new(Bridge { endpoint: endpoint(component)?, topic: component.text("topic").to_owned(), records, dead }))
 }

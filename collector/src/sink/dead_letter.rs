@@ -7,7 +7,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,8 +17,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use service_kit::kafka::{OutRecord, Producer};
 
-use super::Setup;
-use crate::counters::{SinkCounters, unix_ms};
+use crate::counters::{Counter, unix_ms};
 use crate::event::Event;
 use crate::flume_conf::Component;
 use crate::flume_conf::kinds::Property;
@@ -54,8 +53,8 @@ struct Letter<'a> {
 }
 
 impl DeadLetters {
-    pub fn of(component: &Component, setup: &Setup) -> Self {
-        let directory = component.set("deadLetter.directory").map_or_else(|| setup.state_dir.join("dead-letter"), PathBuf::from);
+    pub fn of(component: &Component, state_dir: &Path) -> Self {
+        let directory = component.set("deadLetter.directory").map_or_else(|| state_dir.join("dead-letter"), PathBuf::from);
         Self {
             sink: component.name.clone(),
             path: directory.join(format!("{}.jsonl", file_name(&component.name))),
@@ -70,7 +69,7 @@ impl DeadLetters {
     }
 
     /// Returns when the events are safe.
-    pub async fn put(&self, letters: Vec<(Event, String)>, counters: &SinkCounters) -> io::Result<()> {
+    pub async fn put(&self, letters: Vec<(Event, String)>, put_aside: &Counter) -> io::Result<()> {
         let Some((_, reason)) = letters.first() else { return Ok(()) };
         let count = letters.len();
         let told = {
@@ -93,7 +92,7 @@ impl DeadLetters {
             let path = self.path.clone();
             tokio::task::spawn_blocking(move || append(&path, &rest)).await.map_err(io::Error::other)??;
         }
-        counters.dead.add(count as u64);
+        put_aside.add(count as u64);
         Ok(())
     }
 
@@ -160,6 +159,7 @@ fn base64(bytes: &[u8]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::counters::SinkCounters;
 
     #[tokio::test]
     async fn what_is_put_aside_can_be_read_again() {
@@ -170,12 +170,12 @@ mod tests {
         letters
             .put(
                 vec![(Event::with_headers("té\n", [("a", "b")]), "too \"large\"".into()), (Event::new(vec![0xff, 0]), "why".into())],
-                &counters,
+                &counters.dead,
             )
             .await
             .unwrap();
-        letters.put(vec![(Event::new("x"), "again".into())], &counters).await.unwrap();
-        letters.put(Vec::new(), &counters).await.unwrap();
+        letters.put(vec![(Event::new("x"), "again".into())], &counters.dead).await.unwrap();
+        letters.put(Vec::new(), &counters.dead).await.unwrap();
         let lines: Vec<serde_json::Value> =
             fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 3);

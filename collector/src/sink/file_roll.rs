@@ -105,7 +105,7 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sink
         shaping,
         batch: component.count("sink.batchSize"),
         bounds: HoldBounds { events: usize::MAX, bytes: usize::MAX, time: Duration::MAX },
-        dead: DeadLetters::of(component, &setup),
+        dead: DeadLetters::of(component, &setup.state_dir),
         state_dir: setup.state_dir,
     }))
 }

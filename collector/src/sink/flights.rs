@@ -208,7 +208,7 @@ impl<D: Deliver> Flights<D> {
         input.counters.failed.add(again.len() as u64);
         let letters = dead.iter().map(|(at, reason)| (flight.event(*at).clone(), reason.clone())).collect();
         let mut why = why.map(|error| error.to_string());
-        if let Err(error) = self.dead.put(letters, &input.counters).await {
+        if let Err(error) = self.dead.put(letters, &input.counters.dead).await {
             why = Some(format!("dead letters cannot be written: {error}"));
             again.extend(dead.into_iter().map(|(at, _)| at));
             again.sort_unstable();
@@ -298,7 +298,7 @@ mod tests {
         let flights = Flights {
             deliver: deliver.clone(),
             maker: Maker::to_topic("t"),
-            dead: DeadLetters::of(&component, &setup),
+            dead: DeadLetters::of(&component, &setup.state_dir),
             bounds: Bounds { records: 4, sends: 3, events: 10, bytes: usize::MAX },
         };
         let stop = Stop::default();
@@ -374,7 +374,8 @@ mod tests {
         let setup = Setup { state_dir: directory.path().to_owned(), strict: false, committed: watch::Sender::new(None) };
         let deliver = Arc::new(Budgeted { permits: tokio::sync::Semaphore::new(1000), seen: Mutex::default() });
         let bounds = Bounds { records: 8, sends: 500, events: usize::MAX, bytes: usize::MAX };
-        let flights = Flights { deliver: deliver.clone(), maker: Maker::to_topic("t"), dead: DeadLetters::of(&component, &setup), bounds };
+        let flights =
+            Flights { deliver: deliver.clone(), maker: Maker::to_topic("t"), dead: DeadLetters::of(&component, &setup.state_dir), bounds };
         let stop = Stop::default();
         let sink = tokio::task::spawn(flights.run(input, stop.clone()));
         while channel.fill().events > 0 {

@@ -142,7 +142,7 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sink
     Ok(Box::new(Http {
         batch: component.count("batchSize"),
         rules: Rules::of(component, setup.strict),
-        dead: DeadLetters::of(component, &setup),
+        dead: DeadLetters::of(component, &setup.state_dir),
         told_at: None,
         client: Client {
             target: Target::of(component)?,
@@ -211,7 +211,7 @@ impl Http {
                         if status.as_u16() >= 400 {
                             let reason = format!("{} answered {status}", self.client.target.uri);
                             let letters = taken.events().iter().map(|event| (event.clone(), reason.clone())).collect();
-                            self.dead.put(letters, &input.counters).await.context("dead letters")?;
+                            self.dead.put(letters, &input.counters.dead).await.context("dead letters")?;
                         }
                         if verdict.count {
                             input.counters.delivered.add(events);

@@ -1,7 +1,7 @@
 //! `org.apache.flume.sink.kafka.KafkaSink`: records in Kafka, idempotent and acknowledged by all replicas unless the conf
 //! says otherwise; exactly once with `kafka.producer.transactional.id`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use service_kit::kafka::{KafkaConfig, KafkaError, OutRecord, PIECE_RECORDS, Producer};
@@ -13,6 +13,7 @@ use super::record::{Maker, topic_escapes, topic_fault};
 use super::transactions::{self, Transactions};
 use super::{Input, Setup, Sink, keeps_positions};
 use crate::flume_conf::{Component, Finding, Kind, Level, Property, Role};
+use crate::kafka_settings::{self, Client, say};
 use crate::source::{Stop, tail::Forgotten};
 
 pub static KIND: Kind = Kind {
@@ -119,98 +120,15 @@ pub static KIND: Kind = Kind {
     review,
 };
 
-/// `kafka.acks`, `producer.acks` → `kafka.producer.acks`.
 fn adopt(key: &str) -> Option<String> {
-    let property = key.strip_prefix("kafka.").or_else(|| key.strip_prefix("producer."))?;
-    let known = PRODUCER.contains(&property) || ["ssl.", "sasl.", "security."].iter().any(|prefix| property.starts_with(prefix));
-    known.then(|| format!("kafka.producer.{property}"))
+    Client::Producer.adopt(key)
 }
 
-/// Properties of Kafka's producer that are told from other words; security ones go by their prefix.
-const PRODUCER: &[&str] = &[
-    "acks",
-    "batch.size",
-    "buffer.memory",
-    "client.id",
-    "compression.type",
-    "compression.gzip.level",
-    "compression.lz4.level",
-    "compression.zstd.level",
-    "connections.max.idle.ms",
-    "delivery.timeout.ms",
-    "enable.idempotence",
-    "key.serializer",
-    "linger.ms",
-    "max.block.ms",
-    "max.in.flight.requests.per.connection",
-    "max.request.size",
-    "metadata.max.age.ms",
-    "partitioner.class",
-    "partitioner.ignore.keys",
-    "receive.buffer.bytes",
-    "reconnect.backoff.max.ms",
-    "reconnect.backoff.ms",
-    "request.timeout.ms",
-    "retries",
-    "retry.backoff.ms",
-    "send.buffer.bytes",
-    "transaction.timeout.ms",
-    "transactional.id",
-    "value.serializer",
-];
-
 fn review(component: &Component, strict: bool) -> Vec<Finding> {
-    let at = |key: &str| component.settings.get(key).and_then(|setting| setting.place.as_ref());
-    let say = |level, code, key: &str, message: String| {
-        Finding::new(level, code, message).maybe_at(at(key)).key(format!("{}.{key}", component.name))
-    };
-    let mut findings = Vec::new();
-    if component.set("kafka.bootstrap.servers").is_some() {
-        match config(component) {
-            // What concerns transactions alone says nothing to a sink without them.
-            Ok(config) => findings.extend(
-                config.notes().iter().filter(|note| keeps_positions(component) || !note.contains("in transactions")).map(|note| {
-                    // It begins with the property's name.
-                    let key = format!("kafka.producer.{}", note.split_whitespace().next().unwrap_or_default());
-                    let key = if component.settings.contains_key(&key) { &key } else { "kafka.producer.*" };
-                    say(Level::Note, "no-effect", key, note.clone())
-                }),
-            ),
-            Err(error) => {
-                let message = error.to_string();
-                // The message begins with the property's name.
-                let property = message.split([' ', ':']).next().unwrap_or_default();
-                let key = if property == "bootstrap.servers" {
-                    "kafka.bootstrap.servers".to_owned()
-                } else {
-                    format!("kafka.producer.{property}")
-                };
-                findings.push(
-                    say(if strict { Level::Warning } else { Level::Error }, "wrong-value", &key, message)
-                        .flume("fails when the sink starts"),
-                );
-            }
-        }
-        let servers = component.text("kafka.bootstrap.servers");
-        if servers.trim().contains(char::is_whitespace) && !servers.contains(',') {
-            findings.push(
-                say(
-                    Level::Warning,
-                    "wrong-value",
-                    "kafka.bootstrap.servers",
-                    "brokers are separated by commas, not blanks; read so".into(),
-                )
-                .flume("finds no broker")
-                .remedy("write host:port,host:port"),
-            );
-        }
-        for server in brokers(component) {
-            if server.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-                let finding = say(Level::Error, "wrong-value", "kafka.bootstrap.servers", format!("`{server}` is not host:port"));
-                findings.push(finding.flume("fails when the sink starts").remedy("write e.g. kafka1:9092"));
-            }
-        }
-    }
+    let say = |level, code, key: &str, message: String| say(component, level, code, key, message);
+    // What concerns transactions alone says nothing to a sink without them.
+    let heard = |note: &str| keeps_positions(component) || !note.contains("in transactions");
+    let mut findings = kafka_settings::review(component, &[Client::Producer], strict, heard);
     let topic = component.text("kafka.topic");
     if component.set("kafka.topic").is_none() {
         findings.push(
@@ -244,38 +162,14 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
     findings
 }
 
-fn brokers(component: &Component) -> Vec<String> {
-    component
-        .text("kafka.bootstrap.servers")
-        .split(|char: char| char == ',' || char.is_whitespace())
-        .filter(|server| !server.is_empty())
-        .map(str::to_owned)
-        .collect()
-}
-
-fn config(component: &Component) -> Result<KafkaConfig, KafkaError> {
-    let mut properties = component.below("kafka.producer.");
-    properties.remove("transactional.id");
-    if properties.remove("ssl.disableTLSHostnameVerification").is_some_and(|value| value.trim().eq_ignore_ascii_case("true")) {
-        properties.insert("ssl.endpoint.identification.algorithm".into(), String::new());
-    }
-    properties.insert("bootstrap.servers".into(), brokers(component).join(","));
-    let defaults: BTreeMap<&str, &str> = [
-        ("client.id", "millrace-collector"),
-        // A broker that is away is waited for: giving up would only mean to send again later, out of order.
-        ("delivery.timeout.ms", "2147483647"),
-    ]
-    .into();
-    for (key, value) in defaults {
-        properties.entry(key.to_owned()).or_insert_with(|| value.to_owned());
-    }
-    KafkaConfig::from_properties(properties)
-}
-
 pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sink>> {
-    let config = config(component)?;
+    let mut config = kafka_settings::config(component, Client::Producer)?;
+    if config.get("delivery.timeout.ms").is_none() {
+        // A broker that is away is waited for: giving up would only mean to send again later, out of order.
+        config.set("delivery.timeout.ms", "2147483647");
+    }
     let maker = Maker::of(component);
-    let dead = DeadLetters::of(component, &setup);
+    let dead = DeadLetters::of(component, &setup.state_dir);
     let dead_topic = component.set("deadLetter.topic").map(str::to_owned);
     if let Some(id) = component.set("kafka.producer.transactional.id") {
         let mut config = config;

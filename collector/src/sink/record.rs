@@ -46,6 +46,16 @@ impl Maker {
         }
     }
 
+    /// As Flume's Kafka channel writes: to one topic, headers within the value.
+    pub fn of_channel(component: &Component) -> Self {
+        Self {
+            partition: component.set("defaultPartitionId").and_then(|text| text.trim().parse().ok()),
+            partition_header: component.set("partitionIdHeader").map(str::to_owned),
+            flume_format: component.boolean("parseAsFlumeEvent"),
+            ..Self::to_topic(component.text("kafka.topic").trim())
+        }
+    }
+
     /// Every event to one topic, nothing else.
     pub fn to_topic(topic: &str) -> Self {
         Self {

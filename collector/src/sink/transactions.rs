@@ -288,7 +288,7 @@ impl Session<'_> {
                         most = count / 2;
                     } else {
                         let letters = held.events(0, 1).map(|event| (event.clone(), error.to_string())).collect();
-                        self.transactions.dead.put(letters, &self.input.counters).await.context("dead letters cannot be written")?;
+                        self.transactions.dead.put(letters, &self.input.counters.dead).await.context("dead letters cannot be written")?;
                         held.decide(1);
                     }
                 }
@@ -453,7 +453,7 @@ impl Transactions {
     async fn put_aside(&self, held: &mut Held, mut letters: Vec<(Event, String)>, input: &Input) -> anyhow::Result<()> {
         letters.retain(|(event, _)| !held.put_aside.contains(&event.number));
         let numbers: Vec<u64> = letters.iter().map(|(event, _)| event.number).collect();
-        self.dead.put(letters, &input.counters).await.context("dead letters cannot be written")?;
+        self.dead.put(letters, &input.counters.dead).await.context("dead letters cannot be written")?;
         held.put_aside.extend(numbers);
         Ok(())
     }

@@ -7,6 +7,7 @@ pub mod avro;
 pub mod charset;
 pub mod exec;
 pub mod http;
+pub mod kafka;
 pub mod lines;
 pub mod netcat;
 pub mod netcat_udp;
@@ -54,6 +55,7 @@ pub static SOURCES: &[SourceKind] = &[
     SourceKind { kind: &syslog::udp::KIND, build: syslog::udp::build },
     SourceKind { kind: &http::KIND, build: http::build },
     SourceKind { kind: &spooldir::KIND, build: spooldir::build },
+    SourceKind { kind: &kafka::KIND, build: kafka::build },
 ];
 
 /// What a source gets besides its settings.
@@ -91,6 +93,11 @@ pub struct Stop {
 pub fn has_positions(component: &Component, strict: bool) -> bool {
     [&taildir::KIND, &spooldir::KIND].iter().any(|kind| std::ptr::eq(component.kind, *kind))
         || (std::ptr::eq(component.kind, &exec::KIND) && exec::tail_of(component, strict).is_some())
+}
+
+/// Does the source read again, after the next start, what was not delivered?
+pub fn reads_again(component: &Component, strict: bool) -> bool {
+    std::ptr::eq(component.kind, &kafka::KIND) || has_positions(component, strict)
 }
 
 /// A source's way into its channels.

@@ -7,5 +7,6 @@ mod files;
 mod flume_channel;
 mod groups;
 mod interceptors;
+mod kafka;
 mod network;
 mod uris;

@@ -1,27 +1,63 @@
 //! A member of a consumer group, on librdkafka.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use rdkafka::Offset;
-use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::client::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError as RdError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message;
+use rdkafka::statistics::Statistics;
+use rdkafka::{ClientConfig, Offset};
 use tracing::warn;
 
 use super::context::{Watch, blocking, client_config, reach};
 use super::lookup::list;
 use super::properties::Role;
 use super::range::{record, size};
-use super::{KafkaConfig, KafkaError, Member, Record, TopicPartition};
+use super::{GroupReader, KafkaConfig, KafkaError, Member, Record, TopicPartition};
 
 /// Joins `group` for `topics`. `auto_offset_reset`: `earliest`, `latest` or `none`, where the group has no offset.
 /// Partitions come with the first polls.
 pub async fn member(config: &KafkaConfig, group: &str, topics: &[String], auto_offset_reset: &str) -> Result<Arc<dyn Member>, KafkaError> {
+    let native = join(config, group, auto_offset_reset, |_| {}).await?;
+    native.subscribe_to(topics)?;
+    Ok(Arc::new(native))
+}
+
+/// How a [`GroupReader`] joins.
+pub struct Joining<'a> {
+    pub group: &'a str,
+    /// As of [`member`].
+    pub auto_offset_reset: &'a str,
+    /// Bytes fetched ahead of the reads, all partitions together; about one fetch more. The gauge is
+    /// `millrace_kafka_member_queue_bytes`.
+    pub queue_bytes_max: usize,
+}
+
+/// A member of `group` that has no topics before [`GroupReader::subscribe`].
+pub async fn group_reader(config: &KafkaConfig, joining: &Joining<'_>) -> Result<Arc<dyn GroupReader>, KafkaError> {
+    let native = join(config, joining.group, joining.auto_offset_reset, |client| {
+        client
+            .set("queued.max.messages.kbytes", (joining.queue_bytes_max / 1024).max(1).to_string())
+            .set("statistics.interval.ms", STATISTICS_MS);
+    });
+    Ok(Arc::new(native.await?))
+}
+
+const STATISTICS_MS: &str = "5000";
+
+async fn join(
+    config: &KafkaConfig,
+    group: &str,
+    auto_offset_reset: &str,
+    change: impl FnOnce(&mut ClientConfig),
+) -> Result<Native, KafkaError> {
     let reset = match auto_offset_reset {
         "earliest" | "latest" => auto_offset_reset,
         "none" => "error",
@@ -31,78 +67,236 @@ pub async fn member(config: &KafkaConfig, group: &str, topics: &[String], auto_o
     };
     let mut client = client_config(config, Role::Member)?;
     client.set("group.id", group).set("auto.offset.reset", reset);
-    reach(config, &format!("joining group \"{group}\"")).await?;
-    let watch = Watch::new(config);
+    change(&mut client);
     let what = format!("joining group \"{group}\"");
-    let consumer = BaseConsumer::from_config_and_context(&client, watch.clone()).map_err(|error| watch.explain(&error, &what))?;
-    let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-    consumer.subscribe(&names).map_err(|error| match error {
-        RdError::Subscription(reason) => KafkaError::Invalid(match names.iter().find(|name| name.starts_with('^')) {
-            Some(pattern) => format!("topic pattern {pattern:?} is not a regular expression; correct it, or name the topics"),
-            None => format!("{what}: topics {} are refused: {reason}", names.join(", ")),
-        }),
-        error => watch.explain(&error, &what),
-    })?;
-    Ok(Arc::new(Native { consumer: Mutex::new(Some(Arc::new(consumer))), watch, group: group.into(), bound: config.api_timeout() }))
+    reach(config, &what).await?;
+    let watch = Watch::new(config);
+    let place = Place { watch: watch.clone(), held: Arc::new(Held { group: group.into(), ..Held::default() }) };
+    let held = place.held.clone();
+    let consumer = BaseConsumer::from_config_and_context(&client, place).map_err(|error| watch.explain(&error, &what))?;
+    Ok(Native { consumer: Mutex::new(Some(Arc::new(consumer))), watch, held, bound: config.api_timeout() })
 }
 
-type NativeConsumer = Arc<BaseConsumer<Watch>>;
+type NativeConsumer = Arc<BaseConsumer<Place>>;
 
 struct Native {
     /// `None` after `close`.
     consumer: Mutex<Option<NativeConsumer>>,
     watch: Watch,
-    group: Arc<str>,
+    held: Arc<Held>,
     bound: Duration,
+}
+
+/// What the member has been given, as told by its polls.
+#[derive(Default)]
+struct Held {
+    group: Arc<str>,
+    tenures: Mutex<BTreeMap<TopicPartition, u64>>,
+    /// Taken away during the read that is under way: what it has of them is read again by whoever has them now.
+    lost: Mutex<BTreeSet<TopicPartition>>,
+    last_tenure: AtomicU64,
+    on_hold: AtomicBool,
+    /// Came although the partition was paused; given first.
+    kept: Mutex<VecDeque<(TopicPartition, Record)>>,
+    /// Came behind records; given by the next read.
+    error: Mutex<Option<KafkaError>>,
+}
+
+/// The context of members: [`Watch`], and the partitions that come and go.
+#[derive(Clone)]
+struct Place {
+    watch: Watch,
+    held: Arc<Held>,
+}
+
+impl ClientContext for Place {
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
+        Watch::on_log(facility, message);
+    }
+
+    fn error(&self, error: RdError, reason: &str) {
+        self.watch.on_error(&error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
+        let bytes: u64 = partitions.map(|partition| partition.fetchq_size).sum();
+        metrics::gauge!("millrace_kafka_member_queue_bytes", "group" => self.held.group.to_string()).set(bytes as f64);
+    }
+}
+
+impl ConsumerContext for Place {
+    fn pre_rebalance(&self, _consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Revoke(partitions) = rebalance {
+            let mut tenures = self.held.tenures.lock();
+            for element in partitions.elements() {
+                let partition = TopicPartition::new(element.topic(), element.partition());
+                tenures.remove(&partition);
+                self.held.kept.lock().retain(|(kept, _)| *kept != partition);
+                self.held.lost.lock().insert(partition);
+            }
+        }
+    }
+
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Assign(partitions) = rebalance {
+            let mut tenures = self.held.tenures.lock();
+            for element in partitions.elements() {
+                let tenure = self.held.last_tenure.fetch_add(1, Ordering::Relaxed);
+                tenures.insert(TopicPartition::new(element.topic(), element.partition()), tenure);
+            }
+            drop(tenures);
+            if self.held.on_hold.load(Ordering::Acquire)
+                && let Err(error) = consumer.pause(partitions)
+            {
+                // What comes is kept, and paused then.
+                tracing::debug!(%error, "a partition that was given during a hold goes on");
+            }
+        }
+    }
 }
 
 impl Native {
     fn consumer(&self) -> Result<NativeConsumer, KafkaError> {
-        let closed = || KafkaError::Conflict(format!("the member of group \"{}\" is closed", self.group));
+        let closed = || KafkaError::Conflict(format!("the member of group \"{}\" is closed", self.held.group));
         self.consumer.lock().clone().ok_or_else(closed)
+    }
+
+    fn subscribe_to(&self, topics: &[String]) -> Result<(), KafkaError> {
+        let consumer = self.consumer()?;
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let what = format!("joining group \"{}\"", self.held.group);
+        consumer.subscribe(&names).map_err(|error| match error {
+            RdError::Subscription(reason) => KafkaError::Invalid(match names.iter().find(|name| name.starts_with('^')) {
+                Some(pattern) => format!("topic pattern {pattern:?} is not a regular expression; correct it, or name the topics"),
+                None => format!("{what}: topics {} are refused: {reason}", names.join(", ")),
+            }),
+            error => self.watch.explain(&error, &what),
+        })
     }
 }
 
 /// Polls are cut into pieces of this, so that closing a member does not wait for a long poll.
 const POLL: Duration = Duration::from_millis(100);
 
+/// One read, away from the async workers. What it takes is given, whatever error follows it.
+///
+/// librdkafka hands a partition over to another member within a poll, and only there.
+fn take(
+    consumer: &BaseConsumer<Place>,
+    max: usize,
+    bytes_max: usize,
+    deadline: Instant,
+) -> Result<Vec<(TopicPartition, Record)>, KafkaError> {
+    let Place { watch, held } = &**consumer.context();
+    if let Some(error) = held.error.lock().take() {
+        return Err(error);
+    }
+    held.lost.lock().clear();
+    let on_hold = held.on_hold.load(Ordering::Acquire);
+    let mut records: Vec<(TopicPartition, Record)> = Vec::new();
+    let mut bytes = 0;
+    if !on_hold {
+        let mut kept = held.kept.lock();
+        let count = kept.len().min(max);
+        records.extend(kept.drain(..count));
+    }
+    let mut fetched = 0;
+    let mut topic: Arc<str> = "".into();
+    while records.len() < max && bytes < bytes_max {
+        let left = deadline.saturating_duration_since(Instant::now()).min(POLL);
+        // Once there is something, only what is here already.
+        let polled = consumer.poll(if records.is_empty() { left } else { Duration::ZERO });
+        let lost = std::mem::take(&mut *held.lost.lock());
+        if !lost.is_empty() {
+            records.retain(|(partition, _)| !lost.contains(partition));
+        }
+        match polled {
+            Some(Ok(message)) => {
+                if *topic != *message.topic() {
+                    topic = message.topic().into();
+                }
+                let partition = TopicPartition::new(Arc::clone(&topic), message.partition());
+                let record = record(&message);
+                bytes += size(&record);
+                fetched += 1;
+                if on_hold {
+                    let only = list([(&partition, Offset::Invalid)])?;
+                    held.kept.lock().push_back((partition, record));
+                    consumer.pause(&only).map_err(|error| watch.explain(&error, "pausing a partition"))?;
+                } else {
+                    records.push((partition, record));
+                }
+            }
+            Some(Err(error)) => match judge(watch, &held.group, &error) {
+                Ok(()) => {}
+                Err(error) if records.is_empty() => return Err(error),
+                Err(error) => {
+                    *held.error.lock() = Some(error);
+                    break;
+                }
+            },
+            None if records.is_empty() && Instant::now() < deadline => {}
+            None => break,
+        }
+    }
+    if fetched > 0 {
+        watch.on_success();
+    }
+    metrics::counter!("millrace_kafka_fetch_records_total", "client" => "member").increment(fetched);
+    metrics::counter!("millrace_kafka_fetch_bytes_total", "client" => "member").increment(bytes as u64);
+    Ok(records)
+}
+
+#[async_trait]
+impl GroupReader for Native {
+    async fn read(&self, max: usize, bytes_max: usize, wait: Duration) -> Result<Vec<(TopicPartition, Record)>, KafkaError> {
+        let consumer = self.consumer()?;
+        blocking(move || take(&consumer, max, bytes_max, Instant::now() + wait)).await
+    }
+
+    async fn hold(&self, held: bool) -> Result<(), KafkaError> {
+        if self.held.on_hold.swap(held, Ordering::AcqRel) == held {
+            return Ok(());
+        }
+        let consumer = self.consumer()?;
+        let watch = self.watch.clone();
+        blocking(move || {
+            let moved = consumer.assignment().and_then(|all| if held { consumer.pause(&all) } else { consumer.resume(&all) });
+            moved.map_err(|error| watch.explain(&error, "pausing or resuming"))
+        })
+        .await
+    }
+
+    fn tenure(&self, partition: &TopicPartition) -> Option<u64> {
+        self.held.tenures.lock().get(partition).copied()
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.watch.outage.is_away().then(|| self.watch.unreachable(&format!("reading as a member of group \"{}\"", self.held.group)))
+    }
+
+    async fn topics(&self) -> Result<Vec<String>, KafkaError> {
+        let consumer = self.consumer()?;
+        let (watch, bound) = (self.watch.clone(), self.bound);
+        blocking(move || {
+            let metadata = consumer.fetch_metadata(None, bound).map_err(|error| watch.explain(&error, "listing topics"))?;
+            let mut names: Vec<String> = metadata.topics().iter().map(|topic| topic.name().to_owned()).collect();
+            names.sort();
+            Ok(names)
+        })
+        .await
+    }
+
+    async fn subscribe(&self, topics: &[String]) -> Result<(), KafkaError> {
+        self.subscribe_to(topics)
+    }
+}
+
 #[async_trait]
 impl Member for Native {
     async fn poll(&self, max: usize, wait: Duration) -> Result<Vec<(TopicPartition, Record)>, KafkaError> {
-        let consumer = self.consumer()?;
-        let watch = self.watch.clone();
-        let group = Arc::clone(&self.group);
-        blocking(move || {
-            let deadline = std::time::Instant::now() + wait;
-            let mut records = Vec::new();
-            let mut bytes = 0;
-            let mut topic: Arc<str> = "".into();
-            while records.len() < max {
-                let left = deadline.saturating_duration_since(std::time::Instant::now()).min(POLL);
-                // Once there is something, only what is here already.
-                let polled = consumer.poll(if records.is_empty() { left } else { Duration::ZERO });
-                match polled {
-                    Some(Ok(message)) => {
-                        if *topic != *message.topic() {
-                            topic = message.topic().into();
-                        }
-                        let record = record(&message);
-                        bytes += size(&record);
-                        records.push((TopicPartition::new(Arc::clone(&topic), message.partition()), record));
-                    }
-                    Some(Err(error)) => judge(&watch, &group, &error)?,
-                    None if records.is_empty() && std::time::Instant::now() < deadline => {}
-                    None => break,
-                }
-            }
-            if !records.is_empty() {
-                watch.on_success();
-            }
-            metrics::counter!("millrace_kafka_fetch_records_total", "client" => "member").increment(records.len() as u64);
-            metrics::counter!("millrace_kafka_fetch_bytes_total", "client" => "member").increment(bytes as u64);
-            Ok(records)
-        })
-        .await
+        self.read(max, usize::MAX, wait).await
     }
 
     async fn commit(&self, offsets: Vec<(TopicPartition, i64)>) -> Result<(), KafkaError> {
@@ -111,7 +305,7 @@ impl Member for Native {
         }
         let consumer = self.consumer()?;
         let watch = self.watch.clone();
-        let what = format!("committing offsets of group \"{}\"", self.group);
+        let what = format!("committing offsets of group \"{}\"", self.held.group);
         blocking(move || {
             let list = list(offsets.iter().map(|(partition, offset)| (partition, Offset::Offset(*offset))))?;
             consumer.commit(&list, CommitMode::Sync).map_err(|error| watch.explain(&error, &what))

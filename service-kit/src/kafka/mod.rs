@@ -42,7 +42,7 @@ pub use admin::admin;
 pub use config::{KafkaConfig, properties as deserialize_properties, servers as deserialize_servers};
 pub use direct::range_reader;
 pub use error::KafkaError;
-pub use member::member;
+pub use member::{Joining, group_reader, member};
 pub use producer::{PIECE_RECORDS, producer};
 pub use transaction::transactional_writer;
 
@@ -182,6 +182,27 @@ pub trait Member: Send + Sync {
     async fn set_paused(&self, partition: &TopicPartition, paused: bool) -> Result<(), KafkaError>;
     /// Leaves the group. Later calls fail.
     async fn close(&self);
+}
+
+/// A [`Member`] that is read for as long as the process lives: bounded in bytes, held while what it gave is not taken, and with
+/// the word whose partitions are its own still.
+///
+/// Rebalances happen within [`Self::read`] and [`Member::poll`] alone, and dropping their calls loses records.
+#[async_trait]
+pub trait GroupReader: Member {
+    /// As [`Member::poll`], and about `bytes_max` bytes at most (one record more).
+    async fn read(&self, max: usize, bytes_max: usize, wait: Duration) -> Result<Vec<(TopicPartition, Record)>, KafkaError>;
+    /// While held nothing is fetched or given, also of partitions that come meanwhile; `read` must be called still, to stay in the group.
+    async fn hold(&self, held: bool) -> Result<(), KafkaError>;
+    /// Another number each time the partition is given to this member; `None` while it is not this member's. Offsets read in an
+    /// earlier tenure must not be committed: another member may have gone on from there.
+    fn tenure(&self, partition: &TopicPartition) -> Option<u64>;
+    /// Why nothing can be read now: no broker answers.
+    fn trouble(&self) -> Option<String>;
+    /// Names of all topics, ascending.
+    async fn topics(&self) -> Result<Vec<String>, KafkaError>;
+    /// Reads these topics from now on and no other.
+    async fn subscribe(&self, topics: &[String]) -> Result<(), KafkaError>;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

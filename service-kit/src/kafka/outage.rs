@@ -169,6 +169,10 @@ impl Outage {
         self.answered.load(Ordering::Relaxed) && !self.away.load(Ordering::Relaxed)
     }
 
+    pub(super) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Relaxed)
+    }
+
     /// Latest reason of a failed connection; empty when none failed.
     pub(super) fn reason(&self) -> String {
         self.state.lock().reason.clone()

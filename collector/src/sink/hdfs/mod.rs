@@ -46,7 +46,7 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sink
         Root::Store(root) => Some(store::open(root, component.below("hdfs.store."))?),
     };
     Ok(Box::new(RolledFiles {
-        dead: DeadLetters::of(component, &setup),
+        dead: DeadLetters::of(component, &setup.state_dir),
         shaping: settings::shaping(component, format),
         batch: component.count("hdfs.batchSize"),
         bounds: settings::hold(component),
@@ -174,7 +174,7 @@ impl Work {
         }
         self.files.settle().await.inspect_err(|_| self.input.counters.failed.add(taken.len() as u64))?;
         let written = taken.len() - letters.len();
-        self.dead.put(letters, &self.input.counters).await.context("dead letters")?;
+        self.dead.put(letters, &self.input.counters.dead).await.context("dead letters")?;
         drop(span);
         if !self.places.in_store {
             into.clear();

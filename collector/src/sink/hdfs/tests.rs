@@ -35,7 +35,7 @@ fn sink(settings: &[(&str, &str)], state: &Path, store: Option<Arc<dyn ObjectSto
     let component = component(settings);
     let setup = Setup { state_dir: state.to_owned(), strict: false, committed: watch::Sender::new(None) };
     RolledFiles {
-        dead: DeadLetters::of(&component, &setup),
+        dead: DeadLetters::of(&component, &setup.state_dir),
         shaping: settings::shaping(&component, settings::format(&component).unwrap()),
         batch: component.count("hdfs.batchSize"),
         bounds: settings::hold(&component),
