@@ -4,6 +4,7 @@ mod avro;
 mod file_channel;
 mod files;
 mod groups;
+mod hbase;
 mod interceptors;
 mod network;
 mod uris;

@@ -4,8 +4,8 @@
 //! A put, delete or check that is tried again with the same arguments does no harm (a check that took place answers
 //! `false` the second time: read the cell to know); an increment that is tried again counts again.
 //!
-//! Bodies are protobuf, the gateway's most compact form: 1,000 rows of one 160-byte cell are 213 KB, as JSON 326 KB,
-//! because there every key, column and value is base64.
+//! Bodies are protobuf: 1,000 rows of one 160-byte cell are 223 KB, as JSON 329 KB, because there every key, column and
+//! value is base64; the gateway takes 16,000 such rows a second in one form and 15,000 in the other.
 //! Row keys in paths are base64, which the gateways of HBase 2.4.18, 2.5.7 and 2.6.0 were the first to understand; an
 //! older one would read another row, so it is refused.
 //!
@@ -244,11 +244,11 @@ impl Hbase {
         Ok(())
     }
 
-    /// The newest cells of a row; of `columns` (`family:qualifier`, or a family), or of all. `None` where there is none.
+    /// The newest cells of a row; of `columns` (`family:qualifier`, or a family), or of all. `None` where there is none, and where
+    /// there is no such table: the gateway does not tell them apart.
     pub async fn get(&self, table: &str, key: &[u8], columns: &[&str]) -> Result<Option<Row>, HbaseError> {
         let path = self.row_path(table, key, columns).await?;
         let answer = self.http.send(Method::GET, &path, PROTOBUF, Bytes::new()).await?;
-        // The gateway answers so too where the table has no such row.
         if answer.status == StatusCode::NOT_FOUND && !names(&answer.body, "Exception") {
             return Ok(None);
         }
@@ -335,19 +335,22 @@ impl Hbase {
         self.change(table, "?check=put", wire::CellSet { rows: vec![row] }).await
     }
 
-    /// Deletes the newest cells of `columns` if the cell `column` holds `expected`, as one step; a name without a
-    /// qualifier is a family, and goes as a whole. Without `columns` all of `column` is deleted.
-    /// False: it holds something else, and nothing is deleted.
+    /// Deletes `families` of the row, or without any the cell `column` alone, if that cell holds `expected`, as one step.
+    /// False: it holds something else, and nothing is deleted. (The gateway could delete other cells too, but only their
+    /// newest value, and the one before would show again.)
     pub async fn check_and_delete(
         &self,
         table: &str,
         key: &[u8],
         column: &str,
         expected: Option<&[u8]>,
-        columns: &[&str],
+        families: &[&str],
     ) -> Result<bool, HbaseError> {
-        let cell = |column: &&str| wire::Cell { column: Some(column.to_string().into()), timestamp: None, data: Some(Bytes::new()) };
-        let mut values: Vec<wire::Cell> = columns.iter().map(cell).collect();
+        if let Some(column) = families.iter().find(|family| family.contains(':')) {
+            return Err(HbaseError::Refused(format!("`{column}` is no family")));
+        }
+        let cell = |family: &&str| wire::Cell { column: Some(family.to_string().into()), timestamp: None, data: Some(Bytes::new()) };
+        let mut values: Vec<wire::Cell> = families.iter().map(cell).collect();
         values.push(check(column, expected));
         let row = wire::Row { key: Bytes::copy_from_slice(key), values };
         self.change(table, "?check=delete", wire::CellSet { rows: vec![row] }).await
