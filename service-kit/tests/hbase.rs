@@ -198,7 +198,8 @@ async fn without_a_gateway(hbase: &Hbase, server: &Server) {
     assert_eq!(hbase.get("t", b"none", &[]).await, Ok(None));
     // A gateway that takes the connection and says nothing.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let config = HbaseConfig { request_timeout: Duration::from_millis(200), ..HbaseConfig::new(format!("http://{}", silent.local_addr().unwrap())) };
+    let config =
+        HbaseConfig { request_timeout: Duration::from_millis(200), ..HbaseConfig::new(format!("http://{}", silent.local_addr().unwrap())) };
     let error = Hbase::new(config).unwrap().version().await.unwrap_err();
     assert!(matches!(error, HbaseError::Timeout(_)) && error.retryable(), "{error}");
 }

@@ -167,7 +167,9 @@ async fn beside_flume(bench: &Bench, dir: &Path) {
         made.push(tables);
     }
     // A key that is drawn or timed differs; its form must not.
-    let digits = regex::Regex::new("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9]{13}-[0-9A-Za-z]{10}-[0-9]+|-?[0-9]{9,}").expect("a pattern");
+    let digits =
+        regex::Regex::new("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9]{13}-[0-9A-Za-z]{10}-[0-9]+|-?[0-9]{9,}")
+            .expect("a pattern");
     let shape = |name: &str, rows: &Rows| -> Vec<(String, BTreeMap<String, String>)> {
         let key = |key: &String| if name == "keyed" { key.clone() } else { digits.replace(key, "#").into_owned() };
         let mut shape: Vec<_> = rows.iter().map(|(row, cells)| (key(row), cells.clone())).collect();
@@ -190,7 +192,11 @@ async fn poison_and_a_missing_table(bench: &Bench, dir: &Path) {
     // HBase takes no value of more than 10 MiB.
     lines[33] = format!("k33={}", "x".repeat(11 << 20));
     fs::write(&log, lines.join("\n") + "\n").expect("the log");
-    let sink = bench.sink("k", "late", &format!("{REGEX}\nserializer.regex = ([^=]*)=(.*)\nserializer.colNames = ROW_KEY,v\nserializer.rowKeyIndex = 0"));
+    let sink = bench.sink(
+        "k",
+        "late",
+        &format!("{REGEX}\nserializer.regex = ([^=]*)=(.*)\nserializer.colNames = ROW_KEY,v\nserializer.rowKeyIndex = 0"),
+    );
     let mut collector = start(dir, &tailing(&log, "agent.channels.c.type = memory\n", &sink));
     collector.log_contains(WAIT, "table \\\"late\\\" does not exist").await;
     bench.create("late", "cf").await;
@@ -259,7 +265,8 @@ async fn a_killed_gateway(bench: &Bench, dir: &Path) {
     bench.create("gateway", "cf").await;
     let log = dir.join("in.log");
     fs::write(&log, "").expect("the log");
-    let mut collector = start(dir, &tailing(&log, "agent.channels.c.type = memory\nagent.channels.c.capacity = 10000\n", &bench.sink("k", "gateway", "")));
+    let mut collector =
+        start(dir, &tailing(&log, "agent.channels.c.type = memory\nagent.channels.c.capacity = 10000\n", &bench.sink("k", "gateway", "")));
     collector.addresses().await;
     let (done, writer) = writing(&log);
     for kill in 1..=2usize {

@@ -47,7 +47,8 @@ type Connection = SendRequest<Full<Bytes>>;
 
 impl Http {
     pub(super) fn new(config: HbaseConfig) -> Result<Self, HbaseError> {
-        let wrong = |what: &str| HbaseError::Config(format!("the REST gateway's address {what}; write http://host:port or https://host:port"));
+        let wrong =
+            |what: &str| HbaseError::Config(format!("the REST gateway's address {what}; write http://host:port or https://host:port"));
         let uri: Uri = config.url.trim().parse().map_err(|_| wrong("is not an address"))?;
         let https = match uri.scheme_str() {
             Some("http") => false,

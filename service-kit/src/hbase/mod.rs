@@ -217,7 +217,8 @@ impl Hbase {
         if self.families(table).await?.is_some() {
             return Ok(false);
         }
-        let columns = families.iter().map(|family| wire::ColumnSchema { name: Some(family.name.clone()), max_versions: Some(family.versions) });
+        let columns =
+            families.iter().map(|family| wire::ColumnSchema { name: Some(family.name.clone()), max_versions: Some(family.versions) });
         let schema = wire::TableSchema { name: Some(table.to_owned()), columns: columns.collect() };
         let answer = self.http.send(Method::POST, &format!("/{}/schema", encoded(table)), TEXT, schema.encode_to_vec().into()).await?;
         match answer.status {
@@ -517,7 +518,8 @@ mod tests {
             let status = StatusCode::from_u16(status).unwrap();
             client.expect(Answer { status, headers: Default::default(), body: Bytes::copy_from_slice(body.as_bytes()) }, "t").err().unwrap()
         };
-        let family = "Not found\r\norg.apache.hadoop.hbase.regionserver.NoSuchColumnFamilyException: Column family no does not exist\n\tat x";
+        let family =
+            "Not found\r\norg.apache.hadoop.hbase.regionserver.NoSuchColumnFamilyException: Column family no does not exist\n\tat x";
         assert!(matches!(error(404, family), HbaseError::UnknownFamily(message) if message.contains("family no does not exist")));
         assert_eq!(error(404, "Not found\r\norg.apache.hadoop.hbase.TableNotFoundException: t"), HbaseError::UnknownTable("t".into()));
         for (status, body, kind, retryable) in [

@@ -41,7 +41,11 @@ pub fn names() -> String {
 
 pub enum Serializer {
     /// The body in one column, and one counter of all events.
-    Simple { prefix: String, suffix: Suffix, column: Bytes },
+    Simple {
+        prefix: String,
+        suffix: Suffix,
+        column: Bytes,
+    },
     Regex(Box<Groups>),
 }
 

@@ -26,11 +26,7 @@ const fn properties(serializer: &'static str, timeout_is_flumes: bool) -> [Prope
         .own(),
         Property::integer("batchSize", 1, 100_000, Some("100"), "Events written with one request, at most."),
         Property::text("serializer", Some(serializer), "How an event becomes a row: one of Flume's Simple… and Regex… serializers."),
-        Property::text(
-            "serializer.rowPrefix",
-            Some("default"),
-            "Simple: what row keys begin with.",
-        ),
+        Property::text("serializer.rowPrefix", Some("default"), "Simple: what row keys begin with."),
         Property::text(
             "serializer.suffix",
             Some("uuid"),

@@ -27,9 +27,8 @@ fn serialize(settings: &[(&str, &str)], strict: bool, event: &Event) -> Result<O
 
 /// The row's key and its cells as text, `column=value`.
 fn text(row: &Row) -> (String, String) {
-    let cell = |cell: &service_kit::hbase::Cell| {
-        format!("{}={}", String::from_utf8_lossy(&cell.column), String::from_utf8_lossy(&cell.value))
-    };
+    let cell =
+        |cell: &service_kit::hbase::Cell| format!("{}={}", String::from_utf8_lossy(&cell.column), String::from_utf8_lossy(&cell.value));
     (String::from_utf8_lossy(&row.key).into_owned(), row.cells.iter().map(cell).collect::<Vec<_>>().join(" "))
 }
 
@@ -97,10 +96,9 @@ fn a_simple_serializer_writes_the_body_and_counts() {
     assert_eq!(simple(&named, true), ("p-1700000000000".into(), "cf:body=\u{fffd}\u{0}".into()));
     let (key, _) = simple(&named, false);
     assert!(key.starts_with("p-5-"), "{key}");
-    for (settings, row, column) in [
-        (&[][..], "incRow", "cf:iCol"),
-        (&[("serializer.incrementRow", "r"), ("serializer.incrementColumn", "c")], "r", "cf:c"),
-    ] {
+    for (settings, row, column) in
+        [(&[][..], "incRow", "cf:iCol"), (&[("serializer.incrementRow", "r"), ("serializer.incrementColumn", "c")], "r", "cf:c")]
+    {
         let count = Serializer::build(&component(&HBASE, settings), false).unwrap().1.unwrap();
         assert_eq!((&count.row[..], count.column.as_str()), (row.as_bytes(), column));
     }
