@@ -79,3 +79,34 @@ impl Drop for OwnKafka {
         script("kafka/kafka", &["stop", &self.dir.to_string_lossy()]);
     }
 }
+
+/// An HBase of one's own with its REST gateway, to kill and restart.
+pub struct OwnHbase {
+    dir: PathBuf,
+    /// The gateway's.
+    pub url: String,
+    /// `host:port`.
+    pub zookeeper: String,
+}
+
+impl OwnHbase {
+    pub fn start(dir: PathBuf) -> Self {
+        let printed = script("hbase/hbase", &["start", &dir.to_string_lossy()]);
+        let (url, zookeeper) = printed.split_once('\n').unwrap_or_else(|| panic!("deploy/dev/hbase printed {printed:?}"));
+        Self { dir, url: url.to_owned(), zookeeper: zookeeper.to_owned() }
+    }
+
+    pub fn kill_gateway(&self) {
+        script("hbase/hbase", &["kill", &self.dir.to_string_lossy()]);
+    }
+
+    pub fn restart_gateway(&self) {
+        script("hbase/hbase", &["restart", &self.dir.to_string_lossy()]);
+    }
+}
+
+impl Drop for OwnHbase {
+    fn drop(&mut self) {
+        script("hbase/hbase", &["stop", &self.dir.to_string_lossy()]);
+    }
+}

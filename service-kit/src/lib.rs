@@ -13,6 +13,7 @@
 //! | `admin` | the control port: status, drain, log level, health, reflection |
 //! | [`kafka`] | the only code that names a Kafka client crate |
 //! | [`offsets`] | where consumer offsets are kept |
+//! | [`hbase`] | how to speak to HBase |
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -27,6 +28,7 @@ mod app;
 pub mod config;
 #[cfg(test)]
 mod generated;
+pub mod hbase;
 pub mod kafka;
 pub mod listen;
 pub mod metrics;

@@ -261,6 +261,15 @@ pub const METRICS: &[Metric] = &[
     counter("millrace_engine_fenced_writes_total", "writes", &["output"], "Writes refused because another process is ahead of this one."),
     gauge("millrace_engine_window_state_bytes", "bytes", &["output"], "Window state in the newest snapshot."),
     gauge("millrace_engine_window_state_rows", "rows", &["output"], "Partial states held for open windows."),
+    // hbase
+    gauge("millrace_hbase_connections", "connections", &[], "Open connections to HBase's REST gateway."),
+    counter(
+        "millrace_hbase_requests_total",
+        "requests",
+        &["outcome"],
+        "Requests to HBase's REST gateway: ok, refused, unavailable (HBase behind it), failed (no answer).",
+    ),
+    histogram("millrace_hbase_request_seconds", "seconds", &[], "From sending a request to HBase's REST gateway to the end of its answer."),
     // kafka
     counter("millrace_kafka_fetch_bytes_total", "bytes", &["client"], "Keys, values and headers of records read."),
     counter("millrace_kafka_fetch_records_total", "records", &["client"], "Records read, by the client that read them."),

@@ -7,6 +7,7 @@ pub mod bridge;
 pub mod dead_letter;
 pub mod file_roll;
 pub mod flights;
+pub mod hbase;
 pub mod hdfs;
 pub mod http;
 pub mod kafka;
@@ -43,6 +44,9 @@ pub static SINKS: &[SinkKind] = &[
     SinkKind { kind: &thrift::KIND, build: thrift::build },
     SinkKind { kind: &hdfs::KIND, build: hdfs::build },
     SinkKind { kind: &file_roll::KIND, build: file_roll::build },
+    SinkKind { kind: &hbase::HBASE, build: hbase::build },
+    SinkKind { kind: &hbase::HBASE2, build: hbase::build },
+    SinkKind { kind: &hbase::ASYNC, build: hbase::build },
     SinkKind { kind: &http::KIND, build: http::build },
     SinkKind { kind: &logger::KIND, build: logger::build },
     SinkKind { kind: &null::KIND, build: null::build },

@@ -6,6 +6,7 @@ mod file_channel;
 mod files;
 mod flume_channel;
 mod groups;
+mod hbase;
 mod interceptors;
 mod kafka;
 mod network;
