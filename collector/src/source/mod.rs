@@ -10,6 +10,7 @@ pub mod http;
 pub mod lines;
 pub mod netcat;
 pub mod netcat_udp;
+pub mod otlp;
 pub mod peer;
 pub mod seq;
 pub mod server;
@@ -19,6 +20,7 @@ pub mod tail;
 pub mod taildir;
 pub mod thrift;
 pub mod udp;
+pub mod web;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -53,6 +55,7 @@ pub static SOURCES: &[SourceKind] = &[
     SourceKind { kind: &syslog::multiport::KIND, build: syslog::multiport::build },
     SourceKind { kind: &syslog::udp::KIND, build: syslog::udp::build },
     SourceKind { kind: &http::KIND, build: http::build },
+    SourceKind { kind: &otlp::KIND, build: otlp::build },
     SourceKind { kind: &spooldir::KIND, build: spooldir::build },
 ];
 

@@ -3,7 +3,10 @@
 mod avro;
 mod file_channel;
 mod files;
+mod ganglia;
 mod groups;
+mod https;
 mod interceptors;
 mod network;
+mod otlp;
 mod uris;
