@@ -20,6 +20,7 @@ use crate::config::{AgentConfig, CollectorConfig};
 use crate::flume_conf::kinds::{self, Kind, MISSING, Type};
 use crate::flume_conf::plan::ComponentView;
 use crate::flume_conf::{Finding, Level, Outcome, Plan, Role};
+use crate::ganglia;
 use crate::reload;
 use crate::source::exec;
 
@@ -75,7 +76,7 @@ struct AgentArgs {
     /// Do not read the files again when they change.
     #[arg(long)]
     no_reload_conf: bool,
-    /// Java system property: `flume.monitoring.port` sets the metrics page's port (on the loopback address); others are what ${sys:name} stands for.
+    /// Java system property: `flume.monitoring.port` sets the metrics page's port (on the loopback address); `flume.monitoring.type=ganglia` with `.hosts`, `.pollFrequency`, `.isGanglia3` sends counters to Ganglia; others are what ${sys:name} stands for.
     #[arg(short = 'D', value_name = "NAME=VALUE")]
     define: Vec<String>,
 }
@@ -153,7 +154,15 @@ fn agent(arguments: AgentArgs) -> ExitCode {
             return ExitCode::from(exit::USAGE);
         }
     };
-    if let Some(kind) = define.get("flume.monitoring.type").filter(|kind| !kind.eq_ignore_ascii_case("http")) {
+    let ganglia = match ganglia::flags(&define) {
+        Ok(flags) => flags,
+        Err(fault) => {
+            eprintln!("error: {fault}");
+            return ExitCode::from(exit::USAGE);
+        }
+    };
+    let known = |kind: &&String| ["http", "ganglia"].iter().any(|known| kind.eq_ignore_ascii_case(known));
+    if let Some(kind) = define.get("flume.monitoring.type").filter(|kind| !known(kind)) {
         eprintln!("note: -Dflume.monitoring.type={kind} has no effect; the metrics page is served over HTTP");
     }
     let flags = json!({
@@ -169,11 +178,16 @@ fn agent(arguments: AgentArgs) -> ExitCode {
             "define": (!define.is_empty()).then_some(define),
         },
         "metrics": { "listen": metrics },
+        "ganglia": ganglia,
     });
     let config: CollectorConfig = match service_kit::config::load(arguments.config.as_deref(), flags) {
         Ok(config) => config,
         Err(errors) => return errors.report(),
     };
+    if let Err(fault) = config.ganglia.check() {
+        eprintln!("error: {fault}");
+        return ExitCode::from(exit::CONFIG);
+    }
     let origins = config.agent.origins();
     if origins.is_empty() {
         eprintln!("error: no agent file; give one with --conf-file FILE or --conf-uri URI");

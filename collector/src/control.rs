@@ -173,7 +173,7 @@ async fn health(Extract(operator): Extract<Operator>) -> Response {
 }
 
 /// `{"SOURCE.r1":{…},"CHANNEL.c1":{…},"SINK.k1":{…}}`, every value a string, as Flume's own page.
-fn flume_json(views: &[View]) -> serde_json::Value {
+pub(crate) fn flume_json(views: &[View]) -> serde_json::Value {
     // Flume's page has no groups.
     let page = views.iter().filter(|view| view.role != Role::Group).map(|view| {
         let role = view.role.singular().to_uppercase();

@@ -23,6 +23,7 @@
 //! | [`reload`] | the files read, at the start and again |
 //! | [`control`] | the control port and the metrics page |
 //! | [`counters`] | what is counted |
+//! | [`ganglia`] | the same for Ganglia |
 //!
 //! Data flows one way, source → channel → sink; acknowledgements flow back through [`event::Ledger`].
 
@@ -43,6 +44,7 @@ pub mod escape;
 pub mod event;
 pub mod flume_cli;
 pub mod flume_conf;
+pub mod ganglia;
 pub mod group;
 pub mod interceptor;
 pub mod java_regex;
@@ -102,6 +104,9 @@ impl Service for CollectorService {
                 }
             }
         });
+        if !self.config.ganglia.hosts.is_empty() {
+            ctx.tasks.spawn(ganglia::run(self.config.ganglia.clone(), agent.clone(), ctx.shutdown.clone()));
+        }
         let operator = Operator { agent: agent.clone(), reloader, readiness: ctx.readiness.clone() };
         let shutdown = ctx.shutdown.clone();
         Ok(Running {

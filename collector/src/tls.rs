@@ -166,8 +166,8 @@ fn certificates(path: &str, pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'st
     Ok(found)
 }
 
-/// The listening side, where `ssl` is set.
-pub fn acceptor(component: &Component) -> anyhow::Result<Option<TlsAcceptor>> {
+/// The listening side, where `ssl` is set. `protocols`: what is spoken above TLS, for clients that ask (ALPN).
+pub fn acceptor(component: &Component, protocols: &[&str]) -> anyhow::Result<Option<TlsAcceptor>> {
     if !component.boolean(SSL.name) {
         return Ok(None);
     }
@@ -180,7 +180,9 @@ pub fn acceptor(component: &Component) -> anyhow::Result<Option<TlsAcceptor>> {
     })?;
     let config = ServerConfig::builder_with_provider(provider(component)?).with_protocol_versions(&versions(component)?)?;
     let config = config.with_no_client_auth().with_single_cert(certificates(path, &pem)?, key);
-    Ok(Some(TlsAcceptor::from(Arc::new(config.with_context(|| format!("{path} cannot be used"))?))))
+    let mut config = config.with_context(|| format!("{path} cannot be used"))?;
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }
 
 /// The calling side, where `ssl` is set.
@@ -341,12 +343,12 @@ mod tests {
         let build = |text: &str| {
             std::fs::write(&path, text).unwrap();
             let settings = [("ssl", "true"), ("keystore", path.to_str().unwrap()), ("keystore-type", "PEM")];
-            acceptor(&component(&settings)).err().map(|error| format!("{error:#}")).unwrap()
+            acceptor(&component(&settings), &[]).err().map(|error| format!("{error:#}")).unwrap()
         };
         assert!(build("nothing").contains("k.pem has no private key"));
         assert!(build("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").contains("k.pem has no certificate"));
         let missing = component(&[("ssl", "true"), ("keystore", "/nowhere.pem"), ("keystore-type", "PEM")]);
-        assert!(format!("{:#}", acceptor(&missing).err().unwrap()).contains("cannot read /nowhere.pem"));
+        assert!(format!("{:#}", acceptor(&missing, &[]).err().unwrap()).contains("cannot read /nowhere.pem"));
         assert!(connector(&component(&[])).unwrap().is_none());
     }
 }

@@ -262,7 +262,7 @@ fn name<'t>(names: &[&str], text: &'t str) -> Option<(u32, &'t str)> {
     None
 }
 
-enum Token {
+pub(crate) enum Token {
     Literal(String),
     Letter(char, usize),
 }
@@ -277,7 +277,8 @@ impl Token {
     }
 }
 
-fn tokens(pattern: &str) -> Vec<Token> {
+/// Letters and text of a pattern, by the rules that Joda-Time has from Java's `SimpleDateFormat`.
+pub(crate) fn tokens(pattern: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut literal = String::new();
     let mut chars = pattern.chars().peekable();

@@ -3,7 +3,7 @@
 
 pub mod fixed;
 pub mod host;
-mod joda;
+pub(crate) mod joda;
 pub mod regex_extractor;
 pub mod regex_filter;
 pub mod remove_header;

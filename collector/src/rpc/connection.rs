@@ -45,7 +45,7 @@ impl Accepting {
     pub fn build(component: &Component) -> anyhow::Result<Self> {
         let filter = component.boolean("ipFilter").then(|| Filter::parse(component.text("ipFilterRules"))).transpose();
         Ok(Self {
-            tls: tls::acceptor(component)?,
+            tls: tls::acceptor(component, &[])?,
             deflate: component.text(COMPRESSION.name).trim().eq_ignore_ascii_case("deflate"),
             filter: filter.map_err(|error| anyhow::anyhow!("ipFilterRules: {error}"))?,
         })

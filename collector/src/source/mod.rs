@@ -11,6 +11,7 @@ pub mod kafka;
 pub mod lines;
 pub mod netcat;
 pub mod netcat_udp;
+pub mod otlp;
 pub mod peer;
 pub mod seq;
 pub mod server;
@@ -20,6 +21,7 @@ pub mod tail;
 pub mod taildir;
 pub mod thrift;
 pub mod udp;
+pub mod web;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -54,6 +56,7 @@ pub static SOURCES: &[SourceKind] = &[
     SourceKind { kind: &syslog::multiport::KIND, build: syslog::multiport::build },
     SourceKind { kind: &syslog::udp::KIND, build: syslog::udp::build },
     SourceKind { kind: &http::KIND, build: http::build },
+    SourceKind { kind: &otlp::KIND, build: otlp::build },
     SourceKind { kind: &spooldir::KIND, build: spooldir::build },
     SourceKind { kind: &kafka::KIND, build: kafka::build },
 ];

@@ -21,10 +21,10 @@ use integration_tests::{
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-const WAIT: Duration = Duration::from_secs(90);
+pub(crate) const WAIT: Duration = Duration::from_secs(90);
 
 /// Headers and body.
-type Event = (BTreeMap<String, String>, String);
+pub(crate) type Event = (BTreeMap<String, String>, String);
 
 /// An event as `useFlumeEventFormat` writes it.
 fn decode(value: &[u8]) -> Event {
@@ -68,15 +68,15 @@ fn decode(value: &[u8]) -> Event {
 }
 
 /// An agent `agent`: every source has a channel, a Kafka sink and a topic of its own.
-struct Agent {
-    dir: tempfile::TempDir,
+pub(crate) struct Agent {
+    pub(crate) dir: tempfile::TempDir,
     bootstrap: String,
     topics: BTreeMap<&'static str, String>,
-    conf: String,
+    pub(crate) conf: String,
 }
 
 impl Agent {
-    async fn new(sources: &[(&'static str, String)], channel: &str) -> Self {
+    pub(crate) async fn new(sources: &[(&'static str, String)], channel: &str) -> Self {
         let bootstrap = kafka_bootstrap();
         let dir = tempfile::tempdir().expect("a folder");
         let names = sources.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" ");
@@ -104,11 +104,11 @@ impl Agent {
         Self { dir, bootstrap, topics, conf }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn start(&self, more: &[&str]) -> Process {
+    pub(crate) fn start(&self, more: &[&str]) -> Process {
         let (conf, state) = (self.path("collector.conf"), self.path("state"));
         fs::write(&conf, &self.conf).expect("the agent's file");
         let (conf, state) = (conf.to_string_lossy(), state.to_string_lossy());
@@ -117,22 +117,22 @@ impl Agent {
         Process::start("millrace-collector", self.dir.path(), &args, &env)
     }
 
-    fn events(&self, source: &str) -> Vec<Event> {
+    pub(crate) fn events(&self, source: &str) -> Vec<Event> {
         kafka::read_all(&self.bootstrap, &self.topics[source]).iter().map(|record| decode(&record.value)).collect()
     }
 
-    fn bodies(&self, source: &str) -> Vec<String> {
+    pub(crate) fn bodies(&self, source: &str) -> Vec<String> {
         self.events(source).into_iter().map(|(_, body)| body).collect()
     }
 }
 
-async fn prometheus(address: &str, metric: &str, source: &str) -> u64 {
+pub(crate) async fn prometheus(address: &str, metric: &str, source: &str) -> u64 {
     let page = reqwest::get(format!("http://{address}/prometheus")).await.expect("the page").text().await.expect("text");
     let line = page.lines().find(|line| line.starts_with(metric) && line.contains(&format!("source=\"{source}\"")));
     line.and_then(|line| line.rsplit_once(' ')).and_then(|(_, value)| value.parse::<f64>().ok()).map_or(0, |value| value as u64)
 }
 
-fn millrace(control: &str, args: &[&str]) {
+pub(crate) fn millrace(control: &str, args: &[&str]) {
     let output = run("millrace", &[&["--collector", control, "collector"], args].concat(), &[]);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -270,12 +270,31 @@ const REQUESTS: &[(&str, &str, &str)] = &[
     ("/", "application/json", r#"[{"body":{"x":1}}]"#),
 ];
 
+/// A format of one's own, which Flume does not document; its messages, and some of the RFCs.
+const CUSTOM: &str = r"format.regex = <(\\d+)>(v\\d)? ?\\[(.*?)\\] (\\S+): (.*)
+format.search = ([+-]\\d\\d):
+format.replace = $1
+format.dateFormat = dd.MMM yyyy HH:mm Z
+keepFields = timestamp";
+const CUSTOM_MESSAGES: &[&str] = &[
+    "<13>[01.Feb 2024 10:20 +01:00] h: said",
+    "<13>v7 [01.February 2024 25:20 -0130 and more] other.host: lenient",
+    "<14>[no time] h: said",
+    "<15>[ 3.mar 2024  9:05 GMT] h: blanks",
+    "<13>[x] h: ",
+    "<13>1 2003-10-11T22:14:15Z h of RFC 5424",
+    "<34>Oct 11 22:14:15 h of RFC 3164",
+    "<34>neither",
+    "plain",
+];
+
 /// The sources with the ports they listen on.
 fn sources(ports: &BTreeMap<&'static str, u16>) -> Vec<(&'static str, String)> {
     let who = "clientIPHeader = ip\nclientHostnameHeader = name";
     vec![
         ("tcp", format!("type = syslogtcp\nhost = 127.0.0.1\nport = {}\neventSize = 200\n{who}", ports["tcp"])),
         ("kept", format!("type = syslogtcp\nhost = 127.0.0.1\nport = {}\nkeepFields = priority timestamp hostname", ports["kept"])),
+        ("custom", format!("type = syslogtcp\nhost = 127.0.0.1\nport = {}\n{CUSTOM}", ports["custom"])),
         (
             "multi",
             format!("type = multiport_syslogtcp\nhost = 127.0.0.1\nports = {}\neventSize = 200\nportHeader = port\n{who}", ports["multi"]),
@@ -307,6 +326,9 @@ async fn feed(agent: &Agent, ports: &BTreeMap<&'static str, u16>, strict: bool) 
     }
     for message in syslog_tcp().of(strict).iter().filter(|message| !message.contains("> -") && !message.contains("1 - ")) {
         send(ports["kept"], format!("{message}\n").as_bytes()).await;
+    }
+    for message in CUSTOM_MESSAGES {
+        send(ports["custom"], format!("{message}\n").as_bytes()).await;
     }
     let together: String = syslog_multiport().of(strict).iter().map(|message| format!("{message}\n")).collect();
     send(ports["multi"], together.as_bytes()).await;
@@ -376,7 +398,7 @@ fn comparable(events: Vec<Event>, ports: &BTreeMap<&'static str, u16>) -> Vec<Ev
 
 #[tokio::test]
 async fn the_same_input_gives_the_same_events_as_in_flume() {
-    let names = ["tcp", "kept", "multi", "udp", "netcat", "http", "blob"];
+    let names = ["tcp", "kept", "custom", "multi", "udp", "netcat", "http", "blob"];
     let ports = || names.iter().map(|name| (*name, free_port())).collect::<BTreeMap<&'static str, u16>>();
     for strict in [true, false] {
         let (theirs, ours) = (ports(), ports());
@@ -387,14 +409,23 @@ async fn the_same_input_gives_the_same_events_as_in_flume() {
         let mut running = Flume::start(flume.dir.path(), "flume", &flume.conf);
         let mut process = collector.start(if strict { &["--flume-strict"] } else { &[] });
         process.addresses().await;
-        for name in ["tcp", "kept", "multi", "http", "blob"] {
+        for name in ["tcp", "kept", "custom", "multi", "http", "blob"] {
             running.listens(theirs[name]).await;
         }
         let statuses = (feed(&flume, &theirs, strict).await, feed(&collector, &ours, strict).await);
         assert_eq!(statuses.0, statuses.1, "answers to HTTP requests");
-        for (source, least) in
-            [("tcp", 18), ("kept", 15), ("multi", 18), ("udp", 2), ("netcat", 4), ("http", 4), ("blob", 2), ("spool", 11), ("records", 3)]
-        {
+        for (source, least) in [
+            ("tcp", 18),
+            ("kept", 15),
+            ("custom", 9),
+            ("multi", 18),
+            ("udp", 2),
+            ("netcat", 4),
+            ("http", 4),
+            ("blob", 2),
+            ("spool", 11),
+            ("records", 3),
+        ] {
             eventually(WAIT, &format!("{source} (strict: {strict})"), || async {
                 let expected = comparable(flume.events(source), &theirs);
                 let got = comparable(collector.events(source), &ours);

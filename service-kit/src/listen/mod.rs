@@ -21,6 +21,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
@@ -56,6 +57,7 @@ pub(crate) struct Ending {
 pub(crate) struct Listener {
     pub(crate) name: &'static str,
     tcp: TcpListener,
+    tls: Option<TlsAcceptor>,
     pub(crate) address: SocketAddr,
 }
 
@@ -67,7 +69,7 @@ impl Listener {
         let failed = |error| ListenError::Bind { name, error };
         let tcp = bind_tcp(name, address).await.map_err(failed)?;
         let address = tcp.local_addr().map_err(failed)?;
-        Ok(Self { name, tcp, address })
+        Ok(Self { name, tcp, tls: None, address })
     }
 }
 
@@ -87,11 +89,12 @@ pub async fn bind_tcp(name: &str, address: ListenAddr) -> io::Result<TcpListener
     Ok(tcp)
 }
 
-/// Serves HTTP on a socket that is not one of the service's own listeners, with all the limits of those. `name` is in the metrics.
-/// From `stop` on requests are refused; those that have begun are answered, unless `cut` ends them.
+/// Serves HTTP, with TLS where there is an acceptor, on a socket that is not one of the service's own listeners, with all the
+/// limits of those. `name` is in the metrics. From `stop` on requests are refused; those that have begun are answered, unless `cut` ends them.
 pub async fn serve_http(
     name: &'static str,
     tcp: TcpListener,
+    tls: Option<TlsAcceptor>,
     router: axum::Router,
     limits: LimitsConfig,
     stop: CancellationToken,
@@ -99,7 +102,7 @@ pub async fn serve_http(
 ) -> io::Result<()> {
     let address = tcp.local_addr()?;
     let ending = Ending { drain: stop.clone(), stop, cut, ..Ending::default() };
-    Listener { name, tcp, address }.serve(router, Arc::new(limits), ending).await;
+    Listener { name, tcp, tls, address }.serve(router, Arc::new(limits), ending).await;
     Ok(())
 }
 

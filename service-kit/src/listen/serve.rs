@@ -18,10 +18,11 @@ use hyper_util::{
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use tokio::{
-    io::AsyncReadExt as _,
-    net::{TcpStream, tcp::OwnedReadHalf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
+    net::TcpStream,
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
@@ -40,7 +41,7 @@ const LAST_FRAMES: Duration = Duration::from_secs(1);
 impl Listener {
     /// Serves until `ending.stop`, then until the last connection is closed or `ending.cut`.
     pub(crate) async fn serve(self, router: axum::Router, limits: Arc<LimitsConfig>, ending: Ending) {
-        let server = Arc::new(Server::new(self.name, router, limits, ending.clone()));
+        let server = Arc::new(Server::new(self.name, self.tls, router, limits, ending.clone()));
         let connections = TaskTracker::new();
         let mut failing = false;
         loop {
@@ -75,6 +76,7 @@ impl Listener {
 
 struct Server {
     name: &'static str,
+    tls: Option<TlsAcceptor>,
     limits: Arc<LimitsConfig>,
     ending: Ending,
     requests: Requests,
@@ -113,7 +115,7 @@ impl Drop for Slot {
 }
 
 impl Server {
-    fn new(name: &'static str, router: axum::Router, limits: Arc<LimitsConfig>, ending: Ending) -> Self {
+    fn new(name: &'static str, tls: Option<TlsAcceptor>, router: axum::Router, limits: Arc<LimitsConfig>, ending: Ending) -> Self {
         let mut http1 = auto::Builder::new(TokioExecutor::new()).http1_only();
         http1.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(limits.header_bytes_max as usize);
         let mut http2 = auto::Builder::new(TokioExecutor::new()).http2_only();
@@ -131,6 +133,7 @@ impl Server {
             open_gauge: gauge!("millrace_listen_connections", "listener" => name),
             accepted: counter!("millrace_listen_connections_total", "listener" => name),
             name,
+            tls,
             limits,
             ending,
             http1,
@@ -170,7 +173,33 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, %peer, "cannot set TCP_NODELAY");
         }
-        let (mut read, write) = stream.into_split();
+        let Some(tls) = &self.tls else {
+            let (read, write) = stream.into_split();
+            return self.talk(read, write, peer).await;
+        };
+        let shaken = tokio::select! {
+            shaken = timeout(self.limits.header_timeout, tls.accept(stream)) => shaken,
+            () = self.ending.stop.cancelled() => return,
+        };
+        match shaken {
+            Ok(Ok(stream)) => {
+                let (read, write) = tokio::io::split(stream);
+                self.talk(read, write, peer).await;
+            }
+            Ok(Err(error)) => {
+                reject(self.name, "tls");
+                debug!(%error, %peer, listener = self.name, "no TLS");
+            }
+            Err(_) => reject(self.name, "header_timeout"),
+        }
+    }
+
+    async fn talk(
+        self: Arc<Self>,
+        mut read: impl AsyncRead + Send + Unpin + 'static,
+        write: impl AsyncWrite + Send + Unpin + 'static,
+        peer: SocketAddr,
+    ) {
         let first = tokio::select! {
             first = timeout(self.limits.header_timeout, first_bytes(&mut read)) => first,
             () = self.ending.stop.cancelled() => return,
@@ -221,7 +250,7 @@ impl Server {
 }
 
 /// As many bytes as tell the protocol, and whether it is HTTP/2. None: closed before that.
-async fn first_bytes(read: &mut OwnedReadHalf) -> io::Result<Option<(Vec<u8>, bool)>> {
+async fn first_bytes(read: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<(Vec<u8>, bool)>> {
     let mut bytes = [0; HTTP2_PREFACE.len()];
     let mut filled = 0;
     while filled < bytes.len() {

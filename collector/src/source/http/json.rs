@@ -239,19 +239,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_panic(request in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn no_body_makes_it_panic(request in prop::collection::vec(any::<u8>(), 0..200)) {
             for encoding in [Encoding::Utf8, Encoding::Utf16, Encoding::Utf32] {
                 drop(events(&request.clone().into(), encoding));
             }
         }
 
         #[test]
-        fn what_is_nearly_json_does_not_panic(text in r#"(\[|\{|\]|\}|,|:|"headers"|"body"|"a"|"\\u[0-9a-f]{4}"|null|true|-?[0-9]{1,3}(\.[0-9]+)?|[^\\]){0,40}"#) {
+        fn nothing_like_json_makes_it_panic(text in r#"(\[|\{|\]|\}|,|:|"headers"|"body"|"a"|"\\u[0-9a-f]{4}"|null|true|-?[0-9]{1,3}(\.[0-9]+)?|[^\\]){0,40}"#) {
             drop(read(&text));
         }
 
         #[test]
-        fn valid_requests_round_trip(sent in prop::collection::vec((prop::collection::btree_map(any::<String>(), any::<String>(), 0..4), any::<String>()), 0..6)) {
+        fn every_event_of_a_request_comes_out(sent in prop::collection::vec((prop::collection::btree_map(any::<String>(), any::<String>(), 0..4), any::<String>()), 0..6)) {
             let json: Vec<_> = sent.iter().map(|(headers, body)| serde_json::json!({"headers": headers, "body": body})).collect();
             let text = serde_json::to_string(&json).unwrap();
             for encoding in [Encoding::Utf8, Encoding::Utf16, Encoding::Utf32] {

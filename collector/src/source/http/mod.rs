@@ -10,28 +10,26 @@
 
 pub mod json;
 
-use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
 use axum::{
     Router,
-    body::Body,
     extract::{Request, State},
     http::{HeaderMap, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use service_kit::{config::LimitsConfig, listen::serve_http};
-use tokio_util::task::TaskTracker;
 
 use self::json::Encoding;
-use super::server::Server;
+use super::web::{CONNECTIONS_MAX, Puts, REQUESTS_MAX, RETRY_AFTER, Refused, Web};
 use super::{Output, Setup, Source, Stop};
 use crate::channel::PutError;
 use crate::event::Event;
 use crate::flume_conf::kinds::adopts_nothing;
 use crate::flume_conf::{Component, Finding, Kind, Property, Role};
+use crate::tls;
 
 const JSON: &str = "org.apache.flume.source.http.JSONHandler";
 const PARAMETERS: &str = "org.apache.flume.source.http.BLOBHandler";
@@ -71,15 +69,16 @@ pub static KIND: Kind = Kind {
             "Bytes of a request's body, after decompression. Where a BlobHandler's `maxBlobLength` is set, that counts.",
         )
         .own(),
-        Property::integer("maxConnections", 1, 65_536, Some("1024"), "Connections at a time; more are closed at once.").own(),
-        Property::boolean("ssl", "false", "Speak TLS; not in this version of the source. Let a proxy do it."),
-        Property::text("keystore", None, "For `ssl`."),
-        Property::text("keystore-password", None, "For `ssl`."),
-        Property::text("keystore-type", None, "For `ssl`."),
-        Property::text("include-protocols", None, "For `ssl`."),
-        Property::text("exclude-protocols", None, "For `ssl`."),
-        Property::text("include-cipher-suites", None, "For `ssl`."),
-        Property::text("exclude-cipher-suites", None, "For `ssl`."),
+        CONNECTIONS_MAX,
+        REQUESTS_MAX,
+        tls::SSL,
+        tls::KEYSTORE,
+        tls::KEYSTORE_PASSWORD,
+        tls::KEYSTORE_TYPE,
+        tls::INCLUDE_PROTOCOLS,
+        tls::EXCLUDE_PROTOCOLS,
+        tls::INCLUDE_CIPHERS,
+        tls::EXCLUDE_CIPHERS,
     ],
     deprecated: &[("enableSSL", "ssl"), ("keystorePassword", "keystore-password"), ("excludeProtocols", "exclude-protocols")],
     misspelt: &[("host", "bind")],
@@ -88,14 +87,8 @@ pub static KIND: Kind = Kind {
     review,
 };
 
-fn review(component: &Component, _strict: bool) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if component.boolean("ssl") {
-        let place = component.settings.get("ssl").and_then(|setting| setting.place.as_ref());
-        let finding = Finding::error("not-built", "the http source does not speak TLS in this version").maybe_at(place);
-        let remedy = "let a proxy on this machine end TLS, and bind to 127.0.0.1";
-        findings.push(finding.key(format!("{}.ssl", component.name)).flume("speaks TLS").remedy(remedy));
-    }
+fn review(component: &Component, strict: bool) -> Vec<Finding> {
+    let mut findings = tls::review_server(component, strict);
     let handler = component.text("handler").trim();
     if Handler::of(component).is_some() {
         return findings;
@@ -115,17 +108,12 @@ fn review(component: &Component, _strict: bool) -> Vec<Finding> {
 }
 
 pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Source>> {
-    let port = u16::try_from(component.integer("port")).context("port")?;
-    let server = Server::bind(component, component.text("bind").trim(), port, &setup)?;
     let handler = Handler::of(component).with_context(|| format!("no handler `{}`", component.text("handler")))?;
     let (blob, request) = (component.count("handler.maxBlobLength"), component.count("maxRequestBytes"));
     let blob_counts =
         handler == Handler::Blob && (component.set("handler.maxBlobLength").is_some() || component.set("maxRequestBytes").is_none());
-    Ok(Box::new(Http {
-        server,
-        connections_max: component.count("maxConnections"),
-        reader: Reader { handler, bytes_max: if blob_counts { blob } else { request }, strict: setup.strict },
-    }))
+    let reader = Reader { handler, bytes_max: if blob_counts { blob } else { request }, strict: setup.strict };
+    Ok(Box::new(Http { web: Web::build(component, reader.bytes_max, &setup)?, reader }))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,8 +162,7 @@ impl Handler {
 }
 
 struct Http {
-    server: Server,
-    connections_max: usize,
+    web: Web,
     reader: Reader,
 }
 
@@ -189,93 +176,45 @@ struct Reader {
 #[async_trait]
 impl Source for Http {
     async fn run(self: Box<Self>, out: Output, stop: Stop) -> anyhow::Result<()> {
-        let connections = NonZeroU32::new(u32::try_from(self.connections_max)?).context("maxConnections")?;
-        let body_bytes = self.reader.bytes_max as u64;
-        let defaults = LimitsConfig::default();
-        let limits = LimitsConfig {
-            connections_max: connections,
-            connections_per_ip_max: connections,
-            body_bytes_max: body_bytes,
-            bodies_bytes_max: defaults.bodies_bytes_max.max(2 * body_bytes),
-            ..defaults
-        };
-        let listener = self.server.listen(&out)?;
-        let puts = TaskTracker::new();
-        let state = Arc::new(Serving { reader: self.reader, out, puts: puts.clone() });
-        let router = Router::new().fallback(answer).with_state(state);
-        serve_http("source", listener, router, limits, stop.begin, stop.abandon.clone()).await?;
-        // A client that has gone does not end its put.
-        puts.close();
-        tokio::select! {
-            () = puts.wait() => {}
-            () = stop.abandon.cancelled() => {}
-        }
-        Ok(())
+        let Self { web, reader } = *self;
+        web.run(out, stop, |puts| Router::new().fallback(answer).with_state(Arc::new(Serving { reader, puts }))).await
     }
 }
 
 struct Serving {
     reader: Reader,
-    out: Output,
-    puts: TaskTracker,
+    puts: Puts,
 }
-
-/// Tells a refused client when to come back.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// How long a request waits for a paused source.
-const PAUSE_WAIT: Duration = Duration::from_secs(5);
 
 async fn answer(State(serving): State<Arc<Serving>>, request: Request) -> Response {
     if request.method() != Method::POST && request.method() != Method::GET {
         return ([(header::ALLOW, "POST, GET")], refuse(StatusCode::METHOD_NOT_ALLOWED, "send events by POST")).into_response();
     }
     let (parts, body) = request.into_parts();
-    let Ok(body) = body_of(body, serving.reader.bytes_max).await else {
+    let Ok(body) = axum::body::to_bytes(body, serving.reader.bytes_max).await else {
         // The listener knows why and answers instead.
         return refuse(StatusCode::BAD_REQUEST, "the body did not arrive whole");
     };
-    let counters = &serving.out.counters;
-    let mut events = match serving.reader.handler.events(parts.uri.query(), &parts.headers, body) {
+    let events = match serving.reader.handler.events(parts.uri.query(), &parts.headers, body) {
         Ok(events) => events,
         Err(fault) => {
-            counters.read_failures.add(1);
-            tracing::debug!(source = serving.out.name(), fault, "bad request");
+            serving.puts.out.counters.read_failures.add(1);
+            tracing::debug!(source = serving.puts.out.name(), fault, "bad request");
             return refuse(StatusCode::BAD_REQUEST, &format!("Bad request from client. {fault}"));
         }
     };
-    // A put that is waited for without bound would be answered before it is made.
-    if tokio::time::timeout(PAUSE_WAIT, serving.out.unpaused()).await.is_err() {
-        let retry = [(header::RETRY_AFTER, RETRY_AFTER.as_secs().to_string())];
-        return (retry, refuse(StatusCode::SERVICE_UNAVAILABLE, "the source is paused")).into_response();
-    }
-    counters.batches_received.add(1);
-    serving.out.trace(&mut events);
-    // In a task of its own: a client that goes away must not end a put of which some channels have their part.
-    let out = serving.out.clone();
-    match serving.puts.spawn(async move { out.offer(events).await }).await {
-        Ok(Ok(())) => {
-            counters.batches_accepted.add(1);
-            StatusCode::OK.into_response()
+    let Err(refused) = serving.puts.put(events).await else { return StatusCode::OK.into_response() };
+    let why = match refused {
+        Refused::Channel(error @ PutError::BatchTooLarge { .. }) if !serving.reader.strict => {
+            let why = format!("{error}; send fewer events in a request, or raise the channel's transactionCapacity");
+            return refuse(StatusCode::PAYLOAD_TOO_LARGE, &why);
         }
-        Ok(Err(error @ PutError::BatchTooLarge { .. })) if !serving.reader.strict => refuse(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            &format!("{error}; send fewer events in a request, or raise the channel's transactionCapacity"),
-        ),
-        Ok(Err(error)) => {
-            let retry = [(header::RETRY_AFTER, RETRY_AFTER.as_secs().to_string())];
-            (retry, refuse(StatusCode::SERVICE_UNAVAILABLE, &format!("Error appending event to channel. Channel might be full. {error}")))
-                .into_response()
-        }
-        Err(error) => {
-            tracing::error!(source = serving.out.name(), %error, "a put failed");
-            refuse(StatusCode::INTERNAL_SERVER_ERROR, "Unexpected error while appending event to channel.")
-        }
-    }
-}
-
-async fn body_of(body: Body, max: usize) -> Result<Bytes, axum::Error> {
-    axum::body::to_bytes(body, max).await
+        Refused::Broken => return refuse(StatusCode::INTERNAL_SERVER_ERROR, "Unexpected error while appending event to channel."),
+        Refused::Channel(error) => format!("Error appending event to channel. Channel might be full. {error}"),
+        Refused::Paused => refused.to_string(),
+    };
+    let retry = [(header::RETRY_AFTER, RETRY_AFTER.as_secs().to_string())];
+    (retry, refuse(StatusCode::SERVICE_UNAVAILABLE, &why)).into_response()
 }
 
 fn refuse(status: StatusCode, why: &str) -> Response {
@@ -285,6 +224,9 @@ fn refuse(status: StatusCode, why: &str) -> Response {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use axum::body::Body;
     use axum::http::HeaderValue;
     use tokio::sync::watch;
     use tower::ServiceExt as _;
@@ -301,7 +243,7 @@ mod tests {
         let channel: Arc<dyn Channel> = Arc::new(MemoryChannel::new(limits));
         let (_resume, paused) = watch::channel(false);
         let out = Output::new("h", vec![channel.clone()], SourceCounters::new("h"), paused, Arc::default());
-        let state = Arc::new(Serving { reader: Reader { handler, bytes_max: 1000, strict }, out, puts: TaskTracker::new() });
+        let state = Arc::new(Serving { reader: Reader { handler, bytes_max: 1000, strict }, puts: Puts::into_output(out) });
         let router: Router = Router::new().fallback(answer).with_state(state);
         let mut statuses = Vec::new();
         for (method, uri, body) in requests {

@@ -5,9 +5,12 @@
 //! | `tcp.rs`, `multiport.rs`, `udp.rs` | the sources |
 //! | `framing.rs` | messages out of a TCP stream |
 //! | `pattern.rs` | a message's fields for `syslogtcp` and `syslogudp` |
+//! | `format.rs`, `date_format.rs` | a format of one's own |
 //! | `positional.rs` | a message's fields for `multiport_syslogtcp`, which names its headers differently |
 
+pub mod date_format;
 pub mod fields;
+pub mod format;
 pub mod framing;
 pub mod multiport;
 pub mod pattern;
@@ -62,19 +65,13 @@ const FRAMING: Property = Property::choice(
     "`newline`: a message is a line, as for Flume (and with --flume-strict). `auto`: also `LENGTH MESSAGE` (RFC 6587, octet counting).",
 )
 .own();
-const FORMAT: Property = Property::text("format.*", None, "An expression of one's own for messages; not in this version.");
 
 fn review_tcp(component: &Component, strict: bool) -> Vec<Finding> {
     review_common(component, strict).into_iter().chain(tls::review_server(component, strict)).collect()
 }
 
 fn review_common(component: &Component, _strict: bool) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (key, setting) in component.settings.iter().filter(|(key, _)| key.starts_with("format.")) {
-        let finding = Finding::error("not-built", "formats of one's own are not in this version").maybe_at(setting.place.as_ref());
-        let remedy = "take the message apart with a regex_extractor interceptor";
-        findings.push(finding.key(format!("{}.{key}", component.name)).flume("uses it").remedy(remedy));
-    }
+    let mut findings = format::review(component);
     if let Some(setting) = component.settings.get("keepFields") {
         let known = |word: &str| ["none", "false", "all", "true"].contains(&word) || fields::Keep::FIELDS.contains(&word);
         let text = setting.value.to_ascii_lowercase();
@@ -113,7 +110,7 @@ impl Accepting {
             counted: !strict && component.text("framing").trim().eq_ignore_ascii_case("auto"),
             batch_max,
             peers: Peers::of(component),
-            tls: tls::acceptor(component)?,
+            tls: tls::acceptor(component, &[])?,
         })
     }
 

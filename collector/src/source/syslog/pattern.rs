@@ -8,12 +8,15 @@ use chrono::{DateTime, FixedOffset, Local, Utc};
 
 use super::STATUS;
 use super::fields::{Keep, Written};
+use super::format::Format;
 use super::time::{self, Written as Time};
 use crate::event::Event;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Parser {
     pub keep: Keep,
+    /// Tried first.
+    pub format: Option<Format>,
     /// With Flume's mistakes: a zone after a fraction of a second is left out, `.5` is five milliseconds, and a body with
     /// a carriage return is not recognised.
     pub strict: bool,
@@ -43,9 +46,14 @@ impl Parser {
                 if cut {
                     headers.insert(STATUS.to_owned(), "Incomplete".to_owned());
                 }
-                if let Some(parts) = end.and_then(|end| self.parts(&message[end + 1..])) {
+                if let Some(found) = self.format.as_ref().and_then(|format| format.read(&message, now)) {
+                    let digits = &found.priority;
+                    let parts =
+                        Parts { version: &found.version, stamp: &found.stamp, has_year: false, host: &found.host, body: &found.body };
+                    body = self.describe(&found.body, digits, &parts, found.millis, &mut headers);
+                } else if let Some(parts) = end.and_then(|end| self.parts(&message[end + 1..])) {
                     let digits = &message[1..end.unwrap_or(1)];
-                    body = self.describe(&message, digits, &parts, &mut headers, now);
+                    body = self.describe(&message, digits, &parts, self.millis(&parts, now), &mut headers);
                 }
             }
         }
@@ -58,10 +66,9 @@ impl Parser {
         message: &Bytes,
         priority: &[u8],
         parts: &Parts<'_>,
+        millis: Option<i64>,
         headers: &mut BTreeMap<String, String>,
-        now: DateTime<Utc>,
     ) -> Option<Bytes> {
-        // All of them are ASCII.
         let mut put = |name: &str, value: &[u8]| {
             if !value.is_empty() {
                 headers.insert(name.to_owned(), String::from_utf8_lossy(value).into_owned());
@@ -70,7 +77,7 @@ impl Parser {
         put("priority", priority);
         put("version", parts.version);
         put("host", parts.host);
-        if let Some(millis) = self.millis(parts, now) {
+        if let Some(millis) = millis {
             put("timestamp", millis.to_string().as_bytes());
         }
         if self.keep.all {
@@ -235,13 +242,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::source::syslog::date_format::DateFormat;
 
     fn now() -> DateTime<Utc> {
         DateTime::parse_from_rfc3339("2026-06-15T12:00:00Z").unwrap().to_utc()
     }
 
     fn read(text: &str, keep: &str, strict: bool) -> (String, BTreeMap<String, String>) {
-        let event = Parser { keep: Keep::parse(keep), strict }.event(Bytes::copy_from_slice(text.as_bytes()), false, now());
+        let event = Parser { keep: Keep::parse(keep), format: None, strict }.event(Bytes::copy_from_slice(text.as_bytes()), false, now());
         (String::from_utf8(event.body.to_vec()).unwrap(), event.headers.unwrap().as_ref().clone())
     }
 
@@ -331,28 +339,90 @@ mod tests {
 
     #[test]
     fn a_cut_message_says_so_and_is_read_as_far_as_it_goes() {
-        let parser = Parser { keep: Keep::default(), strict: false };
+        let parser = Parser { keep: Keep::default(), format: None, strict: false };
         let event = parser.event(Bytes::from_static(b"<34>1 - host app sa"), true, now());
         assert_eq!((event.header(STATUS), event.header("host"), &event.body[..]), (Some("Incomplete"), Some("host"), &b"app sa"[..]));
     }
 
+    /// Flume's own example of a format that is not documented, and more.
+    #[test]
+    fn a_format_of_ones_own_is_tried_first() {
+        let component = |settings: &[(&str, &str)]| {
+            let mut component = crate::flume_conf::Component::new(&crate::source::syslog::tcp::KIND, "s", "syslogtcp");
+            for (key, value) in settings {
+                let setting = crate::flume_conf::component::Setting { value: (*value).to_owned(), place: None };
+                component.settings.insert(format!("format.{key}"), setting);
+            }
+            component
+        };
+        let custom = [
+            ("regex", r"<(\d+)>(v\d)? ?\[(.*?)\] (\S+): (.*)"),
+            ("search", "([+-]\\d\\d):"),
+            ("replace", "$1"),
+            ("dateFormat", "dd.MM.yyyy HH:mm Z"),
+        ];
+        let format = Format::of(&component(&custom)).unwrap();
+        let read = |text: &[u8], keep: &str| {
+            let parser = Parser { keep: Keep::parse(keep), format: format.clone(), strict: false };
+            let event = parser.event(Bytes::copy_from_slice(text), false, now());
+            (String::from_utf8_lossy(&event.body).into_owned(), shown(&event.headers.unwrap()))
+        };
+        let of = |rest: &str| format!("Facility=1 Severity=5 {rest}");
+        for (text, keep, body, headers) in [
+            (&b"<13>[01.02.2024 10:20 +01:00] h: said"[..], "none", "said", "host=h priority=13 timestamp=1706779200000"),
+            (b"<13>v7 [no time] h: said", "none", "said", "host=h priority=13 version=v7"),
+            (b"<13>v7 [no time] h: said", "version timestamp hostname", "v7 no time h said", "host=h priority=13 version=v7"),
+            (b"<13>[x] h: said", "all", "<13>[x] h: said", "host=h priority=13"),
+            (b"<13>[x] h: \xff!", "none", "\u{fffd}!", "host=h priority=13"),
+            // Nothing for a body: the message.
+            (b"<13>[x] h: ", "none", "<13>[x] h: ", "host=h priority=13"),
+            // The RFCs' are tried then.
+            (b"<13>1 2003-10-11T22:14:15Z h b", "none", "b", "host=h priority=13 timestamp=1065910455000 version=1"),
+        ] {
+            assert_eq!(read(text, keep), (body.to_owned(), of(headers)), "{:?} {keep}", String::from_utf8_lossy(text));
+        }
+        for (settings, expected) in [
+            (&custom[..], &[][..]),
+            (&[("regex", "a(")], &["format.regex"]),
+            (&[("dateFormat", "yyyy"), ("search", "a")], &["format.search", "format.dateFormat"]),
+            (&[("regex", "a"), ("search", "a")], &["format.search"]),
+            (&[("regex", "a"), ("search", "a"), ("replace", "$1")], &["format.replace"]),
+            (&[("regex", "a"), ("dateFormat", "ww")], &["format.dateFormat"]),
+        ] {
+            let findings: Vec<String> =
+                crate::source::syslog::format::review(&component(settings)).iter().map(ToString::to_string).collect();
+            assert!(
+                findings.len() == expected.len() && findings.iter().zip(expected).all(|(told, key)| told.contains(key)),
+                "{findings:?}"
+            );
+        }
+    }
+
     proptest! {
         #[test]
-        fn no_bytes_panic(message in prop::collection::vec(prop_oneof![Just(b'<'), Just(b'>'), Just(b' '), Just(b'-'), Just(b':'), Just(b'T'), b'0'..=b'9', any::<u8>()], 0..80), strict: bool, cut: bool) {
+        fn no_message_of_ones_own_format_makes_it_panic(message in prop::collection::vec(prop_oneof![Just(b'<'), Just(b'>'), Just(b'|'), Just(b':'), b'0'..=b'9', any::<u8>()], 0..80)) {
+            let regex = crate::java_regex::JavaRegex::whole(r"<(\d{1,3})>(\d?)\|?([^|]*)\|?(\S*?):(.*)").unwrap();
+            let format = Format { regex, search: None, date: Some(DateFormat::parse("yyyyMMdd").unwrap()) };
+            let parser = Parser { keep: Keep::default(), format: Some(format), strict: false };
+            prop_assert!(parser.event(message.into(), false, now()).header("Facility").is_some());
+        }
+
+        #[test]
+        fn no_message_makes_it_panic(message in prop::collection::vec(prop_oneof![Just(b'<'), Just(b'>'), Just(b' '), Just(b'-'), Just(b':'), Just(b'T'), b'0'..=b'9', any::<u8>()], 0..80), strict: bool, cut: bool) {
             for keep in ["none", "all", "priority version timestamp hostname"] {
-                let event = Parser { keep: Keep::parse(keep), strict }.event(message.clone().into(), cut, now());
+                let event = Parser { keep: Keep::parse(keep), format: None, strict }.event(message.clone().into(), cut, now());
                 prop_assert!(event.header("Facility").is_some() && event.header("Severity").is_some());
             }
         }
 
         #[test]
-        fn dates_that_look_right_do_not_panic(text in "<[0-9]{1,3}>(1 )?([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]{1,7})?(Z|[+-][0-9]{2}:[0-9]{2})?|[A-Z][a-z]{2} {1,2}[0-9]{1,2} [0-9]{2}:[0-9]{2}:[0-9]{2}) host .*", strict: bool) {
+        fn no_date_that_looks_right_makes_it_panic(text in "<[0-9]{1,3}>(1 )?([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]{1,7})?(Z|[+-][0-9]{2}:[0-9]{2})?|[A-Z][a-z]{2} {1,2}[0-9]{1,2} [0-9]{2}:[0-9]{2}:[0-9]{2}) host .*", strict: bool) {
             read(&text, "none", strict);
         }
 
         /// A message made of parts gives the parts back.
         #[test]
-        fn valid_messages_round_trip(code in 0u32..192, millis in 0i64..4_102_444_800_000, minutes in -14i32 * 60..14 * 60, host in "[a-zA-Z0-9_][a-zA-Z0-9_.@-]{0,20}", body in "[^\r\n\u{85}\u{2028}\u{2029}]{1,80}", strict: bool) {
+        fn a_message_of_parts_comes_out(code in 0u32..192, millis in 0i64..4_102_444_800_000, minutes in -14i32 * 60..14 * 60, host in "[a-zA-Z0-9_][a-zA-Z0-9_.@-]{0,20}", body in "[^\r\n\u{85}\u{2028}\u{2029}]{1,80}", strict: bool) {
             let zone = FixedOffset::east_opt(minutes * 60).unwrap();
             let stamp = DateTime::from_timestamp_millis(millis).unwrap().with_timezone(&zone).format("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string();
             let (got, headers) = read(&format!("<{code}>1 {stamp} {host} {body}"), "none", strict);

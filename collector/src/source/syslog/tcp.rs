@@ -8,9 +8,10 @@ use chrono::{DateTime, Utc};
 use tokio::net::TcpStream;
 
 use super::fields::Keep;
+use super::format::{self, Format};
 use super::framing::Frame;
 use super::pattern::Parser;
-use super::{Accepting, CLIENT_IP, CLIENT_NAME, EVENT_SIZE, FORMAT, FRAMING, HOST, KEEP_FIELDS, Reader};
+use super::{Accepting, CLIENT_IP, CLIENT_NAME, EVENT_SIZE, FRAMING, HOST, KEEP_FIELDS, Reader};
 use crate::event::Event;
 use crate::flume_conf::kinds::adopts_nothing;
 use crate::flume_conf::{Component, Kind, Property, Role};
@@ -30,7 +31,10 @@ pub static KIND: Kind = Kind {
         KEEP_FIELDS,
         CLIENT_IP,
         CLIENT_NAME,
-        FORMAT,
+        format::REGEX,
+        format::SEARCH,
+        format::REPLACE,
+        format::DATE_FORMAT,
         FRAMING,
         tls::SSL,
         tls::KEYSTORE,
@@ -54,7 +58,7 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sour
     let server = Server::bind(component, component.text("host").trim(), port, &setup)?;
     let session = Session {
         accepting: Accepting::build(component, setup.strict, usize::MAX)?,
-        parser: Parser { keep: Keep::parse(component.text("keepFields")), strict: setup.strict },
+        parser: Parser { keep: Keep::parse(component.text("keepFields")), format: Format::of(component)?, strict: setup.strict },
     };
     Ok(Box::new(SyslogTcp { server, session: Arc::new(session) }))
 }

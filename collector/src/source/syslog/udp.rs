@@ -6,8 +6,9 @@ use bytes::Bytes;
 use chrono::Utc;
 
 use super::fields::Keep;
+use super::format::{self, Format};
 use super::pattern::Parser;
-use super::{CLIENT_IP, CLIENT_NAME, FORMAT, HOST, KEEP_FIELDS};
+use super::{CLIENT_IP, CLIENT_NAME, HOST, KEEP_FIELDS};
 use crate::event::Event;
 use crate::flume_conf::kinds::adopts_nothing;
 use crate::flume_conf::{Component, Kind, Property, Role};
@@ -26,7 +27,10 @@ pub static KIND: Kind = Kind {
         KEEP_FIELDS,
         CLIENT_IP,
         CLIENT_NAME,
-        FORMAT,
+        format::REGEX,
+        format::SEARCH,
+        format::REPLACE,
+        format::DATE_FORMAT,
         RECEIVE_BUFFER,
     ],
     deprecated: &[],
@@ -39,7 +43,7 @@ pub static KIND: Kind = Kind {
 pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Source>> {
     let port = u16::try_from(component.integer("port")).context("port")?;
     let receiver = Receiver::bind(component, component.text("host").trim(), port, &setup)?;
-    let parser = Parser { keep: Keep::parse(component.text("keepFields")), strict: setup.strict };
+    let parser = Parser { keep: Keep::parse(component.text("keepFields")), format: Format::of(component)?, strict: setup.strict };
     Ok(Box::new(SyslogUdp { receiver, parser, peers: Peers::of(component) }))
 }
 
