@@ -7,12 +7,14 @@ use service_kit::config::{ControlConfig, LimitsConfig, ShutdownConfig, Telemetry
 use service_kit::{KitConfig, ListenAddr};
 
 use crate::conf_files::Origins;
+use crate::tap::TapConfig;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CollectorConfig {
     pub agent: AgentConfig,
     pub metrics: MetricsConfig,
+    pub tap: TapConfig,
     pub control: ControlConfig,
     pub telemetry: TelemetryConfig,
     pub shutdown: ShutdownConfig,
@@ -24,6 +26,7 @@ impl Default for CollectorConfig {
         Self {
             agent: AgentConfig::default(),
             metrics: MetricsConfig::default(),
+            tap: TapConfig::default(),
             control: ControlConfig::on_port(7101),
             telemetry: TelemetryConfig::default(),
             shutdown: ShutdownConfig::default(),

@@ -6,4 +6,6 @@ mod files;
 mod groups;
 mod interceptors;
 mod network;
+mod operate;
+mod positions;
 mod uris;
