@@ -79,8 +79,14 @@ impl Link {
 
     /// A request that carries the deadline and the trace.
     pub(crate) fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
+        let mut request = self.open_ended(message);
         request.set_timeout(self.deadline.saturating_duration_since(Instant::now()));
+        request
+    }
+
+    /// A request whose answer has no end: only its beginning has the deadline.
+    pub(crate) fn open_ended<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
         if let Some(Trace(value)) = &self.trace {
             request.metadata_mut().insert("traceparent", value.clone());
         }
@@ -105,7 +111,7 @@ impl Link {
         ))
     }
 
-    fn explain(&self, status: &Status) -> Failure {
+    pub(crate) fn explain(&self, status: &Status) -> Failure {
         let (word, address, program) = (self.service.word(), &self.address, self.service.program());
         // Marks of the transport: its deadline on either side, the answer for a method nobody hosts (bare, or with the method's path),
         // and a connection that broke.

@@ -27,6 +27,7 @@ use crate::group::{self, Group, Membership};
 use crate::sink::{self, Input, SINKS, keeps_positions};
 use crate::source::tail::store::file_name;
 use crate::source::{self, Output, Route, SOURCES, Stop, tail};
+use crate::tap::{TapConfig, Taps};
 
 /// How a component is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,7 @@ pub struct Place {
     pub strict: bool,
     /// Of which a part is kept back for saving positions.
     pub drain: Duration,
+    pub taps: TapConfig,
 }
 
 pub struct Agent {
@@ -64,6 +66,7 @@ pub struct Agent {
     /// What is shown, apart from the pipeline's lock, so that status never waits for a reload.
     shown: Mutex<Vec<Arc<Shell>>>,
     plan: Mutex<Plan>,
+    taps: Arc<Taps>,
     /// Locked for as long as the process lives: two agents must not share positions.
     _lock: std::fs::File,
 }
@@ -160,12 +163,14 @@ impl Agent {
         let shown = state_dir.canonicalize().unwrap_or_else(|_| state_dir.clone());
         tracing::info!(directory = %shown.display(), "positions and dead letters are kept in the state directory");
         let place = Place { state_dir, ..place };
+        let taps = Arc::new(Taps::new(place.taps.clone()));
         let agent = Arc::new(Self {
             place,
             tasks,
             running: tokio::sync::Mutex::default(),
             shown: Mutex::default(),
             plan: Mutex::default(),
+            taps,
             _lock: lock,
         });
         agent.change(plan).await?;
@@ -175,6 +180,10 @@ impl Agent {
 
     pub fn plan(&self) -> Plan {
         self.plan.lock().clone()
+    }
+
+    pub fn taps(&self) -> &Arc<Taps> {
+        &self.taps
     }
 
     pub fn view(&self) -> Vec<View> {
@@ -451,7 +460,8 @@ impl Agent {
         pipeline.committed.extend(built.committed);
         let mut groups: BTreeMap<String, Group> = BTreeMap::new();
         for (component, sink) in built.sinks {
-            let Some(channel) = component.channels.first().and_then(|name| pipeline.channels.get(name)).cloned() else { continue };
+            let Some(channel_name) = component.channels.first().cloned() else { continue };
+            let Some(channel) = pipeline.channels.get(&channel_name).cloned() else { continue };
             let counters = SinkCounters::new(&component.name);
             counters.started.now();
             let shell = shell(component, Counters::Sink(counters.clone()));
@@ -460,7 +470,8 @@ impl Agent {
                 let group = groups.entry(group.name.clone()).or_insert_with(|| Group::new(&group));
                 let member = group.join(&shell.component.name, shell.trouble.clone(), counters.clone());
                 let _first = shell.membership.set(member.membership());
-                let input = Input::new(&shell.component.name, channel, counters, member.gate(), shell.trouble.clone());
+                let input = Input::new(&shell.component.name, channel, counters, member.gate(), shell.trouble.clone())
+                    .tapped(&self.taps, &channel_name);
                 let (component, state_dir, strict) = (shell.component.clone(), self.place.state_dir.clone(), self.place.strict);
                 let again = move || {
                     let kind = SINKS.iter().find(|kind| std::ptr::eq(kind.kind, component.kind)).context("its kind is gone")?;
@@ -471,6 +482,7 @@ impl Agent {
                 continue;
             }
             let input = Input::new(&shell.component.name, channel, counters, shell.pause.subscribe(), shell.trouble.clone())
+                .tapped(&self.taps, &channel_name)
                 .hurried_by(shell.hurry.subscribe());
             let run = sink.run(input, stop.clone());
             self.spawn(pipeline, shell, stop, run);
@@ -486,6 +498,7 @@ impl Agent {
             let stop = Stop::default();
             let output = Output::new(&shell.component.name, channels, counters, shell.pause.subscribe(), shell.trouble.clone())
                 .through(route)
+                .tapped(&self.taps, &shell.component.channels)
                 .noting(shell.listening.clone());
             let run = source.run(output, stop.clone());
             self.spawn(pipeline, shell, stop, run);
@@ -521,6 +534,7 @@ impl Agent {
     /// Sources stop, sinks empty the channels, sinks stop. What is not delivered in time is read again where its source has positions.
     /// Events that are lost with the process are an error.
     pub async fn stop(&self) -> anyhow::Result<()> {
+        self.taps.close();
         let mut pipeline = self.running.lock().await;
         for running in pipeline.components.values() {
             running.shell.pause.send_replace(false);

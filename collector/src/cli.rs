@@ -21,6 +21,7 @@ use crate::flume_conf::kinds::{self, Kind, MISSING, Type};
 use crate::flume_conf::plan::ComponentView;
 use crate::flume_conf::{Finding, Level, Outcome, Plan, Role};
 use crate::ganglia;
+use crate::pipeline_tests;
 use crate::reload;
 use crate::source::exec;
 
@@ -40,6 +41,8 @@ enum Command {
     Check(CheckArgs),
     /// Lists the known component types, or the properties of one.
     Components(ComponentsArgs),
+    /// Runs pipeline tests: given events, what comes to the channels and sinks. Exit code 1 when a test fails, 78 when a file cannot be used.
+    Test(TestArgs),
     /// Looks at a channel on disk, checks it, or empties it, without its agent.
     Channel(ChannelArgs),
 }
@@ -101,6 +104,19 @@ struct CheckArgs {
 }
 
 #[derive(Args)]
+struct TestArgs {
+    /// Test files (TOML); their format is described in docs/pipeline-tests.md.
+    #[arg(required = true)]
+    file: Vec<PathBuf>,
+    /// How to print.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+    /// Read the agents' files as Flume does.
+    #[arg(long)]
+    flume_strict: bool,
+}
+
+#[derive(Args)]
 struct ComponentsArgs {
     /// A type: its properties.
     kind: Option<String>,
@@ -129,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Agent(arguments) => agent(arguments),
         Command::Check(arguments) => check(&arguments),
         Command::Components(arguments) => components(&arguments),
+        Command::Test(arguments) => test(&arguments),
         Command::Channel(arguments) => channel(&arguments),
     }
 }
@@ -309,6 +326,30 @@ fn channel(arguments: &ChannelArgs) -> ExitCode {
     let which = arguments.which();
     let origins = Origins { files: which.file.clone(), ..Origins::default() };
     arguments.run(reload::read(&origins, which.name.as_deref(), false, &BTreeMap::new()))
+}
+
+fn test(arguments: &TestArgs) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let report = runtime.block_on(pipeline_tests::run_files(&arguments.file, arguments.flume_strict));
+    for fault in &report.faults {
+        eprintln!("error: {fault}");
+    }
+    match arguments.output {
+        Format::Json => print(&format!("{:#}\n", json!(report))),
+        Format::Table if report.tests.is_empty() => {}
+        Format::Table => print(&report.text()),
+    }
+    match (report.faults.is_empty(), report.passed) {
+        (false, _) => ExitCode::from(exit::CONFIG),
+        (true, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::FAILURE,
+    }
 }
 
 fn check(arguments: &CheckArgs) -> ExitCode {

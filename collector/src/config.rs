@@ -8,6 +8,7 @@ use service_kit::{KitConfig, ListenAddr};
 
 use crate::conf_files::Origins;
 use crate::ganglia::GangliaConfig;
+use crate::tap::TapConfig;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -15,6 +16,7 @@ pub struct CollectorConfig {
     pub agent: AgentConfig,
     pub metrics: MetricsConfig,
     pub ganglia: GangliaConfig,
+    pub tap: TapConfig,
     pub control: ControlConfig,
     pub telemetry: TelemetryConfig,
     pub shutdown: ShutdownConfig,
@@ -27,6 +29,7 @@ impl Default for CollectorConfig {
             agent: AgentConfig::default(),
             metrics: MetricsConfig::default(),
             ganglia: GangliaConfig::default(),
+            tap: TapConfig::default(),
             control: ControlConfig::on_port(7101),
             telemetry: TelemetryConfig::default(),
             shutdown: ShutdownConfig::default(),

@@ -1,6 +1,6 @@
 //! The collector's control port, and the page with its numbers. Translates, then asks the agent's handle.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use axum::{
@@ -10,14 +10,17 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use proto::ServiceError;
+use futures::{Stream, StreamExt as _, stream};
+use memchr::memmem::Finder;
 use proto::control::v1::collector_server::{Collector, CollectorServer};
-use proto::control::v1::{self, ComponentsRequest, ComponentsResponse, ReloadResponse};
+use proto::control::v1::{self, ComponentsRequest, ComponentsResponse, ReloadResponse, TapRequest, TapResponse, tap_response::What};
+use proto::{ErrorKind, ServiceError};
 use service_kit::{Control, Readiness};
 
 use crate::agent::{Agent, State, View};
 use crate::flume_conf::Role;
 use crate::reload::Reloader;
+use crate::tap::{Direction, Seen, Wanted, means};
 
 #[derive(Clone)]
 pub struct Operator {
@@ -137,6 +140,68 @@ impl Collector for Operator {
         });
         Ok(tonic::Response::new(ComponentsResponse { components: components.collect() }))
     }
+
+    type TapStream = Pin<Box<dyn Stream<Item = Result<TapResponse, tonic::Status>> + Send>>;
+
+    async fn tap(&self, request: tonic::Request<TapRequest>) -> Result<tonic::Response<Self::TapStream>, tonic::Status> {
+        let request = request.into_inner();
+        let left = if request.events_max == 0 { u64::MAX } else { request.events_max };
+        let wanted = wanted(request)?;
+        let named = |view: &View| (view.role != Role::Group).then(|| format!("{}.{}", view.role.singular(), view.name));
+        let known: Vec<String> = self.agent.view().iter().filter_map(named).collect();
+        let covered = |component: &&String| wanted.patterns().any(|pattern| means(pattern, component));
+        let started = v1::TapStarted {
+            components: known.iter().filter(covered).cloned().collect(),
+            unmatched: wanted.patterns().filter(|pattern| !known.iter().any(|component| means(pattern, component))).cloned().collect(),
+        };
+        let opened = self.agent.taps().open(wanted).map_err(|open| {
+            ServiceError::new(ErrorKind::LimitExceeded, format!("{open} taps are open already; end one, or raise [tap] taps_max"))
+        })?;
+        let events = stream::unfold((opened, left), |(mut opened, left)| async move {
+            let left = left.checked_sub(1)?;
+            let event = opened.next().await?;
+            Some((What::Event(shown(event)), (opened, left)))
+        });
+        let answers = stream::iter([What::Started(started)]).chain(events);
+        Ok(tonic::Response::new(Box::pin(answers.map(|what| Ok(TapResponse { what: Some(what) })))))
+    }
+}
+
+/// The request with its defaults, within its bounds.
+fn wanted(request: TapRequest) -> Result<Wanted, ServiceError> {
+    let within = |name: &str, value: u32, default: u32, min: u32, max: u32| match value {
+        0 => Ok(default),
+        value if (min..=max).contains(&value) => Ok(value),
+        value => Err(ServiceError::new(ErrorKind::Invalid, format!("{name}: {value} is not from {min} to {max}"))),
+    };
+    let mut outputs_of = request.outputs_of;
+    if outputs_of.is_empty() && request.inputs_of.is_empty() {
+        outputs_of.push("*".to_owned());
+    }
+    Ok(Wanted {
+        inputs_of: request.inputs_of,
+        outputs_of,
+        limit: within("limit", request.limit, 100, 1, 10_000)? as usize,
+        interval: Duration::from_millis(within("interval_ms", request.interval_ms, 1000, 10, 3_600_000)?.into()),
+        body_bytes_max: within("body_bytes_max", request.body_bytes_max, 4096, 1, 16_384)? as usize,
+        contains: (!request.contains.is_empty()).then(|| Finder::new(&request.contains).into_owned()),
+        headers: request.headers.into_iter().collect(),
+    })
+}
+
+fn shown(seen: Seen) -> v1::TapEvent {
+    let direction = match seen.direction {
+        Direction::In => v1::TapDirection::In,
+        Direction::Out => v1::TapDirection::Out,
+    };
+    v1::TapEvent {
+        component: seen.component.to_string(),
+        direction: direction.into(),
+        headers: seen.headers.iter().flat_map(|headers| headers.iter()).map(|(name, value)| (name.clone(), value.clone())).collect(),
+        body: seen.body.into(),
+        body_bytes: seen.body_bytes as u64,
+        passed_over: seen.passed_over,
+    }
 }
 
 fn value(view: &View, counter: &str) -> f64 {
@@ -199,8 +264,7 @@ mod tests {
 
     #[test]
     fn the_page_has_flumes_shape() {
-        let channel =
-            MemoryChannel::new(Limits { events_max: 8, transaction_max: 8, bytes_max: usize::MAX, keep_alive: std::time::Duration::ZERO });
+        let channel = MemoryChannel::new(Limits { events_max: 8, transaction_max: 8, bytes_max: usize::MAX, keep_alive: Duration::ZERO });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(crate::channel::Channel::put(&channel, &mut vec![crate::event::Event::new("x")])).unwrap();
         let view = |role, name: &str, counters| View {

@@ -55,6 +55,11 @@ pub fn unix_ms() -> i64 {
 
 pub struct SourceCounters {
     pub received: Counter,
+    /// Bytes of their bodies.
+    pub received_bytes: Counter,
+    /// What is in its files and not read yet.
+    pub unread_bytes: AtomicU64,
+    unread: metrics::Gauge,
     pub accepted: Counter,
     pub batches_received: Counter,
     pub batches_accepted: Counter,
@@ -82,6 +87,9 @@ impl SourceCounters {
         let counter = |name| Counter::new(name, "source", component);
         Arc::new(Self {
             received: counter("millrace_collector_source_received_events_total"),
+            received_bytes: counter("millrace_collector_source_received_bytes_total"),
+            unread_bytes: AtomicU64::new(0),
+            unread: metrics::gauge!("millrace_collector_source_unread_bytes", "source" => component.to_owned()),
             accepted: counter("millrace_collector_source_accepted_events_total"),
             batches_received: counter("millrace_collector_source_received_batches_total"),
             batches_accepted: counter("millrace_collector_source_accepted_batches_total"),
@@ -99,6 +107,11 @@ impl SourceCounters {
         })
     }
 
+    pub fn is_behind(&self, bytes: u64) {
+        self.unread_bytes.store(bytes, Relaxed);
+        self.unread.set(bytes as f64);
+    }
+
     pub fn shown(&self) -> Shown {
         let count = |counter: &Counter| counter.get() as f64;
         vec![
@@ -112,6 +125,12 @@ impl SourceCounters {
             ("ChannelWriteFail", count(&self.channel_failures)),
             ("EventReadFail", count(&self.read_failures)),
             ("GenericProcessingFail", 0.0),
+            ("ByteReceivedCount", count(&self.received_bytes)),
+            ("UnreadByteCount", self.unread_bytes.load(Relaxed) as f64),
+            ("FilteredEventCount", count(&self.filtered)),
+            ("UnroutedEventCount", count(&self.unrouted)),
+            ("OptionalRefusedEventCount", count(&self.optional_refused)),
+            ("DroppedEventCount", count(&self.dropped)),
             ("StartTime", self.started.get()),
             ("StopTime", self.stopped.get()),
         ]
@@ -121,6 +140,8 @@ impl SourceCounters {
 pub struct SinkCounters {
     pub attempted: Counter,
     pub delivered: Counter,
+    /// Bytes of the bodies that the channel has let go of.
+    pub committed_bytes: Counter,
     /// Events whose delivery failed and is tried again.
     pub failed: Counter,
     /// Events that can never be delivered, put aside with the reason.
@@ -132,6 +153,7 @@ pub struct SinkCounters {
     pub batches_empty: Counter,
     pub rollbacks: Counter,
     pub send_ms: AtomicU64,
+    pub sends: AtomicU64,
     pub connections_created: Counter,
     pub connections_failed: Counter,
     pub started: Moment,
@@ -144,6 +166,7 @@ impl SinkCounters {
         Arc::new(Self {
             attempted: counter("millrace_collector_sink_attempted_events_total"),
             delivered: counter("millrace_collector_sink_delivered_events_total"),
+            committed_bytes: counter("millrace_collector_sink_committed_bytes_total"),
             failed: counter("millrace_collector_sink_failed_events_total"),
             dead: counter("millrace_collector_sink_dead_letters_total"),
             skipped: counter("millrace_collector_sink_skipped_events_total"),
@@ -152,6 +175,7 @@ impl SinkCounters {
             batches_empty: counter("millrace_collector_sink_empty_batches_total"),
             rollbacks: counter("millrace_collector_sink_rollbacks_total"),
             send_ms: AtomicU64::new(0),
+            sends: AtomicU64::new(0),
             connections_created: counter("millrace_collector_sink_connections_total"),
             connections_failed: counter("millrace_collector_sink_connection_failures_total"),
             started: Moment::default(),
@@ -163,6 +187,12 @@ impl SinkCounters {
     pub fn success_rate(&self) -> f64 {
         let (delivered, failed) = (self.delivered.get(), self.failed.get() + self.dead.get());
         if delivered + failed == 0 { 100.0 } else { delivered as f64 * 100.0 / (delivered + failed) as f64 }
+    }
+
+    /// One send is over, after `time`.
+    pub fn sent_in(&self, time: Duration) {
+        self.send_ms.fetch_add(u64::try_from(time.as_millis()).unwrap_or_default(), Relaxed);
+        self.sends.fetch_add(1, Relaxed);
     }
 
     /// A batch was taken: `events` of at most `max`.
@@ -190,8 +220,10 @@ impl SinkCounters {
             ("ChannelReadFail", 0.0),
             ("RollbackCount", count(&self.rollbacks)),
             ("KafkaEventSendTimer", self.send_ms.load(Relaxed) as f64),
+            ("SendCount", self.sends.load(Relaxed) as f64),
             ("DeadLetterCount", count(&self.dead)),
             ("SkippedEventCount", count(&self.skipped)),
+            ("ByteDrainCount", count(&self.committed_bytes)),
             ("SuccessRate", self.success_rate()),
             ("StartTime", self.started.get()),
             ("StopTime", self.stopped.get()),
@@ -237,6 +269,7 @@ impl ChannelGauges {
             ("ChannelCapacity", fill.events_max as f64),
             ("ChannelSize", fill.events as f64),
             ("ChannelFillPercentage", fill.percent()),
+            ("ChannelByteSize", fill.bytes as f64),
             ("EventPutAttemptCount", traffic.put_attempts as f64),
             ("EventPutSuccessCount", traffic.put_successes as f64),
             ("EventTakeAttemptCount", traffic.take_attempts as f64),

@@ -24,6 +24,8 @@
 //! | [`control`] | the control port and the metrics page |
 //! | [`counters`] | what is counted |
 //! | [`ganglia`] | the same for Ganglia |
+//! | [`tap`] | which events somebody looks at as they pass |
+//! | [`pipeline_tests`] | whether a file's pipeline does what its tests say |
 //!
 //! Data flows one way, source → channel → sink; acknowledgements flow back through [`event::Ledger`].
 
@@ -49,12 +51,14 @@ pub mod group;
 pub mod interceptor;
 pub mod java_regex;
 pub mod kafka_settings;
+pub mod pipeline_tests;
 pub mod reload;
 pub mod rpc;
 pub mod selector;
 pub mod serializer;
 pub mod sink;
 pub mod source;
+pub mod tap;
 pub mod tls;
 
 use agent::{Agent, Place};
@@ -87,6 +91,7 @@ impl Service for CollectorService {
         let place = Place {
             state_dir: self.config.agent.state_dir(),
             strict: self.config.agent.flume_strict,
+            taps: self.config.tap.clone(),
             drain: deadline.saturating_sub((deadline / 4).min(Duration::from_secs(3))),
         };
         let agent = Agent::start(self.plan, place, ctx.tasks.clone(), ctx.readiness.latch("pipeline")).await?;

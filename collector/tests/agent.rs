@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 use collector::agent::{Agent, Place, State, View};
 use collector::config::CollectorConfig;
 use collector::flume_conf::{ConfFile, Options, Plan, read};
+use collector::tap::TapConfig;
 use service_kit::Readiness;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
@@ -22,7 +23,7 @@ fn plan(text: &str) -> Plan {
 }
 
 async fn start(text: &str, state: &Path) -> anyhow::Result<Arc<Agent>> {
-    let place = Place { state_dir: state.to_owned(), strict: false, drain: Duration::from_secs(10) };
+    let place = Place { state_dir: state.to_owned(), strict: false, drain: Duration::from_secs(10), taps: TapConfig::default() };
     Agent::start(plan(text), place, TaskTracker::new(), Readiness::default().latch("pipeline")).await
 }
 
@@ -96,7 +97,7 @@ async fn what_no_sink_has_taken_is_read_again() {
     fs::write(&log, "a\nb\nc\n").unwrap();
     // Nobody can be reached there: the events stay in the channel.
     let unreachable = "a.sinks.k.type = bridge\na.sinks.k.endpoint = http://127.0.0.1:1\na.sinks.k.topic = t\n";
-    let place = Place { state_dir: state.path().to_owned(), strict: false, drain: Duration::from_millis(300) };
+    let place = Place { state_dir: state.path().to_owned(), strict: false, drain: Duration::from_millis(300), taps: TapConfig::default() };
     let agent = Agent::start(plan(&tail(&log, unreachable)), place, TaskTracker::new(), Readiness::default().latch("p")).await.unwrap();
     until(&agent, "r", "EventAcceptedCount", 3.0).await;
     agent.stop().await.unwrap();
@@ -111,7 +112,7 @@ async fn what_no_sink_has_taken_is_read_again() {
 async fn what_is_lost_at_the_end_is_an_error() {
     let state = tempfile::tempdir().unwrap();
     let unreachable = "a.sinks.k.type = bridge\na.sinks.k.endpoint = http://127.0.0.1:1\na.sinks.k.topic = t\n";
-    let place = Place { state_dir: state.path().to_owned(), strict: false, drain: Duration::from_millis(300) };
+    let place = Place { state_dir: state.path().to_owned(), strict: false, drain: Duration::from_millis(300), taps: TapConfig::default() };
     let agent = Agent::start(plan(&seq(20, unreachable)), place, TaskTracker::new(), Readiness::default().latch("p")).await.unwrap();
     until(&agent, "r", "EventAcceptedCount", 20.0).await;
     let error = agent.stop().await.unwrap_err();

@@ -44,6 +44,8 @@ impl Process {
         let err = out.try_clone().unwrap_or_else(|error| panic!("{}: {error}", log.display()));
         let child = Command::new(binary(name))
             .args(args)
+            // Whatever it keeps below the home directory goes with the test.
+            .env("HOME", dir)
             .envs(env.iter().copied())
             .env("MILLRACE_ADDRESS_FILE", &addresses)
             .current_dir(dir)

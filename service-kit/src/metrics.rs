@@ -40,6 +40,8 @@ const fn histogram(name: &'static str, unit: &'static str, labels: &'static [&'s
 pub const METRICS: &[Metric] = &[
     // collector
     counter("millrace_collector_source_received_events_total", "events", &["source"], "Events a source has read."),
+    counter("millrace_collector_source_received_bytes_total", "bytes", &["source"], "Bytes of the bodies of the events a source has read."),
+    gauge("millrace_collector_source_unread_bytes", "bytes", &["source"], "What is in a source's files and not read yet."),
     counter("millrace_collector_source_accepted_events_total", "events", &["source"], "Events that every channel of the source has taken."),
     counter("millrace_collector_source_received_batches_total", "batches", &["source"], "Batches a source has read."),
     counter(
@@ -113,6 +115,19 @@ pub const METRICS: &[Metric] = &[
     ),
     counter("millrace_collector_sink_attempted_events_total", "events", &["sink"], "Events a sink has taken."),
     counter("millrace_collector_sink_delivered_events_total", "events", &["sink"], "Events a sink has delivered."),
+    counter(
+        "millrace_collector_sink_committed_bytes_total",
+        "bytes",
+        &["sink"],
+        "Bytes of the bodies that a sink's channel has let go of: delivered, or put aside as dead letters.",
+    ),
+    gauge("millrace_collector_taps", "taps", &[], "Taps that are open (`millrace tap`)."),
+    counter(
+        "millrace_collector_tap_passed_over_events_total",
+        "events",
+        &[],
+        "Events that a tap was open for and that were over its limit, or that its reader was too slow for.",
+    ),
     counter("millrace_collector_sink_failed_events_total", "events", &["sink"], "Failed deliveries of events, each tried again."),
     counter(
         "millrace_collector_sink_dead_letters_total",

@@ -9,6 +9,8 @@ mod job;
 mod log_level;
 mod service;
 mod status;
+mod tap;
+mod top;
 mod topic;
 
 use clap::Subcommand;
@@ -22,6 +24,10 @@ use crate::{
 pub(crate) enum Command {
     /// Shows how the services are, all at once.
     Status(status::Args),
+    /// Shows events as they pass the collector's components, until Ctrl-C.
+    Tap(tap::Args),
+    /// Shows what each component of the collector moves, renewed every second.
+    Top(top::Args),
     /// Looks into the collector and steers it.
     #[command(subcommand)]
     Collector(collector::Command),
@@ -55,6 +61,8 @@ impl Command {
     pub(crate) async fn run(self, session: &Session) -> Result<(), Failure> {
         match self {
             Command::Status(args) => status::run(args, session).await,
+            Command::Tap(args) => tap::run(args, session).await,
+            Command::Top(args) => top::run(args, session).await,
             Command::Collector(command) => command.run(session).await,
             Command::Bridge(command) => command.run(Service::Bridge, session).await,
             Command::Engine(command) => command.run(Service::Engine, session).await,

@@ -1,6 +1,7 @@
 //! The only place that writes to the terminal: data to stdout, talk to stderr.
 
 pub(crate) mod human;
+mod screen;
 mod table;
 
 use std::{
@@ -16,6 +17,7 @@ use crate::{
     cli::Format,
     failure::{Exit, Failure},
 };
+pub(crate) use screen::Screen;
 pub(crate) use table::{Table, Tone, left, right, toned};
 
 #[derive(Debug)]
@@ -43,13 +45,17 @@ impl Output {
 
     /// Writes `text` and a line end to stdout.
     pub(crate) fn text(&self, text: &str) -> Result<(), Failure> {
+        self.line(text).map(drop)
+    }
+
+    /// The same, one of many; false when the reader (`| head`) has seen enough.
+    pub(crate) fn line(&self, text: &str) -> Result<bool, Failure> {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(text.trim_end_matches('\n').as_bytes()).and_then(|()| stdout.write_all(b"\n")).and_then(|()| stdout.flush())
         {
-            // The reader (`| head`) has seen enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
             Err(error) => Err(Failure::failed(format!("cannot write to stdout: {error}"))),
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(true),
         }
     }
 

@@ -241,6 +241,31 @@ impl Control for Answers {
 
 #[tonic::async_trait]
 impl Collector for Answers {
+    type TapStream = tokio_stream::Iter<std::vec::IntoIter<Result<TapResponse, Status>>>;
+
+    async fn tap(&self, request: Request<TapRequest>) -> Answer<Self::TapStream> {
+        self.note(&request);
+        if request.get_ref().limit == 9_999 {
+            return Err(Status::resource_exhausted("8 taps are open already; end one, or raise [tap] taps_max"));
+        }
+        let started = TapStarted { components: vec!["source.logSource".into()], unmatched: vec!["nginx".into()] };
+        let event = |direction: TapDirection, body: &[u8], body_bytes, passed_over| TapEvent {
+            component: "source.logSource".into(),
+            direction: direction.into(),
+            headers: [("host".to_owned(), "web 1".to_owned()), ("level".to_owned(), "ERROR".to_owned())].into(),
+            body: body.to_vec(),
+            body_bytes,
+            passed_over,
+        };
+        let all = [
+            tap_response::What::Started(started),
+            tap_response::What::Event(event(TapDirection::In, b"GET /a \"x\"", 10, 0)),
+            tap_response::What::Event(event(TapDirection::Out, b"\x1b[31mred\xff", 12_345, 1_200)),
+        ];
+        let all: Vec<_> = all.into_iter().map(|what| Ok(TapResponse { what: Some(what) })).collect();
+        Ok(Response::new(tokio_stream::iter(all)))
+    }
+
     async fn components(&self, request: Request<ComponentsRequest>) -> Answer<ComponentsResponse> {
         self.note(&request);
         let component =

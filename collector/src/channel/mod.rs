@@ -15,6 +15,7 @@ use async_trait::async_trait;
 
 use crate::event::{Event, acknowledge};
 use crate::flume_conf::{Component, Kind};
+use crate::sink::Witness;
 
 /// A channel as the table knows it.
 pub struct ChannelKind {
@@ -136,11 +137,18 @@ pub trait Channel: Send + Sync + 'static {
 pub struct Taken {
     events: Vec<Event>,
     channel: Option<Arc<dyn Channel>>,
+    witness: Option<Arc<Witness>>,
 }
 
 impl Taken {
     pub fn new(events: Vec<Event>, channel: Arc<dyn Channel>) -> Self {
-        Self { events, channel: Some(channel) }
+        Self { events, channel: Some(channel), witness: None }
+    }
+
+    /// Who is told of the commit.
+    pub fn witnessed(mut self, witness: &Arc<Witness>) -> Self {
+        self.witness = Some(witness.clone());
+        self
     }
 
     pub fn events(&self) -> &[Event] {
@@ -159,6 +167,9 @@ impl Taken {
     pub fn commit(mut self) {
         if let Some(channel) = self.channel.take() {
             channel.committed(&self.events);
+        }
+        if let Some(witness) = &self.witness {
+            witness.committed(&self.events);
         }
         acknowledge(&self.events);
     }

@@ -106,7 +106,7 @@ impl<D: Deliver> Flights<D> {
                                silent_since = None;
                                events -= flight.todo.len() + poison.len();
                                bytes -= flight.bytes;
-                               input.counters.send_ms.fetch_add(u64::try_from(begun.elapsed().as_millis()).unwrap_or_default(), std::sync::atomic::Ordering::Relaxed);
+                               input.counters.sent_in(begun.elapsed());
                                match self.land(flight, poison, results, &input).await {
                                    Ok(()) => {
                                        if failed.is_empty() {

@@ -28,8 +28,10 @@ use tokio::sync::watch;
 
 use crate::channel::{Channel, Fill, Taken};
 use crate::counters::SinkCounters;
+use crate::event::Event;
 use crate::flume_conf::{Component, Kind};
 use crate::source::{Stop, tail::Found};
+use crate::tap::{Direction, Point, Taps};
 
 /// A sink as the table knows it.
 pub struct SinkKind {
@@ -72,6 +74,26 @@ pub fn keeps_positions(component: &Component) -> bool {
     component.set("kafka.producer.transactional.id").is_some()
 }
 
+/// Sees what a sink takes and what it has delivered.
+pub struct Witness {
+    counters: Arc<SinkCounters>,
+    channel: Point,
+    sink: Point,
+}
+
+impl Witness {
+    fn taken(&self, events: &[Event], max: usize) {
+        self.counters.taken(events.len(), max);
+        self.channel.see(Direction::Out, events);
+        self.sink.see(Direction::In, events);
+    }
+
+    pub(crate) fn committed(&self, events: &[Event]) {
+        self.counters.committed_bytes.add(events.iter().map(|event| event.body.len() as u64).sum());
+        self.sink.see(Direction::Out, events);
+    }
+}
+
 /// A sink's way out of its channel.
 #[derive(Clone)]
 pub struct Input {
@@ -81,6 +103,7 @@ pub struct Input {
     paused: watch::Receiver<bool>,
     trouble: Arc<Mutex<Option<String>>>,
     hurry: watch::Receiver<bool>,
+    witness: Arc<Witness>,
 }
 
 impl Input {
@@ -91,7 +114,14 @@ impl Input {
         paused: watch::Receiver<bool>,
         trouble: Arc<Mutex<Option<String>>>,
     ) -> Self {
-        Self { counters, name: name.into(), channel, paused, trouble, hurry: watch::Sender::new(false).subscribe() }
+        let witness = Arc::new(Witness { counters: counters.clone(), channel: Point::default(), sink: Point::default() });
+        Self { counters, name: name.into(), channel, paused, trouble, hurry: watch::Sender::new(false).subscribe(), witness }
+    }
+
+    /// To be seen by taps.
+    pub fn tapped(self, taps: &Arc<Taps>, channel: &str) -> Self {
+        let (channel, sink) = (Point::new(taps, "channel", channel), Point::new(taps, "sink", &self.name));
+        Self { witness: Arc::new(Witness { counters: self.counters.clone(), channel, sink }), ..self }
     }
 
     pub fn hurried_by(self, hurry: watch::Receiver<bool>) -> Self {
@@ -120,8 +150,8 @@ impl Input {
                 if *self.paused.borrow() {
                     continue;
                 }
-                self.counters.taken(taken.len(), max);
-                return taken;
+                self.witness.taken(taken.events(), max);
+                return taken.witnessed(&self.witness);
             }
             self.counters.taken(0, max);
         }
@@ -142,9 +172,9 @@ impl Input {
             if more.is_empty() {
                 return;
             }
-            self.counters.taken(more.len(), max);
+            self.witness.taken(more.events(), max);
             *count += more.len();
-            all.push(more);
+            all.push(more.witnessed(&self.witness));
         }
     }
 

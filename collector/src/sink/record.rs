@@ -76,6 +76,11 @@ impl Maker {
     }
 
     pub fn record(&self, event: &Event) -> Result<OutRecord, Poison> {
+        self.record_at(event, unix_ms)
+    }
+
+    /// The record that would be made at `now`, which is asked where the topic has a time in it.
+    pub fn record_at(&self, event: &Event, now: impl FnOnce() -> i64) -> Result<OutRecord, Poison> {
         let mut headers = Vec::new();
         if let Some(trace) = event.origin.as_ref().and_then(|origin| origin.trace.as_ref()) {
             headers.push(("traceparent".to_owned(), Bytes::copy_from_slice(trace.as_bytes())));
@@ -97,7 +102,7 @@ impl Maker {
         }
         let timestamp = self.timestamp_header.as_deref().and_then(|name| event.header(name)).and_then(|value| value.trim().parse().ok());
         Ok(OutRecord {
-            topic: self.topic_of(event)?,
+            topic: self.topic_of(event, now)?,
             partition: self.partition_of(event)?,
             key: event.header("key").map(text),
             value: Some(value),
@@ -106,13 +111,13 @@ impl Maker {
         })
     }
 
-    fn topic_of(&self, event: &Event) -> Result<Arc<str>, Poison> {
+    fn topic_of(&self, event: &Event, now: impl FnOnce() -> i64) -> Result<Arc<str>, Poison> {
         let named = self.topic_header.as_deref().and_then(|name| event.header(name));
         let topic: Arc<str> = match named {
             Some(topic) if topic == &*self.topic => self.topic.clone(),
             Some(topic) => topic.into(),
             None => match &self.escapes {
-                Some(escapes) => escapes.expand(event, unix_ms()).map_err(Poison)?.as_ref().into(),
+                Some(escapes) => escapes.expand(event, now()).map_err(Poison)?.as_ref().into(),
                 None => self.topic.clone(),
             },
         };

@@ -308,8 +308,7 @@ impl Session<'_> {
     async fn attempt(&mut self, held: &mut Held, most: usize, stop: &Stop) -> anyhow::Result<(Attempt, usize)> {
         let mut open = self.open(most);
         let result = self.fill(held, &mut open, stop).await?;
-        let spent = u64::try_from(open.since.elapsed().as_millis()).unwrap_or_default();
-        self.input.counters.send_ms.fetch_add(spent, std::sync::atomic::Ordering::Relaxed);
+        self.input.counters.sent_in(open.since.elapsed());
         if let Err(error) = result {
             return Ok((self.after(error).await, open.events));
         }

@@ -37,6 +37,7 @@ use crate::event::{Event, Origin, acknowledge};
 use crate::flume_conf::{Component, Kind};
 use crate::interceptor::Chain;
 use crate::selector::Selector;
+use crate::tap::{Direction, Point, Taps};
 
 /// A source as the table knows it.
 pub struct SourceKind {
@@ -81,7 +82,23 @@ pub trait Source: Send {
 }
 
 /// Events for one channel.
-type Part<'a> = (&'a Arc<dyn Channel>, Vec<Event>);
+type Part<'a> = (&'a Door, Vec<Event>);
+
+/// A channel, seen from a source.
+#[derive(Clone)]
+struct Door {
+    channel: Arc<dyn Channel>,
+    point: Point,
+}
+
+impl Door {
+    async fn put(&self, events: &mut Vec<Event>) -> Result<(), PutError> {
+        let held = self.point.hold(Direction::In, events);
+        self.channel.put(events).await?;
+        self.point.see(Direction::In, &held);
+        Ok(())
+    }
+}
 
 /// How a source is told to end.
 #[derive(Clone, Default)]
@@ -108,7 +125,8 @@ pub fn reads_again(component: &Component, strict: bool) -> bool {
 pub struct Output {
     pub counters: Arc<SourceCounters>,
     name: Arc<str>,
-    channels: Vec<Arc<dyn Channel>>,
+    channels: Vec<Door>,
+    point: Point,
     route: Arc<Route>,
     paused: watch::Receiver<bool>,
     trouble: Arc<Mutex<Option<String>>>,
@@ -136,7 +154,18 @@ impl Output {
         trouble: Arc<Mutex<Option<String>>>,
     ) -> Self {
         let route = Route { chain: Chain::default(), selector: Selector::everything(channels.len()) };
-        Self { counters, name: name.into(), channels, route: Arc::new(route), paused, trouble, listening: Arc::default() }
+        let channels = channels.into_iter().map(|channel| Door { channel, point: Point::default() }).collect();
+        let point = Point::default();
+        Self { counters, name: name.into(), channels, point, route: Arc::new(route), paused, trouble, listening: Arc::default() }
+    }
+
+    /// To be seen by taps; `channels` are the names of its channels.
+    pub fn tapped(mut self, taps: &Arc<Taps>, channels: &[String]) -> Self {
+        self.point = Point::new(taps, "source", &self.name);
+        for (door, name) in self.channels.iter_mut().zip(channels) {
+            door.point = Point::new(taps, "channel", name);
+        }
+        self
     }
 
     /// Where it is noted on which addresses the source listens.
@@ -165,7 +194,7 @@ impl Output {
 
     /// The largest batch that every channel takes.
     pub fn batch_max(&self) -> usize {
-        self.channels.iter().map(|channel| channel.transaction_capacity()).min().unwrap_or(1).max(1)
+        self.channels.iter().map(|door| door.channel.transaction_capacity()).min().unwrap_or(1).max(1)
     }
 
     /// What is wrong with the source now, for status; `None` when it is well.
@@ -199,8 +228,7 @@ impl Output {
     /// Puts the batch into its channels, however long that takes: a full channel and a pause are waited out.
     /// A channel that has taken the batch does not get it again.
     pub async fn deliver(&self, events: Vec<Event>) {
-        let count = events.len() as u64;
-        self.counters.received.add(count);
+        let count = self.arrived(&events);
         self.counters.batches_received.add(1);
         self.unpaused().await;
         let (required, optional) = self.routed(events);
@@ -229,12 +257,11 @@ impl Output {
     /// Puts the batch if the channels take it within their `keep-alive`: all of it or nothing. Once one channel has taken it,
     /// the others are waited for, so that a sender who tries again after a failure repeats nothing.
     pub async fn offer(&self, events: Vec<Event>) -> Result<(), PutError> {
-        let count = events.len() as u64;
-        self.counters.received.add(count);
+        let count = self.arrived(&events);
         self.unpaused().await;
         let (mut required, optional) = self.routed(events);
         // The one most likely to refuse is asked first.
-        required.sort_by(|a, b| b.0.fill().percent().total_cmp(&a.0.fill().percent()));
+        required.sort_by(|a, b| b.0.channel.fill().percent().total_cmp(&a.0.channel.fill().percent()));
         let mut required = required.into_iter();
         if let Some((channel, mut part)) = required.next()
             && let Err(error) = channel.put(&mut part).await
@@ -250,6 +277,15 @@ impl Output {
         Ok(())
     }
 
+    /// Counts a batch, and shows it to taps; how many events it has.
+    fn arrived(&self, events: &[Event]) -> u64 {
+        let count = events.len() as u64;
+        self.counters.received.add(count);
+        self.counters.received_bytes.add(events.iter().map(|event| event.body.len() as u64).sum());
+        self.point.see(Direction::In, events);
+        count
+    }
+
     /// The parts of a batch for the channels that must and for those that may take them.
     fn routed(&self, events: Vec<Event>) -> (Vec<Part<'_>>, Vec<Part<'_>>) {
         let mut events = events;
@@ -262,6 +298,7 @@ impl Output {
             }
             events = going;
         }
+        self.point.see(Direction::Out, &events);
         if self.route.selector.is_everything(self.channels.len()) {
             let mut last = Some(events);
             let parts = self.channels.iter().enumerate().map(|(at, channel)| {
@@ -279,13 +316,13 @@ impl Output {
         (parts(routes.required), parts(routes.optional))
     }
 
-    async fn put_all(&self, channel: &Arc<dyn Channel>, mut batch: Vec<Event>) {
+    async fn put_all(&self, door: &Door, mut batch: Vec<Event>) {
         let mut full_told = false;
         while !batch.is_empty() {
             // A reload may have made transactions smaller than this batch.
-            let most = channel.transaction_capacity().max(1);
+            let most = door.channel.transaction_capacity().max(1);
             let mut part: Vec<Event> = if batch.len() > most { batch.drain(..most).collect() } else { std::mem::take(&mut batch) };
-            while let Err(error) = channel.put(&mut part).await {
+            while let Err(error) = door.put(&mut part).await {
                 self.counters.channel_failures.add(1);
                 if !std::mem::replace(&mut full_told, true) {
                     tracing::warn!(source = &*self.name, %error, "waiting for the channel");

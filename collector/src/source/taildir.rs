@@ -7,7 +7,8 @@ use anyhow::Context as _;
 use super::tail::command::Begin;
 use super::tail::engine::Settings;
 use super::tail::find::{Find, Group};
-use super::tail::{FlumePositions, TailSource, handles};
+use super::tail::flume::FlumePositions;
+use super::tail::{TailSource, handles};
 use super::{Setup, Source};
 use crate::flume_conf::kinds::adopts_nothing;
 use crate::flume_conf::{Component, Finding, Kind, Level, Property, Role};
@@ -41,7 +42,7 @@ pub static KIND: Kind = Kind {
         Property::text(
             "positionFile",
             Some("~/.flume/taildir_position.json"),
-            "Flume's positions: read once, where this source has none of its own yet. Its own are kept in the state directory.",
+            "Flume's positions: gone on from where Flume wrote them last, and written every `writePosInterval`, so that a move to Flume and back loses and repeats nothing. What this source itself goes by is in the state directory.",
         ),
         Property::text("headers.*", None, "`headers.<group>.<name>`: a header for every event of the group."),
         Property::boolean("byteOffsetHeader", "false", "Put the line's offset in the file into the header `byteoffset`."),
@@ -147,7 +148,7 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sour
         begin: if component.boolean("skipToEnd") { Begin::End } else { Begin::Line(1) },
         committed: setup.committed,
         configured: setup.configured,
-        flume: flume.map(FlumePositions),
+        flume: flume.map(FlumePositions::new),
         save_interval: component.millis("writePosInterval"),
         offset_header: component.boolean("byteOffsetHeader").then(|| "byteoffset".to_owned()),
     }))

@@ -12,5 +12,7 @@ mod https;
 mod interceptors;
 mod kafka;
 mod network;
+mod operate;
 mod otlp;
+mod positions;
 mod uris;

@@ -35,25 +35,31 @@ pub(crate) async fn run(session: &Session) -> Result<(), Failure> {
     session.out.show(&Report { components: answer.components.into_iter().map(View::from).collect() }, table)
 }
 
+pub(crate) fn kind_word(component: &Component) -> &'static str {
+    match component.kind() {
+        ComponentKind::Source => "source",
+        ComponentKind::Channel => "channel",
+        ComponentKind::Sink => "sink",
+        ComponentKind::SinkGroup => "sink group",
+        ComponentKind::Unspecified => "unknown",
+    }
+}
+
+pub(crate) fn state_word(component: &Component) -> &'static str {
+    match component.state() {
+        ComponentState::Running => "running",
+        ComponentState::Paused => "paused",
+        ComponentState::Failed => "failed",
+        ComponentState::Stopped => "stopped",
+        ComponentState::Unspecified => "unknown",
+    }
+}
+
 impl From<Component> for View {
     fn from(component: Component) -> Self {
-        let kind = match component.kind() {
-            ComponentKind::Source => "source",
-            ComponentKind::Channel => "channel",
-            ComponentKind::Sink => "sink",
-            ComponentKind::SinkGroup => "sink group",
-            ComponentKind::Unspecified => "unknown",
-        };
-        let state = match component.state() {
-            ComponentState::Running => "running",
-            ComponentState::Paused => "paused",
-            ComponentState::Failed => "failed",
-            ComponentState::Stopped => "stopped",
-            ComponentState::Unspecified => "unknown",
-        };
         Self {
-            kind,
-            state,
+            kind: kind_word(&component),
+            state: state_word(&component),
             name: component.name,
             type_name: component.r#type,
             error: (!component.error.is_empty()).then_some(component.error),

@@ -1,6 +1,6 @@
 //! `millrace collector …`
 
-mod components;
+pub(super) mod components;
 
 use clap::Subcommand;
 

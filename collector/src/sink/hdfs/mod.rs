@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use object_store::ObjectStore;
 use tokio::time::{Instant, sleep_until};
 
-pub use settings::{HoldBounds, KIND, Where};
+pub use settings::{HoldBounds, KIND, Where, path_of};
 
 use self::files::{Files, Shaping};
 use self::store::Root;

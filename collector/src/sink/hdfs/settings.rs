@@ -7,6 +7,7 @@ use super::files::{Naming, Shaping};
 use super::format::FileFormat;
 use super::store::{self, Root};
 use crate::escape::{Escapes, Round, TimeFrom, TimeRule, Zone};
+use crate::event::Event;
 use crate::flume_conf::kinds::adopts_nothing;
 use crate::flume_conf::{Component, Finding, Kind, Property, Role};
 use crate::serializer::{self, Format};
@@ -131,6 +132,15 @@ pub(super) fn destination(component: &Component) -> Result<Where, Fault> {
     let directory = Escapes::parse(&below, time.clone()).map_err(|fault| ("hdfs.path", fault))?;
     let name = Escapes::parse(component.text("hdfs.filePrefix"), time).map_err(|fault| ("hdfs.filePrefix", fault))?;
     Ok(Where { root, directory, name })
+}
+
+/// The path and the prefix of the file that an event would be written to at `now`.
+pub fn path_of(component: &Component, event: &Event, now: i64) -> Result<String, String> {
+    let part = |key: &str| {
+        let time = time_rule(component).map_err(|(_, fault)| fault)?;
+        Escapes::parse(component.text(key), time)?.expand(event, now).map(std::borrow::Cow::into_owned)
+    };
+    Ok(format!("{}/{}", part("hdfs.path")?.trim_end_matches('/'), part("hdfs.filePrefix")?))
 }
 
 fn time_rule(component: &Component) -> Result<TimeRule, Fault> {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::command::Begin;
-use super::identity::{Checksum, Fingerprint, Inode, Remembered, TailedFile, head};
+use super::identity::{Checksum, Inode, Remembered, TailedFile, head};
 use super::reader::{begin_offset, open};
 use crate::event::{Headers, Mark};
 use crate::java_regex::JavaRegex;
@@ -107,25 +107,4 @@ impl Listed {
         let found = names.get(&inode.number)?;
         fs::metadata(found).is_ok_and(|metadata| Inode::from(&metadata) == inode).then(|| found.clone())
     }
-}
-
-/// Positions as Flume's TAILDIR writes them: `[{"inode":I,"pos":P,"file":"/abs"}]`.
-pub fn flume_positions(text: &[u8]) -> Result<Vec<Remembered>, serde_json::Error> {
-    #[derive(serde::Deserialize)]
-    struct Entry {
-        inode: u64,
-        pos: u64,
-        file: PathBuf,
-    }
-    let entries: Vec<Entry> = serde_json::from_slice(text)?;
-    // Flume keeps neither device nor content: inode and path must do.
-    let remembered = |entry: Entry| Remembered {
-        id: rand::random(),
-        path: entry.file,
-        dev: 0,
-        inode: entry.inode,
-        fingerprint: Fingerprint::default(),
-        offset: entry.pos,
-    };
-    Ok(entries.into_iter().map(remembered).collect())
 }

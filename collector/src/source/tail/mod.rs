@@ -5,6 +5,7 @@
 pub mod command;
 pub mod engine;
 pub mod find;
+pub mod flume;
 pub mod identity;
 pub mod reader;
 pub mod store;
@@ -28,7 +29,8 @@ use tokio::{runtime::Handle, sync::watch};
 use self::{
     command::Begin,
     engine::{Earlier, Engine, Settings},
-    find::{Find, Listed, flume_positions},
+    find::{Find, Listed},
+    flume::FlumePositions,
     identity::{Inode, Remembered},
     reader::{Chunk, open},
     store::Store,
@@ -54,9 +56,6 @@ pub fn handles(most: usize) -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     limit.and_then(|limit| usize::try_from(limit / 4).ok()).map_or(most, |share| most.min(share)).max(1)
 }
-
-/// Where Flume's TAILDIR keeps its positions.
-pub struct FlumePositions(pub PathBuf);
 
 pub struct TailSource {
     pub name: String,
@@ -163,7 +162,7 @@ fn leaves_to(left: &Store, find: &Find) -> bool {
 }
 
 impl TailSource {
-    fn tail(self, before: Before, out: &Output, stop: &Stop, handle: &Handle) -> anyhow::Result<()> {
+    fn tail(mut self, before: Before, out: &Output, stop: &Stop, handle: &Handle) -> anyhow::Result<()> {
         let Before { known, first, store, mut left } = before;
         let forgotten = self.committed.as_ref().map(|_| known.forgotten);
         let mut known = known.positions;
@@ -171,15 +170,14 @@ impl TailSource {
             tracing::info!(source = out.name(), was = left.name(), "going on from the positions of a source that is gone");
             known.extend(left.saved().unwrap_or_default().iter().cloned());
         }
-        if let (true, Some(FlumePositions(path))) = (store.saved().is_none() && left.is_empty(), &self.flume)
-            && let Ok(text) = std::fs::read(path)
-        {
-            match flume_positions(&text) {
+        if let (true, Some(flume)) = (left.is_empty(), &self.flume) {
+            match flume.found(store.saved()) {
+                Ok(positions) if positions.is_empty() => {}
                 Ok(positions) => {
-                    tracing::info!(file = %path.display(), files = positions.len(), "going on from Flume's positions");
+                    tracing::info!(file = %flume.path().display(), files = positions.len(), "going on from Flume's positions");
                     known.extend(positions);
                 }
-                Err(error) => tracing::warn!(file = %path.display(), %error, "Flume's position file cannot be read"),
+                Err(error) => tracing::warn!(file = %flume.path().display(), %error, "Flume's position file cannot be read"),
             }
         }
         let ledger = Arc::new(Ledger::default());
@@ -199,7 +197,12 @@ impl TailSource {
             let read = engine.next_chunk();
             let looked = look.elapsed();
             if saved_at.elapsed() >= self.save_interval {
-                engine.save_when_possible();
+                if engine.save_when_possible()
+                    && let Some(flume) = &mut self.flume
+                {
+                    flume.write(engine.positions(), |path| engine.owns(path));
+                }
+                out.counters.is_behind(engine.unread_bytes());
                 saved_at = Instant::now();
             }
             let failures = engine.take_failures();
@@ -235,7 +238,11 @@ impl TailSource {
                 () = stop.abandon.cancelled() => {}
             }
         });
-        engine.save().context("positions cannot be saved")
+        engine.save().context("positions cannot be saved")?;
+        if let Some(flume) = &mut self.flume {
+            flume.write(engine.positions(), |path| engine.owns(path));
+        }
+        Ok(())
     }
 }
 
