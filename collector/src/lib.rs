@@ -23,6 +23,7 @@
 //! | [`reload`] | the files read, at the start and again |
 //! | [`control`] | the control port and the metrics page |
 //! | [`counters`] | what is counted |
+//! | `fault` | where a debug build is made to fail |
 //!
 //! Data flows one way, source → channel → sink; acknowledgements flow back through [`event::Ledger`].
 
@@ -41,6 +42,7 @@ pub mod control;
 pub mod counters;
 pub mod escape;
 pub mod event;
+mod fault;
 pub mod flume_conf;
 pub mod group;
 pub mod interceptor;

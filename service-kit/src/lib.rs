@@ -13,6 +13,7 @@
 //! | `admin` | the control port: status, drain, log level, health, reflection |
 //! | [`kafka`] | the only code that names a Kafka client crate |
 //! | [`offsets`] | where consumer offsets are kept |
+//! | [`fault`] | how a debug build is made to fail where a test wants it |
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -25,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 mod admin;
 mod app;
 pub mod config;
+pub mod fault;
 #[cfg(test)]
 mod generated;
 pub mod kafka;

@@ -517,6 +517,16 @@ impl Build<'_> {
                 .remedy("give each sink its own id"),
             );
         }
+        let spills = |channel: &&Component| sink.channels.contains(&channel.name) && crate::channel::spills(channel);
+        if let Some(channel) = self.plan.channels.iter().find(spills) {
+            let message = format!(
+                "channel `{}` is partly on disk: what is there has the channel's positions and not its file's, so that a crash may \
+                 repeat events",
+                channel.name
+            );
+            let remedy = "use a `file` or a `memory` channel, or set its overflowCapacity to 0";
+            told.push(Finding::warning("exactly-once", message).remedy(remedy));
+        }
         // What a durable channel has taken has its number there for a position, whatever source it is from.
         let durable = sink.channels.iter().all(|channel| self.plan.has_durable_channel(channel));
         for source in self.plan.sources.iter().filter(of_channel).filter(|_| !durable) {
