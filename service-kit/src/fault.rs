@@ -133,7 +133,8 @@ mod tests {
         assert_eq!(parse("put-written:3"), fault(Effect::Kill { at: 3 }));
         assert_eq!(parse("put-written:1:error"), fault(Effect::Fail { at: 1 }));
         assert_eq!(parse("put-written:skip"), fault(Effect::Skip));
-        for wrong in ["", "put-written", "put-written:0", "put-written:x", "put-written:1:skip", "put-written:1:error:2", ":1", "a:skip:1"] {
+        for wrong in ["", "put-written", "put-written:0", "put-written:x", "put-written:1:skip", "put-written:1:error:2", ":1", "a:skip:1"]
+        {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
         assert_eq!(check_text("a:1", &["a"]), Ok(()));

@@ -20,10 +20,10 @@ const WAIT: Duration = Duration::from_secs(60);
 
 /// An agent `a` with a netcat source, a file channel `c`, and a sink.
 struct Agent {
-    pub dir: PathBuf,
+    dir: PathBuf,
     /// Where the channel is.
-    pub place: PathBuf,
-    pub port: u16,
+    place: PathBuf,
+    port: u16,
 }
 
 /// A sink that never delivers.

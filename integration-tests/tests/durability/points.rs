@@ -52,7 +52,11 @@ async fn prepare(agent: &Agent, conf: &str) {
     let fault = "put-synced:2";
     killed(&mut agent.start(conf, fault), fault).await;
     let data = agent.place.join("data1");
-    let segment = fs::read_dir(&data).expect("segments").flatten().map(|entry| entry.path()).find(|path| path.extension().is_some_and(|end| end == "log"));
+    let segment = fs::read_dir(&data)
+        .expect("segments")
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|end| end == "log"));
     let segment = segment.or_else(|| {
         let other = fs::read_dir(agent.place.join("data2")).expect("segments").flatten().map(|entry| entry.path());
         other.into_iter().find(|path| path.extension().is_some_and(|end| end == "log"))

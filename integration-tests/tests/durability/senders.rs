@@ -15,7 +15,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-pub struct Senders {
+pub(crate) struct Senders {
     acknowledged: Arc<Mutex<BTreeSet<String>>>,
     refused: Arc<AtomicU32>,
     done: Arc<AtomicBool>,
@@ -24,7 +24,7 @@ pub struct Senders {
 
 impl Senders {
     /// Four of them; each connects again when the other side goes away.
-    pub fn start(port: u16) -> Self {
+    pub(crate) fn start(port: u16) -> Self {
         let (acknowledged, next) = (Arc::new(Mutex::new(BTreeSet::new())), Arc::new(AtomicU32::new(0)));
         let (refused, done) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
         let tasks = (0..4)
@@ -67,20 +67,20 @@ impl Senders {
     }
 
     /// Lines that were answered `OK` so far.
-    pub fn acknowledged(&self) -> BTreeSet<String> {
+    pub(crate) fn acknowledged(&self) -> BTreeSet<String> {
         self.acknowledged.lock().expect("a sender panicked").clone()
     }
 
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.acknowledged.lock().expect("a sender panicked").len()
     }
 
     /// Lines that were answered otherwise.
-    pub fn refused(&self) -> u32 {
+    pub(crate) fn refused(&self) -> u32 {
         self.refused.load(SeqCst)
     }
 
-    pub async fn stop(mut self) -> BTreeSet<String> {
+    pub(crate) async fn stop(mut self) -> BTreeSet<String> {
         self.done.store(true, SeqCst);
         for task in self.tasks.drain(..) {
             task.await.expect("a sender");

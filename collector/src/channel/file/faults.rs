@@ -379,9 +379,11 @@ fn after_a_failed_sync_and_a_kill_nothing_counts_before_it_is_on_disk() {
     block_on(async {
         let mut cases = 0;
         for sector in [512, 4096] {
-            for seed in 0..10 {
+            for seed in 0..4 {
                 // And the start after it is killed, or fails, at each of its changes of the disk.
-                for (fault, at) in [("", 0)].into_iter().chain((1..30).flat_map(|at| [("kill", at), ("power", at), ("sync", at), ("write", at)])) {
+                for (fault, at) in
+                    [("", 0)].into_iter().chain((1..30).flat_map(|at| [("kill", at), ("power", at), ("sync", at), ("write", at)]))
+                {
                     let disk = SimDisk::new(seed, sector);
                     let ledger = Arc::new(Ledger::default());
                     let channel = open(&disk);
@@ -418,7 +420,7 @@ fn after_a_failed_sync_and_a_kill_nothing_counts_before_it_is_on_disk() {
                 }
             }
         }
-        assert_eq!(cases, 2 * 10 * 117);
+        assert_eq!(cases, 2 * 4 * 117);
     });
 }
 
@@ -468,14 +470,16 @@ fn a_put_torn_between_sectors_of_either_size_harms_nothing_before_it() {
                 // Its write is done, its sync is not, or not known to be.
                 disk.kill_after(2);
                 let mut events = large.iter().copied().map(event).collect();
-                let _unanswered = tokio::time::timeout(Duration::ZERO, channel.put(&mut events)).await;
-                channel.step();
+                assert_ne!(put(&channel, &mut events).await, Ok(true));
                 drop(channel);
                 disk.crash(true);
                 torn += disk.torn();
                 let channel = open(&disk);
                 let rest = drain(&channel).await;
-                assert!(rest.starts_with(&[0, 1, 2, 3, 4]) && rest[5..].iter().all(|id| large.contains(id)) && rest.is_sorted(), "{seed}: {rest:?}");
+                assert!(
+                    rest.starts_with(&[0, 1, 2, 3, 4]) && rest[5..].iter().all(|id| large.contains(id)) && rest.is_sorted(),
+                    "{seed}: {rest:?}"
+                );
                 put_ids(&channel, 5..9).await;
                 assert_eq!(drain(&channel).await, [5, 6, 7, 8]);
             }
@@ -505,15 +509,38 @@ fn the_sync_of_an_interval_covers_segments_that_were_left() {
 /// What may happen to a directory behind the channel's back.
 #[derive(Clone, Debug)]
 enum Harm {
-    Flip { file: usize, at: usize, with: u8 },
-    Cut { file: usize, at: usize },
-    Zero { file: usize, at: usize, count: usize },
-    Insert { file: usize, at: usize, bytes: Vec<u8> },
+    Flip {
+        file: usize,
+        at: usize,
+        with: u8,
+    },
+    Cut {
+        file: usize,
+        at: usize,
+    },
+    Zero {
+        file: usize,
+        at: usize,
+        count: usize,
+    },
+    Insert {
+        file: usize,
+        at: usize,
+        bytes: Vec<u8>,
+    },
     /// The content of one file in another.
-    Copy { from: usize, to: usize },
-    Remove { file: usize },
+    Copy {
+        from: usize,
+        to: usize,
+    },
+    Remove {
+        file: usize,
+    },
     /// A header that is right in itself.
-    Header { file: usize, numbers: [u64; 6] },
+    Header {
+        file: usize,
+        numbers: [u64; 6],
+    },
 }
 
 fn harms() -> impl Strategy<Value = Vec<Harm>> {
