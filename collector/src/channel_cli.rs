@@ -11,7 +11,8 @@ use serde_json::json;
 use crate::channel::file::{
     self,
     channel::FileChannel,
-    disk::{Disk, RealDisk},
+    disk::{Disk, DiskFile, RealDisk},
+    format::{HEADER_BYTES, Header, NOTE},
     log::{Found, Place, Walk},
     recovery::{self, Decision},
 };
@@ -227,11 +228,17 @@ fn verify(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Result
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error).context(path.display().to_string()),
         };
-        let mut walk = Walk::new(&file, file::format::HEADER_BYTES as u64, segment.len, segment.first..segment.next + 1).lossy(true);
+        let mut header = [0; HEADER_BYTES];
+        let read = file.read_at(&mut header, 0).unwrap_or_default();
+        if Header::decode(&header[..read]).is_err() {
+            damage.push((path.clone(), 0, HEADER_BYTES as u64));
+        }
+        let numbers = segment.first..segment.next.saturating_add(1);
+        let mut walk = Walk::new(&file, HEADER_BYTES as u64, segment.len, numbers).lossy(true);
         let mut found = 0;
         while let Some(next) = walk.advance()? {
             match next {
-                Found::Record { flags, .. } => found += u64::from(flags & file::format::NOTE == 0),
+                Found::Record { flags, .. } => found += u64::from(flags & NOTE == 0),
                 Found::Damaged { from, to } => damage.push((path.clone(), from, to)),
             }
         }

@@ -17,6 +17,7 @@ use crate::CollectorService;
 use crate::channel_cli::ChannelArgs;
 use crate::conf_files::Origins;
 use crate::config::{AgentConfig, CollectorConfig};
+use crate::fault::Point;
 use crate::flume_conf::kinds::{self, Kind, MISSING, Type};
 use crate::flume_conf::plan::ComponentView;
 use crate::flume_conf::{Finding, Level, Outcome, Plan, Role};
@@ -45,6 +46,10 @@ enum Command {
     Test(TestArgs),
     /// Looks at a channel on disk, checks it, or empties it, without its agent.
     Channel(ChannelArgs),
+    /// Lists the points where this build can be made to fail, one a line.
+    #[cfg(debug_assertions)]
+    #[command(hide = true)]
+    FaultPoints,
 }
 
 #[derive(Args)]
@@ -147,6 +152,11 @@ pub fn main() -> ExitCode {
         Command::Components(arguments) => components(&arguments),
         Command::Test(arguments) => test(&arguments),
         Command::Channel(arguments) => channel(&arguments),
+        #[cfg(debug_assertions)]
+        Command::FaultPoints => {
+            print(&Point::NAMES.iter().map(|name| format!("{name}\n")).collect::<String>());
+            ExitCode::SUCCESS
+        }
     }
 }
 
@@ -160,6 +170,10 @@ fn defined(texts: &[String]) -> BTreeMap<String, String> {
 fn agent(arguments: AgentArgs) -> ExitCode {
     if let Some(directory) = &arguments.conf {
         eprintln!("note: --conf {} has no effect; logs are set by MILLRACE_TELEMETRY__LOG", directory.display());
+    }
+    if let Err(wrong) = service_kit::fault::check(Point::NAMES) {
+        eprintln!("error: {wrong}");
+        return ExitCode::from(exit::CONFIG);
     }
     raise_file_limit();
     let define = defined(&arguments.define);

@@ -26,6 +26,7 @@
 //! | [`ganglia`] | the same for Ganglia |
 //! | [`tap`] | which events somebody looks at as they pass |
 //! | [`pipeline_tests`] | whether a file's pipeline does what its tests say |
+//! | `fault` | where a debug build is made to fail |
 //!
 //! Data flows one way, source → channel → sink; acknowledgements flow back through [`event::Ledger`].
 
@@ -45,6 +46,7 @@ pub mod counters;
 pub mod escape;
 pub mod event;
 pub mod flume_cli;
+mod fault;
 pub mod flume_conf;
 pub mod ganglia;
 pub mod group;

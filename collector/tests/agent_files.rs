@@ -369,6 +369,10 @@ fn exactly_once_needs_a_sink_of_its_own_and_a_tailed_file() {
     };
     assert_eq!(once(&format!("{tail}{}", kafka("k", "x"))), []);
     assert_eq!(once(&kafka("k", "x")), [Level::Warning], "seq has no positions");
+    // What spills has the channel's positions, what does not has the file's.
+    let spillable = format!("{tail}a.channels.c.type = SPILLABLEMEMORY\na.channels.c.capacity = 100\n{}", kafka("k", "x"));
+    assert_eq!(once(&spillable.replace("a.channels.c.capacity = 100\n", "")), [Level::Warning]);
+    assert_eq!(once(&spillable.replace("c.capacity = 100", "c.overflowCapacity = 0")), []);
     assert_eq!(once(&format!("{tail}a.sinks = k l\n{}{}", kafka("k", "x"), kafka("l", "y"))), [Level::Error; 2]);
     assert_eq!(once(&format!("{tail}a.sinks = k l\n{}a.sinks.l.type = null\na.sinks.l.channel = c", kafka("k", "x"))), [Level::Error]);
     assert_eq!(

@@ -14,6 +14,7 @@
 //! | [`kafka`] | the only code that names a Kafka client crate |
 //! | [`offsets`] | where consumer offsets are kept |
 //! | [`hbase`] | how to speak to HBase |
+//! | [`fault`] | how a debug build is made to fail where a test wants it |
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -26,6 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 mod admin;
 mod app;
 pub mod config;
+pub mod fault;
 #[cfg(test)]
 mod generated;
 pub mod hbase;

@@ -48,6 +48,11 @@ pub fn is_shared(channel: &Component) -> bool {
     std::ptr::eq(channel.kind, &kafka::KIND)
 }
 
+/// May events of such a channel be in memory, and others of the same source on disk?
+pub fn spills(channel: &Component) -> bool {
+    std::ptr::eq(channel.kind, &spillable::KIND) && channel.count("overflowCapacity") > 0
+}
+
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PutError {
     /// The caller keeps its events and tries again, or refuses them.

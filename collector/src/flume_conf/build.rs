@@ -528,11 +528,21 @@ impl Build<'_> {
             );
         }
         for channel in self.plan.channels.iter().filter(|channel| sink.channels.contains(&channel.name)) {
-            if crate::channel::is_shared(channel) {
+            let finding = if crate::channel::is_shared(channel) {
                 let message =
                     format!("events of channel `{}` are written in transactions, but may be repeated after a crash", channel.name);
-                told.push(Finding::warning("exactly-once", message).remedy("use a `file` channel"));
-            }
+                Finding::warning("exactly-once", message).remedy("use a `file` channel")
+            } else if crate::channel::spills(channel) {
+                let message = format!(
+                    "channel `{}` is partly on disk: what is there has the channel's positions and not its file's, so that a crash may \
+                     repeat events",
+                    channel.name
+                );
+                Finding::warning("exactly-once", message).remedy("use a `file` or a `memory` channel, or set its overflowCapacity to 0")
+            } else {
+                continue;
+            };
+            told.push(finding);
         }
         // What a durable channel has taken has its number there for a position, whatever source it is from.
         let durable = sink.channels.iter().all(|channel| self.plan.has_durable_channel(channel));

@@ -29,6 +29,7 @@ use super::record::Maker;
 use super::{Input, send_span};
 use crate::channel::Taken;
 use crate::event::{Event, Mark};
+use crate::fault::Point;
 use crate::source::{
     Stop,
     tail::{
@@ -191,7 +192,9 @@ impl Transactions {
 
     async fn begin_session(&self) -> Result<(Box<dyn TransactionalWriter>, BTreeMap<u64, Remembered>), KafkaError> {
         let writer = transactional_writer(&self.config, &self.id).await?;
+        Point::TransactionWriterTaken.reach();
         let committed = self.positions.read().await?;
+        Point::TransactionPositionsRead.reach();
         Ok((writer, committed))
     }
 }
@@ -275,6 +278,7 @@ impl Session<'_> {
             match attempt {
                 Attempt::Committed => {
                     held.decide(count);
+                    Point::TransactionDecided.reach();
                     most = (most * 2).min(all);
                     *backoff = BACKOFF_MIN;
                     self.input.trouble(None);
@@ -361,6 +365,7 @@ impl Session<'_> {
             {
                 return Ok(Err(error));
             }
+            Point::TransactionBegun.reach();
             if full {
                 tombstones = self.add_positions(&mut part.records, open)?;
                 positions_sent = true;
@@ -379,6 +384,7 @@ impl Session<'_> {
             if let Err(error) = sent {
                 return Ok(Err(error));
             }
+            Point::TransactionPartSent.reach();
             if full {
                 break;
             }
@@ -396,9 +402,11 @@ impl Session<'_> {
                 return Ok(Err(error));
             }
         }
+        Point::TransactionPositionsSent.reach();
         if let Err(error) = self.writer.commit().await {
             return Ok(Err(error));
         }
+        Point::TransactionCommitted.reach();
         let mut forgotten = self.transactions.forgotten.lock();
         for id in tombstones {
             forgotten.remove(&id);

@@ -19,6 +19,8 @@ pub const NOT_CONFIGURATION: &[&str] = &[
     "MILLRACE_ENGINE",
     "MILLRACE_BLESS",
     "MILLRACE_CACHE",
+    #[cfg(debug_assertions)]
+    crate::fault::VARIABLE,
 ];
 
 const PREFIX: &str = "MILLRACE_";

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, io, path::Path, sync::Arc};
 use super::disk::{Disk, DiskFile};
 use super::format::{u32_at, u64_at};
 use super::log::Place;
+use crate::fault::Point;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Acked {
@@ -114,12 +115,16 @@ impl<D: Disk> AckFile<D> {
             _ => {}
         }
         let file = disk.create(&temporary)?;
+        Point::AcksCreated.reach();
         file.write_at(&vec![0; 2 * SLOT_BYTES as usize], 0)?;
         self.sequence += 1;
         file.write_at(&encode(self.sequence, self.channel, acked), 0)?;
         file.sync()?;
+        Point::AcksSyncedNew.reach();
         disk.rename(&temporary, &checkpoint.join(FILE))?;
+        Point::AcksRenamed.reach();
         disk.sync_dir(checkpoint)?;
+        Point::AcksReplaced.reach();
         (self.file, self.slot) = (Some(file), 1);
         (self.synced_below, self.written_below, self.unsynced) = (acked.below, acked.below, false);
         Ok(())
@@ -131,6 +136,7 @@ impl<D: Disk> AckFile<D> {
         self.sequence += 1;
         let written = file.write_at(&encode(self.sequence, self.channel, acked), self.slot * SLOT_BYTES);
         self.keep(written)?;
+        Point::AcksWritten.reach();
         self.written_below = acked.below;
         self.unsynced = true;
         Ok(())
@@ -141,6 +147,7 @@ impl<D: Disk> AckFile<D> {
         let Some(file) = &self.file else { return Err(io::Error::other("the acknowledgement file is being replaced")) };
         let synced = file.sync();
         self.keep(synced)?;
+        Point::AcksSynced.reach();
         self.synced_below = self.written_below;
         self.unsynced = false;
         self.slot = 1 - self.slot;
@@ -197,8 +204,8 @@ fn decode(bytes: &[u8]) -> Option<Saved> {
     if crc32c::crc32c(checked) != u32_at(bytes, 4) {
         return None;
     }
-    let ranges = bytes[FIXED..end].chunks_exact(16).map(|range| (u64_at(range, 0), u64_at(range, 8))).collect();
-    let acked = Acked { below: u64_at(bytes, 28), ranges };
+    let mut acked = Acked { below: u64_at(bytes, 28), ranges: BTreeMap::new() };
+    bytes[FIXED..end].chunks_exact(16).for_each(|range| acked.insert(u64_at(range, 0), u64_at(range, 8)));
     Some(Saved { channel: u64_at(bytes, 20), acked, sequence: u64_at(bytes, 12) })
 }
 
@@ -231,6 +238,25 @@ mod tests {
                 }
             }
             prop_assert_eq!(decode(&encode(3, 9, &acked)), Some(Saved { channel: 9, acked, sequence: 3 }));
+        }
+    }
+
+    proptest! {
+        /// With a checksum that is right and without.
+        #[test]
+        fn no_slot_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), ranges in 0u32..12, right in any::<bool>()) {
+            let mut bytes = bytes;
+            if right && bytes.len() >= FIXED {
+                bytes[..4].copy_from_slice(&MAGIC);
+                bytes[8..12].copy_from_slice(&ranges.to_le_bytes());
+                let end = (FIXED + 16 * ranges as usize).min(bytes.len());
+                let crc = crc32c::crc32c(&bytes[8..end]);
+                bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+            }
+            if let Some(saved) = decode(&bytes) {
+                prop_assert!(saved.acked.ranges.iter().all(|(from, to)| from < to && *from > saved.acked.below));
+                prop_assert!(saved.acked.missing(0, u64::MAX) <= u64::MAX - saved.acked.below);
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use tokio::{
 use super::acks::AckFile;
 use super::disk::{Disk, DiskFile, RealDisk, lock};
 use super::format;
-use super::log::{Found, Log, Place, Segments, Trouble, Walk};
+use super::log::{COPY, Found, Log, Place, Segments, Trouble, Walk};
 use super::queue::{Cursor, Pending, State};
 use super::recovery::{self, Decision};
 use super::{
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::channel::{Channel, Fill, PutError, Taken, Traffic};
 use crate::event::{Event, Origin};
+use crate::fault::Point;
 use crate::flume_conf::Component;
 use crate::source::tail::identity::{Checksum, Inode, TailedFile};
 
@@ -102,26 +103,31 @@ impl<D: Disk> FileChannel<D> {
     /// Recovers what is in `place` and begins a new segment. Without `thread` nothing is written until [`Self::step`].
     pub fn open(name: &str, place: Place<D>, limits: Limits, thread: bool) -> anyhow::Result<Self> {
         let started = Moment::now();
+        Point::RecoveryBegun.reach();
         let facts = place.facts()?;
         let decision = recovery::decide(&facts)?;
+        Point::RecoveryDecided.reach();
         let place = Arc::new(place);
         settle(name, &place, &decision)?;
-        // What a process left in the page cache was read, and counts from here on: it must be on disk like the rest.
-        for segment in facts.segments.iter().filter(|segment| segment.scan.is_some()) {
-            if let Some(kept) = decision.segments.iter().find(|kept| (kept.id, kept.directory) == (segment.id, segment.directory)) {
-                let synced = place.open(kept).and_then(|file| file.sync());
-                synced.map_err(|error| anyhow::anyhow!("{}: {error}", place.path(kept.id, kept.directory).display()))?;
-            }
-        }
         for directory in &place.data {
             place.disk.sync_dir(directory).map_err(|error| anyhow::anyhow!("{}: {error}", directory.display()))?;
         }
         let mut log = Log::new(place.clone(), &decision, limits.segment_bytes_max());
         let mut acks = AckFile::new(place.clone(), decision.channel);
+        // What a process left in the page cache was read, and counts from here on: it must be on disk like the rest, before
+        // a sink is given it or a source is told that it is here. Where all is delivered, a sync will do.
+        for kept in &decision.segments {
+            let unsealed = facts.segments.iter().any(|segment| segment.id == kept.id && segment.scan.is_some());
+            if unsealed && !decision.unsure.contains(&kept.id) {
+                let synced = place.open(kept).and_then(|file| file.sync());
+                synced.map_err(|error| anyhow::anyhow!("{}: {error}", place.path(kept.id, kept.directory).display()))?;
+            }
+        }
+        let secured = log.secure();
         let begun = log.begin_segment();
         let noted = acks.write(&decision.acked).map_err(|error| Trouble::of(&error, &place.checkpoint));
         // A full disk is waited for; anything else should be looked at before events are taken in.
-        let trouble = begun.and(noted).err();
+        let trouble = secured.and(begun).and(noted).err();
         if let Some(Trouble::Failed(reason)) = &trouble {
             anyhow::bail!("{reason}");
         }
@@ -157,6 +163,7 @@ impl<D: Disk> FileChannel<D> {
             file,
             plain,
         });
+        Point::RecoveryDone.reach();
         tracing::info!(channel = name, events = used, segments = facts.segments.len(), took = ?started.elapsed(), "file channel is open");
         let thread = match thread {
             true => {
@@ -211,10 +218,16 @@ fn settle<D: Disk>(name: &str, place: &Place<D>, decision: &Decision) -> anyhow:
         let aside = path.with_extension("log.aside");
         tracing::error!(channel = name, file = %path.display(), moved = %aside.display(), "segment {why}; it is not read");
         place.disk.rename(&path, &aside).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+        Point::RecoveryMovedAside.reach();
     }
-    for &(id, directory) in &decision.remove {
-        let path = place.path(id, directory);
+    let mut remove: Vec<_> = decision.remove.iter().map(|&(id, directory)| place.path(id, directory)).collect();
+    for directory in &place.data {
+        let copies = place.disk.list(directory)?.into_iter().filter(|name| name.ends_with(COPY));
+        remove.extend(copies.map(|name| directory.join(name)));
+    }
+    for path in remove {
         place.disk.remove(&path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+        Point::RecoveryRemoved.reach();
     }
     Ok(())
 }
@@ -262,6 +275,7 @@ impl<D: Disk> Core<D> {
         let mut state = self.state.lock();
         match read {
             Ok((events, on, gaps)) => {
+                Point::TakeRead.reach();
                 reading.failed = 0;
                 state.unreadable = None;
                 for Gap { segment, offset, from, to } in gaps {
@@ -453,6 +467,7 @@ impl<D: Disk> Channel for FileChannel<D> {
             let data = self.core.data.notified();
             let events = self.core.try_take(max);
             if !events.is_empty() {
+                Point::TakeGiven.reach();
                 return Taken::new(events, self.clone());
             }
             if self.core.state.lock().cold.is_some() {
@@ -477,6 +492,7 @@ impl<D: Disk> Channel for FileChannel<D> {
 
     fn committed(&self, events: &[Event]) {
         self.core.state.lock().committed(events);
+        Point::TakeCommitted.reach();
         self.core.work.notify_one();
         self.core.room.notify_one();
     }

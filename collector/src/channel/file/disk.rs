@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::fault::Point;
+
 pub trait Disk: Send + Sync + 'static {
     type File: DiskFile;
 
@@ -56,18 +58,28 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<File> {
+        Point::DiskCreate.hits()?;
         OpenOptions::new().read(true).write(true).create_new(true).open(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if Point::DiskRename.hits()? {
+            return Ok(());
+        }
         fs::rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        if Point::DiskRemove.hits()? {
+            return Ok(());
+        }
         fs::remove_file(path)
     }
 
     fn sync_dir(&self, directory: &Path) -> io::Result<()> {
+        if Point::DiskSyncDirectory.hits()? {
+            return Ok(());
+        }
         File::open(directory)?.sync_all()
     }
 
@@ -96,6 +108,9 @@ impl DiskFile for File {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if Point::DiskWrite.hits()? {
+            return Ok(());
+        }
         self.write_all_at(bytes, offset)
     }
 
@@ -104,6 +119,9 @@ impl DiskFile for File {
     }
 
     fn sync(&self) -> io::Result<()> {
+        if Point::DiskSync.hits()? {
+            return Ok(());
+        }
         self.sync_data()
     }
 }

@@ -18,6 +18,7 @@ use super::acks::AckFile;
 use super::disk::{Disk, DiskFile};
 use super::format::{self, FileMark, HEADER_BYTES, Header, HeaderFault, NOTE, Previous, Step};
 use super::recovery::{self, Decision, Facts, GAP, Scan, Segment, SegmentFacts};
+use crate::fault::Point;
 
 /// Where a channel is.
 pub struct Place<D> {
@@ -92,6 +93,9 @@ fn scan(file: &impl DiskFile, first: Option<u64>, len: u64) -> io::Result<Scan> 
 
 /// Bytes read at once. Few in tests, so that records lie across the edges.
 const READ_BYTES: usize = if cfg!(test) { 100 } else { 256 * 1024 };
+/// What a copy of a segment is called until it is in the segment's place.
+pub const COPY: &str = "log.copy";
+const COPY_BYTES: usize = if cfg!(test) { 500 } else { 1 << 20 };
 /// What is read as zeros where it cannot be read at all.
 const PAGE: usize = 4096;
 
@@ -195,6 +199,10 @@ pub struct Log<D: Disk> {
     pub segments: Segments,
     /// The last segment, unless it was given up.
     active: Option<D::File>,
+    /// Something was appended to it without a sync.
+    unsynced: bool,
+    /// Segments of an earlier process that may be in the page cache alone.
+    unsure: Vec<u64>,
     next_segment: u64,
     /// The next event's number.
     next: u64,
@@ -263,6 +271,8 @@ impl<D: Disk> Log<D> {
             channel: decision.channel,
             segments: Arc::new(Mutex::new(decision.segments.clone())),
             active: None,
+            unsynced: false,
+            unsure: decision.unsure.clone(),
             next_segment: decision.next_segment,
             next: decision.next,
             segment_bytes_max,
@@ -295,8 +305,54 @@ impl<D: Disk> Log<D> {
         self.segments.lock().last().copied()
     }
 
+    /// Puts segments of which nobody knows whether they are on disk in place of themselves: a copy, synced, under their name.
+    /// Another sync of the old file would not do: after a failed one the kernel calls its pages clean.
+    pub fn secure(&mut self) -> Result<(), Trouble> {
+        while let Some(id) = self.unsure.last() {
+            let segment = self.segments.lock().iter().find(|segment| segment.id == *id).copied();
+            if let Some(segment) = segment {
+                let path = self.place.path(segment.id, segment.directory);
+                self.copy(&segment, &path).map_err(|error| Trouble::of(&error, &path))?;
+            }
+            self.unsure.pop();
+        }
+        Ok(())
+    }
+
+    fn copy(&self, segment: &Segment, path: &Path) -> io::Result<()> {
+        let disk = &self.place.disk;
+        let copy = path.with_extension(COPY);
+        let made = (|| {
+            let (from, to) = (self.place.open(segment)?, disk.create(&copy)?);
+            let mut at = 0;
+            let mut chunk = vec![0; COPY_BYTES];
+            while at < segment.len {
+                let wanted = usize::try_from(segment.len - at).unwrap_or(COPY_BYTES).min(COPY_BYTES);
+                let read = from.read_at(&mut chunk[..wanted], at)?;
+                if read == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                to.write_at(&chunk[..read], at)?;
+                at += read as u64;
+            }
+            Point::RecoveryCopyWritten.reach();
+            to.sync()?;
+            Point::RecoveryCopySynced.reach();
+            disk.rename(&copy, path)?;
+            Point::RecoveryCopyRenamed.reach();
+            disk.sync_dir(&self.place.data[segment.directory])
+        })();
+        match made {
+            Ok(()) => Point::RecoveryCopySafe.reach(),
+            // It is in the way of the next try only; what was wrong is told.
+            Err(_) => drop(disk.remove(&copy)),
+        }
+        made
+    }
+
     /// Sees to it that `bytes` more may be appended, in a new segment if need be; gives the next event's number.
     pub fn prepare(&mut self, bytes: u64) -> Result<u64, Trouble> {
+        self.secure()?;
         let full = self.last().is_some_and(|last| last.first < last.next && last.len + bytes > self.segment_bytes_max);
         if self.active.is_none() || full {
             self.begin_segment()?;
@@ -305,6 +361,8 @@ impl<D: Disk> Log<D> {
     }
 
     pub fn begin_segment(&mut self) -> Result<(), Trouble> {
+        // The new segment's header says how far the old one counts.
+        self.sync()?;
         let id = self.next_segment;
         let directory = usize::try_from(id).unwrap_or_default() % self.place.data.len();
         let path = self.place.path(id, directory);
@@ -333,9 +391,13 @@ impl<D: Disk> Log<D> {
         let mut bytes = header.encode().to_vec();
         format::encode_note(&mut bytes, header.first, &self.marks.list());
         let file = self.place.disk.create(path)?;
+        Point::SegmentCreated.reach();
         file.write_at(&bytes, 0)?;
+        Point::SegmentWritten.reach();
         file.sync()?;
+        Point::SegmentSynced.reach();
         self.place.disk.sync_dir(&self.place.data[directory])?;
+        Point::SegmentBegun.reach();
         Ok((file, bytes.len() as u64))
     }
 
@@ -353,10 +415,13 @@ impl<D: Disk> Log<D> {
             }
             return Err(trouble);
         }
+        Point::PutWritten.reach();
         if sync && let Err(error) = file.sync() {
             self.give_up(&last);
             return Err(Trouble::Failed(format!("{}: sync: {error}", path.display())));
         }
+        self.unsynced = !sync;
+        Point::PutSynced.reach();
         self.next += count;
         if let Some(last) = self.segments.lock().last_mut() {
             last.len += bytes.len() as u64;
@@ -368,18 +433,21 @@ impl<D: Disk> Log<D> {
 
     /// Makes durable what was appended without.
     pub fn sync(&mut self) -> Result<(), Trouble> {
-        let (Some(file), Some(last)) = (&self.active, self.last()) else { return Ok(()) };
-        file.sync().map_err(|error| {
+        let (Some(file), Some(last), true) = (&self.active, self.last(), self.unsynced) else { return Ok(()) };
+        if let Err(error) = file.sync() {
             let path = self.place.path(last.id, last.directory);
             self.give_up(&last);
-            Trouble::Failed(format!("{}: sync: {error}", path.display()))
-        })
+            return Err(Trouble::Failed(format!("{}: sync: {error}", path.display())));
+        }
+        self.unsynced = false;
+        Ok(())
     }
 
     /// What was written since the last success may be anything: nothing more goes into this segment, and its numbers are not used again.
     fn give_up(&mut self, last: &Segment) {
         tracing::error!(segment = last.id, bytes = last.len, "segment given up after a failed write; going on in a new one");
         self.active = None;
+        self.unsynced = false;
         self.next = self.next.saturating_add(GAP);
     }
 
@@ -398,6 +466,7 @@ impl<D: Disk> Log<D> {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Trouble::of(&error, &path)),
                 _ => {}
             }
+            Point::SegmentRemoved.reach();
             self.segments.lock().remove(0);
             removed += 1;
         }
@@ -411,7 +480,9 @@ impl<D: Disk> Log<D> {
         }
         let path = self.place.path(last.id, last.directory);
         self.active = None;
+        self.unsynced = false;
         self.place.disk.remove(&path).map_err(|error| Trouble::of(&error, &path))?;
+        Point::LastSegmentRemoved.reach();
         self.segments.lock().clear();
         Ok(true)
     }

@@ -8,6 +8,7 @@
 //! | a copy of another segment, or one of another channel | moved aside |
 //! | a segment is missing, or shorter than it was | its events are lost: counted, told, passed over |
 //! | no acknowledgements | everything in the segments is delivered (again) |
+//! | events in a segment without a successor | it is copied and synced before anything of it counts: a sync may have failed |
 //!
 //! Numbers are never given twice: each start leaves a gap that no lost segment could have filled. Gaps that a header declares are not losses.
 
@@ -73,6 +74,9 @@ pub struct Decision {
     pub lost: Vec<Lost>,
     /// Segment and bytes of a put that was never acknowledged.
     pub cut: Option<(u64, u64)>,
+    /// Ids of segments of which no successor says how far they are on disk, unless all of their events are delivered. What
+    /// was read of them may be in the page cache alone, even after another sync: the last one may have failed.
+    pub unsure: Vec<u64>,
     /// The next event's number.
     pub next: u64,
     pub next_segment: u64,
@@ -139,12 +143,21 @@ pub fn decide(facts: &Facts) -> Result<Decision, Refused> {
             }
             continue;
         };
+        // Numbers go up with the ids. What has lost its header may be a copy of another one.
+        let after = kept[at + 1..].iter().find_map(|segment| segment.header.as_ref().ok());
+        if header.is_none() && (first < end || after.is_some_and(|after| scan.next > after.first)) {
+            decision.aside.push((segment.id, segment.directory, "has no header, and its events belong elsewhere"));
+            continue;
+        }
         let sealed =
             kept.get(at + 1).and_then(|after| after.header.as_ref().ok()?.previous).filter(|previous| previous.segment == segment.id);
         let (next, len) = match sealed {
-            Some(previous) => (previous.next, previous.len.min(segment.len)),
+            Some(previous) => (previous.next.max(first), previous.len.min(segment.len)),
             None => (scan.next.max(first), scan.len.max(HEADER_BYTES as u64).min(segment.len)),
         };
+        if sealed.is_none() {
+            decision.unsure.push(segment.id);
+        }
         if at + 1 == kept.len() && len < segment.len {
             decision.cut = Some((segment.id, segment.len - len));
         }
@@ -172,6 +185,10 @@ pub fn decide(facts: &Facts) -> Result<Decision, Refused> {
     let begun = !facts.segments.is_empty() || facts.acks.is_some();
     decision.next = if begun { highest.checked_add(GAP).ok_or(Refused::Exhausted)? } else { highest };
     decision.acked.insert(last, decision.next);
+    let Decision { segments, acked, .. } = &decision;
+    let open = |segment: &Segment| segment.first == segment.next || acked.missing(segment.first, segment.next) > 0;
+    let unsure = decision.unsure.iter().copied().filter(|id| segments.iter().any(|segment| segment.id == *id && open(segment))).collect();
+    decision.unsure = unsure;
     Ok(decision)
 }
 

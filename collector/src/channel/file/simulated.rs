@@ -34,6 +34,7 @@ struct Inner {
     capacity: u64,
     unreadable: HashSet<PathBuf>,
     sync_lies: bool,
+    torn: u64,
 }
 
 #[derive(Clone)]
@@ -70,6 +71,7 @@ impl SimDisk {
             capacity: u64::MAX,
             unreadable: HashSet::new(),
             sync_lies: false,
+            torn: 0,
         })))
     }
 
@@ -77,6 +79,11 @@ impl SimDisk {
     pub(super) fn without_sync(self) -> Self {
         self.0.lock().sync_lies = true;
         self
+    }
+
+    /// Files of which a power cut kept some unsynced sectors and lost others, so far.
+    pub(super) fn torn(&self) -> u64 {
+        self.0.lock().torn
     }
 
     pub(super) fn set_capacity(&self, bytes: u64) {
@@ -209,6 +216,7 @@ impl Inner {
                 }
             };
             let dirty: Vec<usize> = content.dirty.iter().copied().filter(|_| self.random.random()).collect();
+            self.torn += u64::from(!dirty.is_empty() && dirty.len() < content.dirty.len());
             content.durable.resize(len, 0);
             for sector in dirty {
                 copy(&mut content.durable, &content.now, sector, self.sector);

@@ -16,9 +16,11 @@ use super::format::{self, Content, FileMark};
 use super::log::{Log, Trouble};
 use super::queue::{Cursor, Pending};
 use crate::event::{Event, Origin, acknowledge};
+use crate::fault::Point;
 
-/// Bytes of the puts that share a sync, about; a single put may be larger.
-pub(super) const GROUP_BYTES: usize = 2 << 20;
+/// Bytes of the puts that share a sync, about; a single put may be larger. The writer waits for the disk most of the time, so
+/// that a sync should cover what a fast source reads in the meantime.
+pub(super) const GROUP_BYTES: usize = 4 << 20;
 const IDLE: Duration = Duration::from_secs(3600);
 
 pub(super) struct Writer<D: Disk> {
@@ -73,6 +75,7 @@ impl<D: Disk> Writer<D> {
         }
         // What cannot be written any more is refused.
         while core.state.lock().next_pending().is_some() {}
+        Point::Closed.reach();
         ControlFlow::Break(())
     }
 
@@ -184,6 +187,7 @@ impl<D: Disk> Writer<D> {
             number = encode(&mut self.buffer, number, &pending.events, fresh);
         }
         let count = number - first;
+        Point::PutEncoded.reach();
         let ended = if count == 0 { None } else { Some(self.log.append(&self.buffer, count, &marks, limits.sync_each)) };
         let from = match ended {
             Some(Err(trouble)) => return Err((group, trouble)),
@@ -196,9 +200,9 @@ impl<D: Disk> Writer<D> {
         let mut owned = Vec::with_capacity(usize::try_from(count).unwrap_or_default());
         let mut repeated = 0;
         let mut number = first;
-        for (pending, fresh) in group.iter().zip(&fresh) {
+        for (pending, fresh) in group.iter_mut().zip(&fresh) {
             let mut last: Option<(Option<Arc<Origin>>, Arc<Origin>)> = None;
-            for (event, _) in pending.events.iter().zip(fresh).filter(|(_, fresh)| **fresh) {
+            for (event, _) in pending.events.iter_mut().zip(fresh).filter(|(_, fresh)| **fresh) {
                 let same = last.as_ref().filter(|(old, _)| match (old, &event.origin) {
                     (Some(a), Some(b)) => Arc::ptr_eq(a, b),
                     (a, b) => a.is_none() && b.is_none(),
@@ -207,7 +211,9 @@ impl<D: Disk> Writer<D> {
                     Some((_, origin)) => origin.clone(),
                     None => core.origin(trace_of(event)),
                 };
-                owned.push(core.own(number, event.clone(), &origin));
+                // The content moves; what is acknowledged below is the origin.
+                let content = Event { headers: event.headers.take(), ..Event::new(std::mem::take(&mut event.body)) };
+                owned.push(core.own(number, content, &origin));
                 last = Some((event.origin.clone(), origin));
                 number += 1;
             }
@@ -224,12 +230,14 @@ impl<D: Disk> Writer<D> {
             state.traffic.repeated += repeated as u64;
             state.disk_bytes = self.log.bytes();
         }
+        Point::PutPublished.reach();
         core.wake_data();
         for pending in group.drain(..) {
             // Whoever has given up waiting was told nothing: its source gives the events again or knows that they are here.
             if pending.done.is_none_or(|done| done.send(()).is_ok()) {
                 acknowledge(&pending.events);
             }
+            Point::PutAnswered.reach();
         }
         if self.buffer.capacity() > 2 * GROUP_BYTES {
             self.buffer = Vec::new();
