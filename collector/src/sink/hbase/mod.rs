@@ -42,7 +42,7 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sink
         family: component.text("columnFamily").trim().to_owned(),
         batch: component.count("batchSize"),
         keys: Keys::new(channel),
-        dead: DeadLetters::of(component, &setup),
+        dead: DeadLetters::of(component, &setup.state_dir),
         checked: false,
         serializer,
         count,
@@ -119,7 +119,7 @@ impl Sink for HbaseSink {
                     }
                 }
             }
-            self.dead.put(std::mem::take(&mut work.letters), &input.counters).await.context("dead letters")?;
+            self.dead.put(std::mem::take(&mut work.letters), &input.counters.dead).await.context("dead letters")?;
             if failures > 0 {
                 tracing::info!(sink = input.name(), failures, "rows are written again");
             }
