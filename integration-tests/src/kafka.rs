@@ -75,7 +75,9 @@ pub fn lag(bootstrap: &str, group: &str, topic: &str) -> i64 {
     let metadata = consumer.fetch_metadata(Some(topic), WAIT).unwrap_or_else(|error| panic!("metadata of {topic}: {error}"));
     let partitions = metadata.topics().iter().flat_map(|t| t.partitions()).map(|p| p.id());
     let mut list = TopicPartitionList::new();
-    partitions.for_each(|partition| drop(list.add_partition(topic, partition)));
+    for partition in partitions {
+        list.add_partition(topic, partition);
+    }
     let committed = consumer.committed_offsets(list, WAIT).unwrap_or_else(|error| panic!("offsets of {group}: {error}"));
     let lag = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
         let (low, high) = consumer.fetch_watermarks(topic, element.partition(), WAIT).unwrap_or_else(|error| panic!("{topic}: {error}"));
