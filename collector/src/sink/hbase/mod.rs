@@ -153,7 +153,7 @@ impl HbaseSink {
                 Err(reason) => work.letters.push((event.clone(), reason)),
             }
         }
-        work.left.extend((!work.rows.is_empty()).then(|| 0..work.rows.len()));
+        work.left.extend((!work.rows.is_empty()).then_some(0..work.rows.len()));
         work
     }
 
