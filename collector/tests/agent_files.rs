@@ -42,11 +42,12 @@ fn the_article_runs_as_it_stands_with_a_warning_for_the_missing_channels_line() 
     let outcome = outcome(ARTICLE, false);
     assert!(!outcome.failed());
     assert_eq!(told(&outcome), [(Level::Warning, "no-channel", 7), (Level::Warning, "tail-engine", 8)]);
-    let finding = &outcome.findings[0];
+    let about = |code: &str| outcome.findings.iter().find(|finding| finding.code == code).unwrap();
+    let finding = about("no-channel");
     assert_eq!(finding.key.as_deref(), Some("agent.sources.logSource.channels"));
     assert_eq!(finding.flume, "drops the source and collects nothing from it");
     assert_eq!(finding.remedy, "bound to `memChannel`, the agent's only channel; add agent.sources.logSource.channels = memChannel");
-    assert_eq!(outcome.findings[1].key.as_deref(), Some("agent.sources.logSource.command"));
+    assert_eq!(about("tail-engine").key.as_deref(), Some("agent.sources.logSource.command"));
     assert_eq!(names(&outcome), "logSource memChannel kafkaSink");
     assert_eq!(component(&outcome, "logSource").channels, ["memChannel"]);
     assert_eq!(component(&outcome, "memChannel").integer("capacity"), 10000);
@@ -57,7 +58,8 @@ fn the_article_runs_as_it_stands_with_a_warning_for_the_missing_channels_line() 
 fn strictly_read_the_article_has_no_source() {
     let outcome = outcome(ARTICLE, true);
     assert!(!outcome.failed());
-    assert_eq!(told(&outcome), [(Level::Warning, "no-channel", 7)]);
+    // Flume reads its files as ISO-8859-1: the comment in it is not.
+    assert_eq!(told(&outcome), [(Level::Warning, "encoding", 1), (Level::Warning, "no-channel", 7)]);
     assert_eq!(names(&outcome), "memChannel kafkaSink");
 }
 
@@ -283,10 +285,7 @@ fn every_fault_is_told_once_with_its_remedy() {
             &[(Warning, "lost-backslash", "double it")],
         ),
         // netcat.
-        (
-            "a.sources.r.type = netcat\na.sources.r.bind = 0.0.0.0\na.sources.r.port = 70000",
-            &[(Error, "wrong-value", "remove the line"), (Error, "missing-property", "add a.sources.r.port")],
-        ),
+        ("a.sources.r.type = netcat\na.sources.r.bind = 0.0.0.0\na.sources.r.port = 70000", &[(Error, "wrong-value", "remove the line")]),
         // Kafka.
         (kafka, &[]),
         (

@@ -59,10 +59,10 @@ struct Direct {
 impl Producer for Direct {
     async fn send(&self, records: Vec<OutRecord>) -> Vec<Result<Written, KafkaError>> {
         let handle = Arc::clone(&self.handle.read());
-        let mut results = handle.send(&records).await;
+        let (records, mut results) = handle.send(records).await;
         if results.iter().any(Result::is_err) {
             self.send_alone(&handle, &records, &mut results).await;
-            handle.confirm_unknown(&mut results).await;
+            handle.confirm_unknown(&records, &mut results).await;
             self.replace_if_fatal(&handle, &mut results);
         }
         let errors = results.iter().filter(|result| result.is_err()).count();
@@ -102,7 +102,7 @@ impl Direct {
             },
         };
         let again: Vec<OutRecord> = indices.iter().map(|&index| records[index].clone()).collect();
-        for (index, result) in indices.into_iter().zip(alone.send(&again).await) {
+        for (index, result) in indices.into_iter().zip(alone.send(again).await.1) {
             results[index] = result;
         }
     }
@@ -174,15 +174,15 @@ impl Handle {
         })
     }
 
-    /// Queues all records and waits for all results.
-    pub(super) async fn send(&self, records: &[OutRecord]) -> Vec<Result<Written, KafkaError>> {
+    /// Queues all records and waits for all results; gives the records back with them.
+    pub(super) async fn send(&self, records: Vec<OutRecord>) -> (Vec<OutRecord>, Vec<Result<Written, KafkaError>>) {
         self.queue_all(records).await.settled().await
     }
 
     /// Queues all records, waiting for budget where there is none.
-    pub(super) async fn queue_all(&self, records: &[OutRecord]) -> UnderWay {
+    pub(super) async fn queue_all(&self, records: Vec<OutRecord>) -> UnderWay {
         let mut pieces = Vec::with_capacity(records.len().div_ceil(PIECE_RECORDS));
-        let mut rest = records;
+        let mut rest = &records[..];
         while !rest.is_empty() {
             let (count, kib) = self.piece(rest);
             let (piece, after) = rest.split_at(count);
@@ -197,7 +197,7 @@ impl Handle {
                 tokio::task::yield_now().await;
             }
         }
-        UnderWay { pieces, records: records.len() }
+        UnderWay { pieces, records }
     }
 
     /// How many of the records make the next piece, and its cost in KiB: at most a quarter of the budget, at least one record.
@@ -264,42 +264,76 @@ impl Handle {
         blocking(move || self.producer.flush(timeout).map_err(|error| self.watch.explain(&error, "flushing the producer"))).await
     }
 
-    /// An unknown topic is remembered by librdkafka for minutes; asks the broker, so that a topic made meanwhile is found by the next call.
-    async fn confirm_unknown(self: &Arc<Self>, results: &mut [Result<Written, KafkaError>]) {
-        let unknown: BTreeSet<String> = results
+    /// librdkafka remembers for minutes that a topic is unknown, and a broker that has just come back may know none for a
+    /// moment (2.8 and its like). Asks the broker: what is there by now is to be tried again.
+    pub(super) async fn confirm_unknown(self: &Arc<Self>, records: &[OutRecord], results: &mut [Result<Written, KafkaError>]) {
+        let is_unknown = |record: &OutRecord, error: &KafkaError| {
+            matches!(error, KafkaError::UnknownTopic(_)) || *error == no_partition(&record.topic, record.partition)
+        };
+        let unknown: BTreeSet<Arc<str>> = records
             .iter()
-            .filter_map(|result| match result {
-                Err(KafkaError::UnknownTopic(topic)) => Some(topic.clone()),
-                _ => None,
-            })
+            .zip(&*results)
+            .filter(|(record, result)| result.as_ref().is_err_and(|error| is_unknown(record, error)))
+            .map(|(record, _)| Arc::clone(&record.topic))
             .collect();
         for topic in unknown {
             let handle = Arc::clone(self);
-            let name = topic.clone();
-            let exists = blocking(move || {
-                let metadata = handle.producer.client().fetch_metadata(Some(&name), CONFIRM_TIMEOUT);
-                Ok(metadata.is_ok_and(|metadata| metadata.topics().iter().any(|topic| topic.error().is_none())))
-            })
-            .await;
-            if exists == Ok(true) {
-                for result in results.iter_mut() {
-                    if matches!(result, Err(KafkaError::UnknownTopic(name)) if *name == topic) {
-                        *result = Err(KafkaError::Retryable(format!("topic \"{topic}\" was created just now")));
+            let name = Arc::clone(&topic);
+            let known = blocking(move || Ok(handle.look_up(&name))).await.unwrap_or(Known::Unclear);
+            for (record, result) in records.iter().zip(&mut *results).filter(|(record, _)| record.topic == topic) {
+                if !result.as_ref().is_err_and(|error| is_unknown(record, error)) {
+                    continue;
+                }
+                match known {
+                    Known::Partitions(count) if record.partition.is_some_and(|partition| partition >= count) => {}
+                    Known::Partitions(_) => *result = Err(KafkaError::Retryable(format!("topic \"{topic}\" has appeared just now"))),
+                    Known::Absent => *result = Err(KafkaError::UnknownTopic(topic.to_string())),
+                    Known::Unclear => {
+                        *result = Err(KafkaError::Retryable(format!("no broker can tell yet whether there is a topic \"{topic}\"")));
                     }
                 }
             }
         }
     }
+
+    fn look_up(&self, topic: &str) -> Known {
+        let client = self.producer.client();
+        let Ok(metadata) = client.fetch_metadata(Some(topic), CONFIRM_TIMEOUT) else { return Known::Unclear };
+        let there = metadata.topics().iter().find(|known| known.name() == topic && known.error().is_none());
+        if let Some(there) = there {
+            return Known::Partitions(i32::try_from(there.partitions().len()).unwrap_or(i32::MAX));
+        }
+        // A broker that has just started knows nothing at all.
+        match client.fetch_metadata(None, CONFIRM_TIMEOUT) {
+            Ok(metadata) if !metadata.topics().is_empty() => Known::Absent,
+            _ => Known::Unclear,
+        }
+    }
+}
+
+/// What the brokers say of a topic.
+#[derive(Clone, Copy)]
+enum Known {
+    Partitions(i32),
+    Absent,
+    Unclear,
+}
+
+fn no_partition(topic: &str, partition: Option<i32>) -> KafkaError {
+    KafkaError::Invalid(match partition {
+        Some(partition) => format!("topic \"{topic}\" has no partition {partition}"),
+        None => format!("topic \"{topic}\" has no partitions"),
+    })
 }
 
 /// Records that were queued together.
 pub(super) struct UnderWay {
     pieces: Vec<oneshot::Receiver<Vec<Result<Written, KafkaError>>>>,
-    records: usize,
+    records: Vec<OutRecord>,
 }
 
 impl UnderWay {
-    pub(super) async fn settled(self) -> Vec<Result<Written, KafkaError>> {
+    pub(super) async fn settled(self) -> (Vec<OutRecord>, Vec<Result<Written, KafkaError>>) {
         let mut results = Vec::new();
         for piece in self.pieces {
             let settled = piece.await.unwrap_or_default();
@@ -310,8 +344,8 @@ impl UnderWay {
             }
         }
         let lost = || Err(KafkaError::Fatal("the producer was closed before the record was settled".into()));
-        results.resize_with(self.records, lost);
-        results
+        results.resize_with(self.records.len(), lost);
+        (self.records, results)
     }
 }
 
@@ -430,10 +464,7 @@ impl Pieces {
     fn error(&self, error: &RdError, topic: &str, partition: Option<i32>, bytes: usize) -> KafkaError {
         match error.rdkafka_error_code() {
             Some(Code::UnknownTopic | Code::UnknownTopicOrPartition) => KafkaError::UnknownTopic(topic.into()),
-            Some(Code::UnknownPartition) => KafkaError::Invalid(match partition {
-                Some(partition) => format!("topic \"{topic}\" has no partition {partition}"),
-                None => format!("topic \"{topic}\" has no partitions"),
-            }),
+            Some(Code::UnknownPartition) => no_partition(topic, partition),
             Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge) => {
                 KafkaError::TooLarge { bytes, max: self.bytes_max }
             }
@@ -505,7 +536,7 @@ mod tests {
     #[tokio::test]
     async fn an_oversize_record_fails_by_itself_and_gives_its_budget_back() {
         let handle = handle("4194304");
-        let results = handle.send(&[record(2 << 20)]).await;
+        let (_, results) = handle.send(vec![record(2 << 20)]).await;
         assert_eq!(results, vec![Err(KafkaError::TooLarge { bytes: 2 << 20, max: 1 << 20 })]);
         assert_eq!(handle.budget.available_permits(), 4096);
         assert!(handle.deliveries.open.lock().pieces.is_empty());
@@ -516,7 +547,7 @@ mod tests {
         let handle = Arc::new(handle("1048576"));
         let first = Arc::clone(&handle);
         // No broker: nothing is ever acknowledged within the test.
-        let filling = tokio::spawn(async move { first.send(&vec![record(1000); 2000]).await });
+        let filling = tokio::spawn(async move { first.send(vec![record(1000); 2000]).await });
         let full = async {
             while handle.budget.available_permits() >= 256 {
                 tokio::task::yield_now().await;

@@ -135,7 +135,11 @@ impl Writer {
         while self.under_way.len() > left
             && let Some(first) = self.under_way.pop_front()
         {
-            if let Some(error) = first.settled().await.into_iter().find_map(Result::err) {
+            let (records, mut results) = first.settled().await;
+            if results.iter().any(Result::is_err) {
+                self.handle.confirm_unknown(&records, &mut results).await;
+            }
+            if let Some(error) = results.into_iter().find_map(Result::err) {
                 let error = self.fatal().unwrap_or(error);
                 return Err(self.fail(error));
             }
@@ -199,7 +203,7 @@ impl TransactionalWriter for Writer {
 
     async fn queue(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError> {
         self.expect_open()?;
-        let queued = self.handle.queue_all(&records).await;
+        let queued = self.handle.queue_all(records).await;
         self.under_way.push_back(queued);
         self.settle(UNDER_WAY_MAX).await
     }

@@ -5,11 +5,10 @@ use std::{
     io::Write,
     path::Path,
     process::Command,
-    sync::mpsc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use integration_tests::{kafka, unique};
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
@@ -19,6 +18,9 @@ use rdkafka::{
 use super::collector::{Agent, MEMORY, file_channel};
 use super::process::{Running, flume, millrace};
 use super::{Verdict, median, setting};
+
+/// What starts a contestant with an agent file.
+type Start = fn(&Path) -> Command;
 
 /// A reader that sees a record as soon as a consumer can.
 fn reader(bootstrap: &str, topic: &str) -> Result<BaseConsumer> {
@@ -58,7 +60,7 @@ fn write(file: &mut fs::File, epoch: Instant, lines: usize) -> Result<()> {
 }
 
 /// Latencies in milliseconds of lines written at 10,000 a second, sorted.
-async fn latencies(bootstrap: &str, dir: &Path, name: &str, channel: &str, command: fn(&Path) -> Command) -> Result<Vec<f64>> {
+async fn latencies(bootstrap: &str, dir: &Path, name: &str, channel: &str, command: Start) -> Result<Vec<f64>> {
     let lines = setting("BENCH_LATENCY_LINES", 100_000)?;
     let topic = unique("bench-latency");
     kafka::create_topic(bootstrap, &topic, 1).await;
@@ -73,8 +75,7 @@ async fn latencies(bootstrap: &str, dir: &Path, name: &str, channel: &str, comma
     out.write_all(b"first\n")?;
     next(&consumer, Duration::from_secs(60))?;
     let epoch = Instant::now();
-    let (done, written) = mpsc::channel();
-    let writer = std::thread::spawn(move || done.send(write(&mut out, epoch, lines)));
+    let writer = std::thread::spawn(move || write(&mut out, epoch, lines));
     let mut seen = Vec::with_capacity(lines);
     while seen.len() < lines {
         let record = next(&consumer, Duration::from_secs(60))?;
@@ -82,15 +83,14 @@ async fn latencies(bootstrap: &str, dir: &Path, name: &str, channel: &str, comma
         let written: u128 = std::str::from_utf8(&record)?.split(' ').next().unwrap_or_default().parse()?;
         seen.push((at - written) as f64 / 1e6);
     }
-    written.recv()??;
-    drop(writer.join());
+    writer.join().map_err(|_| anyhow!("the writer panicked"))??;
     seen.sort_by(f64::total_cmp);
     Ok(seen)
 }
 
 pub(crate) async fn line_to_topic(bootstrap: &str, dir: &Path) -> Result<Vec<Verdict>> {
     let files = file_channel(&dir.join("{topic}.channel"));
-    let contestants: [(&str, &str, fn(&Path) -> Command); 4] = [
+    let contestants: [(&str, &str, Start); 4] = [
         ("Flume 1.11, memory channel", MEMORY, flume),
         ("Flume 1.11, file channel", &files, flume),
         ("Millrace, memory channel", MEMORY, millrace),
@@ -117,7 +117,7 @@ pub(crate) async fn line_to_topic(bootstrap: &str, dir: &Path) -> Result<Vec<Ver
 }
 
 /// From the start of the process to its first record.
-async fn first_record(bootstrap: &str, dir: &Path, name: &str, command: fn(&Path) -> Command) -> Result<f64> {
+async fn first_record(bootstrap: &str, dir: &Path, name: &str, command: Start) -> Result<f64> {
     let topic = unique("bench-start");
     kafka::create_topic(bootstrap, &topic, 1).await;
     let file = dir.join(format!("{topic}.log"));
