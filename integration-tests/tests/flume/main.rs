@@ -15,4 +15,5 @@ mod network;
 mod operate;
 mod otlp;
 mod positions;
+mod records;
 mod uris;
