@@ -16,4 +16,5 @@ mod operate;
 mod otlp;
 mod positions;
 mod records;
+mod s3;
 mod uris;
