@@ -20,6 +20,7 @@ const WAIT: Duration = Duration::from_secs(30);
 pub struct Seen {
     pub partition: i32,
     pub offset: i64,
+    pub timestamp_ms: Option<i64>,
     pub key: Option<Vec<u8>>,
     pub value: Vec<u8>,
     pub headers: BTreeMap<String, Vec<u8>>,
@@ -130,6 +131,8 @@ fn assigned(bootstrap: &str, topic: &str) -> (BaseConsumer, usize) {
         .set("isolation.level", "read_committed")
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
+        // The end of a topic is told at once.
+        .set("fetch.wait.max.ms", "20")
         .create()
         .unwrap_or_else(|error| panic!("consumer: {error}"));
     let metadata = consumer.fetch_metadata(Some(topic), WAIT).unwrap_or_else(|error| panic!("metadata of {topic}: {error}"));
@@ -151,6 +154,7 @@ pub fn read_all(bootstrap: &str, topic: &str) -> Vec<Seen> {
             Some(Ok(message)) => seen.push(Seen {
                 partition: message.partition(),
                 offset: message.offset(),
+                timestamp_ms: message.timestamp().to_millis(),
                 key: message.key().map(<[u8]>::to_vec),
                 value: message.payload().unwrap_or_default().to_vec(),
                 headers: message

@@ -24,11 +24,17 @@ const fn never() -> Leniency {
     Leniency { flume: "never gets it started", runs: false, instead: None }
 }
 
+const fn as_it_is() -> Leniency {
+    Leniency { flume: "takes it as it is, and fails or works when it runs", runs: false, instead: None }
+}
+
 pub(super) fn leniency(component: &Component, property: &Property, value: &str) -> Leniency {
     let kind = component.kind;
     let number = value.trim().parse::<i64>().is_ok();
     match (kind.role, kind.alias.unwrap_or_default(), property.name) {
-        (Role::Channel, alias, _) if property.kind != Type::Boolean && (number || alias != "file") => default(),
+        // The Kafka channel has a class name only; it looks at numbers as the file channel does, and at their range never.
+        (Role::Channel, "", _) if number => as_it_is(),
+        (Role::Channel, alias, _) if property.kind != Type::Boolean && (number || !["file", ""].contains(&alias)) => default(),
         (Role::Channel, ..) if property.kind != Type::Boolean => {
             Leniency { flume: "drops the channel and what is attached to it alone", runs: false, instead: None }
         }
@@ -38,7 +44,7 @@ pub(super) fn leniency(component: &Component, property: &Property, value: &str) 
         (Role::Source, "seq", "batchSize") | (Role::Sink, "null", "batchSize") | (Role::Sink, "hdfs", "hdfs.batchSize") => drops(),
         _ if property.kind == Type::Boolean => Leniency { flume: "reads it as false", runs: true, instead: Some((property.name, "false")) },
         // Numbers are looked at where they are used, if at all.
-        _ if number => Leniency { flume: "takes it as it is, and fails or works when it runs", runs: false, instead: None },
+        _ if number => as_it_is(),
         _ => drops(),
     }
 }

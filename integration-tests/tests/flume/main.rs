@@ -15,4 +15,6 @@ mod network;
 mod operate;
 mod otlp;
 mod positions;
+mod records;
+mod s3;
 mod uris;
