@@ -25,6 +25,10 @@ impl Positions {
         Self { config, topic: topic.into(), prefix: format!("{transactional_id}/") }
     }
 
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
     pub fn record(&self, position: &Remembered) -> Result<OutRecord, serde_json::Error> {
         Ok(self.out(position.id, Some(serde_json::to_vec(position)?.into())))
     }

@@ -433,8 +433,15 @@ impl Session<'_> {
         if poisoned(&error) {
             return Attempt::Lost(error);
         }
+        // No event's fault: a new session looks after the positions' topic, and makes it where it is gone.
+        let of_positions = match &error {
+            KafkaError::UnknownTopic(topic) => topic == self.transactions.positions.topic(),
+            KafkaError::Timeout(_) => true,
+            _ => false,
+        };
         match self.writer.abort().await {
-            Ok(()) => Attempt::Aborted(error),
+            Ok(()) if !of_positions => Attempt::Aborted(error),
+            Ok(()) => Attempt::Lost(error),
             // A new writer ends what could not be aborted.
             Err(_) => Attempt::Lost(error),
         }

@@ -133,6 +133,7 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sour
                 rotate_wait: component.millis("rotateWait"),
                 partial_wait: None,
                 scan_interval: Duration::from_millis(100),
+                look_pause_max: Duration::from_secs(3),
                 path_header: None,
                 handles_max: 64,
             },

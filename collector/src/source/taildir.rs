@@ -142,6 +142,7 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sour
             rotate_wait: component.millis("rotateWait"),
             partial_wait: setup.strict.then(|| component.millis("idleTimeout")),
             scan_interval: Duration::from_millis(250),
+            look_pause_max: Duration::from_secs(3),
             handles_max: handles(component.count("maxOpenFiles")),
             path_header: component.boolean("fileHeader").then(|| component.text("fileHeaderKey").to_owned()),
         },

@@ -8,7 +8,7 @@
 //! A broker refuses a whole request when it is larger than the topic's `max.message.bytes`. Its records are sent again
 //! one by one then, so that only the record fails that is too large by itself; they come after records sent meanwhile.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -176,12 +176,14 @@ impl Handle {
 
     /// Queues all records and waits for all results; gives the records back with them.
     pub(super) async fn send(&self, records: Vec<OutRecord>) -> (Vec<OutRecord>, Vec<Result<Written, KafkaError>>) {
-        self.queue_all(records).await.settled().await
+        let mut under_way = self.queue_all(records).await;
+        let results = under_way.settled().await;
+        (under_way.records, results)
     }
 
     /// Queues all records, waiting for budget where there is none.
     pub(super) async fn queue_all(&self, records: Vec<OutRecord>) -> UnderWay {
-        let mut pieces = Vec::with_capacity(records.len().div_ceil(PIECE_RECORDS));
+        let mut pieces = VecDeque::with_capacity(records.len().div_ceil(PIECE_RECORDS));
         let mut rest = &records[..];
         while !rest.is_empty() {
             let (count, kib) = self.piece(rest);
@@ -191,13 +193,13 @@ impl Handle {
                 // The semaphore is never closed.
                 break;
             };
-            pieces.push(self.queue(piece, Queued::new(permit, kib)));
+            pieces.push_back(self.queue(piece, Queued::new(permit, kib)));
             if !rest.is_empty() {
                 // Queuing is work; others on this thread get their turn.
                 tokio::task::yield_now().await;
             }
         }
-        UnderWay { pieces, records }
+        UnderWay { pieces, records, results: Vec::new() }
     }
 
     /// How many of the records make the next piece, and its cost in KiB: at most a quarter of the budget, at least one record.
@@ -328,24 +330,31 @@ fn no_partition(topic: &str, partition: Option<i32>) -> KafkaError {
 
 /// Records that were queued together.
 pub(super) struct UnderWay {
-    pieces: Vec<oneshot::Receiver<Vec<Result<Written, KafkaError>>>>,
+    pieces: VecDeque<oneshot::Receiver<Vec<Result<Written, KafkaError>>>>,
     records: Vec<OutRecord>,
+    results: Vec<Result<Written, KafkaError>>,
 }
 
 impl UnderWay {
-    pub(super) async fn settled(self) -> (Vec<OutRecord>, Vec<Result<Written, KafkaError>>) {
-        let mut results = Vec::new();
-        for piece in self.pieces {
+    pub(super) fn records(&self) -> &[OutRecord] {
+        &self.records
+    }
+
+    /// One result per record, given once. A call that is dropped loses none.
+    pub(super) async fn settled(&mut self) -> Vec<Result<Written, KafkaError>> {
+        while let Some(piece) = self.pieces.front_mut() {
             let settled = piece.await.unwrap_or_default();
-            if results.is_empty() {
-                results = settled;
+            self.pieces.pop_front();
+            if self.results.is_empty() {
+                self.results = settled;
             } else {
-                results.extend(settled);
+                self.results.extend(settled);
             }
         }
         let lost = || Err(KafkaError::Fatal("the producer was closed before the record was settled".into()));
+        let mut results = std::mem::take(&mut self.results);
         results.resize_with(self.records.len(), lost);
-        (self.records, results)
+        results
     }
 }
 

@@ -132,19 +132,32 @@ impl Writer {
 
     /// Waits until at most `left` of what was queued is unsettled.
     async fn settle(&mut self, left: usize) -> Result<(), KafkaError> {
+        let mut left = left;
+        let mut worst: Option<KafkaError> = None;
+        // Taken out only when it is settled: a call that is dropped half way leaves it to the next one.
         while self.under_way.len() > left
-            && let Some(first) = self.under_way.pop_front()
+            && let Some(first) = self.under_way.front_mut()
         {
-            let (records, mut results) = first.settled().await;
+            let mut results = first.settled().await;
             if results.iter().any(Result::is_err) {
-                self.handle.confirm_unknown(&records, &mut results).await;
+                self.handle.confirm_unknown(first.records(), &mut results).await;
             }
-            if let Some(error) = results.into_iter().find_map(Result::err) {
-                let error = self.fatal().unwrap_or(error);
-                return Err(self.fail(error));
+            self.under_way.pop_front();
+            // One record's error makes librdkafka give up the others: what cannot be mended by trying again is the cause.
+            for error in results.into_iter().filter_map(Result::err) {
+                if worst.as_ref().is_none_or(|worst| worst.retryable() && !error.retryable()) {
+                    worst = Some(error);
+                    left = 0;
+                }
             }
         }
-        Ok(())
+        match worst {
+            None => Ok(()),
+            Some(error) => {
+                let error = self.fatal().unwrap_or(error);
+                Err(self.fail(error))
+            }
+        }
     }
 
     fn group(&mut self, group: &str) -> Result<Arc<ConsumerGroupMetadata>, KafkaError> {

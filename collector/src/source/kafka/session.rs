@@ -167,7 +167,11 @@ impl<'a> Session<'a> {
             _ => return Ok(()),
         };
         self.refreshed_at = Some(Instant::now());
-        if wanted != self.subscribed {
+        if wanted.is_empty() && !self.subscribed.is_empty() {
+            // The members stay members: such a topic may come again.
+            tracing::warn!(source = self.out.name(), group = self.source.group, "no topic matches any more; waiting for one");
+            self.subscribed = wanted;
+        } else if wanted != self.subscribed {
             let names: Vec<String> = wanted.iter().cloned().collect();
             tracing::info!(source = self.out.name(), group = self.source.group, topics = names.join(" "), "reading");
             self.reader.subscribe(&names).await?;

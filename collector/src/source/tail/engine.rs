@@ -26,11 +26,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use super::Forgotten;
 use super::find::{Find, Listed};
 use super::identity::{Checksum, Inode, Remembered, TailedFile, head};
 use super::reader::{Chunk, Read, Reader, open};
 use super::store::Store;
-use super::{Forgotten, LOOK_SHARE};
 use crate::event::{Headers, Ledger, Mark};
 
 /// What is known from before, besides what the store holds.
@@ -53,11 +53,17 @@ pub struct Settings {
     pub partial_wait: Option<Duration>,
     /// How often names are looked at.
     pub scan_interval: Duration,
+    /// Very many files cost time even while nothing comes: looking at all of them takes the [`LOOK_SHARE`]th part of a core's
+    /// time at most, unless they are looked at as seldom as this already. What a directory says has changed is looked at
+    /// at once.
+    pub look_pause_max: Duration,
     /// Header that takes the file's path.
     pub path_header: Option<String>,
     /// Files open at a time.
     pub handles_max: usize,
 }
+
+const LOOK_SHARE: u32 = 300;
 
 /// Between tries to save positions while that fails.
 const SAVE_BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -81,8 +87,10 @@ pub struct Engine {
     told_through: HashSet<u64>,
     forgotten: Option<Forgotten>,
     scanned_at: Option<Instant>,
-    /// The same by the clock of file times, and how long it took.
+    /// The same by the clock of file times, and the CPU time that it took.
     scanned: (SystemTime, Duration),
+    /// When all files were last found without news, and the CPU time that it took.
+    looked: Option<(Instant, Duration)>,
     /// Whose turn it is: a busy file does not keep the others waiting.
     turn: usize,
     /// Unterminated last lines of contents that were replaced while nothing could be read.
@@ -132,6 +140,7 @@ impl Engine {
             forgotten,
             scanned_at: None,
             scanned: (SystemTime::UNIX_EPOCH, Duration::ZERO),
+            looked: None,
             turn: 0,
             waiting: VecDeque::new(),
             unsaved: HashSet::new(),
@@ -147,9 +156,12 @@ impl Engine {
     /// The next lines of any file; `None` when there are none now.
     pub fn next_chunk(&mut self) -> Option<Chunk> {
         if self.scan_is_due() {
-            let (began, clock) = (Instant::now(), SystemTime::now());
+            let (clock, spent, open) = (SystemTime::now(), cpu_time(), self.open.len());
             self.scan();
-            self.scanned = (clock, began.elapsed());
+            self.scanned = (clock, cpu_time().saturating_sub(spent));
+            if self.open.len() != open {
+                self.looked = None;
+            }
         }
         self.waiting.pop_front().or_else(|| self.read_round()).or_else(|| self.close_finished())
     }
@@ -176,7 +188,11 @@ impl Engine {
         let Some(at) = self.scanned_at else { return true };
         let (clock, took) = self.scanned;
         let since = at.elapsed();
-        since >= self.settings.scan_interval && (since >= took * LOOK_SHARE || self.settings.find.may_have_changed(clock))
+        since >= self.settings.scan_interval && (since >= self.pause_after(took) || self.settings.find.may_have_changed(clock))
+    }
+
+    fn pause_after(&self, took: Duration) -> Duration {
+        (took * LOOK_SHARE).min(self.settings.look_pause_max)
     }
 
     /// [`Self::save`], unless it failed a moment ago.
@@ -284,12 +300,18 @@ impl Engine {
                 return Some(chunk);
             }
         }
+        if self.looked.is_some_and(|(at, took)| at.elapsed() < self.pause_after(took)) {
+            return None;
+        }
+        let spent = cpu_time();
         for _ in 0..self.open.len() {
             self.turn = (self.turn + 1) % self.open.len();
             if let Some(chunk) = self.read_one(self.turn) {
+                self.looked = None;
                 return Some(chunk);
             }
         }
+        self.looked = Some((Instant::now(), cpu_time().saturating_sub(spent)));
         None
     }
 
@@ -608,6 +630,12 @@ impl Engine {
     pub fn take_failures(&mut self) -> u64 {
         std::mem::take(&mut self.failures)
     }
+}
+
+/// CPU time of this thread: what it waits for a disk, or for its turn, costs nobody else anything.
+fn cpu_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or_default(), u32::try_from(now.tv_nsec).unwrap_or_default())
 }
 
 /// No handle left, in the process or in the system.

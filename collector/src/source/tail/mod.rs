@@ -76,10 +76,6 @@ pub struct TailSource {
 /// Sleep between looks at idle files: short after a line came, longer the longer none came.
 const IDLE_MIN: Duration = Duration::from_millis(2);
 const IDLE_MAX: Duration = Duration::from_millis(200);
-/// Where there are very many files, looking at all of them takes at most the 300th part of a core's time, unless they are
-/// looked at as seldom as [`LOOK_PAUSE_MAX`] already.
-const LOOK_SHARE: u32 = 300;
-const LOOK_PAUSE_MAX: Duration = Duration::from_secs(3);
 /// Between tries to use the state directory.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -193,9 +189,7 @@ impl TailSource {
                     }
                 }
             }
-            let look = Instant::now();
             let read = engine.next_chunk();
-            let looked = look.elapsed();
             if saved_at.elapsed() >= self.save_interval {
                 if engine.save_when_possible()
                     && let Some(flume) = &mut self.flume
@@ -225,8 +219,7 @@ impl TailSource {
                     }
                 }
                 None => {
-                    let pause = idle.max((looked * LOOK_SHARE).min(LOOK_PAUSE_MAX));
-                    let _stopped = handle.block_on(async { tokio::time::timeout(pause, stop.begin.cancelled()).await });
+                    let _stopped = handle.block_on(async { tokio::time::timeout(idle, stop.begin.cancelled()).await });
                     idle = (idle * 2).min(IDLE_MAX);
                 }
             }

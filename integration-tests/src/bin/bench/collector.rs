@@ -104,10 +104,10 @@ impl Contest<'_> {
 
     async fn agent(&self, name: &'static str, ours: bool, channel: &str, sink: &str) -> Result<Row> {
         self.run(name, |topic| {
-            let channel = channel.replace("{topic}", topic);
+            let (channel, sink) = (channel.replace("{topic}", topic), sink.replace("{topic}", topic));
             let files = self.file.display().to_string();
             let conf = self.dir.join(format!("{topic}.conf"));
-            fs::write(&conf, Agent { bootstrap: self.bootstrap, topic, files: &files, channel: &channel, sink }.text(self.dir))?;
+            fs::write(&conf, Agent { bootstrap: self.bootstrap, topic, files: &files, channel: &channel, sink: &sink }.text(self.dir))?;
             Ok(if ours { millrace(&conf) } else { flume(&conf) })
         })
         .await

@@ -81,6 +81,7 @@ impl Trial {
             rotate_wait: self.rotate_wait,
             partial_wait: self.partial_wait,
             scan_interval: Duration::ZERO,
+            look_pause_max: Duration::ZERO,
             path_header: None,
             handles_max: self.handles_max,
         };
