@@ -106,11 +106,16 @@ fn review_store(component: &Component, property: &Property, file: &str, content:
         ),
     };
     let store = property.name.trim_end_matches("-type");
+    let remedy = if file.ends_with(".pem") {
+        format!("set {store}-type = PEM")
+    } else {
+        format!("{convert}; then set {store} = {stem}.pem and {store}-type = PEM")
+    };
     Some(
         Finding::error("java-store", format!("{content} must be in PEM; {kind} is Java's"))
             .maybe_at(component.settings.get(store).and_then(|setting| setting.place.as_ref()))
             .key(format!("{}.{}", component.name, property.name))
-            .remedy(format!("{convert}; then set {store} = {stem}.pem and {store}-type = PEM")),
+            .remedy(remedy),
     )
 }
 
@@ -300,6 +305,10 @@ mod tests {
             (
                 &[("ssl", "true"), ("keystore", "/k.p12"), ("keystore-type", "pkcs12")],
                 "k.keystore-type: the key and its certificates must be in PEM; PKCS12 is Java's; `openssl pkcs12 -in /k.p12 -out /k.pem -nodes`; then set keystore = /k.pem and keystore-type = PEM",
+            ),
+            (
+                &[("ssl", "true"), ("keystore", "/k.pem")],
+                "k.keystore-type: the key and its certificates must be in PEM; JKS is Java's; set keystore-type = PEM",
             ),
             (&[("ssl", "true"), ("keystore", "/k.pem"), ("keystore-type", "PEM")], ""),
             (

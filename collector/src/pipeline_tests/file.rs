@@ -177,6 +177,10 @@ pub struct Loaded {
 impl Loaded {
     pub fn read(path: &Path) -> Result<Self, Fault> {
         let whole = |message: String| Fault { line: 1, message };
+        // A pipe would be waited for.
+        if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(whole("is not a file".into()));
+        }
         let mut text = String::new();
         let read = fs::File::open(path).and_then(|file| file.take(SIZE_MAX + 1).read_to_string(&mut text));
         let size = read.map_err(|error| whole(format!("cannot be read: {error}")))?;

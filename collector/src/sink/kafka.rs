@@ -150,14 +150,21 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
     {
         findings.push(say(Level::Error, "wrong-value", "kafka.topic", fault).flume("fails with every batch, for ever"));
     }
-    if keeps_positions(component)
-        && let Some(acks) = component.set("kafka.producer.acks")
-        && !["all", "-1"].contains(&acks.trim())
-    {
-        findings.push(
-            say(Level::Error, "exactly-once", "kafka.producer.acks", format!("acks = {acks} does not go with transactions"))
-                .remedy("remove the line, or write all"),
-        );
+    let good: [(&str, fn(&str) -> bool); 3] = [
+        ("acks", |value| ["all", "-1"].contains(&value)),
+        ("enable.idempotence", |value| !value.eq_ignore_ascii_case("false")),
+        ("retries", |value| value != "0"),
+    ];
+    for (property, is_good) in good.iter().filter(|_| keeps_positions(component)) {
+        let key = format!("kafka.producer.{property}");
+        if let Some(value) = component.set(&key).map(str::trim)
+            && !is_good(value)
+        {
+            findings.push(
+                say(Level::Error, "exactly-once", &key, format!("{property} = {value} does not go with transactions"))
+                    .remedy("remove the line"),
+            );
+        }
     }
     findings
 }

@@ -284,7 +284,8 @@ impl Session {
                     *told_at = Some(Instant::now());
                     tracing::warn!(
                         channel = self.name, %partition, offset, %error,
-                        "a record is no event in Flume's form; it stays in the topic and is passed over (parseAsFlumeEvent)"
+                        "a record is no event in Flume's form; it stays in the topic and is passed over. If its producers are not Flume, set \
+                         parseAsFlumeEvent = false, and set the group's offsets back"
                     );
                 }
             });

@@ -6,7 +6,7 @@
 //! who wrote last, and so whose positions are the newer ones.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -145,10 +145,8 @@ fn replace(path: &Path, entries: &[Entry], owns: impl Fn(&Path) -> bool) -> io::
     text.extend_from_slice(b"]\n");
     file.set_len(0)?;
     file.write_all(&text)?;
-    file.sync_all()?;
+    // Not synced, as Flume's is not: our own positions are, and reading waits for each sync.
     fs::rename(&temporary, path)?;
-    // A durable file whose name is lost is a lost file.
-    File::open(directory)?.sync_all()?;
     Ok(true)
 }
 

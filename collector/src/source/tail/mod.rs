@@ -76,6 +76,8 @@ pub struct TailSource {
 /// Sleep between looks at idle files: short after a line came, longer the longer none came.
 const IDLE_MIN: Duration = Duration::from_millis(2);
 const IDLE_MAX: Duration = Duration::from_millis(200);
+/// Where nothing happens, positions are looked through so many times more seldom.
+const QUIET_SAVES: u32 = 10;
 /// Between tries to use the state directory.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -180,6 +182,8 @@ impl TailSource {
         let mut engine = Engine::new(self.settings, store, Earlier { known, first, forgotten }, ledger.clone());
         let mut idle = IDLE_MIN;
         let mut saved_at = Instant::now();
+        // Chunks read, and how many there were, with how many files, when all of it was delivered and saved.
+        let (mut reads, mut saved) = (0u64, None);
         while !stop.begin.is_cancelled() {
             if !left.is_empty() && engine.save_when_possible() {
                 // They are this source's own now: whoever gets the old name begins anew.
@@ -190,7 +194,9 @@ impl TailSource {
                 }
             }
             let read = engine.next_chunk();
-            if saved_at.elapsed() >= self.save_interval {
+            // Where nothing was read and nothing is on its way there is nothing new to save; with very many files, looking costs.
+            let quiet = saved == Some((reads, engine.open_files()));
+            if saved_at.elapsed() >= self.save_interval * if quiet { QUIET_SAVES } else { 1 } {
                 if engine.save_when_possible()
                     && let Some(flume) = &mut self.flume
                 {
@@ -198,6 +204,7 @@ impl TailSource {
                 }
                 out.counters.is_behind(engine.unread_bytes());
                 saved_at = Instant::now();
+                saved = (ledger.underway() == 0).then(|| (reads, engine.open_files()));
             }
             let failures = engine.take_failures();
             if failures > 0 {
@@ -207,6 +214,7 @@ impl TailSource {
             match read {
                 Some(chunk) => {
                     idle = IDLE_MIN;
+                    reads += 1;
                     let meanwhile = || {
                         engine.keep_up();
                         if saved_at.elapsed() >= self.save_interval {

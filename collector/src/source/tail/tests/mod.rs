@@ -34,6 +34,7 @@ struct Trial {
     line_bytes_max: usize,
     forgotten: Option<Forgotten>,
     handles_max: usize,
+    look_pause_max: Duration,
     engine: Option<Engine>,
     ledger: Arc<Ledger>,
     /// Given out and not yet delivered.
@@ -51,6 +52,7 @@ impl Trial {
             line_bytes_max: 1 << 20,
             forgotten: None,
             handles_max: 100,
+            look_pause_max: Duration::ZERO,
             engine: None,
             ledger: Arc::default(),
             open: Vec::new(),
@@ -81,7 +83,7 @@ impl Trial {
             rotate_wait: self.rotate_wait,
             partial_wait: self.partial_wait,
             scan_interval: Duration::ZERO,
-            look_pause_max: Duration::ZERO,
+            look_pause_max: self.look_pause_max,
             path_header: None,
             handles_max: self.handles_max,
         };

@@ -354,3 +354,26 @@ fn random_rotations_and_kills_lose_nothing() {
         assert_eq!(delivered, lines(0, written), "seed {seed}");
     }
 }
+
+/// Idle files are looked at seldom; what comes and goes among them is seen all the same.
+#[test]
+fn many_idle_files_hide_no_rotation() {
+    let mut trial = Trial::new(Begin::Line(1));
+    trial.groups = Some("^(?:.*[.]log)$");
+    trial.look_pause_max = Duration::from_secs(3600);
+    trial.rotate_wait = Duration::from_secs(3600);
+    for file in 0..300 {
+        trial.append(&format!("idle{file}.log"), "idle\n");
+    }
+    assert_eq!(trial.start().read().len(), 300);
+    assert_eq!(trial.read(), NOTHING);
+    for round in 0..5 {
+        trial.append("app.log", &format!("{round}\n"));
+        assert_eq!(trial.read(), [round.to_string()]);
+        trial.append("app.log", &format!("last of {round}\n"));
+        trial.rename("app.log", &format!("app.log.{round}"));
+        assert_eq!(trial.read(), [format!("last of {round}")]);
+        // The look at all of them is over, and was long.
+        assert_eq!(trial.read(), NOTHING);
+    }
+}
