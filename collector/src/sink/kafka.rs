@@ -150,15 +150,15 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
     {
         findings.push(say(Level::Error, "wrong-value", "kafka.topic", fault).flume("fails with every batch, for ever"));
     }
-    let good: [(&str, fn(&str) -> bool); 3] = [
-        ("acks", |value| ["all", "-1"].contains(&value)),
-        ("enable.idempotence", |value| !value.eq_ignore_ascii_case("false")),
-        ("retries", |value| value != "0"),
-    ];
-    for (property, is_good) in good.iter().filter(|_| keeps_positions(component)) {
+    let is_good = |property: &str, value: &str| match property {
+        "acks" => ["all", "-1"].contains(&value),
+        "retries" => value != "0",
+        _ => !value.eq_ignore_ascii_case("false"),
+    };
+    for property in ["acks", "retries", "enable.idempotence"].iter().filter(|_| keeps_positions(component)) {
         let key = format!("kafka.producer.{property}");
         if let Some(value) = component.set(&key).map(str::trim)
-            && !is_good(value)
+            && !is_good(property, value)
         {
             findings.push(
                 say(Level::Error, "exactly-once", &key, format!("{property} = {value} does not go with transactions"))
