@@ -269,8 +269,11 @@ impl Handle {
     /// librdkafka remembers for minutes that a topic is unknown, and a broker that has just come back may know none for a
     /// moment (2.8 and its like). Asks the broker: what is there by now is to be tried again.
     pub(super) async fn confirm_unknown(self: &Arc<Self>, records: &[OutRecord], results: &mut [Result<Written, KafkaError>]) {
-        let is_unknown = |record: &OutRecord, error: &KafkaError| {
-            matches!(error, KafkaError::UnknownTopic(_)) || *error == no_partition(&record.topic, record.partition)
+        // The partition may be one that librdkafka had chosen.
+        let is_unknown = |record: &OutRecord, error: &KafkaError| match error {
+            KafkaError::UnknownTopic(_) => true,
+            KafkaError::Invalid(reason) => reason.starts_with(&no_partition_of(&record.topic)),
+            _ => false,
         };
         let unknown: BTreeSet<Arc<str>> = records
             .iter()
@@ -322,10 +325,12 @@ enum Known {
 }
 
 fn no_partition(topic: &str, partition: Option<i32>) -> KafkaError {
-    KafkaError::Invalid(match partition {
-        Some(partition) => format!("topic \"{topic}\" has no partition {partition}"),
-        None => format!("topic \"{topic}\" has no partitions"),
-    })
+    let what = no_partition_of(topic);
+    KafkaError::Invalid(partition.map_or_else(|| format!("{what}s"), |partition| format!("{what} {partition}")))
+}
+
+fn no_partition_of(topic: &str) -> String {
+    format!("topic \"{topic}\" has no partition")
 }
 
 /// Records that were queued together.
