@@ -1,7 +1,7 @@
 //! Queues many records with one call of librdkafka (`rd_kafka_produce_batch`), which the `rdkafka` crate does not have.
 //!
-//! One call looks the topic up once, where `rd_kafka_producev` does so for every record, and copies its name besides:
-//! measured in docs/performance.md. It knows neither headers nor timestamps, and it leaks a record whose explicit
+//! One call looks the topic up once, where `rd_kafka_producev` does so for every record, and the crate copies its name
+//! besides. It knows neither headers nor timestamps, and it leaks a record whose explicit
 //! partition does not exist (librdkafka 2.12, `rd_kafka_produce_batch`, the branch after `rd_kafka_toppar_get_avail`),
 //! so [`fits`] leaves those to the crate's own call.
 #![allow(unsafe_code)]
