@@ -8,6 +8,7 @@
 //! | inode used again by another file | the fingerprint differs: another file |
 //! | symlink points elsewhere | as renamed |
 //! | `tail -F` only: made and rotated away while no collector ran | found beside the file as `FILE.1`, `FILE-20260102` and the like when it was written later than the last remembered file; read from its beginning, oldest first |
+//! | `tail -F` only: made and rotated away between two looks (the process stood still) | the same, when it was made after the look before |
 //! | last line without newline | waits for the rest; when the file is rotated away or emptied it is a line |
 //!
 //! Synchronous: it is driven by one thread, and tests drive it step by step. Positions are saved by [`Engine::save`], over
@@ -64,6 +65,8 @@ pub struct Settings {
 }
 
 const LOOK_SHARE: u32 = 300;
+/// More files than that are not rotated between two looks.
+const CLOSED_MAX: usize = 100;
 
 /// Between tries to save positions while that fails.
 const SAVE_BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -99,6 +102,8 @@ pub struct Engine {
     unsaved: HashSet<u64>,
     /// Ids that the first look gave: files that are new rather than found again.
     new: HashSet<u64>,
+    /// Rotated files that were read last, with their times of birth: nobody is to find them again.
+    closed: VecDeque<(Inode, SystemTime)>,
     /// When the file was first seen to be away.
     absent_since: Option<Instant>,
     /// Told once each.
@@ -145,6 +150,7 @@ impl Engine {
             waiting: VecDeque::new(),
             unsaved: HashSet::new(),
             new,
+            closed: VecDeque::new(),
             absent_since: None,
             troubles: BTreeMap::new(),
             save_trouble: None,
@@ -156,12 +162,7 @@ impl Engine {
     /// The next lines of any file; `None` when there are none now.
     pub fn next_chunk(&mut self) -> Option<Chunk> {
         if self.scan_is_due() {
-            let (clock, spent, open) = (SystemTime::now(), cpu_time(), self.open.len());
             self.scan();
-            self.scanned = (clock, cpu_time().saturating_sub(spent));
-            if self.open.len() != open {
-                self.looked = None;
-            }
         }
         self.waiting.pop_front().or_else(|| self.read_round()).or_else(|| self.close_finished())
     }
@@ -172,7 +173,7 @@ impl Engine {
             return;
         }
         for at in 0..self.open.len() {
-            match self.open[at].is_replaced().and_then(|replaced| if replaced { self.replace(at) } else { Ok(None) }) {
+            match self.look_at(at) {
                 Ok(rest) => self.waiting.extend(rest),
                 Err(error) => {
                     let path = self.open[at].file.path();
@@ -181,6 +182,11 @@ impl Engine {
             }
         }
         self.scan();
+    }
+
+    fn look_at(&mut self, at: usize) -> io::Result<Option<Chunk>> {
+        self.look_back(at)?;
+        if self.open[at].is_replaced()? { self.replace(at) } else { Ok(None) }
     }
 
     /// Many names cost time: they are all looked at only as often as takes [`LOOK_SHARE`], and when a directory has changed.
@@ -345,6 +351,9 @@ impl Engine {
                 self.open[at].reopen()?;
             }
         }
+        if self.look_back(at)? {
+            return Ok(None);
+        }
         let line_bytes_max = self.settings.line_bytes_max;
         // Twice: where the content was replaced, the new one is read at once.
         for _ in 0..2 {
@@ -375,14 +384,16 @@ impl Engine {
     fn replace(&mut self, at: usize) -> io::Result<Option<Chunk>> {
         let reader = &self.open[at];
         let path = reader.file.path();
+        let (known_at, now) = (reader.known_at(), SystemTime::now());
         let (inode, head) = (reader.inode, reader.head()?);
         tracing::info!(file = %path.display(), "file was emptied; its new content is read from the beginning");
         let file = self.mint(&path, inode, head, 0);
         let copy = self.copy_of(at);
         let rest = if copy.is_some() { None } else { self.open[at].take_partial() };
         // The old content's position is kept until what was read of it is delivered: there may be a copy.
-        self.open[at].emptied(file);
+        self.open[at].emptied(file, now);
         self.open.extend(copy);
+        self.find_passed(known_at);
         Ok(rest)
     }
 
@@ -416,8 +427,18 @@ impl Engine {
         file
     }
 
-    /// Looks at every name: new files, renamed ones, names that mean another file now.
+    /// Looks at every name, and how long that takes.
     fn scan(&mut self) {
+        let (clock, spent, open) = (SystemTime::now(), cpu_time(), self.open.len());
+        self.scan_names();
+        self.scanned = (clock, cpu_time().saturating_sub(spent));
+        if self.open.len() != open {
+            self.looked = None;
+        }
+    }
+
+    /// New files, renamed ones, names that mean another file now.
+    fn scan_names(&mut self) {
         let first = self.scanned_at.is_none();
         // What is known by no byte of its content says nothing about the file that is there now.
         let known = |sought: &[Remembered]| sought.iter().filter(|file| file.fingerprint.head.bytes > 0).count();
@@ -471,11 +492,12 @@ impl Engine {
             self.find_rotated(&mut seen);
             if let (false, Find::Path(path)) = (in_place, &self.settings.find) {
                 let path = path.clone();
-                self.find_missed(&path, &mut seen);
+                self.find_missed(&path, &seen);
             }
             // Rotated files are older than what has their names now.
             self.open.sort_by_cached_key(|reader| (reader.rotated_at.is_none(), reader.modified()));
         }
+        let rotated = !first && self.open.iter().any(|reader| !seen.contains(&reader.inode) && reader.rotated_at.is_none());
         let mut listed = Listed::default();
         for reader in &mut self.open {
             if !seen.contains(&reader.inode) && reader.rotated_at.is_none() {
@@ -488,6 +510,9 @@ impl Engine {
                     reader.file.renamed(&path);
                 }
             }
+        }
+        if rotated {
+            self.find_passed(self.scanned.0);
         }
         if !self.unsaved.is_empty() {
             self.save_when_possible();
@@ -601,6 +626,8 @@ impl Engine {
             }
             let reader = self.open.remove(at);
             self.turn = 0;
+            self.closed.extend(reader.created().map(|created| (reader.inode, created)));
+            self.closed.drain(..self.closed.len().saturating_sub(CLOSED_MAX));
             tracing::info!(file = %reader.file.path().display(), "rotated file is read to its end and closed");
         }
         None

@@ -75,7 +75,9 @@ pub struct TailSource {
 
 /// Sleep between looks at idle files: short after a line came, longer the longer none came.
 const IDLE_MIN: Duration = Duration::from_millis(2);
-const IDLE_MAX: Duration = Duration::from_millis(200);
+const IDLE_MAX: Duration = Duration::from_millis(20);
+/// Between looks at files while lines wait for room.
+const FULL_WAIT: Duration = Duration::from_millis(200);
 /// Where nothing happens, positions are looked through so many times more seldom.
 const QUIET_SAVES: u32 = 10;
 /// Between tries to use the state directory.
@@ -288,7 +290,7 @@ fn deliver(
                     () = &mut put => Some(true),
                     // Not accepted by the channel, so not delivered: read again after the next start.
                     () = stop.begin.cancelled() => Some(false),
-                    () = tokio::time::sleep(IDLE_MAX) => None,
+                    () = tokio::time::sleep(FULL_WAIT) => None,
                 }
             });
             match done {

@@ -8,6 +8,7 @@
 //! A file with nothing new may be closed to save its handle ([`Reader::close`]); it is opened again when it has grown.
 
 use std::{
+    cell::Cell,
     fs::{File, Metadata},
     io,
     os::unix::fs::{FileExt, MetadataExt},
@@ -80,6 +81,8 @@ pub struct Reader {
     last: Vec<u8>,
     modified: Option<(i64, i64)>,
     grown_at: Instant,
+    /// When the content was last seen to be the one that is known, by the clock of file times.
+    known_at: Cell<SystemTime>,
 }
 
 impl Reader {
@@ -99,7 +102,27 @@ impl Reader {
             last,
             modified: None,
             grown_at: Instant::now(),
+            known_at: Cell::new(SystemTime::now()),
         })
+    }
+
+    /// When the content was last seen to be the one that is known.
+    pub fn known_at(&self) -> SystemTime {
+        self.known_at.get()
+    }
+
+    /// It held nothing when it was last looked at, so what it holds now may be its second content since.
+    pub fn comes_from_nothing(&self) -> io::Result<bool> {
+        Ok(self.next == 0 && self.file.head().bytes == 0 && self.metadata()?.is_some_and(|metadata| metadata.len() > 0))
+    }
+
+    /// Does the file begin with what another one of `length` bytes holds? Seen by its first and last bytes.
+    pub fn begins_with(&self, other: &File, length: u64) -> io::Result<bool> {
+        let Some(handle) = &self.handle else { return Ok(false) };
+        let mut last = vec![0; TAIL_BYTES_MAX.min(usize::try_from(length).unwrap_or(TAIL_BYTES_MAX))];
+        let before = length - last.len() as u64;
+        other.read_exact_at(&mut last, before)?;
+        Ok(head(other)?.matches(handle, 0)? && Checksum::of(&last).matches(handle, before)?)
     }
 
     /// Everything of it is read, and nothing more has come for `wait` since it lost its name.
@@ -158,13 +181,16 @@ impl Reader {
 
     /// Of an open file.
     pub fn read(&mut self, line_bytes_max: usize) -> io::Result<Read> {
+        let now = SystemTime::now();
         let metadata = self.handle()?.metadata()?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
-        if metadata.len() == self.next && self.modified == Some(modified) {
-            return Ok(Read::Idle);
-        }
-        if self.holds_another(&metadata)? {
+        let unchanged = metadata.len() == self.next && self.modified == Some(modified);
+        if !unchanged && self.holds_another(&metadata)? {
             return Ok(Read::Replaced);
+        }
+        self.known_at.set(now);
+        if unchanged {
+            return Ok(Read::Idle);
         }
         if metadata.len() == self.next {
             self.modified = Some(modified);
@@ -199,8 +225,10 @@ impl Reader {
     /// A look without reading: is the content another one? What the beginning is known by grows with the file meanwhile.
     pub fn is_replaced(&self) -> io::Result<bool> {
         let Some(handle) = &self.handle else { return Ok(false) };
+        let now = SystemTime::now();
         let replaced = self.holds_another(&handle.metadata()?)?;
         if !replaced {
+            self.known_at.set(now);
             self.grow_fingerprint()?;
         }
         Ok(replaced)
@@ -277,8 +305,14 @@ impl Reader {
         self.metadata().ok().flatten().and_then(|metadata| metadata.modified().ok())
     }
 
-    /// The same open file with another content in it, to be read from its beginning.
-    pub fn emptied(&mut self, file: Arc<TailedFile>) {
+    /// When the file was made, where the file system tells.
+    pub fn created(&self) -> Option<SystemTime> {
+        self.metadata().ok().flatten().and_then(|metadata| metadata.created().ok())
+    }
+
+    /// The same open file with another content in it, first seen at `now`, to be read from its beginning.
+    pub fn emptied(&mut self, file: Arc<TailedFile>, now: SystemTime) {
+        self.known_at.set(now);
         self.file = file;
         self.next = 0;
         self.partial = Vec::new();

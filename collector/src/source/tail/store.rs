@@ -23,6 +23,8 @@ struct Document {
 const VERSION: u32 = 1;
 /// End of a file's name; before it is the source's.
 const END: &str = ".positions.json";
+/// The same of the file with what the very first look found.
+const FIRST_END: &str = ".first.json";
 
 pub struct Store {
     path: PathBuf,
@@ -80,8 +82,7 @@ impl Store {
             return self.save(rest);
         }
         fs::remove_file(&self.path)?;
-        let name = self.path.to_string_lossy();
-        match fs::remove_file(format!("{}.first.json", name.strip_suffix(END).unwrap_or(&name))) {
+        match fs::remove_file(self.first_path()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -102,15 +103,21 @@ impl Store {
         self.written.as_deref()
     }
 
-    /// When it was saved last.
+    /// When it was saved last; where it never was, when the source's very first look was noted.
     pub fn saved_at(&self) -> Option<SystemTime> {
-        fs::metadata(&self.path).and_then(|metadata| metadata.modified()).ok()
+        let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+        modified(&self.path).or_else(|_| modified(&self.first_path())).ok()
+    }
+
+    fn first_path(&self) -> PathBuf {
+        let path = self.path.to_string_lossy();
+        PathBuf::from(format!("{}{FIRST_END}", path.strip_suffix(END).unwrap_or(&path)))
     }
 
     /// What the source's very first look found, as it was noted then; looked at and noted now if it was not. So a process
     /// that is killed before it has saved a position still begins where the first one would have begun.
     pub fn first(directory: &Path, source: &str, look: impl FnOnce() -> Vec<Remembered>) -> io::Result<Vec<Remembered>> {
-        let path = directory.join(format!("{}.first.json", file_name(source)));
+        let path = directory.join(format!("{}{FIRST_END}", file_name(source)));
         match fs::read(&path) {
             Ok(text) => match serde_json::from_slice::<Document>(&text) {
                 Ok(document) => Ok(document.files),

@@ -3,16 +3,19 @@
 use std::{
     cmp::Reverse,
     collections::HashSet,
-    fs,
+    fs, io,
     os::unix::fs::DirEntryExt,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{Engine, is_starved};
-use crate::source::tail::find::is_rotated_name;
+use crate::source::tail::find::{Find, is_rotated_name};
 use crate::source::tail::identity::{Inode, head};
 use crate::source::tail::reader::Reader;
+
+/// File times are taken from a clock that goes in steps of up to this.
+const BIRTH_STEP: Duration = Duration::from_millis(10);
 
 impl Engine {
     /// Files that were rotated while nobody watched: looked for in their directory by inode and content, or by content alone among
@@ -106,14 +109,45 @@ impl Engine {
 
     /// Files that were made and rotated away while nobody watched: those beside `path` that were written later than the last
     /// remembered file; where that one is gone, later than positions were saved.
-    pub(super) fn find_missed(&mut self, path: &Path, seen: &mut HashSet<Inode>) {
+    pub(super) fn find_missed(&mut self, path: &Path, seen: &HashSet<Inode>) {
         let remembered = self.open.iter().filter(|reader| reader.rotated_at.is_some()).filter_map(Reader::modified).max();
         let Some(since) = remembered.or_else(|| self.store.saved_at()) else { return };
+        self.open_beside(path, |_, inode, metadata| metadata.modified().is_ok_and(|modified| modified >= since) && !seen.contains(&inode));
+    }
+
+    /// The same while it runs, for a file that was followed until `known` and is another one now: what was made after that and
+    /// has been rotated away since. Where the file system tells no times of birth nothing is found.
+    pub(super) fn find_passed(&mut self, known: SystemTime) {
+        let Find::Path(path) = &self.settings.find else { return };
+        let path = path.clone();
+        self.open_beside(&path, |engine, inode, metadata| {
+            let is_late = |created| created + BIRTH_STEP >= known && !engine.closed.contains(&(inode, created));
+            metadata.created().is_ok_and(is_late) && engine.open.iter().all(|reader| reader.inode != inode)
+        });
+    }
+
+    /// Was the file at `at` empty at the last look, and is it not now? Then it may have been filled and rotated away between
+    /// the two. True when such files were found.
+    pub(super) fn look_back(&mut self, at: usize) -> io::Result<bool> {
+        let reader = &self.open[at];
+        if reader.rotated_at.is_some() || !reader.comes_from_nothing()? {
+            return Ok(false);
+        }
+        let open = self.open.len();
+        self.find_passed(self.open[at].known_at());
+        Ok(self.open.len() > open)
+    }
+
+    fn open_beside(&mut self, path: &Path, is_missed: impl Fn(&Self, Inode, &fs::Metadata) -> bool) {
         let entries = path.parent().and_then(|directory| fs::read_dir(directory).ok()).into_iter().flatten().flatten();
-        for beside in entries.map(|entry| entry.path()).filter(|beside| is_rotated_name(path, beside)) {
+        let mut beside: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|beside| is_rotated_name(path, beside)).collect();
+        beside.sort_by_cached_key(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok());
+        for beside in beside {
             let Ok((handle, metadata)) = self.open(&beside) else { continue };
             let inode = Inode::from(&metadata);
-            if metadata.modified().is_ok_and(|modified| modified < since) || seen.contains(&inode) {
+            // What holds nothing but the beginning of a file that is followed is a copy of it, or becomes one.
+            let is_copy = |reader: &Reader| reader.begins_with(&handle, metadata.len()).unwrap_or(false);
+            if metadata.len() == 0 || !is_missed(self, inode, &metadata) || self.open.iter().any(is_copy) {
                 continue;
             }
             let opened = head(&handle).and_then(|head| {
@@ -124,7 +158,6 @@ impl Engine {
                 Ok(mut reader) => {
                     tracing::info!(file = %beside.display(), "file was made and rotated away while nothing was watched; reading it");
                     reader.rotated_at = Some(Instant::now());
-                    seen.insert(inode);
                     self.open.push(reader);
                 }
                 Err(error) => self.io_trouble(&beside, "", &error),

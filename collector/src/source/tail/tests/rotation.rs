@@ -200,6 +200,78 @@ fn files_that_come_and_go_while_lines_wait_for_room_are_read_when_there_is_some(
     }
 }
 
+/// As logrotate does it: `app.log.1` becomes `app.log.2`, the file `app.log.1`.
+fn rotate(trial: &Trial, copied: bool) {
+    if trial.path("app.log.1").exists() {
+        trial.rename("app.log.1", "app.log.2");
+    }
+    if copied {
+        fs::copy(trial.path("app.log"), trial.path("app.log.1")).unwrap();
+        trial.truncate("app.log");
+    } else {
+        trial.rename("app.log", "app.log.1");
+    }
+}
+
+#[test]
+fn what_is_rotated_twice_between_two_looks_is_found() {
+    for (copied, waits) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut trial = Trial::new(Begin::Line(1));
+        trial.append("app.log", &numbered(0, 5));
+        assert_eq!(trial.start().read(), lines(0, 5));
+        trial.append("app.log", &numbered(5, 10));
+        rotate(&trial, copied);
+        trial.append("app.log", &numbered(10, 15));
+        rotate(&trial, copied);
+        trial.append("app.log", &numbered(15, 20));
+        if waits {
+            trial.wait();
+        }
+        let mut read = trial.read();
+        read.sort_by_key(|line| line.trim_start_matches("line ").parse::<usize>().unwrap());
+        assert_eq!(read, lines(5, 20), "copied: {copied}, waits: {waits}");
+        trial.deliver();
+        assert_eq!(trial.read(), NOTHING);
+        assert_eq!(trial.kill().read(), NOTHING);
+    }
+}
+
+#[test]
+fn what_an_empty_file_held_between_two_looks_is_found_in_its_copy() {
+    for waits in [false, true] {
+        let mut trial = Trial::new(Begin::Line(1));
+        trial.append("app.log", &numbered(0, 5));
+        assert_eq!(trial.start().read(), lines(0, 5));
+        rotate(&trial, true);
+        assert_eq!(trial.read(), NOTHING);
+        trial.append("app.log", &numbered(5, 10));
+        rotate(&trial, true);
+        trial.append("app.log", &numbered(10, 15));
+        // Just begun, and no rotation yet.
+        trial.append("app.log.0", &numbered(10, 12));
+        if waits {
+            trial.wait();
+        }
+        let mut read = trial.read();
+        read.sort_by_key(|line| line.trim_start_matches("line ").parse::<usize>().unwrap());
+        assert_eq!(read, lines(5, 15), "waits: {waits}");
+        trial.deliver();
+        assert_eq!(trial.kill().read(), NOTHING);
+    }
+}
+
+#[test]
+fn a_file_that_came_and_went_before_anything_was_saved_is_read() {
+    let mut trial = Trial::new(Begin::Line(1));
+    trial.start().engine = None;
+    trial.append("app.log", &numbered(0, 5));
+    rotate(&trial, false);
+    trial.append("app.log", &numbered(5, 9));
+    assert_eq!(trial.start().read(), lines(0, 9));
+    trial.deliver();
+    assert_eq!(trial.kill().read(), NOTHING);
+}
+
 #[test]
 fn copied_and_emptied_while_nobody_watched_is_finished_in_the_copy() {
     let mut trial = Trial::new(Begin::Line(1));
