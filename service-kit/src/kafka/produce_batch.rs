@@ -13,22 +13,29 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rdkafka::bindings;
-use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::KafkaError as RdError;
+use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaRespErr;
 
 use super::OutRecord;
+use super::producer::Client;
 
 /// Topics whose handles are kept; beyond that they are looked up anew.
 const TOPICS_MAX: usize = 64;
 /// librdkafka's "any partition".
 const UNASSIGNED: i32 = -1;
 
-/// A client's topic handles. Drop it before the client: librdkafka waits for handles that are still held.
-#[derive(Default)]
-pub(super) struct Topics(Mutex<HashMap<Arc<str>, Arc<Handle>>>);
+/// A producer's topic handles.
+pub(super) struct Topics {
+    producer: Arc<Client>,
+    handles: Mutex<HashMap<Arc<str>, Arc<Handle>>>,
+}
 
-struct Handle(*mut bindings::rd_kafka_topic_t);
+/// Holds the producer that it belongs to: a handle must not outlive it.
+struct Handle {
+    native: *mut bindings::rd_kafka_topic_t,
+    _producer: Arc<Client>,
+}
 
 // SAFETY: librdkafka's topic handles are reference counted and may be used by any thread.
 unsafe impl Send for Handle {}
@@ -37,8 +44,8 @@ unsafe impl Sync for Handle {}
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: made by `rd_kafka_topic_new`, destroyed here only; `Topics` is dropped before its client.
-        unsafe { bindings::rd_kafka_topic_destroy(self.0) }
+        // SAFETY: made by `rd_kafka_topic_new`, destroyed here only; the producer is dropped after this.
+        unsafe { bindings::rd_kafka_topic_destroy(self.native) }
     }
 }
 
@@ -48,15 +55,14 @@ pub(super) fn fits(record: &OutRecord) -> bool {
 }
 
 impl Topics {
+    pub(super) fn of(producer: Arc<Client>) -> Self {
+        Self { producer, handles: Mutex::default() }
+    }
+
     /// Queues records of one topic that [`fits`] them; `opaque` gives what the delivery of record n carries. Gives the
     /// records that were not queued, or None where the topic has no handle: nothing was queued then.
-    pub(super) fn queue<C: ClientContext>(
-        &self,
-        client: &Client<C>,
-        records: &[OutRecord],
-        opaque: impl Fn(usize) -> usize,
-    ) -> Option<Vec<(usize, RdError)>> {
-        let topic = self.handle(client, &records.first()?.topic)?;
+    pub(super) fn queue(&self, records: &[OutRecord], opaque: impl Fn(usize) -> usize) -> Option<Vec<(usize, RdError)>> {
+        let topic = self.handle(&records.first()?.topic)?;
         let bytes =
             |bytes: Option<&bytes::Bytes>| bytes.map_or((null_mut(), 0), |bytes| (bytes.as_ptr().cast_mut().cast::<c_void>(), bytes.len()));
         let mut messages: Vec<bindings::rd_kafka_message_t> = Vec::with_capacity(records.len());
@@ -77,8 +83,9 @@ impl Topics {
         let count = c_int::try_from(messages.len()).ok()?;
         // SAFETY: the handle lives as long as `topic`; `messages` holds `count` messages whose payloads and keys point into
         // `records` and are copied (`MSG_F_COPY`) before the call returns; the call writes to `err` alone.
-        let queued =
-            unsafe { bindings::rd_kafka_produce_batch(topic.0, UNASSIGNED, bindings::RD_KAFKA_MSG_F_COPY, messages.as_mut_ptr(), count) };
+        let queued = unsafe {
+            bindings::rd_kafka_produce_batch(topic.native, UNASSIGNED, bindings::RD_KAFKA_MSG_F_COPY, messages.as_mut_ptr(), count)
+        };
         if queued == count {
             return Some(Vec::new());
         }
@@ -86,15 +93,19 @@ impl Topics {
         Some(refused.map(|(index, message)| (index, RdError::MessageProduction(message.err.into()))).collect())
     }
 
-    fn handle<C: ClientContext>(&self, client: &Client<C>, topic: &Arc<str>) -> Option<Arc<Handle>> {
-        let mut handles = self.0.lock();
+    fn handle(&self, topic: &Arc<str>) -> Option<Arc<Handle>> {
+        let mut handles = self.handles.lock();
         if let Some(handle) = handles.get(topic) {
             return Some(Arc::clone(handle));
         }
         let name = CString::new(&**topic).ok()?;
-        // SAFETY: the client is alive, the name ends with a zero; a null configuration stands for the client's own.
+        // SAFETY: the producer is alive, the name ends with a zero; a null configuration stands for the client's own.
         let native = unsafe {
-            bindings::rd_kafka_topic_new(client.native_ptr(), name.as_ptr(), null::<bindings::rd_kafka_topic_conf_t>().cast_mut())
+            bindings::rd_kafka_topic_new(
+                self.producer.client().native_ptr(),
+                name.as_ptr(),
+                null::<bindings::rd_kafka_topic_conf_t>().cast_mut(),
+            )
         };
         if native.is_null() {
             return None;
@@ -102,7 +113,7 @@ impl Topics {
         if handles.len() >= TOPICS_MAX {
             handles.clear();
         }
-        let handle = Arc::new(Handle(native));
+        let handle = Arc::new(Handle { native, _producer: Arc::clone(&self.producer) });
         handles.insert(Arc::clone(topic), Arc::clone(&handle));
         Some(handle)
     }

@@ -130,11 +130,12 @@ fn size(record: &OutRecord) -> usize {
     record.key.as_ref().map_or(0, |key| key.len()) + record.value.as_ref().map_or(0, |value| value.len()) + headers
 }
 
+pub(super) type Client = Elsewhere<ThreadedProducer<Deliveries>>;
+
 /// A librdkafka producer with its budget. Shared by the plain and the transactional writer.
 pub(super) struct Handle {
-    /// Before the producer, which must outlive them.
     topics: Topics,
-    pub(super) producer: Elsewhere<ThreadedProducer<Deliveries>>,
+    pub(super) producer: Arc<Client>,
     pub(super) watch: Watch,
     /// In KiB.
     budget: Arc<Semaphore>,
@@ -161,11 +162,12 @@ impl Handle {
         let deliveries = Arc::new(Pieces { open: Mutex::default(), latest: Mutex::default(), watch: watch.clone(), bytes_max });
         let producer = ThreadedProducer::from_config_and_context(&client, Deliveries(Arc::clone(&deliveries)))
             .map_err(|error| watch.explain(&error, "making a Kafka producer"))?;
+        let producer = Arc::new(Elsewhere::new(producer));
         let bytes = config.get("buffer.memory").and_then(|value| value.parse().ok()).unwrap_or(BUFFER_MEMORY);
         let budget_kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).max(1);
         Ok(Self {
-            topics: Topics::default(),
-            producer: Elsewhere::new(producer),
+            topics: Topics::of(Arc::clone(&producer)),
+            producer,
             watch,
             budget: Arc::new(Semaphore::new(budget_kib as usize)),
             budget_kib,
@@ -230,7 +232,7 @@ impl Handle {
         let together = |a: &OutRecord, b: &OutRecord| produce_batch::fits(a) && produce_batch::fits(b) && a.topic == b.topic;
         for run in records.chunk_by(together) {
             let opaque = |index: usize| opaque(number, first + index);
-            let batch = if produce_batch::fits(&run[0]) { self.topics.queue(self.producer.client(), run, opaque) } else { None };
+            let batch = if produce_batch::fits(&run[0]) { self.topics.queue(run, opaque) } else { None };
             match batch {
                 Some(refused) => refused.iter().for_each(|(index, error)| refuse(first + index, error)),
                 None => {
