@@ -104,7 +104,7 @@ impl Session {
 
     pub(crate) async fn serve(&self, tcp: TcpStream, peer: SocketAddr, out: &Output, stop: &Stop) -> anyhow::Result<()> {
         let mut stream = tokio::select! {
-            stream = self.accepting.accept(tcp, peer) => stream?,
+            stream = self.accepting.accept(tcp, peer, out) => stream?,
             () = stop.begin.cancelled() => return Ok(()),
         };
         let mut incoming = Incoming::new();

@@ -113,7 +113,7 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sour
     let blob_counts =
         handler == Handler::Blob && (component.set("handler.maxBlobLength").is_some() || component.set("maxRequestBytes").is_none());
     let reader = Reader { handler, bytes_max: if blob_counts { blob } else { request }, strict: setup.strict };
-    Ok(Box::new(Http { web: Web::build(component, reader.bytes_max, &setup)?, reader }))
+    Ok(Box::new(Http { web: Web::build(component, reader.bytes_max, None, &setup)?, reader }))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
