@@ -50,6 +50,21 @@ pub const INCLUDE_CIPHERS: Property =
     Property::text("include-cipher-suites", None, "Cipher suites to offer, by their names in Java, separated by blanks.");
 pub const EXCLUDE_CIPHERS: Property = Property::text("exclude-cipher-suites", None, "Cipher suites not to offer.");
 
+/// The properties of a listener.
+pub const LISTENER: &[Property] =
+    &[SSL, KEYSTORE, KEYSTORE_PASSWORD, KEYSTORE_TYPE, INCLUDE_PROTOCOLS, EXCLUDE_PROTOCOLS, INCLUDE_CIPHERS, EXCLUDE_CIPHERS];
+
+/// A kind's properties with those of a [`LISTENER`].
+macro_rules! with_listener {
+    ($($own:expr),* $(,)?) => {{
+        const OWN: &[$crate::flume_conf::Property] = &[$($own),*];
+        const ALL: [$crate::flume_conf::Property; OWN.len() + $crate::tls::LISTENER.len()] =
+            $crate::flume_conf::kinds::join(OWN, $crate::tls::LISTENER);
+        &ALL
+    }};
+}
+pub(crate) use with_listener;
+
 /// What is wrong with a listener's settings.
 pub fn review_server(component: &Component, _strict: bool) -> Vec<Finding> {
     if !component.boolean(SSL.name) {

@@ -25,7 +25,7 @@ pub static KIND: Kind = Kind {
     alias: Some("avro"),
     class: Some("org.apache.flume.source.AvroSource"),
     doc: "Events from avro sinks and Flume's client library. A request is a put of its own, answered `OK` when the channels have it and `FAILED` when they are full.",
-    properties: &[
+    properties: tls::with_listener![
         Property::text("bind", None, "Address to listen on.").required(),
         Property::integer("port", 0, 65_535, None, "Port to listen on; 0 takes a free one.").required(),
         Property::integer("threads", 0, 65_536, Some("0"), "Without effect: no connection has a thread of its own."),
@@ -36,14 +36,6 @@ pub static KIND: Kind = Kind {
             None,
             "Rules separated by commas: `allow|deny:ip|name:pattern`, with `*` and `?`. The first that matches decides; whom none matches may connect.",
         ),
-        tls::SSL,
-        tls::KEYSTORE,
-        tls::KEYSTORE_PASSWORD,
-        tls::KEYSTORE_TYPE,
-        tls::INCLUDE_PROTOCOLS,
-        tls::EXCLUDE_PROTOCOLS,
-        tls::INCLUDE_CIPHERS,
-        tls::EXCLUDE_CIPHERS,
         Limits::FRAME_BYTES,
         Limits::EVENTS,
         CONNECTIONS_MAX,

@@ -93,8 +93,11 @@ pub async fn bind_tcp(name: &str, address: ListenAddr) -> io::Result<TcpListener
 #[derive(Clone)]
 pub struct Tls {
     pub acceptor: TlsAcceptor,
-    pub failed: Arc<dyn Fn(SocketAddr, &io::Error) + Send + Sync>,
+    pub failed: Arc<TlsFailed>,
 }
+
+/// A client, and why TLS could not be agreed with it.
+pub type TlsFailed = dyn Fn(SocketAddr, &io::Error) + Send + Sync;
 
 /// Serves HTTP, with TLS where it is given, on a socket that is not one of the service's own listeners, with all the
 /// limits of those. `name` is in the metrics. From `stop` on requests are refused; those that have begun are answered, unless `cut` ends them.

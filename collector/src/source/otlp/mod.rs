@@ -49,7 +49,7 @@ pub static KIND: Kind = Kind {
     alias: Some("otlp"),
     class: None,
     doc: "Log records by OpenTelemetry's protocol, on one port: gRPC (`LogsService/Export`) and HTTP (`POST /v1/logs`, Protobuf or JSON), plain or gzip. One export is one transaction; a full channel is answered so that the sender tries again. Body: the record's body, text and bytes as they are, anything else as JSON. Headers: `timestamp` (milliseconds since 1970, from `timeUnixNano`, or else from `observedTimeUnixNano`), `timeUnixNano`, `observedTimeUnixNano`, `severity` (the record's text, or else the name of its number), `severityNumber`, `traceId` and `spanId` (hexadecimal), `flags`, `eventName`, `droppedAttributesCount`; `resource.attributes.NAME`, `resource.schemaUrl`, `scope.name`, `scope.version`, `scope.attributes.NAME`, `scope.schemaUrl`, `attributes.NAME`: each where the record has it. Attributes that are no text are written as OTLP says: numbers and truth values as in JSON, bytes in Base64, lists and maps as JSON. Of two attributes of one name, which OTLP forbids, the last counts.",
-    properties: &[
+    properties: tls::with_listener![
         Property::text("bind", Some("0.0.0.0"), "Address to listen on.").own(),
         Property::integer("port", 0, 65_535, Some("4317"), "Port to listen on, for gRPC and HTTP; 0 takes a free one.").own(),
         Property::integer(
@@ -85,14 +85,6 @@ pub static KIND: Kind = Kind {
             "Exports at a time, which together may hold this many times `maxRequestBytes`; more are told to come back later.",
         )
         .own(),
-        tls::SSL,
-        tls::KEYSTORE,
-        tls::KEYSTORE_PASSWORD,
-        tls::KEYSTORE_TYPE,
-        tls::INCLUDE_PROTOCOLS,
-        tls::EXCLUDE_PROTOCOLS,
-        tls::INCLUDE_CIPHERS,
-        tls::EXCLUDE_CIPHERS,
     ],
     deprecated: &[],
     misspelt: &[("host", "bind"), ("endpoint", "bind")],
