@@ -15,6 +15,7 @@ use crate::channel::{
 use crate::counters::{SinkCounters, SourceCounters};
 use crate::flume_conf::{Kind, component::Setting};
 use crate::sink::{self, Input, Sink};
+use crate::source::server::Answer as _;
 use crate::source::{self, Stop};
 
 proptest! {

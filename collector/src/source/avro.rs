@@ -3,13 +3,12 @@
 //! A request is one put: it is answered `OK` when every channel has it, and `FAILED` when one has no room, upon which the
 //! client sends it again.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
-use anyhow::Context as _;
 use async_trait::async_trait;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use super::server::{CONNECTIONS_MAX, Server};
+use super::server::{Answer, Answering, CONNECTIONS_MAX};
 use super::{Output, Setup, Source, Stop};
 use crate::flume_conf::kinds::adopts_nothing;
 use crate::flume_conf::{Component, Finding, Kind, Property, Role};
@@ -52,27 +51,7 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
 }
 
 pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Source>> {
-    let session = Session::build(component)?;
-    let port = u16::try_from(component.integer("port")).context("port")?;
-    let server = Server::bind(component, component.text("bind").trim(), port, &setup)?;
-    Ok(Box::new(Avro { server, session: Arc::new(session) }))
-}
-
-struct Avro {
-    server: Server,
-    session: Arc<Session>,
-}
-
-#[async_trait]
-impl Source for Avro {
-    async fn run(self: Box<Self>, out: Output, stop: Stop) -> anyhow::Result<()> {
-        let session = self.session;
-        let serve = |stream, peer| {
-            let (session, out, stop) = (session.clone(), out.clone(), stop.clone());
-            async move { session.serve(stream, peer, &out, &stop).await }
-        };
-        self.server.run(&out, &stop, serve).await
-    }
+    Answering::build(component, &setup, Session::build(component)?)
 }
 
 /// Answers connections.
@@ -85,8 +64,11 @@ impl Session {
     pub(crate) fn build(component: &Component) -> anyhow::Result<Self> {
         Ok(Self { accepting: Accepting::build(component)?, limits: Limits::of(component) })
     }
+}
 
-    pub(crate) async fn serve(&self, tcp: TcpStream, peer: SocketAddr, out: &Output, stop: &Stop) -> anyhow::Result<()> {
+#[async_trait]
+impl Answer for Session {
+    async fn serve(&self, tcp: TcpStream, peer: SocketAddr, out: &Output, stop: &Stop) -> anyhow::Result<()> {
         let mut stream = tokio::select! {
             stream = self.accepting.accept(tcp, peer, out) => stream?,
             () = stop.begin.cancelled() => return Ok(()),
