@@ -16,6 +16,14 @@ pub fn check_tls(config: &KafkaConfig) -> Result<(), (&'static str, String)> {
     }
     // What is wrong with the settings themselves is told elsewhere.
     let Ok(native) = translate(config.values(), Role::Admin) else { return Ok(()) };
+    // OpenSSL does not say what is wrong with a file that it cannot open.
+    for key in ["ssl.truststore.location", "ssl.keystore.location"] {
+        if let Some(path) = config.get(key)
+            && let Err(error) = std::fs::read(path)
+        {
+            return Err((key, format!("cannot read {path}: {error}")));
+        }
+    }
     let mut client = ClientConfig::new();
     // No servers: it never connects.
     client.set("security.protocol", "ssl");
