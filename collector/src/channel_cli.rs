@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::channel::file::{
     self,
     channel::FileChannel,
-    disk::{Disk, DiskFile, RealDisk},
+    disk::{Disk, DiskFile, InUse, RealDisk},
     format::{HEADER_BYTES, Header, NOTE},
     log::{Found, Place, Walk},
     recovery::{self, Decision},
@@ -30,13 +30,18 @@ pub struct ChannelArgs {
     command: Verb,
 }
 
+const CODES: &str = "Exit codes: 0 done (verify: all is well); 1 it did not work (verify: something is damaged or missing; drain: a running agent holds the channel); 64 the command line is wrong; 78 the agent's file cannot be used, or does not name the channel.";
+
 #[derive(Subcommand)]
 enum Verb {
-    /// Shows segments, waiting events and what a start would find. Changes nothing; the agent may run.
+    /// Shows segments, waiting events and what a start would find. Reads only what a start reads, so it is quick and sees no damage within a segment: for that there is `verify`. Changes nothing; the agent may run.
+    #[command(after_help = CODES)]
     Inspect(Which),
-    /// Reads every record of every segment. Exit code 1 when something is damaged or missing. Changes nothing; the agent may run.
+    /// Reads every record of every segment and checks it, which takes as long as reading all of it. Exit code 1 when something is damaged or missing. Shows no waiting events: for those there is `inspect`. Changes nothing; the agent may run.
+    #[command(after_help = CODES)]
     Verify(Which),
     /// Writes the waiting events to standard output and takes them out of the channel. The agent must be stopped. Flume's own directories stay as they are.
+    #[command(after_help = CODES)]
     Drain {
         #[command(flatten)]
         which: Which,
@@ -96,26 +101,38 @@ impl ChannelArgs {
     /// With what the files say.
     pub fn run(&self, outcome: Outcome) -> ExitCode {
         let which = self.which();
-        let done = which.find(outcome).and_then(|(component, setup)| match &self.command {
-            verb if which.is_flumes(&component, &setup) => {
-                let (name, logs) = (&component.name, which.flumes(&component)?);
-                match verb {
-                    Verb::Inspect(_) => flume_cli::inspect(name, &logs, which.output == Format::Json).map(|()| true),
-                    Verb::Verify(_) => flume_cli::verify(name, &logs, which.output == Format::Json),
-                    Verb::Drain { events, .. } => flume_cli::drain(&logs, |out, event| write_event(out, event, *events)),
-                }
+        let (component, setup) = match which.find(outcome) {
+            Ok(found) => found,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                return ExitCode::from(service_kit::exit::CONFIG);
             }
-            Verb::Inspect(_) => inspect(&component.name, &file::place(&component, &setup), which.output).map(|()| true),
-            Verb::Verify(_) => verify(&component.name, &file::place(&component, &setup), which.output),
-            Verb::Drain { keep, events, .. } => drain(&component, &setup, *keep, *events).map(|()| true),
-        });
-        match done {
+        };
+        match self.carry_out(&component, &setup) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
             Err(error) => {
                 eprintln!("error: {error:#}");
                 ExitCode::FAILURE
             }
+        }
+    }
+
+    /// False when something is not well.
+    fn carry_out(&self, component: &Component, setup: &Setup) -> anyhow::Result<bool> {
+        let which = self.which();
+        match &self.command {
+            verb if which.is_flumes(component, setup) => {
+                let (name, logs) = (&component.name, which.flumes(component)?);
+                match verb {
+                    Verb::Inspect(_) => flume_cli::inspect(name, &logs, which.output == Format::Json).map(|()| true),
+                    Verb::Verify(_) => flume_cli::verify(name, &logs, which.output == Format::Json),
+                    Verb::Drain { events, .. } => flume_cli::drain(&logs, |out, event| write_event(out, event, *events)),
+                }
+            }
+            Verb::Inspect(_) => inspect(&component.name, &file::place(component, setup), which.output).map(|()| true),
+            Verb::Verify(_) => verify(&component.name, &file::place(component, setup), which.output),
+            Verb::Drain { keep, events, .. } => drain(component, setup, *keep, *events).map(|()| true),
         }
     }
 }
@@ -268,7 +285,14 @@ fn drain(component: &Component, setup: &Setup, keep: bool, format: EventFormat) 
     let place = file::place(component, setup);
     let there = place.disk.list(&place.checkpoint).is_ok();
     anyhow::ensure!(there, "{} is not there: nothing to drain", place.checkpoint.display());
-    let channel = Arc::new(FileChannel::open_locked(&component.name, place, file::Limits::of(component))?);
+    let opened = FileChannel::open_locked(&component.name, place, file::Limits::of(component));
+    let channel = Arc::new(opened.map_err(|error| match error.downcast_ref::<InUse>() {
+        Some(InUse(directory)) => anyhow::anyhow!(
+            "a running agent (or another drain) holds {}: stop it first; `inspect` and `verify` work while it runs",
+            directory.display()
+        ),
+        None => error,
+    })?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let mut out = std::io::stdout().lock();
     let mut held = Vec::new();

@@ -398,7 +398,12 @@ fn check(arguments: &CheckArgs) -> ExitCode {
         }
         let count = |level| outcome.findings.iter().filter(|finding| finding.level == level).count();
         let (errors, warnings) = (count(Level::Error), count(Level::Warning));
-        let verdict = if errors > 0 { "it does not start" } else { "it starts" };
+        let left_out = outcome.findings.iter().any(|finding| finding.code == "left-out");
+        let verdict = match (errors, left_out) {
+            (0, false) => "it starts",
+            (0, true) => "it starts, but not as it is written",
+            _ => "it does not start",
+        };
         line!(text, "{errors} error{}, {warnings} warning{}: {verdict}", plural(errors), plural(warnings));
     }
     print(&text);
@@ -415,10 +420,11 @@ fn components(arguments: &ComponentsArgs) -> ExitCode {
     if chosen.is_empty() {
         let name = arguments.kind.as_deref().unwrap_or_default();
         let missing = Role::ALL.iter().find_map(|role| kinds::find_missing(*role, name));
-        let hint = missing.map_or_else(
-            || "`millrace-collector components` lists what there is".to_owned(),
-            |missing| format!("Flume has it, this version has not: {}", missing.instead),
-        );
+        let hint = match (missing, kinds::nearest(name, kinds::built().flat_map(|kind| [kind.alias, kind.class]).flatten())) {
+            (Some(missing), _) => format!("Flume has it, this version has not: {}", missing.instead),
+            (None, Some(near)) => format!("did you mean `{near}`?"),
+            (None, None) => "`millrace-collector components` lists what there is".to_owned(),
+        };
         eprintln!("error: there is no type `{name}`; {hint}");
         return ExitCode::FAILURE;
     }

@@ -77,6 +77,8 @@ pub struct SourceCounters {
     pub optional_refused: Counter,
     /// Messages that were lost: dropped by the kernel, or taken and not put before the end.
     pub dropped: Counter,
+    /// Connections whose TLS handshake failed.
+    pub tls_failures: Counter,
     pub connections: AtomicI64,
     pub started: Moment,
     pub stopped: Moment,
@@ -101,6 +103,7 @@ impl SourceCounters {
             unrouted: counter("millrace_collector_source_unrouted_events_total"),
             optional_refused: counter("millrace_collector_source_optional_refused_events_total"),
             dropped: counter("millrace_collector_source_dropped_events_total"),
+            tls_failures: counter("millrace_collector_source_tls_failures_total"),
             connections: AtomicI64::new(0),
             started: Moment::default(),
             stopped: Moment::default(),
@@ -131,6 +134,7 @@ impl SourceCounters {
             ("UnroutedEventCount", count(&self.unrouted)),
             ("OptionalRefusedEventCount", count(&self.optional_refused)),
             ("DroppedEventCount", count(&self.dropped)),
+            ("TlsFailureCount", count(&self.tls_failures)),
             ("StartTime", self.started.get()),
             ("StopTime", self.stopped.get()),
         ]

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::control::flume_json;
+use crate::flume_conf::kinds::nearest;
 
 /// `[ganglia]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,10 +57,27 @@ impl GangliaConfig {
 
 const PREFIX: &str = "flume.monitoring.";
 
+const FLAGS: &[&str] = &["type", "port", "hosts", "pollFrequency", "isGanglia3"];
+const KINDS: &[&str] = &["ganglia", "http"];
+
 /// Flume's system properties as `[ganglia]`.
 pub fn flags(define: &BTreeMap<String, String>) -> Result<serde_json::Value, String> {
     let set = |name: &str| define.get(&format!("{PREFIX}{name}")).map(|value| value.trim());
-    if !set("type").is_some_and(|kind| kind.eq_ignore_ascii_case("ganglia")) {
+    let kind = set("type").unwrap_or_default();
+    // A class of one's own has properties of its own.
+    if !kind.contains('.') {
+        let near = |word: &str, of: &[&'static str]| {
+            let near = nearest(word, of.iter().copied());
+            near.map_or_else(|| format!("known are {}", of.join(", ")), |near| format!("did you mean {near}?"))
+        };
+        if let Some(wrong) = define.keys().filter_map(|name| name.strip_prefix(PREFIX)).find(|name| !FLAGS.contains(name)) {
+            return Err(format!("-D{PREFIX}{wrong}: there is no such property; {}", near(wrong, FLAGS)));
+        }
+        if nearest(kind, KINDS.iter().copied()).is_some() && !KINDS.iter().any(|known| known.eq_ignore_ascii_case(kind)) {
+            return Err(format!("-D{PREFIX}type={kind}: {}", near(kind, KINDS)));
+        }
+    }
+    if !kind.eq_ignore_ascii_case("ganglia") {
         return Ok(json!({}));
     }
     let hosts: Vec<&str> = set("hosts").unwrap_or_default().split(',').map(str::trim).filter(|host| !host.is_empty()).collect();
@@ -70,8 +88,12 @@ pub fn flags(define: &BTreeMap<String, String>) -> Result<serde_json::Value, Str
         Ok(seconds) if seconds > 0 => Ok(format!("{seconds}s")),
         _ => Err(format!("-D{PREFIX}pollFrequency={text} is no number of seconds")),
     });
-    let version_3_0 = set("isGanglia3").map(|text| text.eq_ignore_ascii_case("true"));
-    Ok(json!({ "hosts": hosts, "interval": seconds.transpose()?, "version_3_0": version_3_0 }))
+    let version_3_0 = set("isGanglia3").map(|text| match text.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err(format!("-D{PREFIX}isGanglia3={text} is neither true nor false")),
+    });
+    Ok(json!({ "hosts": hosts, "interval": seconds.transpose()?, "version_3_0": version_3_0.transpose()? }))
 }
 
 /// Sends until `shutdown`.
@@ -220,6 +242,17 @@ mod tests {
         let read =
             |pairs: &[(&str, &str)]| flags(&pairs.iter().map(|(name, value)| (format!("{PREFIX}{name}"), (*value).to_owned())).collect());
         assert_eq!(read(&[("type", "http"), ("hosts", "a:1")]), Ok(json!({})));
+        for (flag, remedy) in [
+            (("host", "a:1"), "-Dflume.monitoring.host: there is no such property; did you mean hosts?"),
+            (("pollfrequency", "5"), "-Dflume.monitoring.pollfrequency: there is no such property; did you mean pollFrequency?"),
+            (("type", "gangla"), "-Dflume.monitoring.type=gangla: did you mean ganglia?"),
+            (("isGanglia3", "yes"), "-Dflume.monitoring.isGanglia3=yes is neither true nor false"),
+        ] {
+            let mut pairs = vec![("type", "ganglia"), ("hosts", "a:1")];
+            pairs.push(flag);
+            assert_eq!(read(&pairs), Err(remedy.to_owned()));
+        }
+        assert_eq!(read(&[("type", "com.example.Monitor"), ("colour", "red")]), Ok(json!({})));
         let all = [("type", "GANGLIA"), ("hosts", "a:1, b:2"), ("pollFrequency", "5"), ("isGanglia3", "true")];
         assert_eq!(read(&all), Ok(json!({"hosts": ["a:1", "b:2"], "interval": "5s", "version_3_0": true})));
         assert!(read(&[("type", "ganglia")]).unwrap_err().contains("flume.monitoring.hosts"));

@@ -1,8 +1,11 @@
 //! Settings that the Kafka sink, source and channel have in common: brokers, and the properties of Kafka's own clients below
 //! `kafka.producer.` and `kafka.consumer.`.
 
-use service_kit::kafka::{KafkaConfig, KafkaError};
+use std::collections::BTreeMap;
 
+use service_kit::kafka::{self, KafkaConfig, KafkaError};
+
+use crate::flume_conf::kinds::nearest;
 use crate::flume_conf::{Component, Finding, Level};
 
 pub const SERVERS: &str = "kafka.bootstrap.servers";
@@ -124,6 +127,10 @@ pub fn brokers(component: &Component) -> Vec<String> {
 }
 
 pub fn config(component: &Component, client: Client) -> Result<KafkaConfig, KafkaError> {
+    KafkaConfig::from_properties(properties(component, client))
+}
+
+fn properties(component: &Component, client: Client) -> BTreeMap<String, String> {
     let mut properties = component.below(client.prefix());
     for own in client.own() {
         properties.remove(*own);
@@ -135,7 +142,7 @@ pub fn config(component: &Component, client: Client) -> Result<KafkaConfig, Kafk
     for (key, value) in client.defaults() {
         properties.entry((*key).to_owned()).or_insert_with(|| (*value).to_owned());
     }
-    KafkaConfig::from_properties(properties)
+    properties
 }
 
 /// What there is to say about the brokers and the clients' properties. `heard` leaves notes out.
@@ -145,22 +152,41 @@ pub fn review(component: &Component, clients: &[Client], strict: bool, heard: im
         return findings;
     }
     let role = component.kind.role;
+    let wrong = if strict { Level::Warning } else { Level::Error };
     for client in clients {
+        let told = findings.len();
+        for (property, value) in properties(component, *client) {
+            let key = format!("{}{property}", client.prefix());
+            if !KafkaConfig::names().any(|name| name == property) {
+                let message = format!("{property} {}", kafka::UNKNOWN);
+                let remedy = nearest(&property, KafkaConfig::names())
+                    .map_or_else(|| "remove the line".to_owned(), |near| format!("did you mean `{}{near}`?", client.prefix()));
+                findings.push(say(component, Level::Warning, "dead-key", &key, message).flume("ignores it").remedy(remedy));
+            } else if let Err(error) = KafkaConfig::check_one(&property, &value)
+                && property != "bootstrap.servers"
+            {
+                let finding = say(component, wrong, "wrong-value", &key, error.to_string());
+                findings.push(finding.flume(format!("fails when the {role} starts")));
+            }
+        }
         match config(component, *client) {
-            Ok(config) => findings.extend(config.notes().iter().filter(|note| heard(note)).map(|note| {
-                // It begins with the property's name.
-                let key = format!("{}{}", client.prefix(), note.split_whitespace().next().unwrap_or_default());
-                let all = format!("{}*", client.prefix());
-                let key = if component.settings.contains_key(&key) { key } else { all };
-                say(component, Level::Note, "no-effect", &key, note.clone())
-            })),
+            Ok(config) => {
+                findings.extend(config.notes().iter().filter(|note| heard(note) && !note.ends_with(kafka::UNKNOWN)).map(|note| {
+                    // It begins with the property's name.
+                    let key = format!("{}{}", client.prefix(), note.split_whitespace().next().unwrap_or_default());
+                    let all = format!("{}*", client.prefix());
+                    let key = if component.settings.contains_key(&key) { key } else { all };
+                    say(component, Level::Note, "no-effect", &key, note.clone())
+                }))
+            }
+            // What is wrong with one by itself has been told.
+            Err(_) if findings.iter().skip(told).any(|finding| finding.code == "wrong-value") => {}
             Err(error) => {
                 let message = error.to_string();
                 // The message begins with the property's name.
                 let property = message.split([' ', ':']).next().unwrap_or_default();
                 let key = if property == "bootstrap.servers" { SERVERS.to_owned() } else { format!("{}{property}", client.prefix()) };
-                let level = if strict { Level::Warning } else { Level::Error };
-                let finding = say(component, level, "wrong-value", &key, message).flume(format!("fails when the {role} starts"));
+                let finding = say(component, wrong, "wrong-value", &key, message).flume(format!("fails when the {role} starts"));
                 if !findings.contains(&finding) {
                     findings.push(finding);
                 }
@@ -186,6 +212,23 @@ pub fn review(component: &Component, clients: &[Client], strict: bool, heard: im
         let message = "offsets are committed when their events are taken over, never by themselves: read as false".into();
         let finding = say(component, Level::Warning, "no-effect", "kafka.consumer.enable.auto.commit", message);
         findings.push(finding.flume("sets it to false without a word").remedy("remove the line"));
+    }
+    findings
+}
+
+/// Files that the clients' TLS settings name and that cannot be used.
+pub fn look(component: &Component) -> Vec<Finding> {
+    let has = |client: &Client| component.kind.properties.iter().any(|property| property.name.strip_suffix('*') == Some(client.prefix()));
+    let mut findings: Vec<Finding> = Vec::new();
+    for client in [Client::Producer, Client::Consumer].into_iter().filter(has) {
+        if let Ok(config) = config(component, client)
+            && let Err((property, reason)) = kafka::check_tls(&config)
+        {
+            let key = format!("{}{property}", client.prefix());
+            let finding = say(component, Level::Error, "tls-file", &key, format!("TLS cannot be set up: {reason}"));
+            let remedy = "correct the path or the password, and let the collector's user read the file";
+            findings.push(finding.flume(format!("fails when the {} starts", component.kind.role)).remedy(remedy));
+        }
     }
     findings
 }

@@ -15,7 +15,9 @@ use crate::channel::{file, flume_log};
 use crate::conf_files::{self, Origins};
 use crate::config::CollectorConfig;
 use crate::flume_conf::{self, ConfFile, Finding, Level, Outcome, Plan};
+use crate::kafka_settings;
 use crate::source::exec;
+use crate::tls;
 
 /// Reads and checks the files of an agent. Blocks, on URIs and on config filters' commands.
 ///
@@ -57,9 +59,20 @@ fn system_properties(define: &BTreeMap<String, String>) -> BTreeMap<String, Stri
     properties
 }
 
-/// Adds what this machine has to say about a checked conf: whether tailed files are there.
+/// Adds what this machine has to say about a checked conf: whether tailed files are there, and whether files of TLS settings can be used.
 pub fn look(outcome: &mut Outcome, strict: bool) {
     let mut found = Vec::new();
+    // A component that is wrong already is not tried.
+    let wrong: Vec<String> =
+        outcome.findings.iter().filter(|finding| finding.level == Level::Error).filter_map(|f| f.key.clone()).collect();
+    for (agent, component) in outcome.plans.iter().flat_map(|plan| plan.components().map(move |component| (&plan.agent, component))) {
+        let prefix = format!("{agent}.{}.", component.kind.role.plural());
+        if wrong.iter().any(|key| key.starts_with(&format!("{prefix}{}.", component.name))) {
+            continue;
+        }
+        let told = tls::look(component).into_iter().chain(kafka_settings::look(component));
+        found.extend(told.map(|finding| Finding { key: finding.key.map(|key| format!("{prefix}{key}")), ..finding }));
+    }
     for source in outcome.plans.iter().flat_map(|plan| plan.sources.iter().map(move |source| (&plan.agent, source))) {
         let (agent, source) = source;
         let Some(tail) = exec::tail_of(source, strict).filter(|_| std::ptr::eq(source.kind, &exec::KIND)) else { continue };

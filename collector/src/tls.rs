@@ -3,7 +3,7 @@
 //! Java's stores are not read: they are refused with the commands that turn them into PEM, which is named by
 //! `keystore-type = PEM` and `truststore-type = PEM`. Versions before TLS 1.2 do not exist here.
 
-use std::sync::Arc;
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio_rustls::rustls::{
@@ -18,6 +18,7 @@ use tokio_rustls::rustls::{
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::flume_conf::{Component, Finding, Property};
+use crate::source::Output;
 
 pub const SSL: Property = Property::boolean("ssl", "false", "Speak TLS.");
 pub const KEYSTORE: Property =
@@ -48,6 +49,21 @@ pub const EXCLUDE_PROTOCOLS: Property =
 pub const INCLUDE_CIPHERS: Property =
     Property::text("include-cipher-suites", None, "Cipher suites to offer, by their names in Java, separated by blanks.");
 pub const EXCLUDE_CIPHERS: Property = Property::text("exclude-cipher-suites", None, "Cipher suites not to offer.");
+
+/// The properties of a listener.
+pub const LISTENER: &[Property] =
+    &[SSL, KEYSTORE, KEYSTORE_PASSWORD, KEYSTORE_TYPE, INCLUDE_PROTOCOLS, EXCLUDE_PROTOCOLS, INCLUDE_CIPHERS, EXCLUDE_CIPHERS];
+
+/// A kind's properties with those of a [`LISTENER`].
+macro_rules! with_listener {
+    ($($own:expr),* $(,)?) => {{
+        const OWN: &[$crate::flume_conf::Property] = &[$($own),*];
+        const ALL: [$crate::flume_conf::Property; OWN.len() + $crate::tls::LISTENER.len()] =
+            $crate::flume_conf::kinds::join(OWN, $crate::tls::LISTENER);
+        &ALL
+    }};
+}
+pub(crate) use with_listener;
 
 /// What is wrong with a listener's settings.
 pub fn review_server(component: &Component, _strict: bool) -> Vec<Finding> {
@@ -85,6 +101,24 @@ pub fn review_client(component: &Component, _strict: bool) -> Vec<Finding> {
         findings.extend(review_store(component, &TRUSTSTORE_TYPE, file, "the certificates"));
     }
     findings
+}
+
+/// Files of the settings that cannot be used.
+pub fn look(component: &Component) -> Option<Finding> {
+    let has = |property: &Property| component.kind.property(property.name).is_some();
+    let ssl = !has(&SSL) || component.boolean(SSL.name);
+    let (property, fault) = if has(&KEYSTORE) && ssl && component.set(KEYSTORE.name).is_some() {
+        (KEYSTORE.name, acceptor(component, &[]).err()?)
+    } else if has(&TRUSTSTORE) && ssl && component.set(TRUSTSTORE.name).is_some() && !component.boolean(TRUST_ALL.name) {
+        (TRUSTSTORE.name, client(component).err()?)
+    } else {
+        return None;
+    };
+    let finding = Finding::error("tls-file", format!("{fault:#}"))
+        .maybe_at(component.settings.get(property).and_then(|setting| setting.place.as_ref()))
+        .key(format!("{}.{property}", component.name))
+        .flume(format!("fails when the {} starts", component.kind.role));
+    Some(finding.remedy("correct the path, and let the collector's user read the file"))
 }
 
 /// A store in another form than PEM, and how it becomes PEM.
@@ -188,6 +222,16 @@ pub fn acceptor(component: &Component, protocols: &[&str]) -> anyhow::Result<Opt
     let mut config = config.with_context(|| format!("{path} cannot be used"))?;
     config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
+}
+
+/// How long a client may take for its part of a handshake.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// Waits for a handshake with `peer`. One that fails is counted and told, and ends the connection.
+pub async fn shaken<T>(out: &Output, peer: SocketAddr, handshake: impl Future<Output = io::Result<T>>) -> anyhow::Result<T> {
+    let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("none within {} s", HANDSHAKE_MAX.as_secs())));
+    let shaken = tokio::time::timeout(HANDSHAKE_MAX, handshake).await.unwrap_or_else(late);
+    shaken.inspect_err(|error| out.no_tls(peer, error)).context("TLS handshake")
 }
 
 /// The calling side, where `ssl` is set.
@@ -357,6 +401,13 @@ mod tests {
         assert!(build("nothing").contains("k.pem has no private key"));
         assert!(build("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").contains("k.pem has no certificate"));
         let missing = component(&[("ssl", "true"), ("keystore", "/nowhere.pem"), ("keystore-type", "PEM")]);
+        assert_eq!(
+            look(&missing).unwrap().to_string(),
+            "k.keystore: cannot read /nowhere.pem: No such file or directory (os error 2); Flume: fails when the source starts; correct the path, and let the collector's user read the file"
+        );
+        assert_eq!(look(&component(&[("ssl", "false"), ("keystore", "/nowhere.pem")])), None);
+        let missing_trust = component(&[("ssl", "true"), ("truststore", "/nowhere.pem"), ("truststore-type", "PEM")]);
+        assert_eq!(look(&missing_trust).unwrap().key.as_deref(), Some("k.truststore"));
         assert!(format!("{:#}", acceptor(&missing, &[]).err().unwrap()).contains("cannot read /nowhere.pem"));
         assert!(connector(&component(&[])).unwrap().is_none());
     }

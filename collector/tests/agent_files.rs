@@ -59,7 +59,7 @@ fn strictly_read_the_article_has_no_source() {
     let outcome = outcome(ARTICLE, true);
     assert!(!outcome.failed());
     // Flume reads its files as ISO-8859-1: the comment in it is not.
-    assert_eq!(told(&outcome), [(Level::Warning, "encoding", 1), (Level::Warning, "no-channel", 7)]);
+    assert_eq!(told(&outcome), [(Level::Warning, "encoding", 1), (Level::Warning, "no-channel", 7), (Level::Warning, "left-out", 0)]);
     assert_eq!(names(&outcome), "memChannel kafkaSink");
 }
 
@@ -406,6 +406,81 @@ fn strictly_read_what_is_wrong_is_dropped_and_the_rest_runs() {
         true,
     );
     assert_eq!(component(&dead, "k").set("kafka.producer.compression.type"), None);
+}
+
+#[test]
+fn strictly_read_it_is_said_what_is_left_out() {
+    let said = |lines: &str, code: &str| {
+        let outcome = outcome(&with(lines), true);
+        outcome.findings.iter().find(|finding| finding.code == code).map(ToString::to_string).unwrap_or_default()
+    };
+    assert_eq!(
+        said("a.sources.r.batchSize = 500", "left-out"),
+        "a: Flume does not load source `r`; what is left: channel `c`, sink `k`; the agent does not run as it is written; mend what is told of them"
+    );
+    assert_eq!(said("a.sinks.k.colour = red", "left-out"), "");
+    // A kind of Millrace's own has no reading of Flume's: it runs.
+    let own = "a.sources.r.type = otlp";
+    assert!(said(own, "own-kind").contains("Flume has no source `otlp`; it runs here; Flume: stops the whole agent"));
+    assert_eq!(said(own, "left-out"), "");
+    assert_eq!(component(&outcome(&with(own), true), "c").integer("transactionCapacity"), 8192);
+}
+
+#[test]
+fn two_sources_do_not_listen_on_one_port() {
+    let told = |lines: &str| {
+        let lines = format!(
+            "a.sources = r s\na.sources.r.type = netcat\na.sources.s.channels = c\na.sources.r.bind = 0.0.0.0\na.sources.r.port = 4141\n{lines}"
+        );
+        let outcome = outcome(&with(&lines), false);
+        outcome.findings.iter().find(|finding| finding.code == "port-twice").map(ToString::to_string).unwrap_or_default()
+    };
+    let same = told("a.sources.s.type = avro\na.sources.s.bind = 127.0.0.1\na.sources.s.port = 4141");
+    assert!(same.contains("a.sources.s.port: source `s` listens on 127.0.0.1, tcp 4141, where `r` does"), "{same}");
+    assert!(told("a.sources.s.type = multiport_syslogtcp\na.sources.s.ports = 4140 4141").contains("a.sources.s.ports: "));
+    assert_eq!(told("a.sources.s.type = avro\na.sources.s.bind = 127.0.0.1\na.sources.s.port = 4142"), "");
+    assert_eq!(told("a.sources.s.type = syslogudp\na.sources.s.port = 4141"), "");
+    assert_eq!(told("a.sources.s.type = avro\na.sources.s.bind = 127.0.0.1\na.sources.s.port = 0"), "");
+}
+
+#[test]
+fn groups_of_files_that_are_not_listed_are_told() {
+    let outcome = outcome(
+        &with(
+            "a.sources.r.type = TAILDIR\na.sources.r.filegroups = logs\na.sources.r.filegroups.logs = /var/log/.*\na.sources.r.filegroups.more = /var/more/.*\n\
+             a.sources.r.headers.logs.kind = a\na.sources.r.headers.log.kind = b",
+        ),
+        false,
+    );
+    let told: Vec<_> = outcome
+        .findings
+        .iter()
+        .map(|finding| (finding.key.as_deref().unwrap_or_default(), finding.message.as_str(), finding.remedy.as_str()))
+        .collect();
+    let expected = [
+        (
+            "a.sources.r.filegroups.more",
+            "group `more` is not listed in filegroups, so its files are not read",
+            "add `more` to r.filegroups, or remove the line",
+        ),
+        ("a.sources.r.headers.log.kind", "there is no group `log` in filegroups, so no event gets the header", "did you mean `logs`?"),
+    ];
+    assert!(expected.iter().all(|finding| told.contains(finding)) && !outcome.failed(), "{told:?}");
+}
+
+#[test]
+fn a_transaction_longer_than_brokers_allow_is_told() {
+    let told = |milliseconds: u32| {
+        let outcome = outcome(
+            &with(&format!(
+                "a.sinks.k.type = org.apache.flume.sink.kafka.KafkaSink\na.sinks.k.kafka.bootstrap.servers = h:1\na.sinks.k.kafka.topic = t\n\
+                 a.sinks.k.kafka.producer.transactional.id = t\na.sinks.k.kafka.producer.transaction.timeout.ms = {milliseconds}"
+            )),
+            false,
+        );
+        outcome.findings.iter().any(|finding| finding.message.contains("transaction.max.timeout.ms"))
+    };
+    assert_eq!([told(900_000), told(900_001)], [false, true]);
 }
 
 #[test]

@@ -549,3 +549,35 @@ async fn events_that_can_never_be_written_go_to_the_dead_letter_topic_with_their
         assert!(letter["body"] == *huge && letter["reason"].as_str().is_some_and(|why| why.contains("500000")), "{}", letter["reason"]);
     }
 }
+
+/// No record is too large for the topic, but some of their requests are; and then there is one that is.
+#[tokio::test]
+async fn requests_that_are_too_large_for_the_topic_are_made_smaller_within_transactions() {
+    let mut bench = Bench::new(&kafka_bootstrap(), 1).await;
+    bench.topic = unique("smaller");
+    kafka::create_topic_with(&bench.bootstrap, &bench.topic, 1, &[("max.message.bytes", "20000")]).await;
+    bench.conf(
+        "s",
+        &format!(
+            "sources.s.type = exec\nsources.s.command = tail -n +1 -F {}\nsinks.k.kafka.producer.transactional.id = {}\n\
+             sinks.k.kafka.producer.batch.size = 60000",
+            bench.path("app.log").display(),
+            unique("txn")
+        ),
+    );
+    bench.write("app.log", 5_000);
+    let mut collector = bench.start();
+    let page = collector.address("metrics").await;
+    bench.delivered_once().await;
+    assert_eq!(counter(&page, "SINK.k", "DeadLetterCount").await, 0);
+    collector.log_contains(WAIT, "requests are smaller from now on").await;
+    let log = bench.path("app.log");
+    let large = "z".repeat(30_000);
+    OpenOptions::new().append(true).open(&log).and_then(|mut log| writeln!(log, "{large}")).expect("the log");
+    bench.write("app.log", 5_000);
+    bench.delivered_once().await;
+    assert_eq!(bench.texts(), bench.written, "in the order they were written");
+    assert_eq!(counter(&page, "SINK.k", "DeadLetterCount").await, 1);
+    assert_eq!(collector.log().matches("requests are smaller from now on").count(), 1, "{}", collector.log());
+    collector.stop().await;
+}

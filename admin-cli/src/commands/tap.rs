@@ -31,8 +31,8 @@ pub(crate) struct Args {
     /// Events to show in each interval, at most.
     #[arg(long, short, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
-    /// The interval in milliseconds.
-    #[arg(long, short, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(10..=3_600_000))]
+    /// The interval: `500ms`, `2s`, `1m`; a number alone is milliseconds. From 10ms to 1h.
+    #[arg(long, short, value_name = "DURATION", default_value = "1s", value_parser = interval)]
     interval: u32,
     /// How to print an event; `--output json` means json.
     #[arg(long, short, value_enum, default_value = "text")]
@@ -72,23 +72,33 @@ fn header(text: &str) -> Result<(String, String), String> {
     pair.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "expected NAME=VALUE".to_owned())
 }
 
+/// In milliseconds.
+fn interval(text: &str) -> Result<u32, String> {
+    let bare = text.bytes().all(|byte| byte.is_ascii_digit());
+    let time = duration(&if bare { format!("{text}ms") } else { text.to_owned() })?;
+    let millis = u32::try_from(time.as_millis()).ok().filter(|millis| (10..=3_600_000).contains(millis));
+    millis.ok_or_else(|| "expected 10ms to 1h".to_owned())
+}
+
 pub(crate) async fn run(args: Args, session: &Session) -> Result<(), Failure> {
+    let mut view = View { args: &args, session, left: args.max.unwrap_or(u64::MAX), passed_over: 0, told_at: None };
     let end = async {
         match args.duration {
             Some(duration) => tokio::time::sleep(duration).await,
             None => std::future::pending().await,
         }
     };
-    tokio::select! {
-        ended = tap(&args, session) => ended,
+    let ended = tokio::select! {
+        ended = tap(&args, session, &mut view) => ended,
         () = end => Ok(()),
         interrupted = tokio::signal::ctrl_c() => interrupted.map_err(|error| Failure::failed(format!("cannot wait for Ctrl-C: {error}"))),
-    }
+    };
+    view.tell();
+    ended
 }
 
 /// Begins again when the connection is gone: the collector ends those that grow old, and it may be started anew.
-async fn tap(args: &Args, session: &Session) -> Result<(), Failure> {
-    let mut view = View { args, session, left: args.max.unwrap_or(u64::MAX), passed_over: 0, told_at: None };
+async fn tap(args: &Args, session: &Session, view: &mut View<'_>) -> Result<(), Failure> {
     let (mut link, mut stream) = begin(args, session, view.left).await?;
     loop {
         let lost = match stream.message().await {
@@ -179,13 +189,19 @@ impl View<'_> {
     fn event(&mut self, event: &TapEvent) -> Result<bool, Failure> {
         self.passed_over += event.passed_over;
         let read = self.session.out.line(&self.line(event)?)?;
-        if self.passed_over > 0 && !self.args.quiet && self.told_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
+        if self.told_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
+            self.tell();
+        }
+        self.left = self.left.saturating_sub(1);
+        Ok(read && self.left > 0)
+    }
+
+    fn tell(&mut self) {
+        if self.passed_over > 0 && !self.args.quiet {
             let over = human::count(std::mem::take(&mut self.passed_over));
             self.session.out.note(&format!("{over} events were passed over; --limit and --interval show more, a filter fewer"));
             self.told_at = Some(Instant::now());
         }
-        self.left = self.left.saturating_sub(1);
-        Ok(read && self.left > 0)
     }
 
     fn line(&self, event: &TapEvent) -> Result<String, Failure> {
@@ -249,6 +265,16 @@ mod tests {
         {
             assert_eq!(quoted(value), text);
         }
+    }
+
+    #[test]
+    fn an_interval_has_a_unit_or_is_milliseconds() {
+        for (text, expected) in
+            [("500ms", Some(500)), ("2s", Some(2000)), ("1m", Some(60_000)), ("250", Some(250)), ("1h", Some(3_600_000))]
+        {
+            assert_eq!(interval(text).ok(), expected, "{text}");
+        }
+        assert!(["9ms", "2h", "", "soon", "-1s"].iter().all(|text| interval(text).is_err()));
     }
 
     #[test]

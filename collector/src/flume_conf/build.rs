@@ -41,7 +41,57 @@ impl Build<'_> {
         }
         self.filters();
         self.findings.append(&mut told);
+        self.ports();
+        if self.strict {
+            self.left_out();
+        }
         self.plan
+    }
+
+    /// Two sources that listen on the same port.
+    fn ports(&mut self) {
+        let mut held: Vec<(&Component, &str, Vec<String>)> = Vec::new();
+        let mut told = Vec::new();
+        for source in &self.plan.sources {
+            let (key, ports) = listens(source);
+            let host =
+                ["bind", "host"].into_iter().find(|key| source.kind.property(key).is_some()).map_or("", |key| source.text(key).trim());
+            let any = |host: &str| ["0.0.0.0", "::", "[::]"].contains(&host);
+            let same = |other: &str| host.eq_ignore_ascii_case(other) || any(host) || any(other);
+            let taken = held.iter().find_map(|(other, other_host, others)| {
+                let port = others.iter().find(|port| ports.contains(port))?;
+                same(other_host).then_some((*other, port.clone()))
+            });
+            if let Some((other, port)) = taken {
+                let finding = Finding::error(
+                    "port-twice",
+                    format!("source `{}` listens on {host}, {port}, where `{}` does", source.name, other.name),
+                );
+                let place = source.settings.get(key).and_then(|setting| setting.place.as_ref());
+                let finding = finding.maybe_at(place).key(self.key(Role::Source, &source.name, key));
+                told.push(finding.flume("gets only one of them started, and tries again for ever").remedy("give one of them another port"));
+            }
+            held.push((source, host, ports));
+        }
+        self.findings.append(&mut told);
+    }
+
+    /// In the strict reading: what is listed and not loaded, and what is left.
+    fn left_out(&mut self) {
+        let (mut gone, mut left) = (Vec::new(), Vec::new());
+        for role in Role::LISTED {
+            let names: BTreeSet<&str> = self.raw.lists.get(&role).map(|list| list.value.split_whitespace().collect()).unwrap_or_default();
+            for name in names {
+                let loaded = self.plan.of(role).iter().any(|component| component.name == name);
+                if loaded { &mut left } else { &mut gone }.push(format!("{role} `{name}`"));
+            }
+        }
+        if gone.is_empty() {
+            return;
+        }
+        let left = if left.is_empty() { "nothing is left".to_owned() } else { format!("what is left: {}", left.join(", ")) };
+        let finding = Finding::warning("left-out", format!("Flume does not load {}; {left}", gone.join(", "))).key(&self.plan.agent);
+        self.findings.push(finding.remedy("the agent does not run as it is written; mend what is told of them"));
     }
 
     pub(super) fn key(&self, role: Role, name: &str, property: &str) -> String {
@@ -186,6 +236,15 @@ impl Build<'_> {
     fn kind(&mut self, role: Role, name: &str, setting: &Setting) -> Option<&'static Kind> {
         let written = setting.value.trim();
         if let Some(kind) = kinds::find(role, written) {
+            if self.strict && kind.class.is_none() {
+                let finding = Finding::warning("own-kind", format!("Flume has no {role} `{written}`; it runs here"));
+                let finding = finding.maybe_at(setting.place.as_ref()).key(self.key(role, name, "type"));
+                self.findings.push(
+                    finding
+                        .flume("stops the whole agent (ClassNotFoundException)")
+                        .remedy("nothing to do, if Flume is not to run the file"),
+                );
+            }
             return Some(kind);
         }
         let key = self.key(role, name, "type");
@@ -428,7 +487,9 @@ impl Build<'_> {
     fn batch_fits(&mut self, component: &Component) -> bool {
         let Some(property) = component.kind.batch else { return true };
         let batch = component.integer(property);
-        let strict = self.strict;
+        // Of a kind that Flume does not have there is no reading of Flume's.
+        let known = component.kind.class.is_some();
+        let strict = self.strict && known;
         let mut fits = true;
         let (mut told, agent) = (Vec::new(), self.plan.agent.clone());
         let bounded = |channel: &&mut Component| channel.kind.property("transactionCapacity").is_some();
@@ -443,9 +504,11 @@ impl Build<'_> {
             let line = format!("{agent}.channels.{}.transactionCapacity", channel.name);
             let message = format!("{property} {batch} is more than channel `{}`'s transactionCapacity {transaction}", channel.name);
             let finding = Finding::error("batch-too-large", message).maybe_at(setting.and_then(|setting| setting.place.as_ref()));
-            let finding = finding
-                .key(format!("{agent}.{}.{}.{property}", role.plural(), component.name))
-                .flume(format!("drops the {role} and runs on without it"));
+            let finding = finding.key(format!("{agent}.{}.{}.{property}", role.plural(), component.name)).flume(if known {
+                format!("drops the {role} and runs on without it")
+            } else {
+                String::new()
+            });
             if !strict && capacity_fits && !channel.settings.contains_key("transactionCapacity") {
                 let own = |value: i64| Setting { value: value.to_string(), place: None };
                 channel.settings.insert("transactionCapacity".into(), own(batch));
@@ -569,6 +632,14 @@ impl Build<'_> {
         let place = place.cloned();
         self.findings.extend(told.into_iter().map(|finding| finding.maybe_at(place.as_ref()).key(key.clone())));
     }
+}
+
+/// The key of a source's ports, and what it listens on: `tcp 4141`.
+fn listens(source: &Component) -> (&'static str, Vec<String>) {
+    let Some(key) = ["port", "ports"].into_iter().find(|key| source.kind.property(key).is_some()) else { return ("", Vec::new()) };
+    let protocol = if source.kind.name().to_ascii_lowercase().contains("udp") { "udp" } else { "tcp" };
+    let ports = source.text(key).split_whitespace().filter(|port| *port != "0");
+    (key, ports.map(|port| format!("{protocol} {port}")).collect())
 }
 
 /// Keys that every component of a role may have.

@@ -124,7 +124,7 @@ pub enum Type {
 }
 
 /// One property of a kind. Its documentation is the reference's text.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Property {
     /// `capacity`, or `kafka.producer.*` for every key with that prefix.
     pub name: &'static str,
@@ -134,6 +134,17 @@ pub struct Property {
     /// Flume has no such property.
     pub own: bool,
     pub doc: &'static str,
+}
+
+/// The properties of one kind, and those that it has in common with others.
+pub const fn join<const N: usize>(own: &[Property], common: &[Property]) -> [Property; N] {
+    let mut all = [common[0]; N];
+    let mut at = 0;
+    while at < N {
+        all[at] = if at < own.len() { own[at] } else { common[at - own.len()] };
+        at += 1;
+    }
+    all
 }
 
 impl Property {

@@ -175,8 +175,9 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    pub fn read(path: &Path) -> Result<Self, Fault> {
-        let whole = |message: String| Fault { line: 1, message };
+    /// All that is wrong with the file, at once.
+    pub fn read(path: &Path) -> Result<Self, Vec<Fault>> {
+        let whole = |message: String| vec![Fault { line: 1, message }];
         // A pipe would be waited for.
         if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
             return Err(whole("is not a file".into()));
@@ -190,75 +191,110 @@ impl Loaded {
         Self::parse(path, text)
     }
 
-    pub fn parse(path: &Path, text: String) -> Result<Self, Fault> {
-        let file: TestFile = toml::from_str(&text).map_err(|error| Fault {
-            line: line_of(&text, error.span().map_or(0, |span| span.start)),
-            message: error.message().to_owned(),
-        })?;
+    pub fn parse(path: &Path, text: String) -> Result<Self, Vec<Fault>> {
+        let file: TestFile = toml::from_str(&text).map_err(|error| faults(&text, error))?;
         let directory = path.parent().unwrap_or(Path::new("")).to_owned();
         let loaded = Self { name: path.display().to_string(), directory, file, text };
-        loaded.review()?;
-        Ok(loaded)
+        let faults = loaded.review();
+        if faults.is_empty() { Ok(loaded) } else { Err(faults) }
     }
 
     pub fn line<T>(&self, part: &Spanned<T>) -> usize {
         line_of(&self.text, part.span().start)
     }
 
-    fn review(&self) -> Result<(), Fault> {
+    fn review(&self) -> Vec<Fault> {
         let tests = &self.file.tests;
+        let mut faults = Vec::new();
         for (at, test) in tests.iter().enumerate() {
-            let fault = |message: &str| Err(Fault { line: self.line(test), message: format!("test `{}`: {message}", test.get_ref().name) });
-            let (line, test) = (self.line(test), test.get_ref());
+            let line = self.line(test);
+            let test = test.get_ref();
+            let mut fault = |message: &str| faults.push(Fault { line, message: format!("test `{}`: {message}", test.name) });
             if tests.iter().take(at).any(|other| other.get_ref().name == test.name) {
-                return fault("another test has this name");
+                fault("another test has this name");
             }
             if test.lines.is_empty() && test.input.is_empty() {
-                return fault("nothing goes in; give `lines` or [[test.input]]");
+                fault("nothing goes in; give `lines` or [[test.input]]");
             }
             if !test.lines.is_empty() && !test.input.is_empty() {
-                return fault("`lines` and [[test.input]] exclude each other");
+                fault("`lines` and [[test.input]] exclude each other");
             }
             match (test.none, test.expect.is_empty()) {
-                (false, true) => return fault("nothing is expected; give [[test.expect]], or none = true"),
-                (true, false) => return fault("none = true says that nothing comes anywhere; [[test.expect]] says something else"),
+                (false, true) => fault("nothing is expected; give [[test.expect]], or none = true"),
+                (true, false) => fault("none = true says that nothing comes anywhere; [[test.expect]] says something else"),
                 _ => {}
             }
-            debug_assert!(line > 0);
             for expect in &test.expect {
-                self.review_expect(expect)?;
+                self.review_expect(expect, &mut faults);
             }
         }
-        if tests.is_empty() { Err(Fault { line: 1, message: "there is no [[test]]".into() }) } else { Ok(()) }
+        if tests.is_empty() {
+            faults.push(Fault { line: 1, message: "there is no [[test]]".into() });
+        }
+        faults
     }
 
-    fn review_expect(&self, expect: &Spanned<Expect>) -> Result<(), Fault> {
-        let fault = |message: &str| Err(Fault { line: self.line(expect), message: message.to_owned() });
+    fn review_expect(&self, expect: &Spanned<Expect>, faults: &mut Vec<Fault>) {
+        let line = self.line(expect);
+        let mut fault = |line: usize, message: &str| faults.push(Fault { line, message: message.to_owned() });
         let Expect { channel, sink, count, none, events } = expect.get_ref();
         if channel.is_some() == sink.is_some() {
-            return fault("[[test.expect]] needs `channel` or `sink`, one of them");
+            fault(line, "[[test.expect]] needs `channel` or `sink`, one of them");
         }
         if *none && (count.is_some() || !events.is_empty()) {
-            return fault("none = true says that nothing comes; `count` and events say something else");
+            fault(line, "none = true says that nothing comes; `count` and events say something else");
         }
         if !*none && count.is_none() && events.is_empty() {
-            return fault("nothing is expected; give [[test.expect.event]], count, or none = true");
+            fault(line, "nothing is expected; give [[test.expect.event]], count, or none = true");
         }
         if count.is_some_and(|count| !events.is_empty() && count < events.len()) {
-            return fault("`count` is less than the events that follow");
+            fault(line, "`count` is less than the events that follow");
         }
         for event in events {
-            let said = event.get_ref();
-            let fault = |message: &str| Err(Fault { line: self.line(event), message: message.to_owned() });
+            let (line, said) = (self.line(event), event.get_ref());
             if said.body.is_some() && said.body_matches.is_some() {
-                return fault("`body` and `body_matches` exclude each other");
+                fault(line, "`body` and `body_matches` exclude each other");
             }
             if channel.is_some() && (said.is_of_record() || said.path.is_some()) {
-                return fault("a channel has neither records nor paths; name the `sink`");
+                fault(line, "a channel has neither records nor paths; name the `sink`");
             }
         }
-        Ok(())
     }
+}
+
+/// Mistakes that are looked for, at most.
+const FAULTS_MAX: usize = 50;
+
+/// All that is wrong with a file that cannot be read as tests: the reader stops at the first, so each line that is wrong
+/// is emptied and the rest read again.
+fn faults(text: &str, first: toml::de::Error) -> Vec<Fault> {
+    let fault = |text: &str, error: &toml::de::Error| Fault {
+        line: line_of(text, error.span().map_or(0, |span| span.start)),
+        message: error.message().to_owned(),
+    };
+    let mut faults = vec![fault(text, &first)];
+    // What follows a mistake in TOML itself is guesswork.
+    if text.parse::<toml::Table>().is_err() {
+        return faults;
+    }
+    let mut lines: Vec<&str> = text.lines().collect();
+    while faults.len() < FAULTS_MAX
+        && let Some(line) = faults.last().and_then(|fault| lines.get_mut(fault.line.saturating_sub(1)))
+        && !std::mem::take(line).is_empty()
+    {
+        let rest = lines.join("\n");
+        // A line without its key, or a table without its name, was part of a longer value.
+        if rest.parse::<toml::Table>().is_err() {
+            break;
+        }
+        match toml::from_str::<TestFile>(&rest) {
+            Ok(_) => break,
+            // It may have been in a line that is empty now.
+            Err(error) if error.message().starts_with("missing field") => break,
+            Err(error) => faults.push(fault(&rest, &error)),
+        }
+    }
+    faults
 }
 
 fn line_of(text: &str, offset: usize) -> usize {

@@ -46,7 +46,7 @@ pub async fn run_files(paths: &[PathBuf], strict: bool) -> Report {
                 Ok(plan) => verdicts(&loaded, &plan).await,
                 Err(faults) => Err(faults),
             },
-            Err(fault) => Err(vec![told(&fault)]),
+            Err(faults) => Err(faults.iter().map(told).collect()),
         };
         match outcome {
             Ok(verdicts) => report.tests.extend(verdicts),

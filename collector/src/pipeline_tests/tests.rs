@@ -234,3 +234,15 @@ fn the_manuals_example_passes() {
     let report = runtime.block_on(run_files(&[path], false));
     assert!(report.passed && report.tests.len() == 3, "{:?}\n{}", report.faults, report.text());
 }
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let unread = "conf = \"agent.conf\"\ncolour = 1\n[[test]]\nname = \"a\"\nlins = [\"x\"]\nlines = [\"x\"]\nnone = 5\n\n[[test]]\nname = \"b\"\nlines = 7\n";
+    let faults = report(unread).faults;
+    let lines: Vec<&str> = faults.iter().map(|fault| fault.split(": ").next().unwrap()).collect();
+    assert_eq!(lines, ["t.toml:2", "t.toml:5", "t.toml:7", "t.toml:11"], "{faults:?}");
+    let unmeant = format!("{HEAD}[[test]]\nname = \"a\"\n\n[[test]]\nname = \"a\"\nlines = [\"x\"]\n[[test.expect]]\ncount = 1\n");
+    let faults = report(&unmeant).faults;
+    let expected = ["nothing goes in", "nothing is expected", "another test has this name", "`channel` or `sink`"];
+    assert!(faults.len() == 4 && expected.iter().all(|word| faults.iter().any(|fault| fault.contains(word))), "{faults:?}");
+}

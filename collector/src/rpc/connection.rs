@@ -3,7 +3,7 @@
 //! With `ssl` and `compression-type = deflate` both, Flume since 1.10 compresses the encrypted bytes, and before encrypted
 //! the compressed ones. A listener sees by the first byte which of them a client does; a caller does as Flume 1.11.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
@@ -16,6 +16,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, rustls::pki_types::ServerName};
 use super::deflate::Deflated;
 use super::filter::Filter;
 use crate::flume_conf::{Component, Finding, Property};
+use crate::source::Output;
 use crate::tls;
 
 pub const COMPRESSION: Property =
@@ -29,8 +30,6 @@ pub type Stream = Box<dyn Duplex>;
 
 /// Flume's own level on the answering side.
 const ANSWER_LEVEL: u32 = 6;
-/// For the peer's part of a TLS handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The first byte of every TLS connection.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -51,7 +50,7 @@ impl Accepting {
         })
     }
 
-    pub async fn accept(&self, tcp: TcpStream, peer: SocketAddr) -> anyhow::Result<Stream> {
+    pub async fn accept(&self, tcp: TcpStream, peer: SocketAddr, out: &Output) -> anyhow::Result<Stream> {
         if let Some(filter) = &self.filter {
             anyhow::ensure!(filter.allows(peer, tcp.local_addr()?).await, "{peer} may not connect (ipFilterRules)");
         }
@@ -61,7 +60,7 @@ impl Accepting {
         };
         let handshake = async {
             if !self.deflate {
-                return Ok::<Stream, anyhow::Error>(Box::new(tls.accept(tcp).await?));
+                return Ok::<Stream, io::Error>(Box::new(tls.accept(tcp).await?));
             }
             let mut first = [0];
             tcp.peek(&mut first).await?;
@@ -70,7 +69,7 @@ impl Accepting {
             }
             Ok(Box::new(tls.accept(Deflated::new(tcp, ANSWER_LEVEL)).await?))
         };
-        timeout(HANDSHAKE_TIMEOUT, handshake).await.context("no TLS handshake within 20 s")?.context("TLS")
+        tls::shaken(out, peer, handshake).await
     }
 }
 

@@ -150,6 +150,15 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
     {
         findings.push(say(Level::Error, "wrong-value", "kafka.topic", fault).flume("fails with every batch, for ever"));
     }
+    const TIMEOUT: &str = "kafka.producer.transaction.timeout.ms";
+    // Brokers' default of transaction.max.timeout.ms.
+    const TIMEOUT_MAX: i64 = 900_000;
+    if keeps_positions(component) && component.set(TIMEOUT).and_then(|value| value.trim().parse::<i64>().ok()) > Some(TIMEOUT_MAX) {
+        let message =
+            format!("above {TIMEOUT_MAX}, which is the brokers' default for transaction.max.timeout.ms: they refuse the sink then");
+        let finding = say(Level::Warning, "exactly-once", TIMEOUT, message);
+        findings.push(finding.remedy(format!("set {TIMEOUT_MAX} or less, or raise transaction.max.timeout.ms of the brokers")));
+    }
     let is_good = |property: &str, value: &str| match property {
         "acks" => ["all", "-1"].contains(&value),
         "retries" => value != "0",

@@ -9,13 +9,13 @@
 //! at the latest when it holds half of what the channel may hold: the source fills the other half during the commit.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use service_kit::kafka::{KafkaConfig, KafkaError, OutRecord, TransactionalWriter, transactional_writer};
+use service_kit::kafka::{self, KafkaConfig, KafkaError, OutRecord, TransactionalWriter, transactional_writer};
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
@@ -130,6 +130,79 @@ impl Fencings {
     }
 }
 
+/// What topics take at once (`max.message.bytes`), asked for after a broker refused something as too large.
+///
+/// A refusal does not say whether a record is too large or only the request around it, and ends the transaction, which
+/// costs half a second. So requests are kept below the limit from then on, and what is above it by itself is put aside
+/// without being sent.
+struct Limits {
+    topics: HashMap<Arc<str>, (usize, Instant)>,
+    /// Of a request, in bytes: the settings', or less.
+    request_bytes: usize,
+    set: usize,
+    /// Then a record's size does not say whether it is too large.
+    compressed: bool,
+}
+
+/// Librdkafka's `batch.size` here.
+const REQUEST_BYTES: usize = 1_000_000;
+/// What is around the only record of a request, at least.
+const ALONE_BYTES: usize = 70;
+/// A limit may be raised: after this it is tried whether it still holds.
+const LIMIT_AGE_MAX: Duration = Duration::from_secs(60);
+const LIMITS_MAX: usize = 1000;
+
+impl Limits {
+    fn of(config: &KafkaConfig) -> Self {
+        let set = config.get("batch.size").and_then(|value| value.parse().ok()).unwrap_or(REQUEST_BYTES);
+        let compressed = config.get("compression.type").is_some_and(|kind| !kind.eq_ignore_ascii_case("none"));
+        Self { topics: HashMap::new(), request_bytes: set, set, compressed }
+    }
+
+    /// What the writer's `batch.size` has to be, where it is not the settings'.
+    fn batch_size(&self) -> Option<usize> {
+        (self.request_bytes < self.set).then_some(self.request_bytes)
+    }
+
+    fn knows(&self, topic: &str) -> bool {
+        self.topics.get(topic).is_some_and(|(_, at)| at.elapsed() < LIMIT_AGE_MAX)
+    }
+
+    /// True when requests are to be smaller.
+    fn learn(&mut self, topic: Arc<str>, bytes: usize) -> bool {
+        if self.topics.len() >= LIMITS_MAX {
+            self.topics.clear();
+        }
+        self.topics.insert(topic, (bytes, Instant::now()));
+        let request_bytes = bytes.saturating_sub(2 * ALONE_BYTES);
+        let smaller = request_bytes < self.request_bytes;
+        self.request_bytes = self.request_bytes.min(request_bytes);
+        smaller
+    }
+
+    /// Why the record cannot be written whatever is around it.
+    fn refuses(&self, record: &OutRecord) -> Option<String> {
+        if self.topics.is_empty() || self.compressed || !self.knows(&record.topic) {
+            return None;
+        }
+        let (max, bytes) = (self.topics.get(&record.topic)?.0, size(record));
+        (bytes + ALONE_BYTES > max).then(|| {
+            format!(
+                "record of {bytes} bytes is larger than the max.message.bytes of topic \"{}\", {max}; raise it, or make the record smaller",
+                record.topic
+            )
+        })
+    }
+}
+
+/// Why a session ended.
+enum Ended {
+    Stopped,
+    Lost(KafkaError),
+    /// A broker refused something as too large for one of these topics.
+    TooLarge(BTreeSet<Arc<str>>),
+}
+
 /// What became of an attempt.
 enum Attempt {
     Committed,
@@ -145,9 +218,10 @@ impl Transactions {
         let mut backoff = BACKOFF_MIN;
         let mut told = String::new();
         let mut fencings = Fencings::default();
+        let mut limits = Limits::of(&self.config);
         loop {
             let session = tokio::select! {
-                session = self.begin_session() => session,
+                session = self.begin_session(limits.batch_size()) => session,
                 () = stop.begin.cancelled(), if held.takes.is_empty() => return Ok(()),
                 () = stop.abandon.cancelled() => return Ok(()),
             };
@@ -157,14 +231,18 @@ impl Transactions {
                     let positions = committed.values().cloned().collect();
                     self.committed.send_replace(Some(Arc::new(Found { positions, forgotten: self.forgotten.clone() })));
                     let offsets = committed.into_iter().map(|(id, position)| (id, position.offset)).collect();
-                    let session = Session { transactions: &self, writer, offsets, input: &input };
+                    let session = Session { transactions: &self, writer, offsets, input: &input, limits: &limits };
                     let ended = tokio::select! {
                         ended = session.run(&mut held, &stop, &mut backoff, &mut told) => ended,
                         () = stop.abandon.cancelled() => return Ok(()),
                     };
                     match ended? {
-                        None => return Ok(()),
-                        Some(error) => error,
+                        Ended::Stopped => return Ok(()),
+                        Ended::Lost(error) => error,
+                        Ended::TooLarge(topics) => {
+                            self.ask(topics, &mut limits, &input).await;
+                            continue;
+                        }
                     }
                 }
                 Err(error) => {
@@ -190,8 +268,41 @@ impl Transactions {
         }
     }
 
-    async fn begin_session(&self) -> Result<(Box<dyn TransactionalWriter>, BTreeMap<u64, Remembered>), KafkaError> {
-        let writer = transactional_writer(&self.config, &self.id).await?;
+    /// Asks what the topics take. Where nobody answers, the cause of a refusal is searched for.
+    async fn ask(&self, topics: BTreeSet<Arc<str>>, limits: &mut Limits, input: &Input) {
+        let admin = kafka::admin(&self.config).await;
+        for topic in topics {
+            let config = match &admin {
+                Ok(admin) => admin.topic_config(&topic).await,
+                Err(error) => Err(error.clone()),
+            };
+            let entry = config.map(|entries| entries.into_iter().find(|entry| entry.name == "max.message.bytes"));
+            let bytes = match entry {
+                Ok(entry) => entry.and_then(|entry| entry.value?.parse().ok()).unwrap_or(usize::MAX),
+                Err(error) => {
+                    tracing::debug!(sink = input.name(), %topic, %error, "its max.message.bytes is not known");
+                    usize::MAX
+                }
+            };
+            if limits.learn(topic.clone(), bytes) {
+                tracing::warn!(
+                    sink = input.name(), %topic, bytes,
+                    "a request or record was larger than the topic's max.message.bytes; requests are smaller from now on \
+                     (kafka.producer.batch.size)"
+                );
+            }
+        }
+    }
+
+    async fn begin_session(
+        &self,
+        batch_size: Option<usize>,
+    ) -> Result<(Box<dyn TransactionalWriter>, BTreeMap<u64, Remembered>), KafkaError> {
+        let mut config = self.config.clone();
+        if let Some(bytes) = batch_size {
+            config.set("batch.size", bytes.to_string());
+        }
+        let writer = transactional_writer(&config, &self.id).await?;
         Point::TransactionWriterTaken.reach();
         let committed = self.positions.read().await?;
         Point::TransactionPositionsRead.reach();
@@ -215,6 +326,7 @@ struct Session<'a> {
     /// File id → committed offset.
     offsets: HashMap<u64, u64>,
     input: &'a Input,
+    limits: &'a Limits,
 }
 
 /// The transaction under way.
@@ -258,20 +370,20 @@ struct Part {
 }
 
 impl Session<'_> {
-    /// Delivers until told to stop (`None`) or until the writer is lost.
-    async fn run(mut self, held: &mut Held, stop: &Stop, backoff: &mut Duration, told: &mut String) -> anyhow::Result<Option<KafkaError>> {
+    /// Delivers until told to stop or until another writer is needed.
+    async fn run(mut self, held: &mut Held, stop: &Stop, backoff: &mut Duration, told: &mut String) -> anyhow::Result<Ended> {
         let all = self.transactions.bounds.events;
         // Halved while the cause of an error is searched for.
         let mut most = all;
         loop {
             if held.takes.is_empty() {
                 if stop.begin.is_cancelled() {
-                    return Ok(None);
+                    return Ok(Ended::Stopped);
                 }
                 let room = self.open(all).room();
                 tokio::select! {
                     takes = self.input.gather(room) => held.takes.extend(takes),
-                    () = stop.begin.cancelled() => return Ok(None),
+                    () = stop.begin.cancelled() => return Ok(Ended::Stopped),
                 }
             }
             let (attempt, count) = self.attempt(held, most, stop).await?;
@@ -286,8 +398,15 @@ impl Session<'_> {
                         tracing::info!(sink = self.input.name(), "delivering again");
                     }
                 }
-                Attempt::Lost(error) => return Ok(Some(error)),
+                Attempt::Lost(error) => return Ok(Ended::Lost(error)),
                 Attempt::Aborted(error) if is_poison(&error, self.transactions.maker.topic()) => {
+                    if matches!(error, KafkaError::TooLarge { .. }) {
+                        let records = held.events(0, count).filter_map(|event| self.transactions.maker.record(event).ok());
+                        let topics: BTreeSet<_> = records.map(|record| record.topic).filter(|topic| !self.limits.knows(topic)).collect();
+                        if !topics.is_empty() {
+                            return Ok(Ended::TooLarge(topics));
+                        }
+                    }
                     if count > 1 {
                         most = count / 2;
                     } else {
@@ -301,7 +420,7 @@ impl Session<'_> {
                     report(self.input, told, &error.to_string());
                     tokio::select! {
                         () = tokio::time::sleep(*backoff) => *backoff = (*backoff * 2).min(BACKOFF_MAX),
-                        () = stop.abandon.cancelled() => return Ok(None),
+                        () = stop.abandon.cancelled() => return Ok(Ended::Stopped),
                     }
                 }
             }
@@ -344,7 +463,7 @@ impl Session<'_> {
 
     /// Sends part after part until the transaction is full or no more events come, then the positions; commits.
     async fn fill(&mut self, held: &mut Held, open: &mut Open, stop: &Stop) -> anyhow::Result<Result<(), KafkaError>> {
-        let mut part = self.transactions.part(held, open, &self.offsets, self.input);
+        let mut part = self.transactions.part(held, open, &self.offsets, self.limits, self.input);
         let mut tombstones = Vec::new();
         let mut positions_sent = false;
         loop {
@@ -353,7 +472,7 @@ impl Session<'_> {
             if part.records.is_empty() {
                 part = Part::default();
                 if !full && self.transactions.more(held, open, self.input, stop).await {
-                    part = self.transactions.part(held, open, &self.offsets, self.input);
+                    part = self.transactions.part(held, open, &self.offsets, self.limits, self.input);
                 }
                 if part.events == 0 {
                     break;
@@ -370,7 +489,7 @@ impl Session<'_> {
                 tombstones = self.add_positions(&mut part.records, open)?;
                 positions_sent = true;
             }
-            let Session { transactions, writer, offsets, input } = &mut *self;
+            let Session { transactions, writer, offsets, input, limits } = &mut *self;
             let next = async {
                 if full {
                     return Part::default();
@@ -378,7 +497,7 @@ impl Session<'_> {
                 let (mut takes, mut count) = (Vec::new(), held.len() - open.events);
                 input.gather_more(&mut takes, &mut count, open.room()).await;
                 held.takes.extend(takes);
-                transactions.part(held, open, offsets, input)
+                transactions.part(held, open, offsets, limits, input)
             };
             let (sent, next) = tokio::join!(writer.queue(part.records), next);
             if let Err(error) = sent {
@@ -473,7 +592,7 @@ impl Transactions {
     }
 
     /// The next events that are held, as records.
-    fn part(&self, held: &Held, open: &mut Open, offsets: &HashMap<u64, u64>, input: &Input) -> Part {
+    fn part(&self, held: &Held, open: &mut Open, offsets: &HashMap<u64, u64>, limits: &Limits, input: &Input) -> Part {
         let mut part = Part::default();
         for event in held.events(open.events, open.room()) {
             part.events += 1;
@@ -500,7 +619,10 @@ impl Transactions {
                     let reason = KafkaError::TooLarge { bytes: size(&record), max: self.record_bytes_max };
                     part.letters.push((event.clone(), reason.to_string()));
                 }
-                Ok(record) => part.records.push(record),
+                Ok(record) => match limits.refuses(&record) {
+                    Some(reason) => part.letters.push((event.clone(), reason)),
+                    None => part.records.push(record),
+                },
                 Err(poison) => part.letters.push((event.clone(), poison.0)),
             }
         }
@@ -521,6 +643,30 @@ fn size(record: &OutRecord) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_topic_refuses_is_known_after_it_was_asked() {
+        let record = |topic: &str, bytes: usize| OutRecord {
+            topic: topic.into(),
+            partition: None,
+            key: None,
+            value: Some(vec![0; bytes].into()),
+            headers: Vec::new(),
+            timestamp_ms: None,
+        };
+        let mut config = KafkaConfig::new("h:1");
+        let mut limits = Limits::of(&config);
+        assert_eq!((limits.batch_size(), limits.refuses(&record("t", 900_000))), (None, None));
+        assert!(limits.learn("t".into(), 20_000) && !limits.learn("u".into(), usize::MAX));
+        assert_eq!(limits.batch_size(), Some(19_860));
+        let refused = [("t", 19_930), ("t", 19_931), ("u", 900_000), ("v", 900_000)];
+        assert_eq!(refused.map(|(topic, bytes)| limits.refuses(&record(topic, bytes)).is_some()), [false, true, false, false]);
+        // Compressed it may fit.
+        config.set("compression.type", "lz4");
+        let mut limits = Limits::of(&config);
+        limits.learn("t".into(), 20_000);
+        assert_eq!(limits.refuses(&record("t", 30_000)), None);
+    }
 
     #[test]
     fn the_third_fencing_within_a_minute_is_one_too_many() {

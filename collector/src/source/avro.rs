@@ -3,13 +3,12 @@
 //! A request is one put: it is answered `OK` when every channel has it, and `FAILED` when one has no room, upon which the
 //! client sends it again.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
-use anyhow::Context as _;
 use async_trait::async_trait;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use super::server::{CONNECTIONS_MAX, Server};
+use super::server::{Answer, Answering, CONNECTIONS_MAX};
 use super::{Output, Setup, Source, Stop};
 use crate::flume_conf::kinds::adopts_nothing;
 use crate::flume_conf::{Component, Finding, Kind, Property, Role};
@@ -25,7 +24,7 @@ pub static KIND: Kind = Kind {
     alias: Some("avro"),
     class: Some("org.apache.flume.source.AvroSource"),
     doc: "Events from avro sinks and Flume's client library. A request is a put of its own, answered `OK` when the channels have it and `FAILED` when they are full.",
-    properties: &[
+    properties: tls::with_listener![
         Property::text("bind", None, "Address to listen on.").required(),
         Property::integer("port", 0, 65_535, None, "Port to listen on; 0 takes a free one.").required(),
         Property::integer("threads", 0, 65_536, Some("0"), "Without effect: no connection has a thread of its own."),
@@ -36,14 +35,6 @@ pub static KIND: Kind = Kind {
             None,
             "Rules separated by commas: `allow|deny:ip|name:pattern`, with `*` and `?`. The first that matches decides; whom none matches may connect.",
         ),
-        tls::SSL,
-        tls::KEYSTORE,
-        tls::KEYSTORE_PASSWORD,
-        tls::KEYSTORE_TYPE,
-        tls::INCLUDE_PROTOCOLS,
-        tls::EXCLUDE_PROTOCOLS,
-        tls::INCLUDE_CIPHERS,
-        tls::EXCLUDE_CIPHERS,
         Limits::FRAME_BYTES,
         Limits::EVENTS,
         CONNECTIONS_MAX,
@@ -60,27 +51,7 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
 }
 
 pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Source>> {
-    let session = Session::build(component)?;
-    let port = u16::try_from(component.integer("port")).context("port")?;
-    let server = Server::bind(component, component.text("bind").trim(), port, &setup)?;
-    Ok(Box::new(Avro { server, session: Arc::new(session) }))
-}
-
-struct Avro {
-    server: Server,
-    session: Arc<Session>,
-}
-
-#[async_trait]
-impl Source for Avro {
-    async fn run(self: Box<Self>, out: Output, stop: Stop) -> anyhow::Result<()> {
-        let session = self.session;
-        let serve = |stream, peer| {
-            let (session, out, stop) = (session.clone(), out.clone(), stop.clone());
-            async move { session.serve(stream, peer, &out, &stop).await }
-        };
-        self.server.run(&out, &stop, serve).await
-    }
+    Answering::build(component, &setup, Session::build(component)?)
 }
 
 /// Answers connections.
@@ -93,10 +64,13 @@ impl Session {
     pub(crate) fn build(component: &Component) -> anyhow::Result<Self> {
         Ok(Self { accepting: Accepting::build(component)?, limits: Limits::of(component) })
     }
+}
 
-    pub(crate) async fn serve(&self, tcp: TcpStream, peer: SocketAddr, out: &Output, stop: &Stop) -> anyhow::Result<()> {
+#[async_trait]
+impl Answer for Session {
+    async fn serve(&self, tcp: TcpStream, peer: SocketAddr, out: &Output, stop: &Stop) -> anyhow::Result<()> {
         let mut stream = tokio::select! {
-            stream = self.accepting.accept(tcp, peer) => stream?,
+            stream = self.accepting.accept(tcp, peer, out) => stream?,
             () = stop.begin.cancelled() => return Ok(()),
         };
         let (mut incoming, mut responder) = (Incoming::new(), Responder::default());

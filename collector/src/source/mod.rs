@@ -23,7 +23,13 @@ pub mod thrift;
 pub mod udp;
 pub mod web;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -131,7 +137,12 @@ pub struct Output {
     paused: watch::Receiver<bool>,
     trouble: Arc<Mutex<Option<String>>>,
     listening: Arc<Mutex<Vec<SocketAddr>>>,
+    /// When a failed TLS handshake was told last.
+    tls_told: Arc<Mutex<Option<Instant>>>,
 }
+
+/// Between two words about TLS handshakes.
+const TLS_TELL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What happens to a source's events before its channels.
 pub struct Route {
@@ -156,7 +167,17 @@ impl Output {
         let route = Route { chain: Chain::default(), selector: Selector::everything(channels.len()) };
         let channels = channels.into_iter().map(|channel| Door { channel, point: Point::default() }).collect();
         let point = Point::default();
-        Self { counters, name: name.into(), channels, point, route: Arc::new(route), paused, trouble, listening: Arc::default() }
+        Self {
+            counters,
+            name: name.into(),
+            channels,
+            point,
+            route: Arc::new(route),
+            paused,
+            trouble,
+            listening: Arc::default(),
+            tls_told: Arc::default(),
+        }
     }
 
     /// To be seen by taps; `channels` are the names of its channels.
@@ -176,6 +197,29 @@ impl Output {
     /// The source listens there, so that a successor may be given the same address.
     pub fn listens(&self, address: SocketAddr) {
         self.listening.lock().push(address);
+    }
+
+    /// TLS could not be agreed with `peer`: counted, and told every ten seconds at most.
+    pub fn no_tls(&self, peer: SocketAddr, error: &io::Error) {
+        self.counters.tls_failures.add(1);
+        let reason = error.to_string();
+        // Whoever only looks whether the port is open says nothing.
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            return tracing::debug!(source = &*self.name, %peer, reason, "no TLS");
+        }
+        let mut told = self.tls_told.lock();
+        if told.is_none_or(|at| at.elapsed() >= TLS_TELL_INTERVAL) {
+            *told = Some(Instant::now());
+            let failures = self.counters.tls_failures.get();
+            let hint = if reason.contains("InvalidContentType") {
+                "; does the client speak TLS? (ssl)"
+            } else if reason.contains("AlertReceived") {
+                "; the client refuses: does it trust the certificate in keystore?"
+            } else {
+                ""
+            };
+            tracing::warn!(source = &*self.name, %peer, failures, "a TLS handshake failed: {reason}{hint}");
+        }
     }
 
     /// With the source's interceptors and selector.

@@ -5,13 +5,15 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use anyhow::Context as _;
+use async_trait::async_trait;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
 use tokio_util::task::TaskTracker;
 
-use super::{Output, Setup, Stop};
+use super::{Output, Setup, Source, Stop};
 use crate::flume_conf::{Component, Property};
 
 /// The property that every listening source has.
@@ -99,6 +101,38 @@ impl Server {
         sessions.close();
         sessions.wait().await;
         Ok(())
+    }
+}
+
+/// What a source does with one connection, until it ends or [`Stop::begin`].
+#[async_trait]
+pub trait Answer: Send + Sync + 'static {
+    async fn serve(&self, tcp: TcpStream, peer: SocketAddr, out: &Output, stop: &Stop) -> anyhow::Result<()>;
+}
+
+/// A source with `bind` and `port` whose connections have nothing in common but their [`Answer`].
+pub struct Answering<A> {
+    server: Server,
+    answer: Arc<A>,
+}
+
+impl<A: Answer> Answering<A> {
+    pub fn build(component: &Component, setup: &Setup, answer: A) -> anyhow::Result<Box<dyn Source>> {
+        let port = u16::try_from(component.integer("port")).context("port")?;
+        let server = Server::bind(component, component.text("bind").trim(), port, setup)?;
+        Ok(Box::new(Self { server, answer: Arc::new(answer) }))
+    }
+}
+
+#[async_trait]
+impl<A: Answer> Source for Answering<A> {
+    async fn run(self: Box<Self>, out: Output, stop: Stop) -> anyhow::Result<()> {
+        let answer = self.answer;
+        let serve = |stream, peer| {
+            let (answer, out, stop) = (answer.clone(), out.clone(), stop.clone());
+            async move { answer.serve(stream, peer, &out, &stop).await }
+        };
+        self.server.run(&out, &stop, serve).await
     }
 }
 

@@ -10,7 +10,7 @@ use super::tail::find::{Find, Group};
 use super::tail::flume::FlumePositions;
 use super::tail::{TailSource, handles};
 use super::{Setup, Source};
-use crate::flume_conf::kinds::adopts_nothing;
+use crate::flume_conf::kinds::{adopts_nothing, nearest};
 use crate::flume_conf::{Component, Finding, Kind, Level, Property, Role};
 use crate::java_regex::JavaRegex;
 
@@ -101,6 +101,29 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
                     .flume(if without { "leaves the group out" } else { "drops the source" })
                     .remedy("write an absolute directory and a regular expression for the file name: /var/log/app/.*\\\\.log"),
             );
+        }
+    }
+    let listed: Vec<&str> = component.text("filegroups").split_whitespace().collect();
+    for (key, setting) in &component.settings {
+        let finding = |code, message: String| {
+            Finding::warning(code, message)
+                .maybe_at(setting.place.as_ref())
+                .key(format!("{}.{key}", component.name))
+                .flume("overlooks it without a word")
+        };
+        let near =
+            |name: &str, else_: String| nearest(name, listed.iter().copied()).map_or(else_, |near| format!("did you mean `{near}`?"));
+        if let Some(group) = key.strip_prefix("filegroups.").filter(|group| !listed.contains(group)) {
+            let message = format!("group `{group}` is not listed in filegroups, so its files are not read");
+            let remedy = format!("add `{group}` to {}.filegroups, or remove the line", component.name);
+            findings.push(finding("not-listed", message).remedy(remedy));
+        } else if let Some(header) = key.strip_prefix("headers.") {
+            let is_of = |group: &str| header.strip_prefix(group).is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'));
+            if !listed.iter().any(|group| is_of(group)) {
+                let group = header.split('.').next().unwrap_or_default();
+                let message = format!("there is no group `{group}` in filegroups, so no event gets the header");
+                findings.push(finding("dead-key", message).remedy(near(group, "write headers.<group>.<name>".into())));
+            }
         }
     }
     findings

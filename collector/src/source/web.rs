@@ -1,10 +1,13 @@
 //! What sources that answer HTTP have in common: a listener with its limits and TLS, and puts that outlive their client.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::Router;
-use service_kit::{config::LimitsConfig, listen::serve_http};
+use service_kit::{
+    config::LimitsConfig,
+    listen::{Tls, serve_http},
+};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +26,9 @@ pub const REQUESTS_MAX: Property =
 /// When a refused client is told to come back.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// By so much the listener waits longer than a source that bounds the time of bodies itself.
+const OWN_TIME_FIRST: Duration = Duration::from_secs(5);
+
 /// How long a request waits for a paused source.
 const PAUSE_WAIT: Duration = Duration::from_secs(5);
 
@@ -34,8 +40,9 @@ pub struct Web {
 }
 
 impl Web {
-    /// With the component's `bind`, `port`, `maxConnections`, `maxRequests` and TLS. Bodies have `body_bytes` at most.
-    pub fn build(component: &Component, body_bytes: usize, setup: &Setup) -> anyhow::Result<Self> {
+    /// With the component's `bind`, `port`, `maxConnections`, `maxRequests` and TLS. Bodies have `body_bytes` at most, and where the
+    /// source itself bounds their time, `body_time`.
+    pub fn build(component: &Component, body_bytes: usize, body_time: Option<Duration>, setup: &Setup) -> anyhow::Result<Self> {
         let port = u16::try_from(component.integer("port")).context("port")?;
         let count = |property: &Property| NonZeroU32::new(u32::try_from(component.integer(property.name))?).context(property.name);
         let connections_max = count(&CONNECTIONS_MAX)?;
@@ -46,6 +53,8 @@ impl Web {
             connections_per_ip_max: connections_max,
             requests_max: count(&REQUESTS_MAX)?,
             body_bytes_max,
+            body_timeout: body_time.map_or(defaults.body_timeout, |time| time + OWN_TIME_FIRST),
+            body_idle_timeout: body_time.map_or(defaults.body_idle_timeout, |time| time + OWN_TIME_FIRST),
             bodies_bytes_max: defaults.bodies_bytes_max.max(2 * body_bytes_max),
             ..defaults
         };
@@ -59,9 +68,10 @@ impl Web {
     /// Serves until [`Stop::begin`], then until every put has ended.
     pub async fn run(self, out: Output, stop: Stop, router: impl FnOnce(Puts) -> Router) -> anyhow::Result<()> {
         let listener = self.server.listen(&out)?;
-        let puts = Puts { out, tasks: TaskTracker::new() };
+        let puts = Puts { out: out.clone(), tasks: TaskTracker::new() };
         let router = router(puts.clone());
-        serve_http("source", listener, self.tls, router, self.limits, stop.begin, stop.abandon.clone()).await?;
+        let tls = self.tls.map(|acceptor| Tls { acceptor, failed: Arc::new(move |peer, error| out.no_tls(peer, error)) });
+        serve_http("source", listener, tls, router, self.limits, stop.begin, stop.abandon.clone()).await?;
         // A client that has gone does not end its put.
         puts.tasks.close();
         tokio::select! {

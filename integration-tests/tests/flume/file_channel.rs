@@ -241,7 +241,9 @@ async fn what_waits_on_disk_is_shown_checked_and_drained() {
     let json = |args: &[&str]| serde_json::from_str::<serde_json::Value>(&command(args).1).expect("JSON");
     assert_eq!(json(&["inspect", "-o", "json"])["waiting"], 5000);
     let (code, _, error) = command(&["drain"]);
-    assert!(code == 1 && error.contains("another channel or process uses"), "{error}");
+    assert!(code == 1 && error.contains("stop it first; `inspect` and `verify` work while it runs"), "{error}");
+    assert_eq!(command(&["verify", "-o", "json"]).0, 0, "beside the running agent");
+    assert_eq!(command(&["inspect", "--channel", "other"]).0, 78);
     collector.stop().await;
 
     assert_eq!(json(&["verify", "-o", "json"])["well"], true);

@@ -7,7 +7,7 @@ use integration_tests::{
     flume::{Flume, free_port},
 };
 
-use super::network::{Agent, Event, WAIT};
+use super::network::{Agent, Event, WAIT, prometheus};
 
 /// `keystore` in the form that each of the two reads, and the keys that Flume calls deprecated.
 #[tokio::test]
@@ -63,6 +63,9 @@ async fn http_over_tls_answers_as_flume_does() {
     flume.listens(flumes).await;
     let answers = ask(ours);
     assert_eq!(answers, ["200", "400", "no", "no", "no", "no"].map(str::to_owned));
+    let page = collector.address("metrics").await;
+    assert_eq!(prometheus(&page, "millrace_collector_source_tls_failures_total", "http").await, 4);
+    assert_eq!(collector.log().matches("a TLS handshake failed: ").count(), 1, "the others within ten seconds are only counted");
     assert_eq!(answers, ask(flumes), "Flume's");
     // HTTP/2, which Flume does not offer.
     let (code, status, told) = run_in(

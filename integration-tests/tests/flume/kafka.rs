@@ -428,6 +428,54 @@ async fn killed_at_random_it_loses_no_record() {
     ));
 }
 
+/// Written by others than Flume, and `parseAsFlumeEvent` left as it is: nothing is committed, or everything is put aside.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_are_no_events_stop_a_channel_or_are_put_aside() {
+    let (bootstrap, dir) = (kafka_bootstrap(), tempfile::tempdir().expect("a temporary folder"));
+    let (topic, group) = (unique("no-events"), unique("group"));
+    kafka::create_topic(&bootstrap, &topic, 1).await;
+    let written = numbered("plain", 0..50);
+    kafka::produce(&bootstrap, &topic, 1, written.clone());
+    let out = folder(dir.path(), "out");
+    let agent = |more: &str| {
+        format!(
+            "channels = c\nsinks = k\nchannels.c.type = {CHANNEL}\nchannels.c.kafka.bootstrap.servers = {bootstrap}\n\
+             channels.c.kafka.topic = {topic}\nchannels.c.kafka.consumer.group.id = {group}\n{more}\n\
+             sinks.k.type = file_roll\nsinks.k.channel = c\nsinks.k.sink.directory = {}",
+            out.display()
+        )
+    };
+    let mut collector = start(dir.path(), &agent(""));
+    collector.log_contains(WAIT, "set parseAsFlumeEvent = false").await;
+    let page = collector.address("metrics").await;
+    let health = reqwest::get(format!("http://{page}/health")).await.expect("the page").text().await.expect("text");
+    assert!(health.contains("degraded") && health.contains("offset 0 of") && health.contains(&topic), "{health}");
+    collector.stop().await;
+    assert_eq!(collector.log().matches("is no event in Flume's form").count(), 1, "{}", collector.log());
+    assert_eq!((kafka::lag(&bootstrap, &group, &topic), lines(&out).len()), (50, 0), "{}", collector.log());
+
+    // With the setting that was missing nothing is lost.
+    let mut collector = start(dir.path(), &agent("channels.c.parseAsFlumeEvent = false"));
+    all_there("every record", &written, || lines(&out)).await;
+    collector.stop().await;
+
+    // And where it was asked for, they are put aside.
+    let more = numbered("more", 0..30);
+    kafka::produce(&bootstrap, &topic, 1, more.clone());
+    let aside = folder(dir.path(), "aside");
+    let mut collector = start(dir.path(), &agent(&format!("channels.c.deadLetter.directory = {}", aside.display())));
+    eventually(WAIT, "they are committed", || async {
+        let lag = kafka::lag(&bootstrap, &group, &topic);
+        if lag == 0 { Ok(()) } else { Err(format!("{lag} are not; {}", collector.log())) }
+    })
+    .await;
+    collector.stop().await;
+    let letters: Vec<serde_json::Value> = lines(&aside).iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let bodies: Vec<_> = letters.iter().filter_map(|letter| letter["body"].as_str()).collect();
+    assert_eq!(bodies, more);
+    assert!(letters[0]["reason"].as_str().is_some_and(|why| why.contains("offset 50 of") && why.contains("parseAsFlumeEvent")));
+}
+
 /// What `check` says of Kafka channels with one side only, and of the commonest slips.
 #[test]
 fn a_kafka_channel_needs_neither_source_nor_sink() {

@@ -724,6 +724,11 @@ async fn syslog_over_tls_is_understood() {
             if bodies == messages { Ok(()) } else { Err(format!("{} events", bodies.len())) }
         })
         .await;
+        let page = collector.address("metrics").await;
+        assert_eq!(prometheus(&page, "millrace_collector_source_tls_failures_total", source).await, 1);
     }
+    let log = collector.log();
+    assert_eq!(log.matches("a TLS handshake failed: ").count(), 2, "{log}");
+    assert!(log.contains("does the client speak TLS? (ssl)"), "{log}");
     collector.stop().await;
 }

@@ -34,6 +34,16 @@ impl KafkaConfig {
         Ok(config)
     }
 
+    /// What is wrong with one property by itself.
+    pub fn check_one(key: &str, value: &str) -> Result<(), KafkaError> {
+        properties::check_one(key, value)
+    }
+
+    /// The Java names of all properties that a client has.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        properties::names()
+    }
+
     /// Sets one property. A wrong value is reported when a client is made from the configuration.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<String>) {
         self.values.insert(key.into(), value.into());

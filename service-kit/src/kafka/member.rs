@@ -228,7 +228,7 @@ fn take(
                     records.push((partition, record));
                 }
             }
-            Some(Err(error)) => match judge(watch, &held.group, &error) {
+            Some(Err(error)) => match judge(watch, &held.group, &error, || absent(consumer)) {
                 Ok(()) => {}
                 Err(error) if records.is_empty() => return Err(error),
                 Err(error) => {
@@ -375,13 +375,30 @@ impl Drop for Native {
     }
 }
 
-fn judge(watch: &Watch, group: &str, error: &RdError) -> Result<(), KafkaError> {
+/// The topics that are subscribed to and not there.
+fn absent(consumer: &BaseConsumer<Place>) -> String {
+    let subscribed = consumer.subscription().map(|list| list.elements().iter().map(|topic| topic.topic().to_owned()).collect::<Vec<_>>());
+    let mut topics = subscribed.unwrap_or_default();
+    // All of them: asking for one by name may create it.
+    if let Ok(metadata) = consumer.client().fetch_metadata(None, ABSENT_TIMEOUT) {
+        topics.retain(|topic| !metadata.topics().iter().any(|known| known.name() == topic));
+    }
+    topics.join(", ")
+}
+
+const ABSENT_TIMEOUT: Duration = Duration::from_secs(2);
+
+fn judge(watch: &Watch, group: &str, error: &RdError, absent: impl FnOnce() -> String) -> Result<(), KafkaError> {
     match error.rdkafka_error_code() {
         // Told to the context; librdkafka goes on by itself.
         Some(Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve | Code::OperationTimedOut) => Ok(()),
         Some(Code::UnknownTopic | Code::UnknownTopicOrPartition) => {
             // Told once for each topic; it may be created later.
-            warn!(group, %error, "a subscribed topic does not exist");
+            let topics = absent();
+            // It may have come meanwhile.
+            if !topics.is_empty() {
+                warn!(group, topics, "there is no such topic; it is read from when there is: create it, or correct the name");
+            }
             Ok(())
         }
         Some(Code::AutoOffsetReset | Code::NoOffset) => Err(KafkaError::Conflict(format!(

@@ -26,6 +26,7 @@ mod produce_batch;
 mod producer;
 mod properties;
 mod range;
+mod tls;
 mod topic_config;
 mod transaction;
 mod wire;
@@ -44,6 +45,8 @@ pub use direct::range_reader;
 pub use error::KafkaError;
 pub use member::{Joining, group_reader, member};
 pub use producer::{PIECE_RECORDS, producer};
+pub use properties::UNKNOWN;
+pub use tls::check_tls;
 pub use transaction::transactional_writer;
 
 /// One partition of one topic. Cheap to clone.

@@ -209,12 +209,15 @@ const TABLE: &[Property] = &[
     row("value.deserializer", Consumer, Text, Own),
 ];
 
+/// Said of a property that no client has.
+pub const UNKNOWN: &str = "is not a property of Kafka's clients; it has no effect";
+
 /// Notes on everything that has no effect; an error for the first value that cannot be used.
 pub(super) fn check(values: &BTreeMap<String, String>) -> Result<Vec<String>, KafkaError> {
     let mut notes = Vec::new();
     for (key, value) in values {
         let Some(property) = find(key) else {
-            notes.push(format!("{key} is not a property of Kafka's clients; it has no effect"));
+            notes.push(format!("{key} {UNKNOWN}"));
             continue;
         };
         property.checked(value)?;
@@ -240,6 +243,10 @@ pub(super) fn translate(values: &BTreeMap<String, String>, role: Role) -> Result
 /// An error where this value cannot be used, whatever the others are.
 pub(super) fn check_one(key: &str, value: &str) -> Result<(), KafkaError> {
     find(key).map_or(Ok(()), |property| property.checked(value).map(drop))
+}
+
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|property| property.name)
 }
 
 fn find(key: &str) -> Option<&'static Property> {

@@ -57,7 +57,7 @@ pub(crate) struct Ending {
 pub(crate) struct Listener {
     pub(crate) name: &'static str,
     tcp: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     pub(crate) address: SocketAddr,
 }
 
@@ -89,12 +89,22 @@ pub async fn bind_tcp(name: &str, address: ListenAddr) -> io::Result<TcpListener
     Ok(tcp)
 }
 
-/// Serves HTTP, with TLS where there is an acceptor, on a socket that is not one of the service's own listeners, with all the
+/// TLS of a listener, and who is told of handshakes that fail.
+#[derive(Clone)]
+pub struct Tls {
+    pub acceptor: TlsAcceptor,
+    pub failed: Arc<TlsFailed>,
+}
+
+/// A client, and why TLS could not be agreed with it.
+pub type TlsFailed = dyn Fn(SocketAddr, &io::Error) + Send + Sync;
+
+/// Serves HTTP, with TLS where it is given, on a socket that is not one of the service's own listeners, with all the
 /// limits of those. `name` is in the metrics. From `stop` on requests are refused; those that have begun are answered, unless `cut` ends them.
 pub async fn serve_http(
     name: &'static str,
     tcp: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     router: axum::Router,
     limits: LimitsConfig,
     stop: CancellationToken,

@@ -22,12 +22,11 @@ use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::{
-    Ending, Listener,
+    Ending, Listener, Tls,
     request::{Requests, reject},
 };
 use crate::config::LimitsConfig;
@@ -76,7 +75,7 @@ impl Listener {
 
 struct Server {
     name: &'static str,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     limits: Arc<LimitsConfig>,
     ending: Ending,
     requests: Requests,
@@ -115,7 +114,7 @@ impl Drop for Slot {
 }
 
 impl Server {
-    fn new(name: &'static str, tls: Option<TlsAcceptor>, router: axum::Router, limits: Arc<LimitsConfig>, ending: Ending) -> Self {
+    fn new(name: &'static str, tls: Option<Tls>, router: axum::Router, limits: Arc<LimitsConfig>, ending: Ending) -> Self {
         let mut http1 = auto::Builder::new(TokioExecutor::new()).http1_only();
         http1.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(limits.header_bytes_max as usize);
         let mut http2 = auto::Builder::new(TokioExecutor::new()).http2_only();
@@ -178,7 +177,7 @@ impl Server {
             return self.talk(read, write, peer).await;
         };
         let shaken = tokio::select! {
-            shaken = timeout(self.limits.header_timeout, tls.accept(stream)) => shaken,
+            shaken = timeout(self.limits.header_timeout, tls.acceptor.accept(stream)) => shaken,
             () = self.ending.stop.cancelled() => return,
         };
         match shaken {
@@ -188,9 +187,12 @@ impl Server {
             }
             Ok(Err(error)) => {
                 reject(self.name, "tls");
-                debug!(%error, %peer, listener = self.name, "no TLS");
+                (tls.failed)(peer, &error);
             }
-            Err(_) => reject(self.name, "header_timeout"),
+            Err(_) => {
+                reject(self.name, "header_timeout");
+                (tls.failed)(peer, &io::Error::new(io::ErrorKind::TimedOut, format!("none within {:?}", self.limits.header_timeout)));
+            }
         }
     }
 

@@ -126,6 +126,11 @@ impl DiskFile for File {
     }
 }
 
+/// A directory that another channel holds, in this process or another.
+#[derive(Debug, thiserror::Error)]
+#[error("another channel or process uses {}; give each file channel its own checkpointDir and dataDirs", .0.display())]
+pub struct InUse(pub PathBuf);
+
 /// Locks a directory for as long as the file is held: two processes must not write one channel.
 pub fn lock(directory: &Path) -> anyhow::Result<File> {
     let path: PathBuf = directory.join("lock");
@@ -137,9 +142,6 @@ pub fn lock(directory: &Path) -> anyhow::Result<File> {
         .map_err(|error| anyhow::anyhow!("{} cannot be written: {error}; give the channel other directories", path.display()))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(_) => anyhow::bail!(
-            "another channel or process uses {}; give each file channel its own checkpointDir and dataDirs",
-            directory.display()
-        ),
+        Err(_) => Err(InUse(directory.to_owned()).into()),
     }
 }

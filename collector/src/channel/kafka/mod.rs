@@ -2,7 +2,8 @@
 //! write and read it: an agent without sources delivers what they wrote, one without sinks writes what they deliver.
 //!
 //! A put returns when every record is acknowledged. Takes are records read as a member of a consumer group; their
-//! offsets are committed without gaps when the sinks have delivered them, within 0.1 s. A crash repeats what was not
+//! offsets are committed without gaps when the sinks have delivered them, within 0.1 s. A record that is no event is put
+//! aside where `deadLetter.directory` is set, else it stops the channel. A crash repeats what was not
 //! committed; so does a rebalance, for what sinks hold then. The form is Flume's, so both can use one topic.
 
 mod session;
@@ -33,7 +34,7 @@ pub static KIND: Kind = Kind {
         Property::boolean(
             "parseAsFlumeEvent",
             "true",
-            "Records are events in Flume's Avro form, headers included. Without it the value is the body, and headers are not kept.",
+            "Records are events in Flume's Avro form, headers included. Without it the value is the body, and headers are not kept. A record that is no event stops the channel before it, unless `deadLetter.directory` is set: then it is put aside there.",
         ),
         Property::integer(
             "kafka.pollTimeout",
@@ -71,7 +72,10 @@ pub static KIND: Kind = Kind {
             "Their bytes, at most, and as many fetched ahead; a larger event goes alone.",
         )
         .own(),
-        DIRECTORY,
+        Property {
+            doc: "Where events and records that cannot be used are written as JSON lines: events that can never be written (without it in `dead-letter/` in the state directory), and records that are no events (without it they stop the channel).",
+            ..DIRECTORY
+        },
     ],
     deprecated: &[
         ("topic", "kafka.topic"),

@@ -1,6 +1,7 @@
 //! The topic with one set of settings: a producer for puts, and, from the first take on, a task that reads ahead.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::AcqRel},
@@ -26,7 +27,7 @@ use crate::event::{Event, acknowledge};
 use crate::flume_conf::Component;
 use crate::kafka_settings::{self, Client};
 use crate::rpc::Malformed;
-use crate::sink::dead_letter::DeadLetters;
+use crate::sink::dead_letter::{DIRECTORY, DeadLetters};
 use crate::sink::flights::is_poison;
 use crate::sink::record::Maker;
 use crate::source::kafka::event::{KEY, read};
@@ -40,9 +41,15 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const HELD_WAIT: Duration = Duration::from_millis(20);
 /// The last commit and the good-bye, when no broker answers.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
-const TELL_INTERVAL: Duration = Duration::from_secs(10);
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// What to do about a record that is no event.
+const STOPPED: &str = "; the channel gives out nothing from it on, and it is not committed. To put such records aside instead, set \
+                       deadLetter.directory";
+
+/// Partitions with a record that is no event: their tenure, and what is wrong.
+type Stopped = BTreeMap<TopicPartition, (u64, String)>;
 
 pub(super) struct Session {
     name: String,
@@ -51,6 +58,9 @@ pub(super) struct Session {
     maker: Maker,
     dead: DeadLetters,
     dead_count: Counter,
+    /// Records that are no events are put aside, too.
+    asides: bool,
+    undecodable: Counter,
     group: String,
     reset: String,
     read_wait: Duration,
@@ -64,7 +74,8 @@ pub(super) struct Session {
     room: Notify,
     read_trouble: Mutex<Option<String>>,
     put_trouble: Mutex<Option<String>>,
-    told_at: Mutex<Option<Instant>>,
+    /// The record that was told last to stop the channel.
+    told: Mutex<Option<(TopicPartition, i64)>>,
     reads: AtomicBool,
     stop: CancellationToken,
     /// True when the reading task has ended, or was never begun.
@@ -84,6 +95,8 @@ impl Session {
             maker: Maker::of_channel(component),
             dead: DeadLetters::of(component, &setup.state_dir),
             dead_count: Counter::new("millrace_collector_channel_dead_letters_total", "channel", &component.name),
+            asides: component.set(DIRECTORY.name).is_some(),
+            undecodable: Counter::new("millrace_collector_channel_undecodable_records_total", "channel", &component.name),
             group: component.text("kafka.consumer.group.id").trim().to_owned(),
             read_wait: component.millis("kafka.pollTimeout").min(READ_WAIT_MAX),
             flume_format: component.boolean("parseAsFlumeEvent"),
@@ -96,7 +109,7 @@ impl Session {
             room: Notify::new(),
             read_trouble: Mutex::default(),
             put_trouble: Mutex::default(),
-            told_at: Mutex::default(),
+            told: Mutex::default(),
             reads: AtomicBool::new(false),
             stop: CancellationToken::new(),
             ended: watch::Sender::new(true),
@@ -208,6 +221,7 @@ impl Session {
         let tenure = |partition: &TopicPartition| reader.tenure(partition).map(|tenure| tenures_from + tenure);
         reader.subscribe(&[self.maker.topic().to_string()]).await?;
         let mut committed_at = Instant::now();
+        let mut stopped = Stopped::default();
         loop {
             let stopping = self.stop.is_cancelled();
             if stopping || committed_at.elapsed() >= COMMIT_INTERVAL {
@@ -230,7 +244,9 @@ impl Session {
             if stopping {
                 return Ok(());
             }
-            let room = self.room();
+            // Whoever has the partition now meets the record again.
+            stopped.retain(|partition, (known, _)| tenure(partition) == Some(*known));
+            let room = if stopped.is_empty() { self.room() } else { None };
             let read = match room {
                 Some((events, bytes)) => {
                     reader.hold(false).await?;
@@ -238,7 +254,7 @@ impl Session {
                 }
                 None => {
                     let freed = timeout(PATIENCE, self.room.notified()).await.is_ok();
-                    if freed || self.stop.is_cancelled() {
+                    if (freed && stopped.is_empty()) || self.stop.is_cancelled() {
                         continue;
                     }
                     reader.hold(true).await?;
@@ -247,8 +263,9 @@ impl Session {
             };
             match read {
                 Ok(records) => {
-                    *self.read_trouble.lock() = reader.trouble();
-                    self.add(records, tenure);
+                    self.add(records, tenure, &mut stopped).await?;
+                    let of_record = stopped.values().next().map(|(_, reason)| reason.clone());
+                    *self.read_trouble.lock() = of_record.or_else(|| reader.trouble());
                 }
                 Err(error) if error.retryable() => *self.read_trouble.lock() = Some(error.to_string()),
                 // Lost for a slow answer: the next poll joins again.
@@ -268,41 +285,66 @@ impl Session {
         (events > 0 && bytes > 0).then_some((events, bytes))
     }
 
-    fn add(&self, records: Vec<(TopicPartition, Record)>, tenure: impl Fn(&TopicPartition) -> Option<u64>) {
-        let mut window = self.window.lock();
-        // A read may have brought another tenure: what waits of the old one comes again.
-        window.keep(&tenure);
-        let mut damaged = 0;
+    /// A record that is no event goes to the dead letters, where those are asked for. Else it stops the channel: nothing of its
+    /// partition is given out any more, and no offset at or behind it is committed.
+    async fn add(
+        &self,
+        records: Vec<(TopicPartition, Record)>,
+        tenure: impl Fn(&TopicPartition) -> Option<u64>,
+        stopped: &mut Stopped,
+    ) -> Result<(), KafkaError> {
+        let (mut read, mut letters) = (Vec::with_capacity(records.len()), Vec::new());
         for (partition, record) in records {
             // Rebalances happen in reads alone: it is this member's still.
             let Some(tenure) = tenure(&partition) else { continue };
-            let offset = record.offset;
-            let event = self.event(record).inspect_err(|error| {
-                damaged += 1;
-                let mut told_at = self.told_at.lock();
-                if told_at.is_none_or(|at| at.elapsed() >= TELL_INTERVAL) {
-                    *told_at = Some(Instant::now());
-                    tracing::warn!(
-                        channel = self.name, %partition, offset, %error,
-                        "a record is no event in Flume's form; it stays in the topic and is passed over. If its producers are not Flume, set \
-                         parseAsFlumeEvent = false, and set the group's offsets back"
+            if stopped.contains_key(&partition) {
+                continue;
+            }
+            let event = match self.event(&record) {
+                Ok(event) => Some(event),
+                Err(error) => {
+                    self.undecodable.add(1);
+                    let offset = record.offset;
+                    let reason = format!(
+                        "the record at offset {offset} of {partition} is no event in Flume's form ({error}); if its producers are not \
+                         Flume, set parseAsFlumeEvent = false"
                     );
+                    if !self.asides {
+                        self.stop_at(&partition, offset, &reason);
+                        stopped.insert(partition, (tenure, format!("{reason}{STOPPED}")));
+                        continue;
+                    }
+                    letters.push((Event::new(record.value.unwrap_or_default()), reason));
+                    None
                 }
-            });
-            window.add(&partition, tenure, offset, event.ok());
+            };
+            read.push((partition, tenure, record.offset, event));
         }
-        let waiting = window.has_waiting();
-        drop(window);
-        self.traffic.lock().damaged += damaged;
-        if waiting {
+        let unwritten = |error| KafkaError::Fatal(format!("dead letters cannot be written: {error}"));
+        self.dead.put(letters, &self.dead_count).await.map_err(unwritten)?;
+        let mut window = self.window.lock();
+        // A read may have brought another tenure: what waits of the old one comes again.
+        window.keep(&tenure);
+        for (partition, tenure, offset, event) in read {
+            window.add(&partition, tenure, offset, event);
+        }
+        if window.has_waiting() {
             self.data.notify_one();
+        }
+        Ok(())
+    }
+
+    fn stop_at(&self, partition: &TopicPartition, offset: i64, reason: &str) {
+        let record = Some((partition.clone(), offset));
+        if std::mem::replace(&mut *self.told.lock(), record.clone()) != record {
+            tracing::error!(channel = self.name, "{reason}{STOPPED}");
         }
     }
 
-    fn event(&self, record: Record) -> Result<Event, Malformed> {
-        let mut event = read(record.value, self.flume_format)?;
-        if let Some(key) = record.key {
-            event.set_header(KEY, String::from_utf8_lossy(&key).into_owned());
+    fn event(&self, record: &Record) -> Result<Event, Malformed> {
+        let mut event = read(record.value.clone(), self.flume_format)?;
+        if let Some(key) = &record.key {
+            event.set_header(KEY, String::from_utf8_lossy(key).into_owned());
         }
         Ok(event)
     }

@@ -38,7 +38,7 @@ impl Window {
         self.bytes
     }
 
-    /// `None`: a record that is no event, and is passed over.
+    /// `None`: a record that is no event, and was put aside.
     pub(super) fn add(&mut self, partition: &TopicPartition, tenure: u64, offset: i64, event: Option<Event>) {
         let number = self.first + self.entries.len() as u64;
         let bytes = event.as_ref().map_or(0, Event::size);

@@ -41,7 +41,7 @@ pub static KIND: Kind = Kind {
     alias: Some("http"),
     class: Some("org.apache.flume.source.http.HTTPSource"),
     doc: "Events over HTTP: POST (or GET with a body) to any path. One request is one transaction: 200 when every channel has its events, 400 for a body that is not understood, 503 when the channel is full. Bodies may be gzip.",
-    properties: &[
+    properties: tls::with_listener![
         Property::text("bind", Some("0.0.0.0"), "Address to listen on."),
         Property::integer("port", 0, 65_535, None, "Port to listen on; 0 takes a free one.").required(),
         Property::text(
@@ -71,14 +71,6 @@ pub static KIND: Kind = Kind {
         .own(),
         CONNECTIONS_MAX,
         REQUESTS_MAX,
-        tls::SSL,
-        tls::KEYSTORE,
-        tls::KEYSTORE_PASSWORD,
-        tls::KEYSTORE_TYPE,
-        tls::INCLUDE_PROTOCOLS,
-        tls::EXCLUDE_PROTOCOLS,
-        tls::INCLUDE_CIPHERS,
-        tls::EXCLUDE_CIPHERS,
     ],
     deprecated: &[("enableSSL", "ssl"), ("keystorePassword", "keystore-password"), ("excludeProtocols", "exclude-protocols")],
     misspelt: &[("host", "bind")],
@@ -113,7 +105,7 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sour
     let blob_counts =
         handler == Handler::Blob && (component.set("handler.maxBlobLength").is_some() || component.set("maxRequestBytes").is_none());
     let reader = Reader { handler, bytes_max: if blob_counts { blob } else { request }, strict: setup.strict };
-    Ok(Box::new(Http { web: Web::build(component, reader.bytes_max, &setup)?, reader }))
+    Ok(Box::new(Http { web: Web::build(component, reader.bytes_max, None, &setup)?, reader }))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

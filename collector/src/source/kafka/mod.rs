@@ -236,6 +236,23 @@ mod tests {
                 &[("kafka.topics", "a"), ("kafka.consumer.fetch.min.bytes", "many"), earliest],
                 &[(Level::Error, "kafka.consumer.fetch.min.bytes")],
             ),
+            (
+                // All at once.
+                &[
+                    ("kafka.topics", "a"),
+                    ("kafka.consumer.fetch.min.byte", "1"),
+                    ("kafka.consumer.fetch.max.bytes", "many"),
+                    ("kafka.consumer.check.crcs", "perhaps"),
+                    ("kafka.consumer.what.is.this", "1"),
+                    earliest,
+                ],
+                &[
+                    (Level::Error, "kafka.consumer.check.crcs"),
+                    (Level::Error, "kafka.consumer.fetch.max.bytes"),
+                    (Level::Warning, "kafka.consumer.fetch.min.byte"),
+                    (Level::Warning, "kafka.consumer.what.is.this"),
+                ],
+            ),
         ] {
             let mut component = Component::new(&KIND, "s", KIND.name());
             let setting = |value: &str| Setting { value: value.to_owned(), place: None };
@@ -246,6 +263,11 @@ mod tests {
                 told.iter().map(|finding| (finding.level, finding.key.as_deref().unwrap().strip_prefix("s.").unwrap())).collect();
             assert_eq!(told, expected, "{settings:?}");
         }
+        let mut component = Component::new(&KIND, "s", KIND.name());
+        for (key, value) in [(kafka_settings::SERVERS, "k:9092"), ("kafka.topics", "a"), ("kafka.consumer.fetch.min.byte", "1")] {
+            component.settings.insert(key.into(), Setting { value: value.into(), place: None });
+        }
+        assert_eq!(review(&component, false)[0].remedy, "did you mean `kafka.consumer.fetch.min.bytes`?");
         assert_eq!(adopt("kafka.auto.offset.reset").as_deref(), Some("kafka.consumer.auto.offset.reset"));
         assert_eq!(adopt("consumer.security.protocol").as_deref(), Some("kafka.consumer.security.protocol"));
         assert_eq!(adopt("kafka.acks"), None);

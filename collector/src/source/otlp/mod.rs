@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `OK` | 200 | every channel has the records |
 //! | `UNAVAILABLE` with `RetryInfo` | 503 with `Retry-After` | the channel is full or the source paused; nothing was taken, the sender tries again |
+//! | `DEADLINE_EXCEEDED` | 503 with `Retry-After` | the body was not there within `maxRequestTime`; the sender tries again |
 //! | `INVALID_ARGUMENT` | 400 | the body is no export request |
 //! | `RESOURCE_EXHAUSTED` without `RetryInfo` | 413 | more records than `maxRecords` or a transaction holds; the sender must not try again |
 //! | `OUT_OF_RANGE` | 413 | larger than `maxRequestBytes` |
@@ -14,7 +15,7 @@
 mod decode;
 mod records;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use axum::{
@@ -26,7 +27,8 @@ use axum::{
     routing::post,
 };
 use bytes::{Buf as _, BufMut as _, Bytes};
-use futures::future::BoxFuture;
+use futures::{StreamExt as _, future::BoxFuture};
+use tokio::time::{Instant, timeout_at};
 use tonic::{
     Code, Status,
     codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder},
@@ -47,7 +49,7 @@ pub static KIND: Kind = Kind {
     alias: Some("otlp"),
     class: None,
     doc: "Log records by OpenTelemetry's protocol, on one port: gRPC (`LogsService/Export`) and HTTP (`POST /v1/logs`, Protobuf or JSON), plain or gzip. One export is one transaction; a full channel is answered so that the sender tries again. Body: the record's body, text and bytes as they are, anything else as JSON. Headers: `timestamp` (milliseconds since 1970, from `timeUnixNano`, or else from `observedTimeUnixNano`), `timeUnixNano`, `observedTimeUnixNano`, `severity` (the record's text, or else the name of its number), `severityNumber`, `traceId` and `spanId` (hexadecimal), `flags`, `eventName`, `droppedAttributesCount`; `resource.attributes.NAME`, `resource.schemaUrl`, `scope.name`, `scope.version`, `scope.attributes.NAME`, `scope.schemaUrl`, `attributes.NAME`: each where the record has it. Attributes that are no text are written as OTLP says: numbers and truth values as in JSON, bytes in Base64, lists and maps as JSON. Of two attributes of one name, which OTLP forbids, the last counts.",
-    properties: &[
+    properties: tls::with_listener![
         Property::text("bind", Some("0.0.0.0"), "Address to listen on.").own(),
         Property::integer("port", 0, 65_535, Some("4317"), "Port to listen on, for gRPC and HTTP; 0 takes a free one.").own(),
         Property::integer(
@@ -66,6 +68,14 @@ pub static KIND: Kind = Kind {
             "Log records of an export; more are refused for good. Keep it at what senders are set to at most (OpenTelemetry's SDKs 512, its Collector 8192), and the channel's transactionCapacity at this or more.",
         )
         .own(),
+        Property::integer(
+            "maxRequestTime",
+            100,
+            3_600_000,
+            Some("10000"),
+            "Milliseconds until an export must be there whole; later ones are told to come again. While it comes it counts for `maxRequests`.",
+        )
+        .own(),
         CONNECTIONS_MAX,
         Property::integer(
             "maxRequests",
@@ -75,14 +85,6 @@ pub static KIND: Kind = Kind {
             "Exports at a time, which together may hold this many times `maxRequestBytes`; more are told to come back later.",
         )
         .own(),
-        tls::SSL,
-        tls::KEYSTORE,
-        tls::KEYSTORE_PASSWORD,
-        tls::KEYSTORE_TYPE,
-        tls::INCLUDE_PROTOCOLS,
-        tls::EXCLUDE_PROTOCOLS,
-        tls::INCLUDE_CIPHERS,
-        tls::EXCLUDE_CIPHERS,
     ],
     deprecated: &[],
     misspelt: &[("host", "bind"), ("endpoint", "bind")],
@@ -92,8 +94,12 @@ pub static KIND: Kind = Kind {
 };
 
 pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Source>> {
-    let limits = Limits { bytes: component.count("maxRequestBytes"), records: component.count("maxRecords") };
-    Ok(Box::new(Otlp { web: Web::build(component, limits.bytes, &setup)?, limits }))
+    let limits = Limits {
+        bytes: component.count("maxRequestBytes"),
+        records: component.count("maxRecords"),
+        time: component.millis("maxRequestTime"),
+    };
+    Ok(Box::new(Otlp { web: Web::build(component, limits.bytes, Some(limits.time), &setup)?, limits }))
 }
 
 struct Otlp {
@@ -105,6 +111,7 @@ struct Otlp {
 struct Limits {
     bytes: usize,
     records: usize,
+    time: Duration,
 }
 
 #[async_trait]
@@ -169,6 +176,10 @@ impl Serving {
         match code {
             Code::Ok => {}
             Code::Unavailable => tracing::debug!(source, why, "a sender is told to try again"),
+            Code::DeadlineExceeded | Code::Aborted => {
+                self.puts.out.counters.read_failures.add(1);
+                tracing::debug!(source, why, "an export did not come whole");
+            }
             _ => {
                 self.puts.out.counters.read_failures.add(1);
                 tracing::warn!(source, code = code_name, why, "an export is refused for good");
@@ -179,7 +190,7 @@ impl Serving {
 
 async fn by_grpc(State(serving): State<Arc<Serving>>, request: Request) -> Response {
     let mut grpc = Grpc::new(Bare).accept_compressed(CompressionEncoding::Gzip).max_decoding_message_size(serving.limits.bytes);
-    let response = grpc.unary(Export(serving.clone()), request).await;
+    let response = grpc.unary(Export(serving.clone()), request.map(|body| in_time(body, serving.limits.time))).await;
     if let Some(status) = Status::from_header_map(response.headers()) {
         serving.count(status.code(), status.message());
     }
@@ -238,23 +249,37 @@ impl Decoder for Bare {
     }
 }
 
+/// The body with a bound on the time until its end. Its errors are statuses: which of them it was is seen by their codes.
+fn in_time(body: Body, time: Duration) -> Body {
+    let deadline = Instant::now() + time;
+    Body::from_stream(futures::stream::try_unfold(body.into_data_stream(), move |mut body| async move {
+        match timeout_at(deadline, body.next()).await {
+            Ok(Some(Ok(piece))) => Ok(Some((piece, body))),
+            Ok(None) => Ok(None),
+            Ok(Some(Err(error))) => Err(Status::aborted(format!("the body ended early: {error}"))),
+            Err(_) => Err(Status::deadline_exceeded(format!("the body was not there whole within {time:?} (maxRequestTime); try again"))),
+        }
+    }))
+}
+
 async fn by_http(State(serving): State<Arc<Serving>>, request: Request) -> Response {
     let Some(encoding) = Encoding::of(request.headers()) else {
         let why = "send application/x-protobuf or application/json\n";
         return (StatusCode::UNSUPPORTED_MEDIA_TYPE, why).into_response();
     };
-    // Where the body did not arrive whole, the listener knows why and answers instead.
-    let body = axum::body::to_bytes(request.into_body(), serving.limits.bytes).await;
+    let body = axum::body::to_bytes(in_time(request.into_body(), serving.limits.time), serving.limits.bytes).await;
     let exported = match body {
         Ok(body) => serving.export(encoding, body).await,
-        Err(error) => Err(Status::invalid_argument(error.to_string())),
+        // Where a limit of the listener was reached, it answers instead.
+        Err(error) => Err(Status::try_from_error(error.into()).unwrap_or_else(|error| Status::out_of_range(error.to_string()))),
     };
     let kind = [(header::CONTENT_TYPE, encoding.content_type())];
     let Err(status) = exported else { return (kind, encoding.nothing()).into_response() };
     serving.count(status.code(), status.message());
     let code = match status.code() {
-        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        Code::ResourceExhausted => StatusCode::PAYLOAD_TOO_LARGE,
+        // 408 would tell it to drop its records.
+        Code::Unavailable | Code::DeadlineExceeded | Code::Aborted => StatusCode::SERVICE_UNAVAILABLE,
+        Code::ResourceExhausted | Code::OutOfRange => StatusCode::PAYLOAD_TOO_LARGE,
         Code::InvalidArgument => StatusCode::BAD_REQUEST,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };

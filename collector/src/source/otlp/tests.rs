@@ -171,16 +171,17 @@ fn records_are_counted_before_they_are_read() {
 }
 
 /// What is sent to a source before a channel of three events, two a transaction; the answers and the bodies that arrived.
-async fn ask(requests: Vec<(&str, &str, Vec<u8>)>) -> (Vec<String>, Vec<String>) {
+async fn ask<B: Into<Body>>(requests: Vec<(&str, &str, B)>) -> (Vec<String>, Vec<String>) {
     let limits = ChannelLimits { events_max: 3, transaction_max: 2, bytes_max: usize::MAX, keep_alive: Duration::ZERO };
     let channel: Arc<dyn Channel> = Arc::new(MemoryChannel::new(limits));
     let (_resume, paused) = watch::channel(false);
     let out = Output::new("o", vec![channel.clone()], SourceCounters::new("o"), paused, Arc::default());
-    let router = router(Serving { puts: Puts::into_output(out), limits: Limits { bytes: 1000, records: 5 } });
+    let router =
+        router(Serving { puts: Puts::into_output(out), limits: Limits { bytes: 1000, records: 5, time: Duration::from_millis(50) } });
     let mut answers = Vec::new();
     for (path, kind, body) in requests {
         let request = Request::builder().method("POST").uri(path).header(header::CONTENT_TYPE, kind).header("grpc-encoding", "gzip");
-        let response = router.clone().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
+        let response = router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap();
         let status = Status::from_header_map(response.headers());
         let retry = status.as_ref().and_then(|status| status.get_details_retry_info()).is_some()
             || response.headers().contains_key(header::RETRY_AFTER);
@@ -238,6 +239,19 @@ async fn an_export_is_taken_whole_or_refused_whole() {
     let expected: Vec<&str> = requests.iter().map(|request| request.3).collect();
     let (answers, bodies) = ask(requests.into_iter().map(|(path, kind, body, _)| (path, kind, body)).collect()).await;
     assert_eq!((answers, bodies), (expected.iter().map(ToString::to_string).collect(), vec!["1".to_owned(), "2".into(), "x".into()]));
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_whole_is_sent_again() {
+    type Piece = Result<Bytes, std::io::Error>;
+    let begun = || futures::stream::iter([Piece::Ok(Bytes::copy_from_slice(&framed(b"")[..9]))]);
+    let endless = || Body::from_stream(begun().chain(futures::stream::pending::<Piece>()));
+    let broken = || Body::from_stream(begun().chain(futures::stream::iter([Err(std::io::ErrorKind::ConnectionReset.into())])));
+    let (grpc, protobuf) = ("application/grpc", "application/x-protobuf");
+    let requests =
+        vec![(EXPORT, grpc, endless()), ("/v1/logs", protobuf, endless()), (EXPORT, grpc, broken()), ("/v1/logs", protobuf, broken())];
+    let (answers, bodies) = ask(requests).await;
+    assert_eq!((answers.join("; "), bodies.len()), ("DeadlineExceeded; 503, again; Aborted; 503, again".into(), 0));
 }
 
 fn value() -> impl Strategy<Value = Value> {

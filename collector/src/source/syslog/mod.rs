@@ -19,13 +19,12 @@ pub mod tcp;
 pub mod time;
 pub mod udp;
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use chrono::{DateTime, Utc};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     net::TcpStream,
-    time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -100,9 +99,6 @@ struct Accepting {
     tls: Option<TlsAcceptor>,
 }
 
-/// How long a TLS handshake may take.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-
 impl Accepting {
     fn build(component: &Component, strict: bool, batch_max: usize) -> anyhow::Result<Self> {
         Ok(Self {
@@ -118,7 +114,7 @@ impl Accepting {
     async fn serve(&self, stream: TcpStream, address: SocketAddr, reader: &impl Reader, out: &Output, stop: &Stop) -> anyhow::Result<()> {
         match &self.tls {
             None => read(self, stream, address, reader, out, stop).await,
-            Some(tls) => read(self, timeout(HANDSHAKE_MAX, tls.accept(stream)).await??, address, reader, out, stop).await,
+            Some(tls) => read(self, tls::shaken(out, address, tls.accept(stream)).await?, address, reader, out, stop).await,
         }
     }
 }

@@ -24,7 +24,7 @@ pub static KIND: Kind = Kind {
     alias: Some("multiport_syslogtcp"),
     class: Some("org.apache.flume.source.MultiportSyslogTCPSource"),
     doc: "Syslog over TCP on several ports. As Flume's, it names two headers `Priority` and `Version`, and one that is no syslog message has only `flume.syslog.status`. A full channel makes senders wait; Flume drops their messages.",
-    properties: &[
+    properties: tls::with_listener![
         Property::text("ports", None, "Ports to listen on, separated by blanks.").required(),
         HOST,
         EVENT_SIZE,
@@ -38,14 +38,6 @@ pub static KIND: Kind = Kind {
         Property::integer("readBufferBytes", 1, i64::MAX, Some("1024"), "Accepted; buffers grow with what comes."),
         Property::integer("numProcessors", 1, i64::MAX, None, "Accepted; connections share all threads."),
         FRAMING,
-        tls::SSL,
-        tls::KEYSTORE,
-        tls::KEYSTORE_PASSWORD,
-        tls::KEYSTORE_TYPE,
-        tls::INCLUDE_PROTOCOLS,
-        tls::EXCLUDE_PROTOCOLS,
-        tls::INCLUDE_CIPHERS,
-        tls::EXCLUDE_CIPHERS,
         CONNECTIONS_MAX,
     ],
     deprecated: &[],

@@ -24,7 +24,7 @@ pub static KIND: Kind = Kind {
     alias: Some("syslogtcp"),
     class: Some("org.apache.flume.source.SyslogTcpSource"),
     doc: "Syslog over TCP, RFC 3164 and RFC 5424. A full channel makes senders wait; Flume drops their messages. The rest of a connection that is closed without a newline is a message, too.",
-    properties: &[
+    properties: tls::with_listener![
         Property::integer("port", 0, 65_535, None, "Port to listen on; 0 takes a free one.").required(),
         HOST,
         EVENT_SIZE,
@@ -36,14 +36,6 @@ pub static KIND: Kind = Kind {
         format::REPLACE,
         format::DATE_FORMAT,
         FRAMING,
-        tls::SSL,
-        tls::KEYSTORE,
-        tls::KEYSTORE_PASSWORD,
-        tls::KEYSTORE_TYPE,
-        tls::INCLUDE_PROTOCOLS,
-        tls::EXCLUDE_PROTOCOLS,
-        tls::INCLUDE_CIPHERS,
-        tls::EXCLUDE_CIPHERS,
         CONNECTIONS_MAX,
     ],
     deprecated: &[],
