@@ -22,6 +22,7 @@ mod away;
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fs, io,
+    os::unix::fs::{DirEntryExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -73,6 +74,14 @@ const SAVE_BACKOFF_MIN: Duration = Duration::from_millis(100);
 const SAVE_BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A file that is away for so long is said to be waited for; a rotation takes less.
 const ABSENT_MAX: Duration = Duration::from_secs(10);
+
+/// A name that is meant.
+struct Target {
+    path: PathBuf,
+    headers: Headers,
+    /// Where the directory told it.
+    inode: Option<Inode>,
+}
 
 pub struct Engine {
     settings: Settings,
@@ -447,9 +456,9 @@ impl Engine {
         let starved = std::mem::take(&mut self.starved);
         let mut seen = HashSet::new();
         let mut open: HashMap<Inode, usize> = self.open.iter().enumerate().map(|(at, reader)| (reader.inode, at)).collect();
-        for (path, headers) in self.targets() {
-            let metadata = match fs::metadata(&path) {
-                Ok(metadata) => metadata,
+        for Target { path, headers, inode } in self.targets(&open) {
+            let inode = match inode.map_or_else(|| fs::metadata(&path).map(|metadata| Inode::from(&metadata)), Ok) {
+                Ok(inode) => inode,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     if matches!(self.settings.find, Find::Path(_)) {
                         self.absent(&path, first);
@@ -461,7 +470,6 @@ impl Engine {
                     continue;
                 }
             };
-            let inode = Inode::from(&metadata);
             if let Some(&at) = open.get(&inode) {
                 self.open[at].rotated_at = None;
                 self.open[at].file.renamed(&path);
@@ -532,35 +540,43 @@ impl Engine {
         }
     }
 
-    fn targets(&mut self) -> Vec<(PathBuf, Headers)> {
+    /// Every name that is meant; those of new files oldest first, as their lines were written. Of a name that a directory says to
+    /// be a file that is followed already, nothing more is asked: with very many files that is what looking costs.
+    fn targets(&mut self, open: &HashMap<Inode, usize>) -> Vec<Target> {
         let groups = match &self.settings.find {
-            Find::Path(path) => return vec![(path.clone(), None)],
+            Find::Path(path) => return vec![Target { path: path.clone(), headers: None, inode: None }],
             Find::Groups(groups) => groups,
         };
-        let (mut found, mut faults) = (Vec::new(), Vec::new());
+        let (mut known, mut new, mut faults) = (Vec::new(), Vec::new(), Vec::new());
         for group in groups {
-            let entries = match fs::read_dir(&group.directory) {
-                Ok(entries) => {
-                    self.troubles.remove(&group.directory);
-                    entries
-                }
+            let directory = fs::metadata(&group.directory).and_then(|metadata| Ok((metadata.dev(), fs::read_dir(&group.directory)?)));
+            let (device, entries) = match directory {
+                Ok(directory) => directory,
                 Err(error) => {
                     faults.push((group.directory.clone(), error));
                     continue;
                 }
             };
-            for entry in entries.flatten() {
-                if group.matches(&entry.file_name()) && entry.path().is_file() {
-                    found.push((entry.path(), group.headers.clone()));
+            self.troubles.remove(&group.directory);
+            for entry in entries.flatten().filter(|entry| group.matches(&entry.file_name())) {
+                let inode = Inode { device, number: entry.ino() };
+                let (path, headers) = (entry.path(), group.headers.clone());
+                // A link has an inode of its own.
+                if open.contains_key(&inode) && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                    known.push(Target { path, headers, inode: Some(inode) });
+                } else if let Ok(metadata) = fs::metadata(&path)
+                    && metadata.is_file()
+                {
+                    new.push((metadata.modified().ok(), Target { path, headers, inode: None }));
                 }
             }
         }
         for (directory, fault) in faults {
             self.io_trouble(&directory, "", &fault);
         }
-        // Oldest first, as their lines were written.
-        found.sort_by_cached_key(|(path, _)| (fs::metadata(path).and_then(|metadata| metadata.modified()).ok(), path.clone()));
-        found
+        new.sort_by(|(a_time, a), (b_time, b)| (a_time, &a.path).cmp(&(b_time, &b.path)));
+        known.extend(new.into_iter().map(|(_, target)| target));
+        known
     }
 
     /// Opens a file that is not open yet, at its remembered position if it has one.
