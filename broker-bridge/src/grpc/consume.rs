@@ -11,10 +11,7 @@ use std::{
 
 use futures::{Stream, StreamExt as _};
 use proto::data::v1::{ConsumeRequest, ConsumeResponse, Header, Record as WireRecord, Subscribe, consume_request::Request};
-use service_kit::{
-    kafka::{Isolation, Record, TopicPartition},
-    offsets::OffsetCommit,
-};
+use service_kit::kafka::{Isolation, Record, TopicPartition};
 use tokio::{select, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -181,12 +178,7 @@ impl Consumer<'_> {
         while let Some((_, acked)) = self.unacked.pop_front_if(|(sent, _)| *sent <= batch) {
             ends.extend(acked);
         }
-        // A partition that moved to another member is not ours to acknowledge: its records are delivered again there.
-        let assigned = self.session.assignment().await?;
-        let offsets = ends.into_iter().filter(|(partition, _)| assigned.contains(partition));
-        let offsets: Vec<OffsetCommit> =
-            offsets.map(|(partition, offset)| OffsetCommit { partition, offset, metadata: String::new() }).collect();
-        self.session.commit(Some(offsets)).await
+        self.session.acknowledge_assigned(ends).await
     }
 }
 

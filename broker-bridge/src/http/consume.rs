@@ -100,7 +100,7 @@ pub(super) async fn create(State(app): State<App>, Path(group): Path<String>, he
 }
 
 /// Name and settings of a new instance. Values may be JSON or, as the REST proxy has them, text: `"true"`, `"1000"`.
-fn settings(fields: BTreeMap<String, Value>, config: &BridgeConfig) -> Result<(Option<String>, Settings)> {
+pub(super) fn settings(fields: BTreeMap<String, Value>, config: &BridgeConfig) -> Result<(Option<String>, Settings)> {
     let mut name = None;
     let mut settings = Settings {
         codec: &CODECS[0],
@@ -352,53 +352,53 @@ impl JsonRecords {
         self.body.push(b']');
         self.body
     }
+}
 
-    fn write(&mut self, partition: &TopicPartition, record: &Record) -> Result<()> {
-        let embedded = |field: &str, bytes: &Option<Bytes>, out: &mut Vec<u8>| {
-            match bytes {
-            None => {
-                out.extend_from_slice(b"null");
-                Ok(())
-            }
-            Some(bytes) => (self.codec.write)(bytes, out).map_err(|message| {
-                let name = self.codec.name;
-                BridgeError::new(
-                    Code::NotAcceptable,
-                    format!("the {field} of {partition} at offset {} {message}, so format {name} cannot show it; read it with format binary, or go on behind it with POST …/positions", record.offset),
-                )
-            }),
+/// One record as a JSON object, without any line's end in it.
+pub(super) fn write_record(codec: &Codec, compat: Compat, partition: &TopicPartition, record: &Record, out: &mut Vec<u8>) -> Result<()> {
+    let embedded = |field: &str, bytes: &Option<Bytes>, out: &mut Vec<u8>| {
+        match bytes {
+        None => {
+            out.extend_from_slice(b"null");
+            Ok(())
         }
-        };
-        let out = &mut self.body;
-        out.push(if out.is_empty() { b'[' } else { b',' });
-        out.extend_from_slice(b"{\"topic\":\"");
-        // Kafka's topic names need no escaping.
-        out.extend_from_slice(partition.topic.as_bytes());
-        out.extend_from_slice(b"\",\"key\":");
-        embedded("key", &record.key, out)?;
-        out.extend_from_slice(b",\"value\":");
-        embedded("value", &record.value, out)?;
-        out.extend_from_slice(format!(",\"partition\":{},\"offset\":{}", partition.partition, record.offset).as_bytes());
-        if self.compat == Compat::Strimzi && record.timestamp_ms >= 0 {
-            out.extend_from_slice(format!(",\"timestamp\":{}", record.timestamp_ms).as_bytes());
-        }
-        if !record.headers.is_empty() {
-            let headers: Vec<Value> = record
-                .headers
-                .iter()
-                .map(|(key, value)| json!({"key": key, "value": value.as_ref().map(|value| STANDARD.encode(value))}))
-                .collect();
-            out.extend_from_slice(format!(",\"headers\":{}", Value::from(headers)).as_bytes());
-        }
-        out.push(b'}');
-        Ok(())
+        Some(bytes) => (codec.write)(bytes, out).map_err(|message| {
+            let name = codec.name;
+            BridgeError::new(
+                Code::NotAcceptable,
+                format!("the {field} of {partition} at offset {} {message}, so format {name} cannot show it; read it with format binary, or go on behind it with POST …/positions", record.offset),
+            )
+        }),
     }
+    };
+    out.extend_from_slice(b"{\"topic\":\"");
+    // Kafka's topic names need no escaping.
+    out.extend_from_slice(partition.topic.as_bytes());
+    out.extend_from_slice(b"\",\"key\":");
+    embedded("key", &record.key, out)?;
+    out.extend_from_slice(b",\"value\":");
+    embedded("value", &record.value, out)?;
+    out.extend_from_slice(format!(",\"partition\":{},\"offset\":{}", partition.partition, record.offset).as_bytes());
+    if compat == Compat::Strimzi && record.timestamp_ms >= 0 {
+        out.extend_from_slice(format!(",\"timestamp\":{}", record.timestamp_ms).as_bytes());
+    }
+    if !record.headers.is_empty() {
+        let headers: Vec<Value> = record
+            .headers
+            .iter()
+            .map(|(key, value)| json!({"key": key, "value": value.as_ref().map(|value| STANDARD.encode(value))}))
+            .collect();
+        out.extend_from_slice(format!(",\"headers\":{}", Value::from(headers)).as_bytes());
+    }
+    out.push(b'}');
+    Ok(())
 }
 
 impl Encode for JsonRecords {
     fn add(&mut self, partition: &TopicPartition, record: &Record) -> Result<bool> {
         let before = self.body.len();
-        if let Err(error) = self.write(partition, record) {
+        self.body.push(if before == 0 { b'[' } else { b',' });
+        if let Err(error) = write_record(self.codec, self.compat, partition, record, &mut self.body) {
             self.body.truncate(before);
             return Err(error);
         }

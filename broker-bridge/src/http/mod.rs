@@ -5,6 +5,7 @@
 mod consume;
 mod negotiate;
 mod produce;
+mod push;
 mod topics;
 mod v3;
 
@@ -80,6 +81,7 @@ fn routes() -> Vec<Route> {
         route!(POST "/admin/topics", topics::create),
         route!(GET "/brokers", topics::brokers),
 
+        route!(GET "/consumers/{group}/stream", push::stream),
         route!(POST "/consumers/{group}", consume::create),
         route!(DELETE instance!(""), consume::remove),
         route!(GET instance!("/subscription"), consume::subscription),

@@ -69,7 +69,7 @@ fn accept(headers: &HeaderMap) -> String {
 }
 
 /// No header accepts everything; `q=0` excludes.
-fn accepts(headers: &HeaderMap, offered: &[&str]) -> bool {
+pub(super) fn accepts(headers: &HeaderMap, offered: &[&str]) -> bool {
     let accept = accept(headers);
     if accept.trim().is_empty() {
         return true;

@@ -25,6 +25,7 @@
 //! Locks: `polling` orders fetches and is held while Kafka is waited for; `state` is held for moments, so commits and seeks do not wait.
 
 mod marks;
+mod position;
 mod registry;
 mod source;
 mod state;
@@ -48,6 +49,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use position::Position;
 pub(crate) use registry::Sessions;
 pub(crate) use source::{Clients, KafkaClients};
 use state::{Progress, Source, State};
@@ -314,6 +316,11 @@ impl Session {
             session.measure(&state);
         });
         answered.await.unwrap_or_else(|_| Err(BridgeError::new(Code::Internal, "the session's task ended without an answer")))
+    }
+
+    /// Cancelled when the bridge ends.
+    pub(crate) fn shutdown(&self) -> CancellationToken {
+        self.deps.shutdown.clone()
     }
 
     /// An answer's body, counted as held (`consume.held_bytes_max`) until it is sent.

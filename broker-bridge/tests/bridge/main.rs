@@ -7,6 +7,7 @@
 mod cli;
 mod cluster;
 mod process;
+mod push;
 
 use std::time::Duration;
 

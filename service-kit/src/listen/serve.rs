@@ -223,7 +223,7 @@ impl Server {
             })
         };
         let builder = if http2 { &self.http2 } else { &self.http1 };
-        let mut connection = pin!(builder.serve_connection(io, service));
+        let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
 
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,

@@ -1,0 +1,289 @@
+//! `GET /consumers/{group}/stream`: records as they come, in one answer that does not end: server-sent events, lines of JSON, or a WebSocket.
+//!
+//! The consumer lives as long as its connection. After each batch the client is told its position: given back when it connects again
+//! (`Last-Event-ID`, as browsers do by themselves, or `?after=`), it acknowledges everything up to it, and reading goes on there. A WebSocket can
+//! also acknowledge as it goes. What was not acknowledged is delivered again.
+//!
+//! A client that reads slowly holds one batch here and one in the connection, and nobody else waits for it; one that takes nothing for
+//! `consume.session_idle` is cut off.
+
+mod socket;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    extract::{FromRequestParts, Path, Query, State, WebSocketUpgrade},
+    http::{HeaderMap, HeaderName, HeaderValue, Request, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use service_kit::kafka::{Record, TopicPartition};
+use tokio::{
+    select,
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use super::{App, consume, negotiate};
+use crate::{
+    codec::Codec,
+    config::Compat,
+    error::{BridgeError, Code, Result},
+    session::{Encode, Limits, Position, Session},
+};
+
+/// Largest batch: in bytes as they lie in Kafka, and in records.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+const BATCH_RECORDS_MAX: usize = 1_000;
+/// A connection that is gone is noticed by writing to it.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// The instance's name: `POST …/offsets` under it acknowledges while the stream goes on.
+const INSTANCE: HeaderName = HeaderName::from_static("millrace-instance");
+
+/// What goes over the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// One event a record; an event without data carries the position as its id.
+    Events,
+    /// One line a record, then `{"position":"…"}`.
+    Lines,
+    /// One message a batch: `{"records":[…],"position":"…"}`.
+    Messages,
+}
+
+pub(super) async fn stream(
+    State(app): State<App>,
+    Path(group): Path<String>,
+    Query(options): Query<HashMap<String, String>>,
+    request: Request<Body>,
+) -> Result<Response> {
+    let (mut parts, _) = request.into_parts();
+    let upgrades = parts.headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let form = if upgrades { Form::Messages } else { form(&parts.headers)? };
+    let (topics, position, settings) = options_of(&app, options, &parts.headers)?;
+    let upgrade = match form {
+        Form::Messages => Some(
+            WebSocketUpgrade::from_request_parts(&mut parts, &app)
+                .await
+                .map_err(|error| BridgeError::new(Code::BadRequest, error.to_string()))?,
+        ),
+        _ => None,
+    };
+    let session = app.sessions.create(&group, None, settings)?;
+    let opened = async {
+        if let Some(position) = &position {
+            session.resume(position).await?;
+        }
+        session.subscribe(topics).await
+    };
+    if let Err(error) = opened.await {
+        app.sessions.remove(&session, false).await;
+        return Err(error);
+    }
+    let stream = Stream { form, session: Arc::clone(&session), app: app.clone(), ends: BTreeMap::new() };
+    if let Some(upgrade) = upgrade {
+        return Ok(socket::upgrade(upgrade, stream));
+    }
+    let (batches, receiver) = mpsc::channel(1);
+    app.sessions.tasks().spawn(stream.write(batches));
+    let content_type = if form == Form::Events { "text/event-stream" } else { "application/x-ndjson" };
+    let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<_, std::convert::Infallible>));
+    let mut response = ([(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, "no-store")], body).into_response();
+    if let Ok(name) = HeaderValue::try_from(&session.name) {
+        response.headers_mut().insert(INSTANCE, name);
+    }
+    Ok(response)
+}
+
+fn form(headers: &HeaderMap) -> Result<Form> {
+    match () {
+        () if negotiate::accepts(headers, &["text/event-stream"]) => Ok(Form::Events),
+        () if negotiate::accepts(headers, &["application/x-ndjson"]) => Ok(Form::Lines),
+        () => Err(BridgeError::new(
+            Code::NotAcceptable,
+            "a stream is text/event-stream, application/x-ndjson or a WebSocket; Accept names none of them",
+        )),
+    }
+}
+
+/// Topics, where to go on, and the consumer's settings.
+fn options_of(
+    app: &App,
+    mut options: HashMap<String, String>,
+    headers: &HeaderMap,
+) -> Result<(Vec<String>, Option<Position>, crate::session::Settings)> {
+    let topics: Vec<String> = match (options.remove("topics"), options.remove("topic_pattern")) {
+        (Some(topics), None) if topics.split(',').all(|topic| !topic.is_empty()) => topics.split(',').map(str::to_owned).collect(),
+        (None, Some(pattern)) if !pattern.is_empty() => vec![if pattern.starts_with('^') { pattern } else { format!("^{pattern}") }],
+        _ => return Err(BridgeError::new(Code::Unprocessable, "give either ?topics=a,b (one or more) or ?topic_pattern=")),
+    };
+    // Who connects again by itself sends the header; it is newer than the address.
+    let header = headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty()).map(str::to_owned);
+    let after = options.remove("after");
+    let position = header.or(after).map(|text| text.parse()).transpose()?;
+    let mut fields: BTreeMap<String, Value> = options.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
+    fields.entry("auto.commit.enable".to_owned()).or_insert_with(|| "false".into());
+    let (_, settings) = consume::settings(fields, &app.config)?;
+    Ok((topics, position, settings))
+}
+
+struct Stream {
+    form: Form,
+    session: Arc<Session>,
+    app: App,
+    /// Behind everything that was sent.
+    ends: BTreeMap<TopicPartition, i64>,
+}
+
+/// Why a stream ends.
+enum End {
+    /// The client is gone, or takes nothing.
+    Client,
+    Shutdown,
+    Error(BridgeError),
+}
+
+impl Stream {
+    fn shutdown(&self) -> CancellationToken {
+        self.session.shutdown()
+    }
+
+    /// The next records. Once it has begun it is to be awaited: what it gives is delivered.
+    fn fetch(&self, records_max: usize) -> impl Future<Output = Result<Batch>> + Send + 'static {
+        let limits = Limits { records_max: records_max.min(BATCH_RECORDS_MAX), bytes_max: BATCH_BYTES_MAX, bytes_min: 1, wait: HEARTBEAT };
+        let batch = Batch {
+            form: self.form,
+            codec: self.session.settings.codec,
+            compat: self.app.config.http.compat,
+            text: Vec::new(),
+            count: 0,
+            ends: BTreeMap::new(),
+        };
+        let session = Arc::clone(&self.session);
+        async move { session.fetch(limits, batch).await }
+    }
+
+    /// The batch with its position, as it goes over the wire; `None` where nothing came.
+    async fn wrap(&mut self, mut batch: Batch) -> Option<Bytes> {
+        if batch.count == 0 {
+            return None;
+        }
+        self.ends.append(&mut batch.ends);
+        let position = Position { epoch: self.session.epoch().await, ends: self.ends.clone() };
+        Some(self.session.on_its_way(batch.finish(&position)))
+    }
+
+    /// Into an answer's body, until it ends.
+    async fn write(mut self, out: mpsc::Sender<Bytes>) {
+        let end = self.run(&out).await;
+        let session = Arc::clone(&self.session);
+        if let End::Error(error) = end {
+            // Best effort: a client that takes nothing does not hear of it either.
+            drop(timeout(HEARTBEAT, out.send(error_text(self.form, &error))).await);
+        }
+        self.app.sessions.remove(&session, false).await;
+    }
+
+    async fn run(&mut self, out: &mpsc::Sender<Bytes>) -> End {
+        let (shutdown, idle) = (self.shutdown(), self.app.config.consume.session_idle);
+        let mut spoken = Instant::now();
+        loop {
+            let fetched = select! {
+                () = shutdown.cancelled() => return End::Shutdown,
+                () = out.closed() => return End::Client,
+                fetched = self.fetch(BATCH_RECORDS_MAX) => fetched,
+            };
+            let text = match fetched {
+                Err(error) => return End::Error(error),
+                Ok(batch) => self.wrap(batch).await,
+            };
+            let text = match text {
+                Some(text) => text,
+                None if spoken.elapsed() >= HEARTBEAT => Bytes::from_static(if self.form == Form::Events { b":\n\n" } else { b"\n" }),
+                None => continue,
+            };
+            spoken = Instant::now();
+            let sent = select! {
+                () = shutdown.cancelled() => return End::Shutdown,
+                sent = timeout(idle, out.send(text)) => sent,
+            };
+            match sent {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return End::Client,
+                Err(_) => {
+                    tracing::info!(
+                        group = self.session.group,
+                        instance = self.session.name,
+                        ?idle,
+                        "a stream's client took nothing and is cut off"
+                    );
+                    return End::Client;
+                }
+            }
+        }
+    }
+}
+
+fn error_text(form: Form, error: &BridgeError) -> Bytes {
+    let body = json!({"error_code": error.code.number(), "message": error.message});
+    match form {
+        Form::Events => format!("event: error\ndata: {body}\n\n"),
+        Form::Lines => format!("{}\n", json!({ "error": body })),
+        Form::Messages => json!({ "error": body }).to_string(),
+    }
+    .into()
+}
+
+/// Records as they go over the wire, and the offsets behind them.
+struct Batch {
+    form: Form,
+    codec: &'static Codec,
+    compat: Compat,
+    text: Vec<u8>,
+    count: usize,
+    ends: BTreeMap<TopicPartition, i64>,
+}
+
+impl Batch {
+    fn finish(mut self, position: &Position) -> Vec<u8> {
+        // Neither topic names nor numbers need escaping.
+        let end = match self.form {
+            Form::Events => format!("id: {position}\n\n"),
+            Form::Lines => format!("{{\"position\":\"{position}\"}}\n"),
+            Form::Messages => format!("],\"position\":\"{position}\"}}"),
+        };
+        self.text.extend_from_slice(end.as_bytes());
+        self.text
+    }
+}
+
+impl Encode for Batch {
+    fn add(&mut self, partition: &TopicPartition, record: &Record) -> Result<bool> {
+        let (before, after): (&[u8], &[u8]) = match self.form {
+            Form::Events => (b"data: ", b"\n\n"),
+            Form::Lines => (b"", b"\n"),
+            Form::Messages if self.count == 0 => (b"{\"records\":[", b""),
+            Form::Messages => (b",", b""),
+        };
+        let length = self.text.len();
+        self.text.extend_from_slice(before);
+        if let Err(error) = consume::write_record(self.codec, self.compat, partition, record, &mut self.text) {
+            self.text.truncate(length);
+            return Err(error);
+        }
+        self.text.extend_from_slice(after);
+        self.count += 1;
+        self.ends.insert(partition.clone(), record.offset + 1);
+        Ok(true)
+    }
+}
