@@ -113,6 +113,8 @@ pub struct Engine {
     new: HashSet<u64>,
     /// Rotated files that were read last, with their times of birth: nobody is to find them again.
     closed: VecDeque<(Inode, SystemTime)>,
+    /// There may be files among the open ones that lost their names.
+    rotated: bool,
     /// When the file was first seen to be away.
     absent_since: Option<Instant>,
     /// Told once each.
@@ -160,6 +162,7 @@ impl Engine {
             unsaved: HashSet::new(),
             new,
             closed: VecDeque::new(),
+            rotated: false,
             absent_since: None,
             troubles: BTreeMap::new(),
             save_trouble: None,
@@ -308,7 +311,8 @@ impl Engine {
 
     fn read_round(&mut self) -> Option<Chunk> {
         // What a rotated file still holds was written before what its successor holds.
-        for at in 0..self.open.len() {
+        let most = if self.rotated { self.open.len() } else { 0 };
+        for at in 0..most {
             if self.open[at].rotated_at.is_some()
                 && let Some(chunk) = self.read_one(at)
             {
@@ -403,6 +407,7 @@ impl Engine {
         self.open[at].emptied(file, now);
         self.open.extend(copy);
         self.find_passed(known_at);
+        self.rotated = true;
         Ok(rest)
     }
 
@@ -441,6 +446,7 @@ impl Engine {
         let (clock, spent, open) = (SystemTime::now(), cpu_time(), self.open.len());
         self.scan_names();
         self.scanned = (clock, cpu_time().saturating_sub(spent));
+        self.rotated = self.open.iter().any(|reader| reader.rotated_at.is_some());
         if self.open.len() != open {
             self.looked = None;
         }
@@ -631,6 +637,9 @@ impl Engine {
 
     /// Closes files that lost their name and have nothing more to say; gives an unterminated last line first.
     fn close_finished(&mut self) -> Option<Chunk> {
+        if !self.rotated {
+            return None;
+        }
         let wait = self.settings.rotate_wait;
         while let Some(at) = self.open.iter().position(|reader| reader.is_finished(wait) && reader.unread() == 0) {
             if self.unsaved.contains(&self.open[at].file.id) && !self.save_when_possible() {

@@ -135,6 +135,7 @@ impl Engine {
         }
         let open = self.open.len();
         self.find_passed(self.open[at].known_at());
+        self.rotated |= self.open.len() > open;
         Ok(self.open.len() > open)
     }
 
