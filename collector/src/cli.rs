@@ -257,7 +257,7 @@ fn raise_file_limit() {
 }
 
 /// Data to standard output. Whoever reads it may stop early (`| head`): that is no failure.
-fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
         && error.kind() != IoErrorKind::BrokenPipe
@@ -338,7 +338,7 @@ impl CheckArgs {
 
 fn channel(arguments: &ChannelArgs) -> ExitCode {
     let which = arguments.which();
-    let origins = Origins { files: which.file.clone(), ..Origins::default() };
+    let origins = Origins { files: which.files(), ..Origins::default() };
     arguments.run(reload::read(&origins, which.name.as_deref(), false, &BTreeMap::new()))
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -31,7 +32,11 @@ pub fn read(origins: &Origins, agent: Option<&str>, strict: bool, define: &BTree
             Err(error) => {
                 let uri = origins.uris.len() > texts.len() + unreadable.len();
                 let flume = if uri { "goes on without it" } else { "does not start" };
-                let remedy = if uri { "correct --conf-uri" } else { "correct --conf-file" };
+                let remedy = match (uri, Path::new(&name).is_dir()) {
+                    (true, _) => "correct --conf-uri",
+                    (false, true) => "name the agent's file, not a directory",
+                    (false, false) => "name the agent's file",
+                };
                 unreadable.push(Finding::error("no-file", format!("{name}: {error:#}")).flume(flume).remedy(remedy));
             }
         }

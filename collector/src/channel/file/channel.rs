@@ -94,7 +94,7 @@ fn warn_of_flume(name: &str, place: &Place<RealDisk>) {
         let names = place.disk.list(directory).unwrap_or_default();
         if names.iter().any(|name| name.strip_prefix("log-").is_some_and(|rest| rest.parse::<u64>().is_ok())) {
             let directory = directory.display();
-            tracing::warn!(channel = name, %directory, "Flume's own log files are here; their events are not read. Let Flume empty the channel, then remove them");
+            tracing::warn!(channel = name, %directory, "Flume's own log files are here; their events are not read; `millrace-collector channel drain FILE --flume` gives them out, then remove the logs");
         }
     }
 }
