@@ -241,6 +241,15 @@ impl Agent {
         self.shown.lock().iter().map(in_channel).sum()
     }
 
+    /// Events that the sinks could never deliver.
+    fn put_aside(&self) -> u64 {
+        let of_sink = |shell: &Arc<Shell>| match &shell.counters {
+            Counters::Sink(counters) => counters.dead.get(),
+            _ => 0,
+        };
+        self.shown.lock().iter().map(of_sink).sum()
+    }
+
     /// Stops or continues one source or sink, or all of them when `name` is empty; gives the names.
     pub fn set_paused(&self, name: &str, paused: bool) -> Result<Vec<String>, ServiceError> {
         let shown = self.shown.lock();
@@ -559,8 +568,13 @@ impl Agent {
             tracing::info!(events = kept, "waiting on disk for the next start");
         }
         if left == 0 {
-            if kept == 0 {
-                tracing::info!("everything accepted is delivered");
+            match self.put_aside() {
+                0 if kept == 0 => tracing::info!("everything accepted is delivered"),
+                0 => {}
+                events => tracing::warn!(
+                    events,
+                    "put aside as dead letters since the start, and not delivered; see where \"put aside\" is logged"
+                ),
             }
             return Ok(());
         }

@@ -120,6 +120,11 @@ impl Escapes {
         self.parts.iter().any(|part| !matches!(part, Part::Text(_)))
     }
 
+    /// Is there no text for an event without the header `timestamp`?
+    pub fn needs_timestamp(&self) -> bool {
+        self.time.from == TimeFrom::Header && self.parts.iter().any(|part| matches!(part, Part::Time(_)))
+    }
+
     /// The text for one event; an error is the reason why the event has none. `now` is in milliseconds since 1970.
     pub fn expand(&self, event: &Event, now: i64) -> Result<Cow<'_, str>, String> {
         match self.parts.as_slice() {

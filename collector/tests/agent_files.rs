@@ -144,6 +144,7 @@ fn every_fault_is_told_once_with_its_remedy() {
     let kafka =
         "a.sinks.k.type = org.apache.flume.sink.kafka.KafkaSink\na.sinks.k.kafka.bootstrap.servers = h:1\na.sinks.k.kafka.topic = t";
     let exec = "a.sources.r.type = exec\na.sources.r.command = cat /x";
+    let hdfs = "a.sinks.k.type = hdfs\na.sinks.k.hdfs.path = file:///x/%Y";
     for (lines, expected) in [
         // Lists and names.
         (
@@ -266,6 +267,17 @@ fn every_fault_is_told_once_with_its_remedy() {
             "a.sources.r.type = exec\na.sources.r.command = cat /x\na.sources.r.charset = EBCDIC",
             &[(Error, "wrong-value", "the default is UTF-8")],
         ),
+        ("a.sources.r.type = exec\na.sources.r.command = tail -F /x /y", &[(Warning, "tail-run", "TAILDIR")]),
+        (
+            "a.sources.r.type = exec\na.sources.r.shell = /bin/bash -c\na.sources.r.command = tail -F /x | grep y",
+            &[(Warning, "tail-run", "regex_filter")],
+        ),
+        // hdfs.
+        (hdfs, &[(Warning, "no-timestamp", "set hdfs.useLocalTimeStamp = true")]),
+        (&format!("{hdfs}\na.sinks.k.hdfs.useLocalTimeStamp = true"), &[]),
+        (&format!("{hdfs}\na.sources.r.interceptors = i\na.sources.r.interceptors.i.type = timestamp"), &[]),
+        (&format!("{hdfs}\na.sources.r.type = syslogtcp\na.sources.r.port = 5140"), &[]),
+        ("a.sinks.k.type = hdfs\na.sinks.k.hdfs.path = file:///x/%{host}", &[]),
         // TAILDIR.
         ("a.sources.r.type = TAILDIR\na.sources.r.filegroups = f\na.sources.r.filegroups.f = /var/log/.*\\\\.log", &[]),
         (

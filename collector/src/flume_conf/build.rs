@@ -38,6 +38,7 @@ impl Build<'_> {
         self.unattached();
         for at in 0..self.plan.sinks.len() {
             self.exactly_once(at);
+            self.timestamp(at);
         }
         self.filters();
         self.findings.append(&mut told);
@@ -558,6 +559,34 @@ impl Build<'_> {
             true
         });
         self.plan.channels = channels;
+    }
+
+    /// Parts of the time in a sink's path, and no source whose events have one.
+    fn timestamp(&mut self, at: usize) {
+        let Some(sink) = self.plan.sinks.get(at) else { return };
+        let Some(key) = crate::sink::hdfs::needs_timestamp(sink) else { return };
+        let without: Vec<&str> = self
+            .plan
+            .sources
+            .iter()
+            .filter(|source| source.channels.iter().any(|channel| sink.channels.contains(channel)))
+            .filter(|source| !crate::source::sets_timestamp(source))
+            .map(|source| source.name.as_str())
+            .collect();
+        if without.is_empty() {
+            return;
+        }
+        let message = format!(
+            "the path holds parts of the time, and nothing here gives the events of `{}` a header `timestamp`; those without are put aside as dead letters",
+            without.join("`, `")
+        );
+        let finding = Finding::warning("no-timestamp", message)
+            .maybe_at(sink.settings.get(key).and_then(|setting| setting.place.as_ref()))
+            .key(self.key(Role::Sink, &sink.name, key))
+            .flume("fails with each batch that has such an event, and tries again for ever");
+        let remedy =
+            "set hdfs.useLocalTimeStamp = true, or give the source the timestamp interceptor; nothing to do, if the senders set the header";
+        self.findings.push(finding.remedy(remedy));
     }
 
     /// File positions inside the sink's transactions: only one sink may then read the channel, and only tailed files have positions.
