@@ -18,7 +18,7 @@ use crate::channel_cli::ChannelArgs;
 use crate::conf_files::Origins;
 use crate::config::{AgentConfig, CollectorConfig};
 use crate::fault::Point;
-use crate::flume_conf::kinds::{self, Kind, MISSING, Type};
+use crate::flume_conf::kinds::{self, Kind, MISSING};
 use crate::flume_conf::plan::ComponentView;
 use crate::flume_conf::{Finding, Level, Outcome, Plan, Role};
 use crate::ganglia;
@@ -387,7 +387,11 @@ fn check(arguments: &CheckArgs) -> ExitCode {
                 let channels =
                     if component.channels.is_empty() { String::new() } else { format!("  → {}", component.channels.join(" ")) };
                 let arrow = if component.kind.role == Role::Sink { channels.replace('→', "←") } else { channels };
-                line!(text, "  {:8}{:16}{}{arrow}{how}", component.kind.role.singular(), component.name, component.type_name);
+                let prefix = format!("{}.{}.{}.", plan.agent, component.kind.role.plural(), component.name);
+                let of_it = |finding: &Finding| finding.key.as_ref().is_some_and(|key| key.starts_with(&prefix));
+                let wrong = outcome.findings.iter().any(|finding| finding.level == Level::Error && of_it(finding));
+                let wrong = if wrong { "  (wrong, see below)" } else { "" };
+                line!(text, "  {:8}{:16}{}{arrow}{how}{wrong}", component.kind.role.singular(), component.name, component.type_name);
             }
             for group in &plan.groups {
                 line!(text, "  {:8}{:16}{}  of {}", "group", group.name, group.type_name, group.channels.join(" "));
@@ -467,7 +471,7 @@ fn as_json(kind: &Kind) -> serde_json::Value {
     let properties: Vec<_> = kind
         .properties
         .iter()
-        .map(|property| json!({ "name": property.name, "type": type_name(property.kind), "default": property.default, "required": property.required, "own": property.own, "doc": property.doc }))
+        .map(|property| json!({ "name": property.name, "type": property.kind.to_string(), "default": property.default, "required": property.required, "own": property.own, "doc": property.doc }))
         .collect();
     json!({ "role": kind.role, "type": kind.name(), "class": kind.class, "doc": kind.doc, "properties": properties, "deprecated": kind.deprecated })
 }
@@ -478,18 +482,7 @@ fn described(property: &kinds::Property) -> String {
         (false, Some(default)) => format!("default {default}"),
         (false, None) => "optional".to_owned(),
     };
-    format!("{}, {default}{}", type_name(property.kind), if property.own { ", Millrace's own" } else { "" })
-}
-
-/// How a value is written.
-pub fn type_name(kind: Type) -> String {
-    match kind {
-        Type::Text => "text".into(),
-        Type::Integer(min, i64::MAX) => format!("number from {min}"),
-        Type::Integer(min, max) => format!("number from {min} to {max}"),
-        Type::Boolean => "true or false".into(),
-        Type::Choice(of) => of.join(", "),
-    }
+    format!("{}, {default}{}", property.kind, if property.own { ", Millrace's own" } else { "" })
 }
 
 #[cfg(test)]

@@ -15,9 +15,9 @@ use crate::agent::Agent;
 use crate::channel::{file, flume_log};
 use crate::conf_files::{self, Origins};
 use crate::config::CollectorConfig;
-use crate::flume_conf::{self, ConfFile, Finding, Level, Outcome, Plan};
+use crate::flume_conf::{self, Component, ConfFile, Finding, Level, Outcome, Plan};
 use crate::kafka_settings;
-use crate::source::exec;
+use crate::source::{exec, spooldir, taildir};
 use crate::tls;
 
 /// Reads and checks the files of an agent. Blocks, on URIs and on config filters' commands.
@@ -107,6 +107,13 @@ pub fn look(outcome: &mut Outcome, strict: bool) {
             Err(error) => found.push(say(format!("{path}: {error}"), "correct the path")),
         }
     }
+    for (agent, source) in outcome.plans.iter().flat_map(|plan| plan.sources.iter().map(move |source| (&plan.agent, source))) {
+        found.extend(
+            missing_directories(source)
+                .into_iter()
+                .map(|finding| Finding { key: finding.key.map(|key| format!("{agent}.sources.{}.{key}", source.name)), ..finding }),
+        );
+    }
     for (agent, channel) in outcome.plans.iter().flat_map(|plan| plan.channels.iter().map(move |channel| (&plan.agent, channel))) {
         if channel.kind.property("dataDirs").is_none() {
             continue;
@@ -125,6 +132,34 @@ pub fn look(outcome: &mut Outcome, strict: bool) {
         }
     }
     outcome.findings.extend(found);
+}
+
+/// Directories that a source reads from and that are not there.
+fn missing_directories(source: &Component) -> Vec<Finding> {
+    let of_group = |name: &str| {
+        let key = format!("filegroups.{name}");
+        let (directory, _) = source.text(&key).trim().rsplit_once('/')?;
+        Some((key.clone(), directory.to_owned()))
+    };
+    let directories: Vec<(String, String)> = if std::ptr::eq(source.kind, &taildir::KIND) {
+        source.text("filegroups").split_whitespace().filter_map(of_group).collect()
+    } else if std::ptr::eq(source.kind, &spooldir::KIND) {
+        vec![("spoolDir".to_owned(), source.text("spoolDir").trim().to_owned())]
+    } else {
+        Vec::new()
+    };
+    let missing = directories.into_iter().filter(|(_, directory)| !directory.is_empty() && !Path::new(directory).is_dir());
+    let told = missing.map(|(key, directory)| {
+        let place = source.settings.get(&key).and_then(|setting| setting.place.clone());
+        let remedy = if directory.contains(['*', '?', '[']) {
+            "only the file name is an expression; name one directory for each group"
+        } else {
+            "nothing to do, if it will be made"
+        };
+        let message = format!("there is no directory {directory} now; it is waited for");
+        Finding::warning("no-directory", message).maybe_at(place.as_ref()).key(key).flume("does not get the source started").remedy(remedy)
+    });
+    told.collect()
 }
 
 /// Tells every finding in the log.
@@ -238,5 +273,42 @@ impl Reloader {
 
     fn times(&self) -> Vec<Option<SystemTime>> {
         self.config.agent.conf_file.iter().map(|path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn directories_that_are_not_there_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = dir.path().display();
+        let check = |lines: &str| {
+            let path = dir.path().join("a.conf");
+            let text = format!(
+                "a.sources = r\na.channels = c\na.sinks = k\na.sources.r.channels = c\na.channels.c.type = memory\n\
+                 a.sinks.k.type = null\na.sinks.k.channel = c\n{lines}"
+            );
+            std::fs::write(&path, text).unwrap();
+            let mut outcome = read(&Origins { files: vec![path], ..Origins::default() }, None, false, &BTreeMap::new());
+            look(&mut outcome, false);
+            outcome
+                .findings
+                .into_iter()
+                .map(|finding| format!("{} {}", finding.key.unwrap_or_default(), finding.remedy))
+                .collect::<Vec<_>>()
+        };
+        let taildir =
+            |files: &str| check(&format!("a.sources.r.type = TAILDIR\na.sources.r.filegroups = f\na.sources.r.filegroups.f = {files}"));
+        assert_eq!(taildir(&format!("{here}/.*")), [""; 0]);
+        assert_eq!(taildir(&format!("{here}/no/.*")), ["a.sources.r.filegroups.f nothing to do, if it will be made"]);
+        assert!(taildir(&format!("{here}/**/.*"))[0].contains("only the file name is an expression"));
+        assert_eq!(check(&format!("a.sources.r.type = spooldir\na.sources.r.spoolDir = {here}")), [""; 0]);
+        assert_eq!(
+            check("a.sources.r.type = spooldir\na.sources.r.spoolDir = /nonexist"),
+            ["a.sources.r.spoolDir nothing to do, if it will be made"]
+        );
     }
 }

@@ -27,14 +27,7 @@ fn page() -> String {
                 property.default.map_or_else(String::new, |default| format!("`{default}`"))
             };
             let own = if property.own { " *" } else { "" };
-            writeln!(
-                text,
-                "| `{}`{own} | {} | {default} | {} |",
-                property.name,
-                type_name(property.kind),
-                property.doc.replace('|', "\\|")
-            )
-            .unwrap();
+            writeln!(text, "| `{}`{own} | {} | {default} | {} |", property.name, property.kind, property.doc.replace('|', "\\|")).unwrap();
         }
         if !kind.deprecated.is_empty() {
             text.push_str("\nOld names, read with a warning: ");

@@ -96,6 +96,8 @@ impl Build<'_> {
     }
 
     pub(super) fn key(&self, role: Role, name: &str, property: &str) -> String {
+        // The key in the file; the table of kinds looks for `type`.
+        let property = if (role, property) == (Role::Group, "type") { "processor.type" } else { property };
         format!("{}.{}.{name}.{property}", self.plan.agent, role.plural())
     }
 
@@ -286,11 +288,15 @@ impl Build<'_> {
         let fault = component.kind.property(key).and_then(|property| property.fault(&setting.value).map(|fault| (property, fault)));
         if let Some((property, fault)) = fault {
             let role = component.kind.role;
-            let default = property.default.map_or_else(|| "remove the line".to_owned(), |default| format!("the default is {default}"));
+            let remedy = match property.default {
+                Some(default) => format!("the default is {default}"),
+                None if property.required => format!("write a {}", property.kind),
+                None => "remove the line".to_owned(),
+            };
             let finding =
                 Finding::error("wrong-value", fault).maybe_at(setting.place.as_ref()).key(self.key(role, &component.name, written));
             let lenient = leniency(component, property, &setting.value);
-            self.broken(finding.flume(lenient.flume).remedy(default));
+            self.broken(finding.flume(lenient.flume).remedy(remedy));
             if let Some((key, value)) = lenient.instead {
                 component.settings.insert(key.to_owned(), Setting { value: value.to_owned(), place: setting.place });
             }
@@ -654,7 +660,7 @@ impl Build<'_> {
                 );
                 told.push(
                     Finding::warning("exactly-once", message)
-                        .remedy("collect a file with `exec` tail -F or TAILDIR, or use a `file` channel"),
+                        .remedy("collect one file with `exec` tail -F and nothing else, or several with TAILDIR; or use a `file` channel"),
                 );
             }
         }
