@@ -59,7 +59,9 @@ impl Operator {
     fn wrong(&self) -> Option<String> {
         let views = self.agent.view();
         let bad = views.iter().filter(|view| view.state == State::Failed || !view.error.is_empty());
-        let told: Vec<_> = bad.map(|view| format!("{} {}: {}", view.role, view.name, view.error)).collect();
+        let bad = bad.map(|view| format!("{} {}: {}", view.role, view.name, view.error));
+        let stale = self.reloader.failed().map(|error| format!("the agent's files are not what runs: {error}"));
+        let told: Vec<_> = bad.chain(stale).collect();
         (!told.is_empty()).then(|| told.join("; "))
     }
 }

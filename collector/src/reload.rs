@@ -7,6 +7,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use parking_lot::Mutex;
 use proto::control::v1::ReloadResponse;
 use proto::{ErrorKind, ServiceError};
 use tokio_util::sync::CancellationToken;
@@ -182,11 +183,18 @@ pub fn log(findings: &[Finding]) {
 pub struct Reloader {
     config: CollectorConfig,
     agent: Arc<Agent>,
+    /// Why the last reload failed: what runs is not what the files say.
+    failed: Mutex<Option<String>>,
 }
 
 impl Reloader {
     pub fn new(config: CollectorConfig, agent: Arc<Agent>) -> Self {
-        Self { config, agent }
+        Self { config, agent, failed: Mutex::default() }
+    }
+
+    /// Why what runs is not what the files say.
+    pub fn failed(&self) -> Option<String> {
+        self.failed.lock().clone()
     }
 
     pub fn config(&self) -> &CollectorConfig {
@@ -195,6 +203,13 @@ impl Reloader {
 
     /// A conf with errors, or with a component that cannot be built, leaves the running pipeline in place.
     pub async fn reload(&self) -> Result<ReloadResponse, ServiceError> {
+        let result = self.go_over().await;
+        metrics::gauge!("millrace_collector_reload_failed").set(f64::from(u8::from(result.is_err())));
+        *self.failed.lock() = result.as_ref().err().map(ToString::to_string);
+        result
+    }
+
+    async fn go_over(&self) -> Result<ReloadResponse, ServiceError> {
         let (plan, findings) = self.plan().await?;
         let mut response = self
             .agent
@@ -253,7 +268,7 @@ impl Reloader {
                 continue;
             }
             if let Err(error) = self.reload().await {
-                tracing::error!(%error, "configuration not reloaded");
+                tracing::error!(%error, "configuration not reloaded; to try again, save the file or run `millrace collector reload`");
             }
         }
     }
