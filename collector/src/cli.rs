@@ -143,6 +143,11 @@ pub fn main() -> ExitCode {
             let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
             // Nothing can be told when even the terminal is gone.
             let _printed = error.print();
+            if !asked {
+                for note in std::env::args().skip(1).filter_map(|word| of_flume_ng(&word)) {
+                    eprintln!("note: {note}");
+                }
+            }
             return if asked { ExitCode::SUCCESS } else { ExitCode::from(exit::USAGE) };
         }
     };
@@ -158,6 +163,34 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// What to do about a word of `flume-ng` that is not known here.
+fn of_flume_ng(word: &str) -> Option<String> {
+    let instead = match word {
+        "-C" | "--classpath" | "--plugins-path" => "for custom classes, which cannot be loaded; leave it out",
+        "-d" | "--dryrun" => "for a dry run; `millrace-collector check FILE` tells what would run",
+        "-z" | "--zkConnString" | "-p" | "--zkBasePath" => {
+            "for files in ZooKeeper, which is not read; give them with --conf-file or --conf-uri"
+        }
+        "avro-client" => {
+            "a command that is not here; an `avro` source takes what Flume's own sends, and an agent with an `avro` sink sends"
+        }
+        word if word.starts_with("-X") => "Java's; leave it out",
+        _ => return None,
+    };
+    Some(format!("`{word}` is {instead}"))
+}
+
+/// Java properties that mean something to `flume-ng` and nothing here.
+fn without_effect(define: &BTreeMap<String, String>) -> impl Iterator<Item = String> + '_ {
+    let known = [
+        ("flume.root.logger", "logs are set by MILLRACE_TELEMETRY__LOG"),
+        ("flume.log.dir", "logs go to standard error"),
+        ("flume.log.file", "logs go to standard error"),
+        ("propertiesImplementation", "write ${env:NAME} for a variable of the environment"),
+    ];
+    known.into_iter().filter(|(name, _)| define.contains_key(*name)).map(|(name, instead)| format!("-D{name} has no effect; {instead}"))
 }
 
 fn defined(texts: &[String]) -> BTreeMap<String, String> {
@@ -196,6 +229,9 @@ fn agent(arguments: AgentArgs) -> ExitCode {
     if let Some(kind) = define.get("flume.monitoring.type").filter(|kind| !known(kind)) {
         eprintln!("note: -Dflume.monitoring.type={kind} has no effect; the metrics page is served over HTTP");
     }
+    for note in without_effect(&define) {
+        eprintln!("note: {note}");
+    }
     let flags = json!({
         "agent": {
             "name": arguments.name,
@@ -231,6 +267,12 @@ fn agent(arguments: AgentArgs) -> ExitCode {
     match one_plan(outcome) {
         Ok((plan, findings)) => {
             let kit = config.kit();
+            // All at once, and before anything runs.
+            let wanted = [("control", config.control.listen), ("metrics", config.metrics.listen)];
+            if let Err((faults, code)) = service_kit::listen::check(&wanted, &config.limits) {
+                faults.iter().for_each(|fault| eprintln!("error: {fault}"));
+                return ExitCode::from(code);
+            }
             service_kit::run(CollectorService { config, plan, findings }, kit)
         }
         Err(findings) => {
@@ -278,7 +320,7 @@ fn width() -> usize {
 /// `text` behind `head`, in lines of at most `width` characters; all but the first are indented.
 fn wrapped(head: &str, text: &str, indent: usize, width: usize) -> String {
     let mut result = head.to_owned();
-    let mut at = head.chars().count();
+    let mut at = head.rsplit('\n').next().unwrap_or_default().chars().count();
     let mut begun = false;
     for word in text.split_whitespace() {
         let length = word.chars().count();
@@ -379,7 +421,8 @@ fn check(arguments: &CheckArgs) -> ExitCode {
         line!(text, "{:#}", json!({ "starts": !outcome.failed(), "agents": agents, "findings": outcome.findings }));
     } else {
         for plan in &outcome.plans {
-            line!(text, "agent {}", plan.agent);
+            let part = if outcome.failed() { ", as far as it can be read" } else { "" };
+            line!(text, "agent {}{part}", plan.agent);
             for component in plan.components() {
                 let tail = exec::tail_of(component, arguments.flume_strict).filter(|_| std::ptr::eq(component.kind, &exec::KIND));
                 let how =
@@ -424,7 +467,11 @@ fn components(arguments: &ComponentsArgs) -> ExitCode {
     if chosen.is_empty() {
         let name = arguments.kind.as_deref().unwrap_or_default();
         let missing = Role::ALL.iter().find_map(|role| kinds::find_missing(*role, name));
-        let hint = match (missing, kinds::nearest(name, kinds::built().flat_map(|kind| [kind.alias, kind.class]).flatten())) {
+        let named = || kinds::built().flat_map(|kind| [kind.alias, kind.class]).flatten();
+        let word =
+            |class: &&str| class.rsplit('.').next().is_some_and(|last| last.to_ascii_lowercase().starts_with(&name.to_ascii_lowercase()));
+        let near = kinds::nearest(name, named()).or_else(|| named().filter(|_| name.len() > 2).find(word));
+        let hint = match (missing, near) {
             (Some(missing), _) => format!("Flume has it, this version has not: {}", missing.instead),
             (None, Some(near)) => format!("did you mean `{near}`?"),
             (None, None) => "`millrace-collector components` lists what there is".to_owned(),
@@ -451,7 +498,8 @@ fn components(arguments: &ComponentsArgs) -> ExitCode {
         }
     } else {
         for kind in chosen {
-            text.push_str(&wrapped(&row(kind.role, kind.name()), kind.doc, 8, width));
+            let doc = kind.doc.split_inclusive(". ").next().unwrap_or_default();
+            text.push_str(&wrapped(&row(kind.role, kind.name()), doc.trim_end(), 8, width));
         }
         line!(text, "\nIn Flume, not in this version:");
         for missing in MISSING {
@@ -464,7 +512,9 @@ fn components(arguments: &ComponentsArgs) -> ExitCode {
 }
 
 fn row(role: Role, name: &str) -> String {
-    format!("{:8} {name:42} ", role.singular())
+    let head = format!("{:16} {name:42} ", role.singular());
+    // What is longer than its column has the line for itself.
+    if name.len() > 42 { format!("{head}\n        ") } else { head }
 }
 
 fn as_json(kind: &Kind) -> serde_json::Value {
@@ -487,7 +537,27 @@ fn described(property: &kinds::Property) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::wrapped;
+    use super::{defined, of_flume_ng, row, without_effect, wrapped};
+    use crate::flume_conf::Role;
+
+    #[test]
+    fn words_of_flume_ng_are_answered() {
+        for (word, told) in
+            [("-Xmx512m", "Java's"), ("-C", "custom classes"), ("-z", "ZooKeeper"), ("--dryrun", "millrace-collector check")]
+        {
+            assert!(of_flume_ng(word).is_some_and(|note| note.contains(told)), "{word}");
+        }
+        assert_eq!(of_flume_ng("agent"), None);
+        let define = defined(&["flume.root.logger=DEBUG,console".to_owned(), "x=y".to_owned()]);
+        let notes: Vec<String> = without_effect(&define).collect();
+        assert_eq!(notes, ["-Dflume.root.logger has no effect; logs are set by MILLRACE_TELEMETRY__LOG"]);
+    }
+
+    #[test]
+    fn a_long_name_breaks_no_column() {
+        assert!(row(Role::Sink, &"x".repeat(43)).ends_with("\n        "));
+        assert_eq!(row(Role::Sink, "hdfs").len(), row(Role::Group, "failover").len());
+    }
 
     #[test]
     fn rows_are_wrapped_at_words() {
