@@ -256,7 +256,7 @@ impl Agent {
         let able = || shown.iter().filter(|shell| shell.component.kind.role != Role::Channel);
         // All of them means their input: what was accepted is still delivered.
         let chosen: Vec<_> = match name {
-            "" => able().filter(|shell| !paused || shell.component.kind.role == Role::Source).collect(),
+            "" => able().filter(|shell| if paused { shell.component.kind.role == Role::Source } else { shell.is_paused() }).collect(),
             name => able().filter(|shell| shell.component.name == name).collect(),
         };
         if chosen.is_empty() && !name.is_empty() {
