@@ -18,6 +18,7 @@ use crate::channel_cli::ChannelArgs;
 use crate::conf_files::Origins;
 use crate::config::{AgentConfig, CollectorConfig};
 use crate::fault::Point;
+use crate::flume_conf::finding::Shown;
 use crate::flume_conf::kinds::{self, Kind, MISSING};
 use crate::flume_conf::plan::ComponentView;
 use crate::flume_conf::{Finding, Level, Outcome, Plan, Role};
@@ -452,6 +453,7 @@ fn check(arguments: &CheckArgs) -> ExitCode {
             _ => "it does not start",
         };
         line!(text, "{errors} error{}, {warnings} warning{}: {verdict}", plural(errors), plural(warnings));
+        text = text.lines().map(|line| format!("{}\n", Shown(line))).collect();
     }
     print(&text);
     if outcome.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
