@@ -62,6 +62,9 @@ pub struct Place {
     pub taps: TapConfig,
 }
 
+/// For so long sinks are in trouble before a stop does not wait for them, when what they have is safe on disk.
+const STUCK: Duration = Duration::from_secs(1);
+
 pub struct Agent {
     place: Place,
     tasks: TaskTracker,
@@ -583,7 +586,20 @@ impl Agent {
         for name in names {
             pipeline.drain_channel(&name, deadline.saturating_duration_since(tokio::time::Instant::now())).await;
         }
-        stop_all(sinks, deadline.saturating_duration_since(tokio::time::Instant::now())).await;
+        let bound = deadline.saturating_duration_since(tokio::time::Instant::now());
+        // Nothing is won by waiting for a sink that cannot deliver when all that waits for it is on disk.
+        let shells: Vec<Arc<Shell>> = sinks.iter().map(|running| running.shell.clone()).collect();
+        let safe = pipeline.channels.values().all(|channel| channel.at_risk() == 0);
+        let stuck = async {
+            let mut since = tokio::time::Instant::now();
+            while since.elapsed() < STUCK {
+                if !safe || shells.iter().any(|sink| sink.ended.lock().is_none() && sink.trouble.lock().is_none()) {
+                    since = tokio::time::Instant::now();
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        stop_all_unless(sinks, bound, stuck).await;
         futures::future::join_all(pipeline.channels.values().map(|channel| channel.leave())).await;
         pipeline.channels.values().for_each(|channel| channel.close());
         let left: u64 = pipeline.channels.values().map(|channel| channel.at_risk() as u64).sum();
@@ -682,6 +698,11 @@ impl Pipeline {
 /// Tells all to stop, waits up to `bound`, then cuts short what is left; false when there was something. Who stops is not paused, so
 /// that what was accepted is delivered.
 async fn stop_all(components: Vec<Running>, bound: Duration) -> bool {
+    stop_all_unless(components, bound, std::future::pending()).await
+}
+
+/// As [`stop_all`], and cuts short as soon as `hopeless` is done.
+async fn stop_all_unless(components: Vec<Running>, bound: Duration, hopeless: impl Future<Output = ()>) -> bool {
     for running in &components {
         running.shell.pause.send_replace(false);
         running.stop.begin.cancel();
@@ -689,7 +710,12 @@ async fn stop_all(components: Vec<Running>, bound: Duration) -> bool {
     let abandon: Vec<CancellationToken> = components.iter().map(|running| running.stop.abandon.clone()).collect();
     let mut ends: Vec<_> = components.into_iter().map(|running| running.task).collect();
     let all = futures::future::join_all(ends.iter_mut());
-    let in_time = tokio::time::timeout(bound, all).await.is_ok();
+    let in_time = tokio::select! {
+        biased;
+        _ = all => true,
+        () = hopeless => false,
+        () = tokio::time::sleep(bound) => false,
+    };
     if !in_time {
         abandon.iter().for_each(CancellationToken::cancel);
         let all = futures::future::join_all(ends.iter_mut().filter(|task| !task.is_finished()));

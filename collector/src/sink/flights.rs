@@ -102,56 +102,56 @@ impl<D: Deliver> Flights<D> {
             }
             let has_room = under_way.len() < self.bounds.sends && events < self.bounds.events && bytes < self.bounds.bytes;
             tokio::select! {
-                           Some((flight, poison, results, begun)) = under_way.next(), if !under_way.is_empty() => {
-                               silent_since = None;
-                               events -= flight.todo.len() + poison.len();
-                               bytes -= flight.bytes;
-                               input.counters.sent_in(begun.elapsed());
-                               match self.land(flight, poison, results, &input).await {
-                                   Ok(()) => {
-                                       if failed.is_empty() {
-                                           input.trouble(None);
-                                           backoff = BACKOFF_MIN;
-                                           if !std::mem::take(&mut told).is_empty() {
-                                               tracing::info!(sink = input.name(), "delivering again");
-                                           }
-                                       }
-                                   }
-                                   Err((flight, error)) => {
-                                       if told != error {
-                                           tracing::warn!(sink = input.name(), error, events = flight.todo.len(), "not delivered; trying again until it is");
-                                           told.clone_from(&error);
-                                       }
-                                       input.trouble(Some(error));
-                                       input.counters.rollbacks.add(1);
-                                       failed.push(flight);
-                                   }
-                               }
-                           }
-                           () = sleep_until(silent_since.unwrap_or_else(Instant::now) + SILENCE_MAX), if silent_since.is_some() && !silence_told => {
-                               input.trouble(Some(format!("no answer for {} s; events wait", SILENCE_MAX.as_secs())));
-                           }
-                           () = sleep_until(again_at.unwrap_or_else(Instant::now)), if again_at.is_some() => {
-                               again_at = None;
-                               failed.sort_by_key(Flight::first_number);
-                               for flight in failed.drain(..) {
-                                   events += flight.todo.len();
-                                   bytes += flight.bytes;
-                                   let begun = self.take_off(flight).await;
-            under_way.push(begun);
-                               }
-                           }
-                           takes = input.gather(self.bounds.records), if has_room && failed.is_empty() && !ending => {
-                               let flight = Flight::new(takes, input.name());
-                               events += flight.todo.len();
-                               bytes += flight.bytes;
-                               let begun = self.take_off(flight).await;
-            under_way.push(begun);
-                           }
-                           () = stop.begin.cancelled(), if !ending => {}
-                           // What is still under way goes back to the channel.
-                           () = stop.abandon.cancelled() => return Ok(()),
-                       }
+                Some((flight, poison, results, begun)) = under_way.next(), if !under_way.is_empty() => {
+                    silent_since = None;
+                    events -= flight.todo.len() + poison.len();
+                    bytes -= flight.bytes;
+                    input.counters.sent_in(begun.elapsed());
+                    match self.land(flight, poison, results, &input).await {
+                        Ok(()) => {
+                            if failed.is_empty() {
+                                input.trouble(None);
+                                backoff = BACKOFF_MIN;
+                                if !std::mem::take(&mut told).is_empty() {
+                                    tracing::info!(sink = input.name(), "delivering again");
+                                }
+                            }
+                        }
+                        Err((flight, error)) => {
+                            if told != error {
+                                tracing::warn!(sink = input.name(), error, events = flight.todo.len(), "not delivered; trying again until it is");
+                                told.clone_from(&error);
+                            }
+                            input.trouble(Some(error));
+                            input.counters.rollbacks.add(1);
+                            failed.push(flight);
+                        }
+                    }
+                }
+                () = sleep_until(silent_since.unwrap_or_else(Instant::now) + SILENCE_MAX), if silent_since.is_some() && !silence_told => {
+                    input.trouble(Some(format!("no answer for {} s; events wait", SILENCE_MAX.as_secs())));
+                }
+                () = sleep_until(again_at.unwrap_or_else(Instant::now)), if again_at.is_some() => {
+                    again_at = None;
+                    failed.sort_by_key(Flight::first_number);
+                    for flight in failed.drain(..) {
+                        events += flight.todo.len();
+                        bytes += flight.bytes;
+                        let begun = self.take_off(flight).await;
+                        under_way.push(begun);
+                    }
+                }
+                takes = input.gather(self.bounds.records), if has_room && failed.is_empty() && !ending => {
+                    let flight = Flight::new(takes, input.name());
+                    events += flight.todo.len();
+                    bytes += flight.bytes;
+                    let begun = self.take_off(flight).await;
+                    under_way.push(begun);
+                }
+                () = stop.begin.cancelled(), if !ending => {}
+                // What is still under way goes back to the channel.
+                () = stop.abandon.cancelled() => return Ok(()),
+            }
         }
     }
 
