@@ -155,7 +155,7 @@ async fn what_cannot_be_built_leaves_the_old_pipeline_running() {
     );
     let error = agent.change(plan(&seq(100, &netcat))).await.unwrap_err();
     assert!(error.to_string().starts_with(&format!("source n: cannot listen on 127.0.0.1:{port}")), "{error:#}");
-    assert!(error.to_string().ends_with("set another port"), "{error:#}");
+    assert!(error.to_string().ends_with("set another port (port, a.conf:14)"), "{error:#}");
     assert_eq!(agent.view().len(), 3);
     assert_eq!(counter(&agent, "k", "EventDrainSuccessCount"), 100.0);
     // A start fails as a whole.

@@ -14,7 +14,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::groups::GroupInfo;
 use tracing::debug;
 
-use super::context::{Elsewhere, Watch, client_config};
+use super::context::{Elsewhere, Watch, blocking, client_config};
 use super::lookup::{Lookup, list};
 use super::properties::Role;
 use super::{
@@ -27,11 +27,14 @@ const GROUP_CLIENTS_MAX: usize = 16;
 
 const VISIBLE_INTERVAL: Duration = Duration::from_millis(10);
 
+/// How old may be what the admin client knows of the brokers.
+const METADATA_AGE_MAX: Duration = Duration::from_secs(1);
+
 /// Waits until a broker can be reached, `default.api.timeout.ms` (10 s) at most.
 pub async fn admin(config: &KafkaConfig) -> Result<Arc<dyn Admin>, KafkaError> {
     Ok(Arc::new(Native {
         lookup: Lookup::new(config, Isolation::ReadUncommitted, None).await?,
-        client: client(config)?,
+        client: Client::new(config)?,
         config: config.clone(),
         groups: Mutex::default(),
     }))
@@ -39,24 +42,51 @@ pub async fn admin(config: &KafkaConfig) -> Result<Arc<dyn Admin>, KafkaError> {
 
 /// A topic's configuration, by a client of its own.
 pub(super) async fn topic_config(config: &KafkaConfig, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
-    describe(&client(config)?, config.api_timeout(), name).await
+    describe(&Client::new(config)?, config.api_timeout(), name).await
 }
 
-type Client = Elsewhere<AdminClient<Watch>>;
+struct Client {
+    admin: Elsewhere<Arc<AdminClient<Watch>>>,
+    /// When it was last told who the brokers are.
+    asked: Mutex<Option<Instant>>,
+}
 
-fn client(config: &KafkaConfig) -> Result<Client, KafkaError> {
-    let watch = Watch::new(config);
-    let mut client = client_config(config, Role::Admin)?;
-    // Nobody serves this client's log lines; the lookup client beside it tells of outages.
-    client.set_log_level(RDKafkaLogLevel::Emerg);
-    AdminClient::from_config_and_context(&client, watch.clone())
-        .map(Elsewhere::new)
-        .map_err(|error| watch.explain(&error, "making a Kafka admin client"))
+impl Client {
+    fn new(config: &KafkaConfig) -> Result<Self, KafkaError> {
+        let watch = Watch::new(config);
+        let mut client = client_config(config, Role::Admin)?;
+        // Nobody serves this client's log lines; the lookup client beside it tells of outages.
+        client.set_log_level(RDKafkaLogLevel::Emerg);
+        let admin = AdminClient::from_config_and_context(&client, watch.clone())
+            .map_err(|error| watch.explain(&error, "making a Kafka admin client"))?;
+        Ok(Self { admin: Elsewhere::new(Arc::new(admin)), asked: Mutex::default() })
+    }
+
+    /// The client, when it knows the brokers of now. Of itself it waits for the controller that it has once learned, also for a
+    /// dead one: librdkafka asks who it is only when a client has topics, and this one has none.
+    async fn current(&self, bound: Duration, what: &str) -> Result<&AdminClient<Watch>, KafkaError> {
+        let due = {
+            let mut asked = self.asked.lock();
+            let due = asked.is_none_or(|at| at.elapsed() >= METADATA_AGE_MAX);
+            if due {
+                *asked = Some(Instant::now());
+            }
+            due
+        };
+        if due {
+            let (admin, what) = (Arc::clone(&self.admin), what.to_owned());
+            let ask =
+                move || admin.inner().fetch_metadata(None, bound).map(drop).map_err(|error| admin.inner().context().explain(&error, &what));
+            blocking(ask).await.inspect_err(|_| *self.asked.lock() = None)?;
+        }
+        Ok(&self.admin)
+    }
 }
 
 async fn describe(client: &Client, bound: Duration, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
     let what = format!("reading the configuration of topic \"{name}\"");
     let options = AdminOptions::new().request_timeout(Some(bound));
+    let client = client.current(bound, &what).await?;
     let answer = client.describe_configs([&ResourceSpecifier::Topic(name)], &options).await;
     let resources = answer.map_err(|error| client.inner().context().explain(&error, &what))?;
     let mut entries = Vec::new();
@@ -213,7 +243,7 @@ impl Admin for Native {
         }
         let what = format!("creating topic \"{name}\"");
         let options = self.options().validate_only(validate_only);
-        let answer = self.client.create_topics([&topic], &options).await;
+        let answer = self.client.current(self.lookup.timeout, &what).await?.create_topics([&topic], &options).await;
         let results = answer.map_err(|error| self.lookup.watch.explain(&error, &what))?;
         for result in results {
             result.map_err(|(_, code)| match code {
@@ -231,7 +261,7 @@ impl Admin for Native {
 
     async fn delete_topic(&self, name: &str) -> Result<(), KafkaError> {
         let what = format!("deleting topic \"{name}\"");
-        let answer = self.client.delete_topics(&[name], &self.options()).await;
+        let answer = self.client.current(self.lookup.timeout, &what).await?.delete_topics(&[name], &self.options()).await;
         let results = answer.map_err(|error| self.lookup.watch.explain(&error, &what))?;
         for result in results {
             result.map_err(|(_, code)| match code {
