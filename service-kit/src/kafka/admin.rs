@@ -12,6 +12,7 @@ use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::groups::GroupInfo;
+use tokio::{select, time::sleep};
 use tracing::debug;
 
 use super::context::{Elsewhere, Watch, blocking, client_config};
@@ -27,14 +28,11 @@ const GROUP_CLIENTS_MAX: usize = 16;
 
 const VISIBLE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How old may be what the admin client knows of the brokers.
-const METADATA_AGE_MAX: Duration = Duration::from_secs(1);
-
 /// Waits until a broker can be reached, `default.api.timeout.ms` (10 s) at most.
 pub async fn admin(config: &KafkaConfig) -> Result<Arc<dyn Admin>, KafkaError> {
     Ok(Arc::new(Native {
         lookup: Lookup::new(config, Isolation::ReadUncommitted, None).await?,
-        client: Client::new(config)?,
+        client: client(config)?,
         config: config.clone(),
         groups: Mutex::default(),
     }))
@@ -42,52 +40,48 @@ pub async fn admin(config: &KafkaConfig) -> Result<Arc<dyn Admin>, KafkaError> {
 
 /// A topic's configuration, by a client of its own.
 pub(super) async fn topic_config(config: &KafkaConfig, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
-    describe(&Client::new(config)?, config.api_timeout(), name).await
+    describe(&client(config)?, config.api_timeout(), name).await
 }
 
-struct Client {
-    admin: Elsewhere<Arc<AdminClient<Watch>>>,
-    /// When it was last told who the brokers are.
-    asked: Mutex<Option<Instant>>,
-}
+type Client = Arc<Elsewhere<AdminClient<Watch>>>;
 
-impl Client {
-    fn new(config: &KafkaConfig) -> Result<Self, KafkaError> {
-        let watch = Watch::new(config);
-        let mut client = client_config(config, Role::Admin)?;
-        // Nobody serves this client's log lines; the lookup client beside it tells of outages.
-        client.set_log_level(RDKafkaLogLevel::Emerg);
-        let admin = AdminClient::from_config_and_context(&client, watch.clone())
-            .map_err(|error| watch.explain(&error, "making a Kafka admin client"))?;
-        Ok(Self { admin: Elsewhere::new(Arc::new(admin)), asked: Mutex::default() })
-    }
+/// So long an answer may take before the brokers are asked who there is.
+const RENEWAL: Duration = Duration::from_secs(1);
 
-    /// The client, when it knows the brokers of now. Of itself it waits for the controller that it has once learned, also for a
-    /// dead one: librdkafka asks who it is only when a client has topics, and this one has none.
-    async fn current(&self, bound: Duration, what: &str) -> Result<&AdminClient<Watch>, KafkaError> {
-        let due = {
-            let mut asked = self.asked.lock();
-            let due = asked.is_none_or(|at| at.elapsed() >= METADATA_AGE_MAX);
-            if due {
-                *asked = Some(Instant::now());
-            }
-            due
-        };
-        if due {
-            let (admin, what) = (Arc::clone(&self.admin), what.to_owned());
-            let ask =
-                move || admin.inner().fetch_metadata(None, bound).map(drop).map_err(|error| admin.inner().context().explain(&error, &what));
-            blocking(ask).await.inspect_err(|_| *self.asked.lock() = None)?;
+/// librdkafka sends admin requests to the controller that its last metadata named. Where that broker is gone, the request waits for it to come back
+/// until its time is over, and the next one too: a client that only administers has its metadata renewed every five minutes. So it is renewed while
+/// an answer is waited for, and the request goes to whom it names then.
+async fn answered<T>(client: &Client, request: impl Future<Output = T>) -> T {
+    let mut request = std::pin::pin!(request);
+    loop {
+        select! {
+            answer = &mut request => return answer,
+            () = sleep(RENEWAL) => {}
         }
-        Ok(&self.admin)
+        let asked = Arc::clone(client);
+        let renewal = blocking(move || Ok(drop(asked.inner().fetch_metadata(None, RENEWAL))));
+        select! {
+            answer = &mut request => return answer,
+            _ = renewal => {}
+        }
     }
+}
+
+fn client(config: &KafkaConfig) -> Result<Client, KafkaError> {
+    let watch = Watch::new(config);
+    let mut client = client_config(config, Role::Admin)?;
+    // Nobody serves this client's log lines; the lookup client beside it tells of outages.
+    client.set_log_level(RDKafkaLogLevel::Emerg);
+    AdminClient::from_config_and_context(&client, watch.clone())
+        .map(|client| Arc::new(Elsewhere::new(client)))
+        .map_err(|error| watch.explain(&error, "making a Kafka admin client"))
 }
 
 async fn describe(client: &Client, bound: Duration, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
     let what = format!("reading the configuration of topic \"{name}\"");
     let options = AdminOptions::new().request_timeout(Some(bound));
-    let client = client.current(bound, &what).await?;
-    let answer = client.describe_configs([&ResourceSpecifier::Topic(name)], &options).await;
+    let wanted = [ResourceSpecifier::Topic(name)];
+    let answer = answered(client, client.describe_configs(&wanted, &options)).await;
     let resources = answer.map_err(|error| client.inner().context().explain(&error, &what))?;
     let mut entries = Vec::new();
     for resource in resources {
@@ -145,7 +139,7 @@ impl Native {
     async fn visible(&self, name: &str) {
         let known = async {
             while !self.lookup.topic(name).await.is_ok_and(|topic| topic.partitions.iter().all(|one| one.leader.is_some())) {
-                tokio::time::sleep(VISIBLE_INTERVAL).await;
+                sleep(VISIBLE_INTERVAL).await;
             }
         };
         if tokio::time::timeout(self.lookup.timeout, known).await.is_err() {
@@ -243,7 +237,7 @@ impl Admin for Native {
         }
         let what = format!("creating topic \"{name}\"");
         let options = self.options().validate_only(validate_only);
-        let answer = self.client.current(self.lookup.timeout, &what).await?.create_topics([&topic], &options).await;
+        let answer = answered(&self.client, self.client.create_topics([&topic], &options)).await;
         let results = answer.map_err(|error| self.lookup.watch.explain(&error, &what))?;
         for result in results {
             result.map_err(|(_, code)| match code {
@@ -261,7 +255,8 @@ impl Admin for Native {
 
     async fn delete_topic(&self, name: &str) -> Result<(), KafkaError> {
         let what = format!("deleting topic \"{name}\"");
-        let answer = self.client.current(self.lookup.timeout, &what).await?.delete_topics(&[name], &self.options()).await;
+        let (names, options) = ([name], self.options());
+        let answer = answered(&self.client, self.client.delete_topics(&names, &options)).await;
         let results = answer.map_err(|error| self.lookup.watch.explain(&error, &what))?;
         for result in results {
             result.map_err(|(_, code)| match code {

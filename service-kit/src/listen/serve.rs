@@ -7,10 +7,14 @@ use std::{
     io::{self, Cursor},
     net::{IpAddr, SocketAddr},
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use http::{HeaderValue, StatusCode, header::CONNECTION};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -215,11 +219,22 @@ impl Server {
 
         // Ends this connection's streams, when the service drains or the connection is too old.
         let ending = self.ending.drain.child_token();
+        let old = Arc::new(AtomicBool::new(false));
         let service = {
-            let (server, ending) = (self.clone(), ending.clone());
+            let (server, ending, old) = (self.clone(), ending.clone(), old.clone());
             hyper::service::service_fn(move |request| {
-                let (server, ending) = (server.clone(), ending.clone());
-                async move { server.requests.answer(request, ending).await }
+                let (server, ending, old) = (server.clone(), ending.clone(), old.clone());
+                async move {
+                    let mut response = server.requests.answer(request, ending).await;
+                    if let Ok(response) = &mut response
+                        && !http2
+                        && old.load(Ordering::Relaxed)
+                        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+                    {
+                        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    response
+                }
             })
         };
         let builder = if http2 { &self.http2 } else { &self.http1 };
@@ -232,10 +247,15 @@ impl Server {
                 connection.as_mut().await
             }
             () = sleep(self.limits.connection_age_max) => {
-                connection.as_mut().graceful_shutdown();
+                // HTTP/1 has no word for "no more requests" but an answer's: one that is on its way would be lost by closing.
+                old.store(true, Ordering::Relaxed);
+                if http2 {
+                    connection.as_mut().graceful_shutdown();
+                }
                 match timeout(self.limits.connection_age_grace, connection.as_mut()).await {
                     Ok(ended) => ended,
                     Err(_) => {
+                        connection.as_mut().graceful_shutdown();
                         ending.cancel();
                         timeout(LAST_FRAMES, connection.as_mut()).await.unwrap_or(Ok(()))
                     }

@@ -410,6 +410,23 @@ async fn an_old_connection_is_closed_after_its_request() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("released"), "{answer}");
 }
 
+/// A request that comes as the connection gets old would be lost, if idle connections were just closed.
+#[tokio::test]
+async fn an_old_connection_answers_once_more_and_says_that_it_was_the_last_time() {
+    let server = server(|limits| limits.connection_age_max = Duration::from_millis(200)).await;
+    let mut stream = connect(server.address).await;
+    let request = b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut first = Vec::new();
+    while !first.ends_with(b"page") {
+        assert!(timeout(PATIENCE, stream.read_buf(&mut first)).await.unwrap().unwrap() > 0);
+    }
+    sleep(Duration::from_millis(300)).await;
+    stream.write_all(request).await.unwrap();
+    let answer = rest(stream).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\r\nconnection: close\r\n") && answer.ends_with("page"), "{answer}");
+}
+
 #[tokio::test]
 async fn an_address_that_cannot_be_had_is_an_error_with_its_remedy() {
     let limits = LimitsConfig::default();
