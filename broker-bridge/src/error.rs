@@ -161,7 +161,7 @@ impl From<OffsetError> for BridgeError {
         let code = match &error {
             OffsetError::Fenced { .. } | OffsetError::Regressed { .. } => Code::IllegalState,
             OffsetError::Invalid(_) => Code::Unprocessable,
-            OffsetError::InUse { .. } => Code::Unavailable,
+            OffsetError::InUse { .. } | OffsetError::Away { .. } => Code::Unavailable,
             OffsetError::Storage { .. } => Code::Internal,
         };
         Self::new(code, error.to_string())

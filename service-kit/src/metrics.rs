@@ -289,6 +289,20 @@ pub const METRICS: &[Metric] = &[
     counter("millrace_engine_fenced_writes_total", "writes", &["output"], "Writes refused because another process is ahead of this one."),
     gauge("millrace_engine_window_state_bytes", "bytes", &["output"], "Window state in the newest snapshot."),
     gauge("millrace_engine_window_state_rows", "rows", &["output"], "Partial states held for open windows."),
+    // offset stores outside of this process
+    counter(
+        "millrace_offset_store_calls_total",
+        "calls",
+        &["store", "outcome"],
+        "Calls to an offset store: done (ok), refused (fenced, regressed, wrong), no answer (away), or failed.",
+    ),
+    histogram("millrace_offset_store_call_seconds", "seconds", &["store"], "From a call to an offset store to its answer."),
+    counter(
+        "millrace_offset_store_collisions_total",
+        "writes",
+        &["store"],
+        "Writes that were made again because another process had written the same group.",
+    ),
     // hbase
     gauge("millrace_hbase_connections", "connections", &[], "Open connections to HBase's REST gateway."),
     counter(

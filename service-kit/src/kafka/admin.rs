@@ -257,38 +257,7 @@ impl Admin for Native {
         group: &str,
         partitions: Option<&[TopicPartition]>,
     ) -> Result<BTreeMap<TopicPartition, (i64, String)>, KafkaError> {
-        let partitions = match partitions {
-            Some(partitions) => partitions.to_vec(),
-            None => {
-                let topics = self.lookup.topics().await?;
-                let of = |topic: TopicView| {
-                    let name: Arc<str> = topic.name.into();
-                    topic.partitions.into_iter().map(move |partition| TopicPartition::new(Arc::clone(&name), partition.id))
-                };
-                topics.into_iter().flat_map(of).collect()
-            }
-        };
-        if partitions.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let wanted = list(partitions.iter().map(|partition| (partition, Offset::Invalid)))?;
-        let what = format!("reading the offsets of group \"{group}\"");
-        let lookup = self.group(group).await?;
-        let answer = lookup.ask(&what, move |lookup| lookup.consumer.committed_offsets(wanted, lookup.timeout)).await?;
-        let mut committed = BTreeMap::new();
-        for element in answer.elements() {
-            let partition = TopicPartition::new(element.topic(), element.partition());
-            match element.error() {
-                Ok(()) => {}
-                // Of all partitions, one may be gone meanwhile.
-                Err(error) if error.rdkafka_error_code() == Some(Code::UnknownTopicOrPartition) => continue,
-                Err(error) => return Err(KafkaError::from_rd(&error, &format!("{what}, {partition}"))),
-            }
-            if let Offset::Offset(offset) = element.offset() {
-                committed.insert(partition, (offset, element.metadata().to_owned()));
-            }
-        }
-        Ok(committed)
+        self.group(group).await?.committed(group, partitions).await
     }
 
     async fn commit(&self, group: &str, offsets: &[(TopicPartition, i64, String)]) -> Result<(), KafkaError> {

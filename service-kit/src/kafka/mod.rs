@@ -43,6 +43,7 @@ pub use admin::admin;
 pub use config::{KafkaConfig, properties as deserialize_properties, servers as deserialize_servers};
 pub use direct::range_reader;
 pub use error::KafkaError;
+pub use lookup::{StableOffsets, stable_offsets};
 pub use member::{Joining, group_reader, member};
 pub use producer::{PIECE_RECORDS, producer};
 pub use properties::UNKNOWN;
