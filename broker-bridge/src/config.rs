@@ -180,17 +180,37 @@ pub struct Offsets {
     pub store: Store,
     /// Directory of the embedded store; one process at a time.
     pub path: PathBuf,
+    /// Where Redis, ZooKeeper or HBase's REST gateway is. Required for these stores, and for no other.
+    pub address: String,
+    /// Table of the store in HBase; created when it is not there.
+    pub hbase_table: String,
+    /// Topic of the store in Kafka, beside Kafka's own offsets; created when it is not there.
+    pub kafka_topic: String,
+    /// How long a call waits for a store outside of the bridge.
+    #[serde(with = "period")]
+    pub timeout: Duration,
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Store {
     Sled,
+    Kafka,
+    Zookeeper,
+    Redis,
+    Hbase,
 }
 
 impl Default for Offsets {
     fn default() -> Self {
-        Self { store: Store::Sled, path: "millrace-bridge-offsets".into() }
+        Self {
+            store: Store::Sled,
+            path: "millrace-bridge-offsets".into(),
+            address: String::new(),
+            hbase_table: "millrace_offsets".to_owned(),
+            kafka_topic: "_millrace_offsets".to_owned(),
+            timeout: Duration::from_secs(5),
+        }
     }
 }
 

@@ -6,15 +6,15 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use service_kit::{
-    ConfigErrors, Context, HttpEndpoint, Running, Service,
+    ConfigErrors, Context, HttpEndpoint, Latch, Running, Service,
     config::ConfigError,
     kafka::{self, KafkaConfig},
-    offsets::{OffsetStore, SledOffsets},
+    offsets::{self, OffsetStore, SledOffsets},
 };
 use tokio::{select, time::sleep};
 
 use crate::{
-    config::{BridgeConfig, Store},
+    config::{BridgeConfig, Offsets, Store},
     connect::Connection,
     control::BridgeControl,
     gate::Gate,
@@ -30,6 +30,9 @@ use crate::{
 /// Longest wait for the first answer of a broker before the listeners open.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 
+/// How often an offset store that is away at the start is looked for.
+const STORE_LOOK: Duration = Duration::from_secs(1);
+
 /// Java's default of `delivery.timeout.ms`.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -37,6 +40,8 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(120);
 pub(crate) struct BridgeService {
     config: BridgeConfig,
     kafka: KafkaConfig,
+    /// `None`: the embedded one, which is opened at the start.
+    store: Option<Arc<dyn OffsetStore>>,
 }
 
 impl BridgeService {
@@ -68,8 +73,36 @@ impl BridgeService {
             properties.entry(key.to_owned()).or_insert_with(|| value.to_owned());
         }
         let kafka = KafkaConfig::from_properties(properties).map_err(|error| wrong("kafka.properties", error.to_string()))?;
-        Ok(Self { config, kafka })
+        let store = outside(&config.offsets, &kafka).map_err(|(key, message)| wrong(key, message))?;
+        Ok(Self { config, kafka, store })
     }
+}
+
+/// The offset store that is outside of this process, not yet connected; or which key is wrong.
+fn outside(config: &Offsets, kafka: &KafkaConfig) -> Result<Option<Arc<dyn OffsetStore>>, (&'static str, String)> {
+    const ADDRESS: &str = "offsets.address";
+    let address = config.address.trim();
+    let (name, form) = match config.store {
+        Store::Sled | Store::Kafka if address.is_empty() => ("", ""),
+        Store::Sled | Store::Kafka => {
+            return Err((ADDRESS, "belongs to store = \"redis\", \"zookeeper\" or \"hbase\"; set offsets.store, or remove it".to_owned()));
+        }
+        Store::Redis => ("redis", "redis://host:port/database"),
+        Store::Zookeeper => ("zookeeper", "host:port,host:port/chroot"),
+        Store::Hbase => ("hbase", "http://host:port of its REST gateway"),
+    };
+    if address.is_empty() && !name.is_empty() {
+        return Err((ADDRESS, format!("is missing; store = \"{name}\" needs {form}")));
+    }
+    let wrong = |key| move |error: offsets::OffsetError| (key, error.to_string());
+    let store: Arc<dyn OffsetStore> = match config.store {
+        Store::Sled => return Ok(None),
+        Store::Kafka => Arc::new(offsets::kafka(kafka, &config.kafka_topic, config.timeout).map_err(wrong("offsets.kafka_topic"))?),
+        Store::Redis => Arc::new(offsets::redis(address, config.timeout).map_err(wrong(ADDRESS))?),
+        Store::Zookeeper => Arc::new(offsets::zookeeper(address, config.timeout).map_err(wrong(ADDRESS))?),
+        Store::Hbase => Arc::new(offsets::hbase(address, &config.hbase_table, config.timeout).map_err(wrong(ADDRESS))?),
+    };
+    Ok(Some(store))
 }
 
 #[async_trait]
@@ -77,12 +110,16 @@ impl Service for BridgeService {
     const NAME: &'static str = "millrace-bridge";
 
     async fn start(self, ctx: Context) -> anyhow::Result<Running> {
-        let Self { config, kafka } = self;
+        let Self { config, kafka, store } = self;
         for note in kafka.notes() {
             tracing::info!(note, "kafka setting");
         }
-        let store: Arc<dyn OffsetStore> = match config.offsets.store {
-            Store::Sled => {
+        let store: Arc<dyn OffsetStore> = match store {
+            Some(store) => {
+                ctx.tasks.spawn(until_reached(Arc::clone(&store), ctx.clone(), ctx.readiness.latch("offsets")));
+                store
+            }
+            None => {
                 let path = config.offsets.path.clone();
                 let opened = tokio::task::spawn_blocking(move || SledOffsets::open(&path)).await?;
                 Arc::new(opened.context("[offsets] path")?)
@@ -152,6 +189,18 @@ impl Service for BridgeService {
         };
         Ok(Running { control, grpc, http, done: Box::pin(done) })
     }
+}
+
+/// Waits for a store that is outside; its absence is logged by the store itself.
+async fn until_reached(store: Arc<dyn OffsetStore>, ctx: Context, latch: Latch) {
+    while let Err(error) = store.groups().await {
+        tracing::debug!(%error, "waiting for the offset store");
+        select! {
+            () = ctx.shutdown.cancelled() => return,
+            () = sleep(STORE_LOOK) => {}
+        }
+    }
+    latch.release();
 }
 
 /// Ends idle consumers until the shutdown.

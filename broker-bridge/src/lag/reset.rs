@@ -99,6 +99,9 @@ impl Resets {
                 .map(|(partition, change)| OffsetCommit { partition: partition.clone(), offset: change.to, metadata: String::new() })
                 .collect();
             self.store.reset(group, &offsets).await?;
+            if self.store.is_kafka() {
+                return Ok(());
+            }
         }
         let offsets: Vec<_> = changes.iter().map(|(partition, change)| (partition.clone(), change.to, String::new())).collect();
         Ok(self.kafka.admin().await?.commit(group, &offsets).await?)

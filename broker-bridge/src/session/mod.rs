@@ -585,7 +585,7 @@ impl Session {
 
     /// Tells when Kafka's offsets are not the copy of the stored ones: somebody set them there. In the background: reading does not depend on it.
     fn compare_with_kafka(&self, stored: GroupOffsets) {
-        if stored.offsets.is_empty() {
+        if stored.offsets.is_empty() || self.deps.store.is_kafka() {
             return;
         }
         let (kafka, group) = (self.deps.kafka.clone(), self.group.clone());
@@ -639,7 +639,7 @@ impl Session {
         let stored = self.store(&mut state, offsets, explicit).await?;
         let member = state.source.as_ref().map(|source| Arc::clone(&source.member));
         drop(state);
-        if let (Some(member), false) = (member, stored.is_empty()) {
+        if let (Some(member), false) = (member, stored.is_empty() || self.deps.store.is_kafka()) {
             let mirrored = timeout(MIRROR_WAIT_MAX, member.commit(stored)).await;
             if !matches!(mirrored, Ok(Ok(()))) {
                 metrics::counter!("millrace_bridge_mirror_failures_total").increment(1);

@@ -22,6 +22,8 @@ pub(crate) struct Bridge {
     /// Offset store, address file and log; kept over restarts.
     directory: TempDir,
     servers: String,
+    /// Of its environment, beside what every bridge has here.
+    variables: Vec<(String, String)>,
     pub(crate) http: String,
     pub(crate) control: String,
 }
@@ -36,14 +38,22 @@ impl Bridge {
 
     /// Started; its listeners are there.
     pub(crate) async fn start_unready(servers: &str) -> Self {
-        Self::start_in(TempDir::new().unwrap(), servers.to_owned()).await
+        Self::start_with(servers, &[]).await
     }
 
-    async fn start_in(directory: TempDir, servers: String) -> Self {
+    /// As `start_unready`, with these variables.
+    pub(crate) async fn start_with(servers: &str, variables: &[(&str, &str)]) -> Self {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self::start_in(TempDir::new().unwrap(), servers.to_owned(), variables).await
+    }
+
+    async fn start_in(directory: TempDir, servers: String, variables: Vec<(String, String)>) -> Self {
         let addresses = directory.path().join("addresses.json");
         // A file that is not there is the first start's.
         drop(std::fs::remove_file(&addresses));
-        let mut child = command(directory.path(), &servers).env("MILLRACE_ADDRESS_FILE", &addresses).kill_on_drop(true).spawn().unwrap();
+        let mut command = command(directory.path(), &servers);
+        command.envs(variables.iter().map(|(name, value)| (name, value))).env("MILLRACE_ADDRESS_FILE", &addresses);
+        let mut child = command.kill_on_drop(true).spawn().unwrap();
         let deadline = Instant::now() + PATIENCE;
         let found: Value = loop {
             if let Ok(text) = std::fs::read_to_string(&addresses) {
@@ -54,10 +64,10 @@ impl Bridge {
             sleep(Duration::from_millis(20)).await;
         };
         let address = |name: &str| found[name].as_str().unwrap().to_owned();
-        Self { child, http: address("http"), control: address("control"), directory, servers }
+        Self { child, http: address("http"), control: address("control"), directory, servers, variables }
     }
 
-    async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         let url = format!("http://{}/ready", self.http);
         let deadline = Instant::now() + PATIENCE;
         while reqwest::get(&url).await.unwrap().status() != 200 {
@@ -87,6 +97,11 @@ impl Bridge {
         self.restart().await
     }
 
+    /// SIGKILL, for good.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
     /// SIGKILL: nothing is said, nothing is flushed.
     pub(crate) async fn kill_and_restart(mut self) -> Self {
         self.child.kill().await.unwrap();
@@ -94,7 +109,7 @@ impl Bridge {
     }
 
     async fn restart(self) -> Self {
-        let bridge = Self::start_in(self.directory, self.servers).await;
+        let bridge = Self::start_in(self.directory, self.servers, self.variables).await;
         bridge.ready().await;
         bridge
     }

@@ -56,13 +56,18 @@ pub fn kafka(config: &KafkaConfig, topic: &str, bound: Duration) -> Result<impl 
     let step = bound / 4;
     config.set("default.api.timeout.ms", step.as_millis().max(100).to_string());
     config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS);
+    // Soon after a commit its offsets cannot be read yet, which the broker says and the client waits for.
+    config.set("retry.backoff.ms", "5");
+    config.set("retry.backoff.max.ms", "50");
     let calls = Calls::new("kafka", format!("kafka://{}/{topic}", config.get("bootstrap.servers").unwrap_or_default()), bound);
     Ok(Checked::new(Kafka {
         calls,
         epoch: TopicPartition::new(topic, 0),
         config,
         step,
-        clients: OnceCell::new(),
+        admin: OnceCell::new(),
+        reader: OnceCell::new(),
+        producer: OnceCell::new(),
         groups: parking_lot::Mutex::default(),
         log: Mutex::default(),
     }))
@@ -74,16 +79,13 @@ struct Kafka {
     step: Duration,
     /// The store's topic; a group's offset of it is the group's epoch.
     epoch: TopicPartition,
-    clients: OnceCell<Clients>,
+    /// Made when the topic is there.
+    admin: OnceCell<Arc<dyn Admin>>,
+    reader: OnceCell<Arc<dyn RangeReader>>,
+    producer: OnceCell<Arc<dyn Producer>>,
     /// With the time of last use.
     groups: parking_lot::Mutex<HashMap<String, (Instant, Arc<Group>)>>,
     log: Mutex<Log>,
-}
-
-struct Clients {
-    admin: Arc<dyn Admin>,
-    reader: Arc<dyn RangeReader>,
-    producer: Arc<dyn Producer>,
 }
 
 struct Group {
@@ -126,7 +128,7 @@ impl Kafka {
         }
     }
 
-    async fn clients(&self) -> Result<&Clients, OffsetError> {
+    async fn admin(&self) -> Result<&Arc<dyn Admin>, OffsetError> {
         let make = async || {
             let admin = kafka::admin(&self.config).await?;
             let compact = BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]);
@@ -134,11 +136,9 @@ impl Kafka {
                 Ok(()) | Err(KafkaError::AlreadyExists(_)) => {}
                 Err(error) => return Err(error),
             }
-            let reader = kafka::range_reader(&self.config, Isolation::ReadCommitted).await?;
-            let producer = kafka::producer(&self.config).await?;
-            Ok(Clients { admin, reader, producer })
+            Ok(admin)
         };
-        self.clients.get_or_try_init(make).await.map_err(|error| self.error(error))
+        self.admin.get_or_try_init(make).await.map_err(|error| self.error(error))
     }
 
     async fn group(&self, group: &str) -> Result<Arc<Group>, OffsetError> {
@@ -146,7 +146,7 @@ impl Kafka {
             *used = Instant::now();
             return Ok(Arc::clone(kept));
         }
-        self.clients().await?;
+        self.admin().await?;
         let reader = kafka::stable_offsets(&self.config, group).await.map_err(|error| self.error(error))?;
         let mut groups = self.groups.lock();
         // Another call may have been faster; two writers of one process would only fence each other.
@@ -169,15 +169,16 @@ impl Kafka {
 
     /// Follows the store's topic to its end.
     async fn follow(&self) -> Result<tokio::sync::MutexGuard<'_, Log>, OffsetError> {
-        let clients = self.clients().await?;
+        let failed = |error| self.error(error);
+        let admin = self.admin().await?;
+        let reader = self.reader.get_or_try_init(|| kafka::range_reader(&self.config, Isolation::ReadCommitted)).await.map_err(failed)?;
         let mut log = self.log.lock().await;
         let partition = std::slice::from_ref(&self.epoch);
-        let failed = |error| self.error(error);
-        let end = clients.admin.bounds(partition).await.map_err(failed)?.get(&self.epoch).map_or(0, |bounds| bounds.latest);
+        let end = admin.bounds(partition).await.map_err(failed)?.get(&self.epoch).map_or(0, |bounds| bounds.latest);
         let begun = Instant::now();
         // A transaction is answered before its records can be read. One that stays open was not answered.
         let stable = loop {
-            let bounds = clients.reader.bounds(partition).await.map_err(failed)?.get(&self.epoch).copied();
+            let bounds = reader.bounds(partition).await.map_err(failed)?.get(&self.epoch).copied();
             let Some(bounds) = bounds else { return Ok(log) };
             if bounds.latest >= end || begun.elapsed() > self.step {
                 break bounds;
@@ -189,7 +190,7 @@ impl Kafka {
             *log = Log::default();
         }
         let from = log.next.max(stable.earliest);
-        let mut chunks = clients.reader.read(self.epoch.clone(), from, stable.latest);
+        let mut chunks = reader.read(self.epoch.clone(), from, stable.latest);
         while let Some(records) = chunks.try_next().await.map_err(failed)? {
             for record in records {
                 log.next = record.offset + 1;
@@ -321,7 +322,9 @@ impl Groups for Kafka {
 
     async fn note_topic(&self, topic: &str, id: [u8; 16]) -> Result<(), OffsetError> {
         let record = self.record('t', topic, Some(hex(id)));
-        let written = self.clients().await?.producer.send(vec![record]).await;
+        self.admin().await?;
+        let producer = self.producer.get_or_try_init(|| kafka::producer(&self.config)).await.map_err(|error| self.error(error))?;
+        let written = producer.send(vec![record]).await;
         written.into_iter().try_for_each(|written| written.map(drop)).map_err(|error| self.error(error))
     }
 }

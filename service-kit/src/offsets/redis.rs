@@ -21,6 +21,7 @@ use redis::{
     Client, Cmd, FromRedisValue, RedisError, Script,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
+use tokio::sync::OnceCell;
 use tracing::warn;
 
 use super::{
@@ -107,15 +108,10 @@ pub fn redis(url: &str, bound: Duration) -> Result<impl OffsetStore + use<>, Off
     let wrong = |error: RedisError| OffsetError::Invalid(format!("no address of a Redis server ({error}); write redis://host:port/database"));
     let client = Client::open(url).map_err(wrong)?;
     let address = format!("redis://{}/{}", client.get_connection_info().addr(), client.get_connection_info().redis_settings().db());
-    // A call that finds no server says so; the next one tries again.
-    let config = ConnectionManagerConfig::new()
-        .set_number_of_retries(0)
-        .set_connection_timeout(Some(bound))
-        .set_response_timeout(Some(bound));
-    let connection = ConnectionManager::new_lazy_with_config(client, config).map_err(wrong)?;
     Ok(Redis {
         calls: Calls::new("redis", address, bound),
-        connection,
+        client,
+        connection: OnceCell::new(),
         looked: AtomicBool::new(false),
         commit: Script::new(COMMIT),
         reset: Script::new(RESET),
@@ -126,7 +122,8 @@ pub fn redis(url: &str, bound: Duration) -> Result<impl OffsetStore + use<>, Off
 
 struct Redis {
     calls: Calls,
-    connection: ConnectionManager,
+    client: Client,
+    connection: OnceCell<ConnectionManager>,
     /// Whether the server's durability was looked at.
     looked: AtomicBool,
     commit: Script,
@@ -144,8 +141,18 @@ impl Redis {
         if away { self.calls.away(error) } else { self.calls.storage(error) }
     }
 
+    async fn connection(&self) -> Result<ConnectionManager, OffsetError> {
+        // A call that finds no server says so; the next one tries again.
+        let config = ConnectionManagerConfig::new()
+            .set_number_of_retries(0)
+            .set_connection_timeout(Some(self.calls.bound))
+            .set_response_timeout(Some(self.calls.bound));
+        let make = async || ConnectionManager::new_lazy_with_config(self.client.clone(), config);
+        self.connection.get_or_try_init(make).await.cloned().map_err(|error| self.error(error))
+    }
+
     async fn ask<T: FromRedisValue>(&self, command: Cmd) -> Result<T, OffsetError> {
-        let mut connection = self.connection.clone();
+        let mut connection = self.connection().await?;
         let answer = self.calls.run(async { command.query_async(&mut connection).await.map_err(|error| self.error(error)) }).await?;
         self.look().await;
         Ok(answer)
@@ -159,7 +166,7 @@ impl Redis {
         for argument in arguments {
             invocation.arg(argument);
         }
-        let mut connection = self.connection.clone();
+        let mut connection = self.connection().await?;
         let answer =
             self.calls.run(async { invocation.invoke_async(&mut connection).await.map_err(|error| self.error(error)) }).await?;
         self.look().await;
@@ -171,7 +178,7 @@ impl Redis {
         if self.looked.swap(true, Ordering::Relaxed) {
             return;
         }
-        let mut connection = self.connection.clone();
+        let Ok(mut connection) = self.connection().await else { return };
         let told: Result<String, _> = redis::cmd("INFO").query_async(&mut connection).await;
         let Ok(told) = told else { return };
         if told.lines().any(|line| line == "aof_enabled:0") {
@@ -187,8 +194,11 @@ impl Redis {
 impl OffsetStore for Redis {
     async fn get(&self, group: &str, partitions: Option<&[TopicPartition]>) -> Result<GroupOffsets, OffsetError> {
         let key = format!("{GROUP}{group}");
-        let mut fields: Vec<(String, Option<String>)> = match partitions {
-            None => self.ask::<Vec<(String, String)>>(redis::cmd("HGETALL").arg(key).take()).await?.into_iter().map(some).collect(),
+        let fields: Vec<(String, Option<String>)> = match partitions {
+            None => {
+                let all: Vec<(String, String)> = self.ask(redis::cmd("HGETALL").arg(key).take()).await?;
+                all.into_iter().map(|(field, value)| (field, Some(value))).collect()
+            }
             Some(partitions) => {
                 let names: Vec<String> = std::iter::once("epoch".to_owned()).chain(partitions.iter().map(name)).collect();
                 let values: Vec<Option<String>> = self.ask(redis::cmd("HMGET").arg(key).arg(&names).take()).await?;
@@ -196,7 +206,7 @@ impl OffsetStore for Redis {
             }
         };
         let mut found = GroupOffsets::default();
-        for (field, value) in fields.drain(..) {
+        for (field, value) in fields {
             let Some(value) = value else { continue };
             let damaged = || self.calls.damaged(&format!("field {field} of {GROUP}{group}"));
             if field == "epoch" {
@@ -256,10 +266,6 @@ impl OffsetStore for Redis {
         lost.sort_unstable();
         Ok(lost)
     }
-}
-
-fn some((field, value): (String, String)) -> (String, Option<String>) {
-    (field, Some(value))
 }
 
 fn triples(offsets: &[OffsetCommit]) -> Vec<String> {
