@@ -219,10 +219,7 @@ pub async fn stable_offsets(config: &KafkaConfig, group: &str) -> Result<StableO
 impl StableOffsets {
     /// Offsets with metadata, of `partitions` or (`None`) of all; partitions without one are absent. A transaction that stays open makes it
     /// [`KafkaError::Timeout`].
-    pub async fn read(
-        &self,
-        partitions: Option<&[TopicPartition]>,
-    ) -> Result<BTreeMap<TopicPartition, (i64, String)>, KafkaError> {
+    pub async fn read(&self, partitions: Option<&[TopicPartition]>) -> Result<BTreeMap<TopicPartition, (i64, String)>, KafkaError> {
         self.lookup.committed(&self.group, partitions).await
     }
 }

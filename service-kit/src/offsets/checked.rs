@@ -110,7 +110,12 @@ impl<G: Groups> Checked<G> {
 
     /// Removes offsets, at most `REMOVED_MAX` at a time; false when there were none.
     async fn remove(&self, group: &str, of: impl Fn(&TopicPartition) -> bool + Send + Sync) -> Result<bool, OffsetError> {
+        // Most groups have nothing of it: a look costs less than the way to a write.
         let mut removed = false;
+        let held = self.groups.calls().run(self.groups.read(group, None, Purpose::Look)).await?.0;
+        if !held.offsets.keys().any(&of) {
+            return Ok(false);
+        }
         loop {
             let some = self.change(group, None, |held| {
                 let removed: Vec<_> = held.offsets.keys().filter(|partition| of(partition)).take(REMOVED_MAX).cloned().collect();

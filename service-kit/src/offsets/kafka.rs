@@ -12,7 +12,8 @@
 //! | records of TOPIC, key `t` TOPIC-NAME | the topic's id, 32 hexadecimal digits |
 //!
 //! TOPIC has one partition and `cleanup.policy=compact`; it is created with the first call. It is small, and read to its end once. Each group takes
-//! two clients; those of the 32 groups that were used last are kept, and another group waits until they are made (tens of milliseconds).
+//! two clients; those of the 32 groups that were used last are kept, and another group waits until they are made. A commit takes some 10 ms while one
+//! process writes a group; processes that write the same group take it from each other, a second or so each time.
 //! What this store cannot promise is in the table of [`super`].
 
 use std::{
@@ -24,7 +25,10 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::{
+    sync::{Mutex, OnceCell},
+    time::timeout,
+};
 
 use super::{
     Calls, GroupOffsets, OffsetError, OffsetStore, StoredOffset,
@@ -42,6 +46,8 @@ const LISTED: &str = "listed";
 const GROUPS_MAX: usize = 32;
 /// After this a broker ends a transaction by itself.
 const TRANSACTION_TIMEOUT_MS: &str = "10000";
+/// A transaction that takes longer than this was left open by a process that is gone.
+const SETTLED_MAX: Duration = Duration::from_secs(1);
 /// How often the end of the store's topic is looked at while a transaction is settled.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -52,8 +58,8 @@ pub fn kafka(config: &KafkaConfig, topic: &str, bound: Duration) -> Result<impl 
         return Err(OffsetError::Invalid(format!("`{topic}` cannot be a topic's name; take letters, digits, `.`, `_` and `-`")));
     }
     let mut config = config.clone();
-    // A call takes several steps.
-    let step = bound / 4;
+    // A call takes several steps, of which one may be slow: the client library looks for a coordinator in steps of half a second.
+    let step = bound / 2;
     config.set("default.api.timeout.ms", step.as_millis().max(100).to_string());
     config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS);
     // Soon after a commit its offsets cannot be read yet, which the broker says and the client waits for.
@@ -264,13 +270,13 @@ impl Groups for Kafka {
             wanted.push(self.epoch.clone());
             wanted
         });
-        let found = match group.reader.read(wanted.as_deref()).await {
-            Err(KafkaError::Timeout(_)) if purpose == Purpose::Look => {
-                // Whoever had the group's transaction open may be gone.
+        let found = match timeout(SETTLED_MAX, group.reader.read(wanted.as_deref())).await {
+            Ok(Err(KafkaError::Timeout(_))) | Err(_) if purpose == Purpose::Look => {
                 self.take(name, &mut *group.writer.lock().await).await?;
                 group.reader.read(wanted.as_deref()).await
             }
-            found => found,
+            Ok(found) => found,
+            Err(_) => group.reader.read(wanted.as_deref()).await,
         };
         let mut held = GroupOffsets::default();
         let mut version = Version { taken, listed: false };

@@ -105,7 +105,8 @@ return lost
 /// The store at `url`: `redis://[user:password@]host:port[/database]`. It connects with the first call, and again when the server went away.
 /// `bound` limits each call. A wrong address is [`OffsetError::Invalid`].
 pub fn redis(url: &str, bound: Duration) -> Result<impl OffsetStore + use<>, OffsetError> {
-    let wrong = |error: RedisError| OffsetError::Invalid(format!("no address of a Redis server ({error}); write redis://host:port/database"));
+    let wrong =
+        |error: RedisError| OffsetError::Invalid(format!("no address of a Redis server ({error}); write redis://host:port/database"));
     let client = Client::open(url).map_err(wrong)?;
     let address = format!("redis://{}/{}", client.get_connection_info().addr(), client.get_connection_info().redis_settings().db());
     Ok(Redis {
@@ -167,8 +168,7 @@ impl Redis {
             invocation.arg(argument);
         }
         let mut connection = self.connection().await?;
-        let answer =
-            self.calls.run(async { invocation.invoke_async(&mut connection).await.map_err(|error| self.error(error)) }).await?;
+        let answer = self.calls.run(async { invocation.invoke_async(&mut connection).await.map_err(|error| self.error(error)) }).await?;
         self.look().await;
         Ok(answer)
     }
@@ -182,7 +182,10 @@ impl Redis {
         let told: Result<String, _> = redis::cmd("INFO").query_async(&mut connection).await;
         let Ok(told) = told else { return };
         if told.lines().any(|line| line == "aof_enabled:0") {
-            warn!(server = self.calls.address, "Redis keeps no append-only file: a crash of it loses offsets; set appendonly yes and appendfsync always");
+            warn!(
+                server = self.calls.address,
+                "Redis keeps no append-only file: a crash of it loses offsets; set appendonly yes and appendfsync always"
+            );
         }
         if told.lines().any(|line| line.starts_with("maxmemory_policy:allkeys")) && !told.lines().any(|line| line == "maxmemory:0") {
             warn!(server = self.calls.address, "Redis may evict offsets when its memory is full; set maxmemory-policy noeviction");
@@ -255,8 +258,7 @@ impl OffsetStore for Redis {
     }
 
     async fn know_topic(&self, topic: &str, id: [u8; 16]) -> Result<Vec<String>, OffsetError> {
-        let mut lost: Vec<String> =
-            self.invoke(&self.forget, &[GROUPS, TOPICS], &[GROUP.to_owned(), topic.to_owned(), hex(id)]).await?;
+        let mut lost: Vec<String> = self.invoke(&self.forget, &[GROUPS, TOPICS], &[GROUP.to_owned(), topic.to_owned(), hex(id)]).await?;
         lost.sort_unstable();
         Ok(lost)
     }

@@ -121,5 +121,7 @@ pub(crate) async fn check(kind: Kind, address: &str) {
         }
         before = found;
     }
-    println!("{kind:?}: {kills} writers killed, {cut_off} of them with a call carried out and not answered; at epoch and offset {before:?}");
+    println!(
+        "{kind:?}: {kills} writers killed, {cut_off} of them with a call carried out and not answered; at epoch and offset {before:?}"
+    );
 }

@@ -34,7 +34,7 @@ pub(crate) enum Kind {
 
 pub(crate) const KINDS: [Kind; 5] = [Kind::Sled, Kind::Redis, Kind::Zookeeper, Kind::Hbase, Kind::Kafka];
 
-const BOUND: Duration = Duration::from_secs(10);
+const BOUND: Duration = Duration::from_secs(20);
 
 pub(crate) fn open(kind: Kind, address: &str, bound: Duration) -> Arc<dyn OffsetStore> {
     match kind {
@@ -47,8 +47,12 @@ pub(crate) fn open(kind: Kind, address: &str, bound: Duration) -> Arc<dyn Offset
 }
 
 async fn contract(kind: Kind, address: &str) {
-    let partition_max = if kind == Kind::Kafka { 7 } else { i32::MAX };
-    conformance::check(async || open(kind, address, BOUND), Facts { shared: kind != Kind::Sled, partition_max }).await;
+    // Kafka knows only partitions that exist, and processes that write one group there take it from each other, which takes its time.
+    let (partition_max, races) = if kind == Kind::Kafka { (7, 1) } else { (i32::MAX, 12) };
+    let facts = Facts { shared: kind != Kind::Sled, races, partition_max };
+    let begun = Instant::now();
+    conformance::check(async || open(kind, address, BOUND), facts).await;
+    println!("{kind:?}: the contract took {:?}", begun.elapsed());
     kill::check(kind, address).await;
 }
 
@@ -172,7 +176,7 @@ async fn kafka_keeps_the_contract() {
     admin.commit("ordinary", &[(TopicPartition::new("logs", 0), 30, String::new())]).await.unwrap();
     let error = store.commit("ordinary", 0, &[at("logs", 0, 29, "")]).await.unwrap_err();
     assert!(matches!(error, OffsetError::Regressed { stored: 30, .. }), "{error}");
-    let bound = Duration::from_secs(2);
+    let bound = Duration::from_secs(6);
     let store = open(Kind::Kafka, server.address(), bound);
     away_and_back(&*store, bound, async || server.run(&["kill", "1"]), async || server.run(&["restart", "1"])).await;
 }
