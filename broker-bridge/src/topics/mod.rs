@@ -1,6 +1,8 @@
 //! Topics and brokers: looked at, created with good defaults, deleted.
 
 mod advice;
+mod health;
+pub(crate) mod lint;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,6 +18,8 @@ use service_kit::{
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use advice::Advice;
+use advice::count;
+pub(crate) use health::{Health, Kind};
 
 use crate::{
     config,
@@ -38,6 +42,8 @@ struct Inner {
     config: config::Topics,
     /// Topic → its partitions, as of when. Only topics that exist, so the cluster bounds it.
     known: RwLock<HashMap<Arc<str>, (Instant, usize)>>,
+    /// `min.insync.replicas` of topics that are short of replicas, as of when.
+    min_isr: RwLock<HashMap<String, (Instant, u32)>>,
 }
 
 /// What a new topic should be. 0 and `None` take the advice or the broker's default.
@@ -74,7 +80,7 @@ pub(crate) struct Brokers {
     pub(crate) cluster: ClusterView,
     /// By broker id.
     pub(crate) load: BTreeMap<i32, BrokerLoad>,
-    pub(crate) replicas: ReplicaState,
+    pub(crate) health: Health,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,7 +113,7 @@ impl ReplicaState {
 
 impl Topics {
     pub(crate) fn new(kafka: Connection, gate: Arc<Gate>, store: Arc<dyn OffsetStore>, config: config::Topics) -> Self {
-        Self { inner: Arc::new(Inner { kafka, gate, store, config, known: RwLock::default() }) }
+        Self { inner: Arc::new(Inner { kafka, gate, store, config, known: RwLock::default(), min_isr: RwLock::default() }) }
     }
 
     async fn admin(&self) -> Result<&Arc<dyn kafka::Admin>> {
@@ -308,9 +314,38 @@ impl Topics {
         for (broker, bytes) in log_bytes {
             load.entry(broker).or_default().log_bytes = Some(bytes);
         }
-        Ok(Brokers { replicas: ReplicaState::of(&topics), cluster, load })
+        Ok(Brokers { health: self.health(&topics).await, cluster, load })
+    }
+
+    /// Only topics that miss replicas are asked for their setting: a partition with all replicas in its ISR has enough.
+    pub(crate) async fn health(&self, topics: &[TopicView]) -> Health {
+        self.inner.min_isr.write().retain(|_, (at, _)| at.elapsed() < MIN_ISR_AGE);
+        let mut min_isr = HashMap::new();
+        for topic in topics.iter().filter(|topic| topic.partitions.iter().any(|one| one.isr.len() < one.replicas.len())) {
+            let known = self.inner.min_isr.read().get(&topic.name).map(|(_, min)| *min);
+            let min = match known {
+                Some(min) => min,
+                None => {
+                    // What cannot be asked now is asked again with the next look.
+                    let Ok(config) = self.config(&topic.name).await else { continue };
+                    let min = setting(&config, MIN_ISR).and_then(|value| value.parse().ok()).unwrap_or(1);
+                    self.inner.min_isr.write().insert(topic.name.clone(), (Instant::now(), min));
+                    min
+                }
+            };
+            min_isr.insert(topic.name.clone(), min);
+        }
+        health::health(topics, &min_isr)
     }
 }
+
+/// A topic's setting, its default included.
+fn setting<'a>(config: &'a [ConfigEntry], name: &str) -> Option<&'a str> {
+    config.iter().find(|entry| entry.name == name)?.value.as_deref()
+}
+
+/// How long a topic's `min.insync.replicas` is believed.
+const MIN_ISR_AGE: Duration = Duration::from_secs(300);
 
 /// How long a creation waits for the leaders of its partitions, and how often it looks.
 const USABLE_WAIT_MAX: Duration = Duration::from_secs(5);
