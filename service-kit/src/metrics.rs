@@ -259,7 +259,7 @@ pub const METRICS: &[Metric] = &[
         "millrace_bridge_watch_groups_left_out",
         "groups",
         &[],
-        "Groups that are not watched, or not in full, because there are too many.",
+        "Groups that had no room since the start, in full or in part (monitor.groups_max, monitor.group_partitions_max).",
     ),
     counter("millrace_bridge_watch_commits_total", "commits", &[], "Entries read from Kafka's log of group offsets."),
     histogram("millrace_bridge_watch_pass_seconds", "seconds", &[], "One look at all groups: ends, commits, members."),

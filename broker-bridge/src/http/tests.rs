@@ -12,13 +12,14 @@ use tower::ServiceExt as _;
 use super::*;
 use crate::{
     config::Compat,
+    lag::now_ms,
     testing::{self, FakeKafka, MemoryOffsets},
 };
 
 struct Bridge {
     kafka: FakeKafka,
     store: MemoryOffsets,
-    lag: crate::lag::Lag,
+    lag: Lag,
     router: Router,
 }
 
@@ -432,8 +433,8 @@ async fn links_lead_somewhere() {
 async fn burrows_paths_answer_in_burrows_words() {
     let bridge = Bridge::new(Compat::Confluent);
     bridge.kafka.append("t", 0, 10);
-    let now = crate::lag::now_ms();
-    let partition = |id| service_kit::kafka::TopicPartition::new("t", id);
+    let now = now_ms();
+    let partition = |id| TopicPartition::new("t", id);
     for at in 0..3 {
         bridge.kafka.note_commit("slow", &partition(0), Some(4), now - 20_000 + at * 10_000);
         bridge.kafka.note_commit("slow", &partition(1), Some(0), now - 20_000 + at * 10_000);
@@ -492,7 +493,7 @@ async fn the_page_shows_cluster_topics_and_groups_and_escapes_what_it_is_told() 
     let bridge = Bridge::new(Compat::Confluent);
     bridge.kafka.append("t", 0, 10);
     let name = "<script>alert(1)</script>";
-    bridge.kafka.note_commit(name, &service_kit::kafka::TopicPartition::new("t", 0), Some(4), crate::lag::now_ms());
+    bridge.kafka.note_commit(name, &TopicPartition::new("t", 0), Some(4), now_ms());
     for _ in 0..2 {
         bridge.lag.watch().pass().await.unwrap();
     }

@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_slope_needs_three_samples_and_time() {
-        let slope = |samples: &[(i64, i64)]| super::slope(samples.iter());
+        let slope = |samples: &[(i64, i64)]| slope(samples.iter());
         assert_eq!((slope(&[]), slope(&[(0, 1), (1_000, 2)]), slope(&[(5, 1), (5, 2), (5, 3)])), (None, None, None));
         assert_eq!(slope(&[(0, 100), (1_000, 90), (2_000, 80)]), Some(-10.0));
         assert_eq!(slope(&[(0, 7), (10_000, 7), (20_000, 7)]), Some(0.0));

@@ -18,6 +18,9 @@ use crate::config;
 /// Total lags kept of a group, for its chart.
 const HISTORY: usize = 120;
 
+/// Groups without room that are told apart.
+const LEFT_OUT_MAX: usize = 10_000;
+
 pub(crate) struct Table {
     config: config::Monitor,
     groups: BTreeMap<String, Group>,
@@ -25,7 +28,8 @@ pub(crate) struct Table {
     /// Rings, over all groups.
     rings: usize,
     left_out: BTreeSet<String>,
-    complete: bool,
+    /// Up to when the log of groups is read: groups are judged as of then, since what they did later is not known. `None` before the first pass.
+    seen_ms: Option<i64>,
 }
 
 #[derive(Default)]
@@ -106,7 +110,7 @@ impl GroupState {
 
 impl Table {
     pub(crate) fn new(config: config::Monitor) -> Self {
-        Self { config, groups: BTreeMap::new(), ends: HashMap::new(), rings: 0, left_out: BTreeSet::new(), complete: false }
+        Self { config, groups: BTreeMap::new(), ends: HashMap::new(), rings: 0, left_out: BTreeSet::new(), seen_ms: None }
     }
 
     /// Where partitions end now. Partitions that do not exist any more are forgotten, with what groups had read of them.
@@ -167,15 +171,21 @@ impl Table {
     }
 
     fn leave_out(&mut self, group: String) {
-        // Only to be counted; a bound of its own keeps it small.
-        if self.left_out.len() < self.config.groups_max {
+        // Only to be counted.
+        if self.left_out.len() < LEFT_OUT_MAX {
             self.left_out.insert(group);
         }
     }
 
     /// Ends a pass: who is in which group, what the offset store has, how much lag there is. Groups that have been silent for too long and have
     /// no members go.
-    pub(super) fn settle(&mut self, now_ms: i64, views: Vec<GroupView>, stored: BTreeMap<String, BTreeMap<TopicPartition, StoredOffset>>) {
+    pub(super) fn settle(
+        &mut self,
+        seen_ms: i64,
+        now_ms: i64,
+        views: Vec<GroupView>,
+        stored: BTreeMap<String, BTreeMap<TopicPartition, StoredOffset>>,
+    ) {
         for group in self.groups.values_mut() {
             group.view = None;
             group.stored.clear();
@@ -215,7 +225,7 @@ impl Table {
             }
             push(&mut group.history, (now_ms, total), HISTORY);
         }
-        self.complete = true;
+        self.seen_ms = Some(seen_ms);
     }
 
     fn expire_ms(&self) -> i64 {
@@ -224,7 +234,7 @@ impl Table {
 
     /// A pass has ended: what is not here does not exist.
     pub(crate) fn is_complete(&self) -> bool {
-        self.complete
+        self.seen_ms.is_some()
     }
 
     /// Groups, their partitions, groups without room.
@@ -369,7 +379,8 @@ impl Table {
         let status = if complete < self.config.minimum_complete {
             Status::Ok
         } else {
-            status::of_partition(&commits, &recent, current_lag, now_ms / 1000, self.config.allowed_lag)
+            let seen_ms = self.seen_ms.unwrap_or(now_ms);
+            status::of_partition(&commits, &recent, current_lag, seen_ms / 1000, self.config.allowed_lag)
         };
         let committed = group.stored.get(partition).map(|stored| stored.offset).or(commits.last().map(|commit| commit.offset));
         PartitionState {

@@ -112,6 +112,7 @@ impl Watch {
         self.inner.table.write().look(now_ms(), &topics, &bounds);
 
         let parts = topics.iter().find(|topic| topic.name == GROUP_LOG).map(led).unwrap_or_default();
+        let seen_ms = now_ms();
         self.read_log(log, &parts).await?;
 
         let views = admin.groups().await?;
@@ -123,7 +124,7 @@ impl Watch {
             .buffer_unordered(STORED_AT_ONCE)
             .try_collect()
             .await?;
-        self.inner.table.write().settle(now_ms(), views, stored);
+        self.inner.table.write().settle(seen_ms, now_ms(), views, stored);
         self.learn_ages().await;
         Ok(())
     }

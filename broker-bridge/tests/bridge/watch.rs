@@ -40,10 +40,19 @@ async fn a_group_that_stops_one_that_stalls_and_one_that_is_well() {
     let cluster = client.json("/v3/kafka").await["clusters"][0].as_str().unwrap().to_owned();
     let status = async |group: &str| client.json(&format!("/v3/kafka/{cluster}/consumer/{group}/lag")).await["status"].clone();
     let deadline = Instant::now() + PATIENCE;
+    // The one commits where it was, to the end of the test.
+    let stalling = tokio::spawn({
+        let (admin, group, partition) = (std::sync::Arc::clone(&admin), stalls.clone(), partition.clone());
+        async move {
+            loop {
+                admin.commit(&group, &[(partition.clone(), 7, String::new())]).await.unwrap();
+                sleep(Duration::from_millis(150)).await;
+            }
+        }
+    });
     let mut read = 0;
     let (stopped, stalled, healthy) = loop {
-        // The one commits where it was, the other catches up.
-        commit(&stalls, 7).await;
+        // The other catches up.
         read = (read + 5).min(100);
         commit(&well, read).await;
         let found = (status(&stops).await, status(&stalls).await, status(&well).await);
@@ -91,6 +100,7 @@ async fn a_group_that_stops_one_that_stalls_and_one_that_is_well() {
     }
     let page = client.http.get(format!("{}/ui/groups/{stops}", client.base)).send().await.unwrap().text().await.unwrap();
     assert!(page.contains("STOP") && page.contains("<svg"), "{page}");
+    stalling.abort();
     client.delete_topic(&topic).await;
     bridge.stop().await;
 }
