@@ -123,6 +123,7 @@ impl Monitor {
 
     async fn look(&self, memory: &mut Memory) -> Result<(), BridgeError> {
         let topics = self.topics.list().await?;
+        let learnt = self.topics.learn_min_isr(&topics).await;
         let brokers = self.topics.brokers().await?;
         {
             let mut seen = self.seen.lock();
@@ -146,7 +147,8 @@ impl Monitor {
                 metrics::gauge!("millrace_bridge_broker_log_bytes", "broker" => broker).set(bytes as f64);
             }
         }
-        self.measure_lag(memory).await
+        self.measure_lag(memory).await?;
+        learnt
     }
 
     async fn measure_lag(&self, memory: &mut Memory) -> Result<(), BridgeError> {

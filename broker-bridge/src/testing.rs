@@ -302,6 +302,14 @@ impl Admin for FakeKafka {
         Ok(std::iter::once(entry("retention.ms", "604800000")).chain(set.iter().map(|(name, value)| entry(name, value))).collect())
     }
 
+    async fn topic_configs(&self, names: &[String]) -> Result<BTreeMap<String, Vec<ConfigEntry>>, KafkaError> {
+        let mut found = BTreeMap::new();
+        for name in names {
+            found.insert(name.clone(), self.topic_config(name).await?);
+        }
+        Ok(found)
+    }
+
     async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError> {
         Ok(self.0.ids.lock().get(name).map(|id| (*id as u128).to_be_bytes()))
     }

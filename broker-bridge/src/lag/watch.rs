@@ -203,7 +203,7 @@ impl Watch {
                 None => None,
             }
         });
-        let found: Vec<_> = ages.buffer_unordered(AGES_AT_ONCE).filter_map(async |found| found).collect().await;
-        self.inner.table.write().know_ages(&found.into_iter().collect());
+        let found: Vec<Option<_>> = ages.buffer_unordered(AGES_AT_ONCE).collect().await;
+        self.inner.table.write().know_ages(&found.into_iter().flatten().collect());
     }
 }

@@ -74,7 +74,7 @@ impl Balance {
     }
 }
 
-/// `min_isr` of the topics that are short of replicas; others have enough.
+/// `min_isr` of topics; 1 where it is not known.
 pub(crate) fn health(topics: &[TopicView], min_isr: &HashMap<String, u32>) -> Health {
     let mut health = Health::default();
     for topic in topics {

@@ -5,7 +5,7 @@ mod health;
 pub(crate) mod lint;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -42,8 +42,8 @@ struct Inner {
     config: config::Topics,
     /// Topic → its partitions, as of when. Only topics that exist, so the cluster bounds it.
     known: RwLock<HashMap<Arc<str>, (Instant, usize)>>,
-    /// `min.insync.replicas` of topics that are short of replicas, as of when.
-    min_isr: RwLock<HashMap<String, (Instant, u32)>>,
+    /// `min.insync.replicas` of every topic, and when all were asked for.
+    min_isr: RwLock<(Option<Instant>, HashMap<String, u32>)>,
 }
 
 /// What a new topic should be. 0 and `None` take the advice or the broker's default.
@@ -314,28 +314,37 @@ impl Topics {
         for (broker, bytes) in log_bytes {
             load.entry(broker).or_default().log_bytes = Some(bytes);
         }
-        Ok(Brokers { health: self.health(&topics).await, cluster, load })
+        Ok(Brokers { health: self.health(&topics), cluster, load })
     }
 
-    /// Only topics that miss replicas are asked for their setting: a partition with all replicas in its ISR has enough.
-    pub(crate) async fn health(&self, topics: &[TopicView]) -> Health {
-        self.inner.min_isr.write().retain(|_, (at, _)| at.elapsed() < MIN_ISR_AGE);
-        let mut min_isr = HashMap::new();
-        for topic in topics.iter().filter(|topic| topic.partitions.iter().any(|one| one.isr.len() < one.replicas.len())) {
-            let known = self.inner.min_isr.read().get(&topic.name).map(|(_, min)| *min);
-            let min = match known {
-                Some(min) => min,
-                None => {
-                    // What cannot be asked now is asked again with the next look.
-                    let Ok(config) = self.config(&topic.name).await else { continue };
-                    let min = setting(&config, MIN_ISR).and_then(|value| value.parse().ok()).unwrap_or(1);
-                    self.inner.min_isr.write().insert(topic.name.clone(), (Instant::now(), min));
-                    min
-                }
-            };
-            min_isr.insert(topic.name.clone(), min);
+    /// How partitions and their leaders are, with the settings that were known last: while a broker goes away, nobody may answer for them.
+    pub(crate) fn health(&self, topics: &[TopicView]) -> Health {
+        health::health(topics, &self.inner.min_isr.read().1)
+    }
+
+    /// Asks for the settings that [`Self::health`] needs: of topics that are new, and each [`MIN_ISR_AGE`] of all.
+    pub(crate) async fn learn_min_isr(&self, topics: &[TopicView]) -> Result<()> {
+        let names: Vec<String> = {
+            let known = self.inner.min_isr.read();
+            let all = known.0.is_none_or(|at| at.elapsed() >= MIN_ISR_AGE);
+            topics.iter().map(|topic| &topic.name).filter(|name| all || !known.1.contains_key(*name)).cloned().collect()
+        };
+        if names.is_empty() {
+            return Ok(());
         }
-        health::health(topics, &min_isr)
+        let found = self.admin().await?.topic_configs(&names).await?;
+        let mut known = self.inner.min_isr.write();
+        let exist: HashSet<&str> = topics.iter().map(|topic| topic.name.as_str()).collect();
+        known.1.retain(|name, _| exist.contains(name.as_str()));
+        if names.len() == topics.len() {
+            known.0 = Some(Instant::now());
+        }
+        for name in names {
+            // One that may not be looked at is not asked for each time.
+            let min = found.get(&name).and_then(|config| setting(config, MIN_ISR)?.parse().ok()).unwrap_or(1);
+            known.1.insert(name, min);
+        }
+        Ok(())
     }
 }
 
@@ -344,7 +353,7 @@ fn setting<'a>(config: &'a [ConfigEntry], name: &str) -> Option<&'a str> {
     config.iter().find(|entry| entry.name == name)?.value.as_deref()
 }
 
-/// How long a topic's `min.insync.replicas` is believed.
+/// How long a topic's `min.insync.replicas` is believed while brokers answer.
 const MIN_ISR_AGE: Duration = Duration::from_secs(300);
 
 /// How long a creation waits for the leaders of its partitions, and how often it looks.

@@ -283,6 +283,8 @@ pub trait Admin: Send + Sync {
     /// connections that are not plaintext).
     async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError>;
     async fn topic_config(&self, name: &str) -> Result<Vec<ConfigEntry>, KafkaError>;
+    /// Of many topics, by name; those that do not exist or may not be looked at are absent.
+    async fn topic_configs(&self, names: &[String]) -> Result<BTreeMap<String, Vec<ConfigEntry>>, KafkaError>;
     /// `partitions` and `replication` of -1 take the broker's defaults. Returns when the topic can be used.
     async fn create_topic(
         &self,
