@@ -242,7 +242,7 @@ pub struct Monitor {
     /// Groups that are watched; what is above is counted and left out.
     #[serde(deserialize_with = "at_least_one")]
     pub groups_max: usize,
-    /// Partitions of all groups that are watched; about 700 bytes each when their history is full.
+    /// Partitions of all groups that are watched; about 2 KiB each.
     #[serde(deserialize_with = "at_least_one")]
     pub group_partitions_max: usize,
 }
