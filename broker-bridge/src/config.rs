@@ -221,6 +221,9 @@ pub struct Topics {
     /// The most partitions that advice gives, and that a new topic may have.
     #[serde(deserialize_with = "at_least_one")]
     pub partitions_max: u32,
+    /// Records a second that one partition should take at most; what is measured above asks for more partitions.
+    #[serde(deserialize_with = "at_least_one")]
+    pub partition_rate_max: u32,
     /// How long the bridge believes that a topic exists.
     #[serde(with = "duration")]
     pub metadata_age: Duration,
@@ -228,7 +231,7 @@ pub struct Topics {
 
 impl Default for Topics {
     fn default() -> Self {
-        Self { partitions_max: 1_000, metadata_age: Duration::from_secs(30) }
+        Self { partitions_max: 1_000, partition_rate_max: 50_000, metadata_age: Duration::from_secs(30) }
     }
 }
 
@@ -239,13 +242,45 @@ pub struct Monitor {
     /// How often brokers, replicas and lag are looked at. While the broker is away it is asked every second.
     #[serde(with = "period")]
     pub interval: Duration,
-    /// Partitions of groups with a lag gauge; what is above is counted and left out.
+    /// Partitions of groups with a lag gauge, and groups with gauges of their own; what is above is counted and left out.
     pub lag_series_max: usize,
+    /// What the cluster is called in Burrow's paths; Kafka's own id when empty.
+    pub cluster: String,
+    /// Commits and ends kept of a partition to judge a group by (Burrow's `intervals`).
+    #[serde(deserialize_with = "at_least_one")]
+    pub intervals: usize,
+    /// A commit that follows sooner takes the place of the last one (`min-distance`).
+    #[serde(with = "duration")]
+    pub min_distance: Duration,
+    /// Groups without members that have not committed for this long are forgotten (`expire-group`). Older commits are not read.
+    #[serde(with = "period")]
+    pub expire_group: Duration,
+    /// Records that a group may be behind and still be well (`allowed-lag`).
+    pub allowed_lag: u64,
+    /// Share of `intervals`, 0 to 1, below which a partition counts as well (`minimum-complete`).
+    pub minimum_complete: f64,
+    /// Groups that are watched; what is above is counted and left out.
+    #[serde(deserialize_with = "at_least_one")]
+    pub groups_max: usize,
+    /// Partitions of all groups that are watched; about 2 KiB each.
+    #[serde(deserialize_with = "at_least_one")]
+    pub group_partitions_max: usize,
 }
 
 impl Default for Monitor {
     fn default() -> Self {
-        Self { interval: Duration::from_secs(10), lag_series_max: 1_000 }
+        Self {
+            interval: Duration::from_secs(10),
+            lag_series_max: 1_000,
+            cluster: String::new(),
+            intervals: 10,
+            min_distance: Duration::from_secs(1),
+            expire_group: Duration::from_secs(7 * 24 * 3600),
+            allowed_lag: 0,
+            minimum_complete: 0.0,
+            groups_max: 20_000,
+            group_partitions_max: 200_000,
+        }
     }
 }
 

@@ -13,7 +13,8 @@
 //! | `session` | records out: consumer instances, their offsets and their end |
 //! | `codec` | embedded formats: binary, json, text |
 //! | `topics` | topics and brokers, and how many partitions a topic should have |
-//! | `lag` | how far groups are behind |
+//! | `lag` | how far groups are behind, and how they are |
+//! | `lint` | what is wrong with topics |
 //! | `monitor` | the broker's health, watched in the background; gauges |
 //! | `gate` | whether work is taken now: paused, broker away, draining |
 //! | `control` | status, pause and drain for operators |
@@ -28,6 +29,7 @@ mod gate;
 mod grpc;
 mod http;
 mod lag;
+mod lint;
 mod monitor;
 mod produce;
 mod service;

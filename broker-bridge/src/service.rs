@@ -20,7 +20,8 @@ use crate::{
     gate::Gate,
     grpc,
     http::{self, App},
-    lag::{Lag, Resets},
+    lag::{Lag, Resets, Watch},
+    lint::Linter,
     monitor::{Monitor, Seen},
     produce::Produce,
     session::{Clients, Deps, KafkaClients, Sessions},
@@ -131,9 +132,11 @@ impl Service for BridgeService {
         let gate = Arc::new(Gate::new(ctx.shutdown.clone()));
         let topics = Topics::new(connection.clone(), Arc::clone(&gate), Arc::clone(&store), config.topics.clone());
         let produce = Produce::new(Arc::clone(&producer), topics.clone(), Arc::clone(&gate), config.produce.clone(), ctx.tasks.clone());
-        let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate));
         let clients: Arc<dyn Clients> =
             Arc::new(KafkaClients { config: kafka, poll_interval_max: config.consume.session_idle + Duration::from_secs(60) });
+        let watch = Watch::new(connection.clone(), Arc::clone(&clients), Arc::clone(&store), config.monitor.clone());
+        let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate), watch);
+        let linter = Linter { topics: topics.clone(), lag: lag.clone(), clients: Arc::clone(&clients), config: config.topics.clone() };
         let resets = Resets {
             lag: lag.clone(),
             topics: topics.clone(),
@@ -173,6 +176,7 @@ impl Service for BridgeService {
             topics: topics.clone(),
             lag: lag.clone(),
             resets,
+            linter,
             consume: config.consume.clone(),
             shutdown: ctx.shutdown.clone(),
         });

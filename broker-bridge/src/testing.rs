@@ -17,8 +17,8 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use parking_lot::Mutex;
 use service_kit::{
     kafka::{
-        Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GroupMemberView, GroupView, Isolation, KafkaError, Member, OutRecord,
-        PartitionView, Producer, RangeReader, Record, TopicPartition, TopicView, Written,
+        Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GROUP_LOG, GroupMemberView, GroupView, Isolation, KafkaError, Member,
+        OutRecord, PartitionView, Producer, RangeReader, Record, TopicPartition, TopicView, Written,
     },
     offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
 };
@@ -29,7 +29,7 @@ use crate::{
     config,
     connect::Connection,
     gate::Gate,
-    lag::Lag,
+    lag::{Lag, Watch, now_ms},
     produce::Produce,
     session::{Clients, Deps, Sessions, Settings},
     topics::Topics,
@@ -51,6 +51,8 @@ struct Cluster {
     config: Mutex<BTreeMap<String, String>>,
     lookups: AtomicUsize,
     groups: Mutex<BTreeMap<String, Group>>,
+    /// What Kafka notes of commits, as it does.
+    group_log: Mutex<Vec<Record>>,
     /// Something was written, or moved.
     changed: Notify,
     polls: AtomicUsize,
@@ -159,6 +161,20 @@ impl FakeKafka {
 
     pub(crate) fn set_committed(&self, group: &str, offsets: &[(TopicPartition, i64)]) {
         self.0.groups.lock().entry(group.to_owned()).or_default().committed.extend(offsets.iter().cloned());
+        let now = now_ms();
+        offsets.iter().for_each(|(partition, offset)| self.note_commit(group, partition, Some(*offset), now));
+    }
+
+    /// Writes a commit of some time, or `None` for its end, into the log of groups alone.
+    pub(crate) fn note_commit(&self, group: &str, partition: &TopicPartition, offset: Option<i64>, timestamp_ms: i64) {
+        let string = |text: &str| [&(text.len() as i16).to_be_bytes(), text.as_bytes()].concat();
+        let key = [&1i16.to_be_bytes()[..], &string(group), &string(&partition.topic), &partition.partition.to_be_bytes()].concat();
+        let value = offset.map(|offset| {
+            [&3i16.to_be_bytes()[..], &offset.to_be_bytes(), &(-1i32).to_be_bytes(), &string(""), &timestamp_ms.to_be_bytes()].concat()
+        });
+        let mut log = self.0.group_log.lock();
+        let offset = log.len() as i64;
+        log.push(Record { offset, timestamp_ms, key: Some(key.into()), value: value.map(Bytes::from), headers: vec![] });
     }
 
     pub(crate) fn forget_committed(&self, group: &str) {
@@ -174,6 +190,9 @@ impl FakeKafka {
     }
 
     fn log(&self, partition: &TopicPartition) -> Vec<Record> {
+        if *partition.topic == *GROUP_LOG {
+            return self.0.group_log.lock().clone();
+        }
         self.0.topics.lock().get(&*partition.topic).and_then(|logs| logs.get(partition.partition as usize)).cloned().unwrap_or_default()
     }
 }
@@ -195,7 +214,9 @@ pub(crate) fn produce(kafka: &FakeKafka) -> Produce {
 }
 
 pub(crate) fn lag(kafka: &FakeKafka, store: MemoryOffsets) -> Lag {
-    Lag::new(kafka.connection(), Arc::new(store), gate())
+    let store: Arc<dyn OffsetStore> = Arc::new(store);
+    let watch = Watch::new(kafka.connection(), Arc::new(kafka.clone()), Arc::clone(&store), config::Monitor::default());
+    Lag::new(kafka.connection(), store, gate(), watch)
 }
 
 pub(crate) fn sessions(kafka: &FakeKafka, store: &MemoryOffsets, config: config::Consume) -> Sessions {
@@ -264,7 +285,9 @@ impl Admin for FakeKafka {
                 .map(|id| PartitionView { id: id as i32, leader: Some(1), replicas: vec![1], isr: vec![1] })
                 .collect(),
         };
-        Ok(topics.iter().map(view).collect())
+        let groups = (GROUP_LOG.to_owned(), vec![Vec::new()]);
+        let has_groups = !self.0.group_log.lock().is_empty();
+        Ok(topics.iter().map(view).chain(has_groups.then(|| view((&groups.0, &groups.1)))).collect())
     }
 
     async fn topic(&self, name: &str) -> Result<TopicView, KafkaError> {
@@ -277,6 +300,14 @@ impl Admin for FakeKafka {
             |name: &str, value: &str| ConfigEntry { name: name.into(), value: Some(value.into()), is_default: true, is_sensitive: false };
         let set = self.0.config.lock();
         Ok(std::iter::once(entry("retention.ms", "604800000")).chain(set.iter().map(|(name, value)| entry(name, value))).collect())
+    }
+
+    async fn topic_configs(&self, names: &[String]) -> Result<BTreeMap<String, Vec<ConfigEntry>>, KafkaError> {
+        let mut found = BTreeMap::new();
+        for name in names {
+            found.insert(name.clone(), self.topic_config(name).await?);
+        }
+        Ok(found)
     }
 
     async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError> {

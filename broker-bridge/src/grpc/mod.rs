@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, service
 use crate::{
     config,
     lag::{Lag, Resets},
+    lint::Linter,
     produce::Produce,
     session::Sessions,
     topics::Topics,
@@ -25,6 +26,7 @@ pub(crate) struct Services {
     pub(crate) topics: Topics,
     pub(crate) lag: Lag,
     pub(crate) resets: Resets,
+    pub(crate) linter: Linter,
     pub(crate) consume: config::Consume,
     pub(crate) shutdown: CancellationToken,
 }

@@ -2,11 +2,13 @@
 //!
 //! `routes` is the table of everything that is served. `openapi.json` describes it, and a test compares the two.
 
+mod burrow;
 mod consume;
 mod negotiate;
 mod produce;
 mod push;
 mod topics;
+mod ui;
 mod v3;
 
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::State,
+    handler::Handler,
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::{MethodRouter, delete, get, post},
@@ -49,6 +52,16 @@ struct Route {
     handler: MethodRouter<App>,
 }
 
+impl Route {
+    fn get<H: Handler<T, App>, T: 'static>(path: &'static str, handler: H) -> Self {
+        Self { method: "GET", path, handler: get(handler) }
+    }
+
+    fn delete<H: Handler<T, App>, T: 'static>(path: &'static str, handler: H) -> Self {
+        Self { method: "DELETE", path, handler: delete(handler) }
+    }
+}
+
 /// A path below a consumer instance.
 macro_rules! instance {
     ($path:literal) => {
@@ -64,7 +77,7 @@ fn routes() -> Vec<Route> {
         (POST $path:expr, $handler:expr) => { Route { method: "POST", path: $path, handler: post($handler) } };
         (DELETE $path:expr, $handler:expr) => { Route { method: "DELETE", path: $path, handler: delete($handler) } };
     }
-    vec![
+    let mut routes = vec![
         route!(GET "/", root),
         route!(GET "/healthy", healthy),
         route!(GET "/ready", ready),
@@ -109,7 +122,10 @@ fn routes() -> Vec<Route> {
         route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lag-summary", v3::lag_summary),
         route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lags", v3::lags),
         route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lags/{topic}/partitions/{partition}", v3::partition_lag),
-    ]
+    ];
+    routes.extend(burrow::routes());
+    routes.extend(ui::routes());
+    routes
 }
 
 pub(crate) fn router(app: App) -> Router {

@@ -12,12 +12,14 @@ use tower::ServiceExt as _;
 use super::*;
 use crate::{
     config::Compat,
+    lag::now_ms,
     testing::{self, FakeKafka, MemoryOffsets},
 };
 
 struct Bridge {
     kafka: FakeKafka,
     store: MemoryOffsets,
+    lag: Lag,
     router: Router,
 }
 
@@ -47,15 +49,16 @@ impl Bridge {
         let store = MemoryOffsets::default();
         let mut config = BridgeConfig::default();
         config.http.compat = compat;
+        let lag = testing::lag(&kafka, store.clone());
         let app = App {
             produce: testing::produce(&kafka),
             sessions: testing::sessions(&kafka, &store, config.consume.clone()),
             topics: testing::topics(&kafka),
-            lag: testing::lag(&kafka, store.clone()),
+            lag: lag.clone(),
             config: Arc::new(config),
             readiness: Readiness::default(),
         };
-        Self { kafka, store, router: router(app) }
+        Self { kafka, store, lag, router: router(app) }
     }
 
     async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
@@ -424,4 +427,100 @@ async fn links_lead_somewhere() {
         let path = url.strip_prefix("http://bridge:8082").unwrap();
         assert_eq!(bridge.get(path).await.status, 200, "{path}");
     }
+}
+
+#[tokio::test]
+async fn burrows_paths_answer_in_burrows_words() {
+    let bridge = Bridge::new(Compat::Confluent);
+    bridge.kafka.append("t", 0, 10);
+    let now = now_ms();
+    let partition = |id| TopicPartition::new("t", id);
+    for at in 0..3 {
+        bridge.kafka.note_commit("slow", &partition(0), Some(4), now - 20_000 + at * 10_000);
+        bridge.kafka.note_commit("slow", &partition(1), Some(0), now - 20_000 + at * 10_000);
+    }
+    assert_eq!((bridge.get("/burrow/admin").await.text, bridge.get("/burrow/admin/ready").await.status), ("GOOD".to_owned(), 503));
+    bridge.lag.watch().pass().await.unwrap();
+    assert_eq!(bridge.get("/burrow/admin/ready").await.text, "READY");
+
+    let clusters = bridge.get("/v3/kafka").await.json();
+    assert_eq!(
+        (&clusters["error"], &clusters["clusters"], &clusters["request"]["url"]),
+        (&json!(false), &json!(["fake"]), &json!("/v3/kafka"))
+    );
+    assert_eq!(bridge.get("/v3/kafka/fake/topic/t").await.json()["offsets"], json!([10, 0]));
+    assert_eq!(bridge.get("/v3/kafka/fake/topic/t/consumers").await.json()["consumers"], json!(["slow"]));
+    assert_eq!(bridge.get("/v3/kafka/fake/consumer").await.json()["consumers"], json!(["slow"]));
+    assert_eq!(bridge.get("/v3/kafka/fake").await.json()["module"]["class-name"], "kafka");
+    let detail = bridge.get("/v3/kafka/fake/consumer/slow").await.json();
+    assert_eq!(
+        (detail["topics"]["t"][0]["current-lag"].as_i64(), detail["topics"]["t"][0]["offsets"].as_array().unwrap().len()),
+        (Some(6), 10)
+    );
+    assert_eq!(detail["topics"]["t"][0]["offsets"][9]["offset"], 4);
+
+    let status = bridge.get("/v3/kafka/fake/consumer/slow/status").await.json()["status"].clone();
+    let names: Vec<&str> = status.as_object().unwrap().keys().map(String::as_str).collect();
+    for name in ["cluster", "group", "status", "complete", "partitions", "partition_count", "maxlag", "totallag"] {
+        assert!(names.contains(&name), "{name} is not in {names:?}");
+    }
+    assert_eq!((&status["status"], &status["totallag"], &status["partition_count"]), (&json!("ERR"), &json!(6), &json!(2)));
+    assert_eq!((status["partitions"].as_array().unwrap().len(), &status["maxlag"]["status"]), (1, &json!("STALL")));
+    for name in ["topic", "partition", "owner", "client_id", "status", "start", "end", "current_lag", "complete"] {
+        assert!(status["maxlag"].get(name).is_some(), "{name} is not in {status}");
+    }
+    let lag = bridge.get("/v3/kafka/fake/consumer/slow/lag").await.json();
+    assert_eq!(lag["status"]["partitions"].as_array().unwrap().len(), 2);
+
+    for path in ["/v3/kafka/fake/consumer/nobody/status", "/v3/kafka/other/consumer/slow/lag"] {
+        let answer = bridge.get(path).await;
+        assert_eq!((answer.status, &answer.json()["status"]["status"]), (404, &json!("NOTFOUND")), "{path}");
+    }
+    for path in
+        ["/v3/kafka/other", "/v3/kafka/other/topic", "/v3/kafka/fake/topic/nope", "/v3/kafka/fake/consumer/nobody", "/v3/config/storage/x"]
+    {
+        let answer = bridge.get(path).await;
+        assert_eq!((answer.status, &answer.json()["error"]), (404, &json!(true)), "{path}");
+    }
+    assert_eq!(bridge.get("/v3/config/storage/millrace").await.json()["module"]["intervals"], 10);
+    assert!(bridge.get("/v3/config").await.json()["httpserver"]["default"]["address"].is_string());
+    assert_eq!(bridge.call("DELETE", "/v3/kafka/fake/consumer/slow", &[], "").await.status, 200);
+    assert_eq!(bridge.get("/v3/kafka/fake/consumer/slow/status").await.status, 404);
+}
+
+#[tokio::test]
+async fn the_page_shows_cluster_topics_and_groups_and_escapes_what_it_is_told() {
+    let bridge = Bridge::new(Compat::Confluent);
+    bridge.kafka.append("t", 0, 10);
+    let name = "<script>alert(1)</script>";
+    bridge.kafka.note_commit(name, &TopicPartition::new("t", 0), Some(4), now_ms());
+    for _ in 0..2 {
+        bridge.lag.watch().pass().await.unwrap();
+    }
+    let encoded = "%3Cscript%3Ealert%281%29%3C%2Fscript%3E";
+    for (path, words) in [
+        ("/ui".to_owned(), "Partitions that need a look"),
+        ("/ui/topics".to_owned(), "<th scope=\"row\">t</th>"),
+        ("/ui/groups".to_owned(), "&lt;script&gt;"),
+        ("/ui/groups?search=SCRIPT".to_owned(), encoded),
+        (format!("/ui/groups/{encoded}"), "Lag: newest 6, highest 6 records"),
+    ] {
+        let page = bridge.get(&path).await;
+        assert_eq!(page.status, 200, "{path}: {}", page.text);
+        assert!(page.text.contains(words) && !page.text.contains("<script>alert"), "{path}: {}", page.text);
+        assert!(page.headers["content-security-policy"].to_str().unwrap().contains("default-src 'none'"));
+        assert!(page.text.contains("href=\"/subjects\"") && page.text.contains("width=device-width"));
+    }
+    let missing = bridge.get("/ui/groups/nobody").await;
+    assert!(missing.status == 404 && missing.text.starts_with("<!DOCTYPE html>"), "{}", missing.text);
+    assert_eq!(bridge.get("/ui/assets/style.css").await.headers["content-type"], "text/css; charset=utf-8");
+    assert!(bridge.get("/ui/assets/page.js").await.text.contains("DOMParser"));
+
+    let cluster = bridge.get("/ui/api/cluster").await.json();
+    assert_eq!((&cluster["under_replicated"], &cluster["brokers"][0]["preferred"]), (&json!(0), &json!(3)));
+    assert_eq!(bridge.get("/ui/api/groups?search=nothing").await.json(), json!({"groups": [], "count": 0}));
+    assert_eq!(bridge.get("/ui/api/groups").await.json()["groups"][0]["total_lag"], 6);
+    assert_eq!(bridge.get(&format!("/ui/api/groups/{encoded}")).await.json()["partitions"][0]["lag"], 6);
+    assert_eq!(bridge.get("/ui/api/topics?search=T").await.json()["count"], 2);
+    bridge.get("/ui/api/groups?offset=x").await.fails(400, 400, "offset");
 }

@@ -108,13 +108,15 @@ impl Cluster {
         self.resource("KafkaConsumerGroup", &path, fields)
     }
 
-    fn lag_json(&self, group: &str, row: &PartitionLag) -> Value {
+    fn lag_json(&self, lag: &GroupLag, row: &PartitionLag) -> Value {
+        let group = &lag.group.id;
         let path = format!("/consumer-groups/{}/lags/{}/partitions/{}", segment(group), row.partition.topic, row.partition.partition);
         let mut fields = lag_fields(row);
         if let Some(fields) = fields.as_object_mut() {
-            fields.insert("consumer_group_id".to_owned(), group.into());
+            fields.insert("consumer_group_id".to_owned(), group.as_str().into());
             fields.insert("topic_name".to_owned(), (*row.partition.topic).into());
             fields.insert("partition_id".to_owned(), row.partition.partition.into());
+            fields.insert("status".to_owned(), json!(lag.status_of(&row.partition)));
         }
         self.resource("KafkaConsumerLag", &path, fields)
     }
@@ -129,6 +131,9 @@ fn lag_fields(row: &PartitionLag) -> Value {
         "consumer_id": owner.map(|owner| &owner.id),
         "client_id": owner.map(|owner| &owner.client_id),
         "instance_id": null,
+        "lag_seconds": row.pace.lag_seconds,
+        "trend_records_per_second": row.pace.trend,
+        "catch_up_seconds": row.pace.catch_up_seconds,
     })
 }
 
@@ -279,6 +284,10 @@ pub(super) async fn lag_summary(State(app): State<App>, Path((name, group)): Pat
         "max_lag_partition_id": worst.map(|row| row.partition.partition),
         "max_lag": worst.and_then(PartitionLag::lag),
         "total_lag": lag.total(),
+        "status": lag.state.as_ref().map(|state| state.status),
+        "lag_seconds": lag.pace().lag_seconds,
+        "trend_records_per_second": lag.pace().trend,
+        "catch_up_seconds": lag.pace().catch_up_seconds,
     });
     let path = format!("/consumer-groups/{}/lag-summary", segment(&group));
     Ok(json_response(StatusCode::OK, JSON, &cluster.resource("KafkaConsumerGroupLagSummary", &path, fields)))
@@ -286,7 +295,7 @@ pub(super) async fn lag_summary(State(app): State<App>, Path((name, group)): Pat
 
 pub(super) async fn lags(State(app): State<App>, Path((name, group)): Path<(String, String)>, headers: HeaderMap) -> Reply {
     let (cluster, lag) = group_lag(&app, &headers, &name, &group).await?;
-    let data = lag.partitions.iter().map(|row| cluster.lag_json(&group, row)).collect();
+    let data = lag.partitions.iter().map(|row| cluster.lag_json(&lag, row)).collect();
     Ok(cluster.list("KafkaConsumerLagList", &format!("/consumer-groups/{}/lags", segment(&group)), data))
 }
 
@@ -304,7 +313,7 @@ pub(super) async fn partition_lag(
             format!("group {group:?} has no offset for {topic}-{partition}; GET …/lags lists those it has"),
         )
     })?;
-    Ok(json_response(StatusCode::OK, JSON, &cluster.lag_json(&group, row)))
+    Ok(json_response(StatusCode::OK, JSON, &cluster.lag_json(&lag, row)))
 }
 
 async fn group_lag(app: &App, headers: &HeaderMap, cluster: &str, group: &str) -> Result<(Cluster, GroupLag)> {

@@ -1,9 +1,11 @@
 //! Topics and brokers: looked at, created with good defaults, deleted.
 
 mod advice;
+mod health;
+pub(crate) mod lint;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -16,6 +18,8 @@ use service_kit::{
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use advice::Advice;
+use advice::count;
+pub(crate) use health::{Health, Kind};
 
 use crate::{
     config,
@@ -38,6 +42,8 @@ struct Inner {
     config: config::Topics,
     /// Topic → its partitions, as of when. Only topics that exist, so the cluster bounds it.
     known: RwLock<HashMap<Arc<str>, (Instant, usize)>>,
+    /// `min.insync.replicas` of every topic, and when all were asked for.
+    min_isr: RwLock<(Option<Instant>, HashMap<String, u32>)>,
 }
 
 /// What a new topic should be. 0 and `None` take the advice or the broker's default.
@@ -74,7 +80,7 @@ pub(crate) struct Brokers {
     pub(crate) cluster: ClusterView,
     /// By broker id.
     pub(crate) load: BTreeMap<i32, BrokerLoad>,
-    pub(crate) replicas: ReplicaState,
+    pub(crate) health: Health,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,7 +113,7 @@ impl ReplicaState {
 
 impl Topics {
     pub(crate) fn new(kafka: Connection, gate: Arc<Gate>, store: Arc<dyn OffsetStore>, config: config::Topics) -> Self {
-        Self { inner: Arc::new(Inner { kafka, gate, store, config, known: RwLock::default() }) }
+        Self { inner: Arc::new(Inner { kafka, gate, store, config, known: RwLock::default(), min_isr: RwLock::default() }) }
     }
 
     async fn admin(&self) -> Result<&Arc<dyn kafka::Admin>> {
@@ -308,9 +314,47 @@ impl Topics {
         for (broker, bytes) in log_bytes {
             load.entry(broker).or_default().log_bytes = Some(bytes);
         }
-        Ok(Brokers { replicas: ReplicaState::of(&topics), cluster, load })
+        Ok(Brokers { health: self.health(&topics), cluster, load })
+    }
+
+    /// How partitions and their leaders are, with the settings that were known last: while a broker goes away, nobody may answer for them.
+    pub(crate) fn health(&self, topics: &[TopicView]) -> Health {
+        health::health(topics, &self.inner.min_isr.read().1)
+    }
+
+    /// Asks for the settings that [`Self::health`] needs: of topics that are new, and each [`MIN_ISR_AGE`] of all.
+    pub(crate) async fn learn_min_isr(&self, topics: &[TopicView]) -> Result<()> {
+        let names: Vec<String> = {
+            let known = self.inner.min_isr.read();
+            let all = known.0.is_none_or(|at| at.elapsed() >= MIN_ISR_AGE);
+            topics.iter().map(|topic| &topic.name).filter(|name| all || !known.1.contains_key(*name)).cloned().collect()
+        };
+        if names.is_empty() {
+            return Ok(());
+        }
+        let found = self.admin().await?.topic_configs(&names).await?;
+        let mut known = self.inner.min_isr.write();
+        let exist: HashSet<&str> = topics.iter().map(|topic| topic.name.as_str()).collect();
+        known.1.retain(|name, _| exist.contains(name.as_str()));
+        if names.len() == topics.len() {
+            known.0 = Some(Instant::now());
+        }
+        for name in names {
+            // One that may not be looked at is not asked for each time.
+            let min = found.get(&name).and_then(|config| setting(config, MIN_ISR)?.parse().ok()).unwrap_or(1);
+            known.1.insert(name, min);
+        }
+        Ok(())
     }
 }
+
+/// A topic's setting, its default included.
+fn setting<'a>(config: &'a [ConfigEntry], name: &str) -> Option<&'a str> {
+    config.iter().find(|entry| entry.name == name)?.value.as_deref()
+}
+
+/// How long a topic's `min.insync.replicas` is believed while brokers answer.
+const MIN_ISR_AGE: Duration = Duration::from_secs(300);
 
 /// How long a creation waits for the leaders of its partitions, and how often it looks.
 const USABLE_WAIT_MAX: Duration = Duration::from_secs(5);

@@ -9,6 +9,7 @@ mod cluster;
 mod process;
 mod push;
 mod stores;
+mod watch;
 
 use std::time::Duration;
 

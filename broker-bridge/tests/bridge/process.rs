@@ -36,13 +36,21 @@ impl Bridge {
         bridge
     }
 
+    /// Started and ready, with settings of its own.
+    pub(crate) async fn start_with(servers: &str, variables: &[(&str, &str)]) -> Self {
+        let bridge = Self::start_unready_with(servers, variables).await;
+        bridge.ready().await;
+        bridge
+    }
+
+
     /// Started; its listeners are there.
     pub(crate) async fn start_unready(servers: &str) -> Self {
-        Self::start_with(servers, &[]).await
+        Self::start_unready_with(servers, &[]).await
     }
 
     /// As `start_unready`, with these variables.
-    pub(crate) async fn start_with(servers: &str, variables: &[(&str, &str)]) -> Self {
+    pub(crate) async fn start_unready_with(servers: &str, variables: &[(&str, &str)]) -> Self {
         let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Self::start_in(TempDir::new().unwrap(), servers.to_owned(), variables).await
     }
@@ -140,16 +148,23 @@ pub(crate) async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Outpu
     timeout(PATIENCE, running).await.expect("the process does not end").unwrap()
 }
 
-/// The CLI on this bridge, to its end; gives what it printed.
+/// The CLI on this bridge, to its end, which is a good one; gives what it printed.
 pub(crate) async fn millrace(bridge: &Bridge, words: &[&str]) -> String {
+    let (code, told) = millrace_exits(bridge, words).await;
+    assert_eq!(code, 0, "{words:?}: {told}");
+    told
+}
+
+/// As [`millrace`], with its exit code; what it printed is its error where it printed nothing else.
+pub(crate) async fn millrace_exits(bridge: &Bridge, words: &[&str]) -> (i32, String) {
     // Cargo puts the binaries of the workspace side by side.
     let binary = Path::new(env!("CARGO_BIN_EXE_millrace-bridge")).with_file_name("millrace");
     assert!(binary.is_file(), "{} is not built: run `cargo build --workspace --bins`", binary.display());
     let mut command = Command::new(binary);
     let running = command.args(["--bridge", &bridge.control]).args(words).stdin(Stdio::null()).output();
     let output = timeout(PATIENCE, running).await.expect("millrace does not end").unwrap();
-    assert_eq!(output.status.code(), Some(0), "{words:?}: {}", text(&output));
-    String::from_utf8(output.stdout).unwrap()
+    let told = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+    (output.status.code().unwrap(), String::from_utf8(told).unwrap())
 }
 
 pub(crate) fn text(output: &Output) -> String {

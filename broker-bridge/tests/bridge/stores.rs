@@ -14,7 +14,7 @@ async fn another_bridge_goes_on_where_a_killed_one_was_answered() {
     for (store, address) in [("kafka", None), ("redis", Some(redis.as_str()))] {
         let mut variables = vec![("MILLRACE_OFFSETS__STORE", store)];
         variables.extend(address.map(|address| ("MILLRACE_OFFSETS__ADDRESS", address)));
-        let first = Bridge::start_with(&servers(), &variables).await;
+        let first = Bridge::start_unready_with(&servers(), &variables).await;
         first.ready().await;
         let client = Client::of(&first).await;
         let topic = client.create_topic(1).await;
@@ -26,7 +26,7 @@ async fn another_bridge_goes_on_where_a_killed_one_was_answered() {
         assert_eq!(client.post(&format!("{base}/offsets"), V2, &commit).await.0, 200);
         first.kill().await;
 
-        let second = Bridge::start_with(&servers(), &variables).await;
+        let second = Bridge::start_unready_with(&servers(), &variables).await;
         second.ready().await;
         let client = Client::of(&second).await;
         let base = client.consumer(&group, &topic, true).await;
@@ -56,7 +56,7 @@ async fn a_store_that_is_missing_is_told_and_waited_for() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let address = format!("redis://{free}");
     let variables = [("MILLRACE_OFFSETS__STORE", "redis"), ("MILLRACE_OFFSETS__ADDRESS", address.as_str())];
-    let bridge = Bridge::start_with(&servers(), &variables).await;
+    let bridge = Bridge::start_unready_with(&servers(), &variables).await;
     let url = format!("http://{}", bridge.http);
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {

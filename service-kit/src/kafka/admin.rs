@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rdkafka::Offset;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication};
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
@@ -54,26 +54,36 @@ fn client(config: &KafkaConfig) -> Result<Client, KafkaError> {
         .map_err(|error| watch.explain(&error, "making a Kafka admin client"))
 }
 
+/// Topics asked for in one request.
+const DESCRIBED_AT_ONCE: usize = 500;
+
 async fn describe(client: &Client, bound: Duration, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
     let what = format!("reading the configuration of topic \"{name}\"");
     let options = AdminOptions::new().request_timeout(Some(bound));
     let answer = client.describe_configs([&ResourceSpecifier::Topic(name)], &options).await;
     let resources = answer.map_err(|error| client.inner().context().explain(&error, &what))?;
-    let mut entries = Vec::new();
+    let mut all = Vec::new();
     for resource in resources {
         let resource = resource.map_err(|code| match code {
             Code::UnknownTopicOrPartition | Code::UnknownTopic => KafkaError::UnknownTopic(name.into()),
             other => KafkaError::from_code(other, &what),
         })?;
-        entries.extend(resource.entries.into_iter().map(|entry| ConfigEntry {
-            name: entry.name,
-            value: entry.value.filter(|_| !entry.is_sensitive),
-            is_default: entry.is_default,
-            is_sensitive: entry.is_sensitive,
-        }));
+        all.extend(entries(resource));
     }
+    Ok(all)
+}
+
+/// Ascending by name.
+fn entries(resource: ConfigResource) -> Vec<ConfigEntry> {
+    let entry = |entry: rdkafka::admin::ConfigEntry| ConfigEntry {
+        name: entry.name,
+        value: entry.value.filter(|_| !entry.is_sensitive),
+        is_default: entry.is_default,
+        is_sensitive: entry.is_sensitive,
+    };
+    let mut entries: Vec<ConfigEntry> = resource.entries.into_iter().map(entry).collect();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(entries)
+    entries
 }
 
 struct Native {
@@ -192,6 +202,23 @@ impl Admin for Native {
             return Err(KafkaError::Auth(format!("the configuration of topic \"{name}\" may not be read")));
         }
         Ok(entries)
+    }
+
+    async fn topic_configs(&self, names: &[String]) -> Result<BTreeMap<String, Vec<ConfigEntry>>, KafkaError> {
+        let mut found = BTreeMap::new();
+        for names in names.chunks(DESCRIBED_AT_ONCE) {
+            let wanted: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+            let options = AdminOptions::new().request_timeout(Some(self.lookup.timeout));
+            let answer = self.client.describe_configs(wanted.iter(), &options).await;
+            let resources = answer.map_err(|error| self.lookup.watch.explain(&error, "reading the configuration of topics"))?;
+            for mut resource in resources.into_iter().flatten().filter(|resource| !resource.entries.is_empty()) {
+                let specifier = std::mem::replace(&mut resource.specifier, OwnedResourceSpecifier::Broker(-1));
+                if let OwnedResourceSpecifier::Topic(name) = specifier {
+                    found.insert(name, entries(resource));
+                }
+            }
+        }
+        Ok(found)
     }
 
     async fn create_topic(

@@ -18,6 +18,7 @@ mod config;
 mod context;
 mod direct;
 mod error;
+mod group_log;
 mod jaas;
 mod lookup;
 mod member;
@@ -43,6 +44,7 @@ pub use admin::admin;
 pub use config::{KafkaConfig, properties as deserialize_properties, servers as deserialize_servers};
 pub use direct::range_reader;
 pub use error::KafkaError;
+pub use group_log::{GROUP_LOG, GroupCommit, GroupRecord, group_record};
 pub use lookup::{StableOffsets, stable_offsets};
 pub use member::{Joining, group_reader, member};
 pub use producer::{PIECE_RECORDS, producer};
@@ -282,6 +284,8 @@ pub trait Admin: Send + Sync {
     /// connections that are not plaintext).
     async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError>;
     async fn topic_config(&self, name: &str) -> Result<Vec<ConfigEntry>, KafkaError>;
+    /// Of many topics, by name; those that do not exist or may not be looked at are absent.
+    async fn topic_configs(&self, names: &[String]) -> Result<BTreeMap<String, Vec<ConfigEntry>>, KafkaError>;
     /// `partitions` and `replication` of -1 take the broker's defaults. Returns when the topic can be used.
     async fn create_topic(
         &self,

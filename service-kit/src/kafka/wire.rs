@@ -167,7 +167,7 @@ pub(super) fn parse_assignment(bytes: &[u8]) -> Result<Vec<(String, Vec<i32>)>, 
 }
 
 /// The unread rest of a message.
-struct Input<'a>(&'a [u8]);
+pub(super) struct Input<'a>(pub(super) &'a [u8]);
 
 impl<'a> Input<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
@@ -184,15 +184,15 @@ impl<'a> Input<'a> {
         Ok(bytes)
     }
 
-    fn i16(&mut self) -> Result<i16, String> {
+    pub(super) fn i16(&mut self) -> Result<i16, String> {
         Ok(i16::from_be_bytes(self.array()?))
     }
 
-    fn i32(&mut self) -> Result<i32, String> {
+    pub(super) fn i32(&mut self) -> Result<i32, String> {
         Ok(i32::from_be_bytes(self.array()?))
     }
 
-    fn i64(&mut self) -> Result<i64, String> {
+    pub(super) fn i64(&mut self) -> Result<i64, String> {
         Ok(i64::from_be_bytes(self.array()?))
     }
 
@@ -219,7 +219,7 @@ impl<'a> Input<'a> {
     }
 
     /// Passes over a string of a flexible version.
-    fn compact(&mut self) -> Result<(), String> {
+    pub(super) fn compact(&mut self) -> Result<(), String> {
         let length = self.varint()?.saturating_sub(1);
         self.take(length).map(drop)
     }
@@ -234,7 +234,7 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    fn string(&mut self) -> Result<Option<String>, String> {
+    pub(super) fn string(&mut self) -> Result<Option<String>, String> {
         let Ok(length) = usize::try_from(self.i16()?) else { return Ok(None) };
         Ok(Some(String::from_utf8_lossy(self.take(length)?).into_owned()))
     }
