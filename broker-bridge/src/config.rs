@@ -110,6 +110,15 @@ pub struct Produce {
     /// How long a batch's results are kept.
     #[serde(with = "duration")]
     pub dedup_age: Duration,
+    /// Streams of records (`POST /v3/…/records`) at a time; more get 503.
+    #[serde(deserialize_with = "at_least_one")]
+    pub streams_max: usize,
+    /// Records of one stream that are on their way at a time; the client is not read from while they are.
+    #[serde(deserialize_with = "at_least_one")]
+    pub stream_records_max: usize,
+    /// The same in bytes, and the largest record of a stream.
+    #[serde(deserialize_with = "at_least_one")]
+    pub stream_bytes_max: usize,
 }
 
 impl Default for Produce {
@@ -120,6 +129,9 @@ impl Default for Produce {
             in_flight_bytes_max: 32 * 1024 * 1024,
             dedup_records_max: 1_000_000,
             dedup_age: Duration::from_secs(600),
+            streams_max: 64,
+            stream_records_max: 1_000,
+            stream_bytes_max: 1024 * 1024,
         }
     }
 }
@@ -128,6 +140,11 @@ impl Produce {
     /// `in_flight_bytes_max` in units of a KiB, at least one.
     pub(crate) fn room_kib(&self) -> u32 {
         u32::try_from(self.in_flight_bytes_max / 1024).unwrap_or(u32::MAX).clamp(1, u32::MAX >> 3)
+    }
+
+    /// `stream_bytes_max` in units of a KiB, at least one.
+    pub(crate) fn stream_room_kib(&self) -> u32 {
+        u32::try_from(self.stream_bytes_max / 1024).unwrap_or(u32::MAX).clamp(1, u32::MAX >> 3)
     }
 }
 

@@ -7,7 +7,7 @@
 //! | `service` | how the parts are put together, started and drained |
 //! | `connect` | the bridge's own connection to Kafka |
 //! | `error` | every error a caller can meet: code, status, kind |
-//! | `http` | Confluent REST v2, Strimzi's admin path and v3 basics; translates, then calls the parts below |
+//! | `http` | Confluent REST v2, Strimzi's admin path and v3; translates, then calls the parts below |
 //! | `grpc` | the same by gRPC, with streams |
 //! | `produce` | records in: checks, results per record, repeated batches |
 //! | `session` | records out: consumer instances, their offsets and their end |

@@ -8,6 +8,7 @@ mod cli;
 mod cluster;
 mod process;
 mod push;
+mod v3;
 
 use std::time::Duration;
 

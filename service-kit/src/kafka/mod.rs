@@ -10,6 +10,8 @@
 //! | range reader, `read_committed` | librdkafka | filters aborted records |
 //! | producer, transactional writer, member, admin | librdkafka | idempotence, transactions, groups |
 //!
+//! [`Manage`] asks and changes what librdkafka's binding has no call for: access control lists, single settings, reassignments.
+//!
 //! A broker that goes away is logged once, and once more when it is back ([`outage`]); never per record.
 //! Errors are one type, [`KafkaError`], that says what the caller may do.
 
@@ -20,6 +22,7 @@ mod direct;
 mod error;
 mod jaas;
 mod lookup;
+mod manage;
 mod member;
 mod outage;
 mod produce_batch;
@@ -43,6 +46,10 @@ pub use admin::admin;
 pub use config::{KafkaConfig, properties as deserialize_properties, servers as deserialize_servers};
 pub use direct::range_reader;
 pub use error::KafkaError;
+pub use manage::{
+    Acl, AclFilter, AclOperation, AclPattern, AclPermission, AclResource, ConfigChange, ConfigDetail, ConfigOf, Manage, Reassignment,
+    Synonym,
+};
 pub use member::{Joining, group_reader, member};
 pub use producer::{PIECE_RECORDS, producer};
 pub use properties::UNKNOWN;
