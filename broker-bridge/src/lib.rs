@@ -11,6 +11,7 @@
 //! | `grpc` | the same by gRPC, with streams |
 //! | `produce` | records in: checks, results per record, repeated batches |
 //! | `session` | records out: consumer instances, their offsets and their end |
+//! | `transaction` | transactions of callers: their leases, writers and ends |
 //! | `codec` | embedded formats: binary, json, text |
 //! | `topics` | topics and brokers, and how many partitions a topic should have |
 //! | `lag` | how far groups are behind |
@@ -36,5 +37,6 @@ mod session;
 mod testing;
 mod topics;
 mod trace;
+mod transaction;
 
 pub use cli::main;

@@ -25,6 +25,7 @@ use crate::{
     produce::Produce,
     session::{Clients, Deps, KafkaClients, Sessions},
     topics::Topics,
+    transaction::{KafkaWriters, Transactions},
 };
 
 /// Longest wait for the first answer of a broker before the listeners open.
@@ -96,6 +97,13 @@ impl Service for BridgeService {
         let produce = Produce::new(Arc::clone(&producer), topics.clone(), Arc::clone(&gate), config.produce.clone(), ctx.tasks.clone());
         let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate));
         let manage = Manage::new(&kafka);
+        let mut transactional = kafka.clone();
+        let transaction_ms = config.transactions.timeout.as_millis().clamp(1_000, i32::MAX as u128);
+        transactional.set("transaction.timeout.ms", transaction_ms.to_string());
+        let writers = Arc::new(KafkaWriters { config: transactional });
+        let transactions =
+            Transactions::new(writers, topics.clone(), Arc::clone(&gate), config.transactional_id(), config.transactions.clone());
+        ctx.tasks.spawn(transactions.clone().watch(ctx.shutdown.clone()));
         let clients: Arc<dyn Clients> =
             Arc::new(KafkaClients { config: kafka, poll_interval_max: config.consume.session_idle + Duration::from_secs(60) });
         let resets = Resets {
@@ -133,6 +141,7 @@ impl Service for BridgeService {
 
         let grpc = grpc::routes(grpc::Services {
             produce: produce.clone(),
+            transactions: transactions.clone(),
             sessions: sessions.clone(),
             topics: topics.clone(),
             lag: lag.clone(),
@@ -146,6 +155,7 @@ impl Service for BridgeService {
             topics,
             lag,
             manage,
+            transactions: transactions.clone(),
             config: Arc::new(config.clone()),
             readiness: ctx.readiness.clone(),
         };

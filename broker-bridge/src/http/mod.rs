@@ -7,6 +7,7 @@ mod negotiate;
 mod produce;
 mod push;
 mod topics;
+mod transactions;
 mod v3;
 
 use std::sync::Arc;
@@ -23,12 +24,13 @@ use serde_json::json;
 use service_kit::{Readiness, kafka::Manage};
 
 use crate::{
-    config::BridgeConfig,
+    config::{BridgeConfig, Compat},
     error::{BridgeError, Code, Result},
     lag::Lag,
     produce::Produce,
     session::Sessions,
     topics::Topics,
+    transaction::Transactions,
 };
 
 /// What the handlers work with. Cheap to clone.
@@ -39,6 +41,7 @@ pub(crate) struct App {
     pub(crate) topics: Topics,
     pub(crate) lag: Lag,
     pub(crate) manage: Manage,
+    pub(crate) transactions: Transactions,
     pub(crate) config: Arc<BridgeConfig>,
     pub(crate) readiness: Readiness,
 }
@@ -80,6 +83,7 @@ fn routes() -> Vec<Route> {
         route!(GET "/ready", ready),
         route!(GET "/metrics", async || service_kit::metrics::render()),
         route!(GET "/openapi", openapi),
+        route!(GET "/openapi/v3", openapi),
 
         route!(GET "/topics", topics::list),
         route!(GET "/topics/{topic}", topics::describe),
@@ -92,6 +96,13 @@ fn routes() -> Vec<Route> {
         route!(GET "/brokers", topics::brokers),
 
         route!(GET "/consumers/{group}/stream", push::stream),
+        route!(POST "/records", transactions::write_all),
+        route!(POST "/transactions", transactions::begin),
+        route!(POST "/transactions/{transaction}/records", transactions::produce),
+        route!(POST "/transactions/{transaction}/offsets", transactions::offsets),
+        route!(POST "/transactions/{transaction}/commit", transactions::commit),
+        route!(POST "/transactions/{transaction}/abort", transactions::abort),
+
         route!(POST "/consumers/{group}", consume::create),
         route!(DELETE instance!(""), consume::remove),
         route!(GET instance!("/subscription"), consume::subscription),
@@ -164,7 +175,10 @@ pub(crate) fn router(app: App) -> Router {
     for Route { path, handler, .. } in routes() {
         router = router.route(path, handler);
     }
-    router.fallback(no_route).method_not_allowed_fallback(no_method).layer(axum::middleware::map_response(in_our_form)).with_state(app)
+    let compat = app.config.http.compat;
+    let router = router.fallback(no_route).method_not_allowed_fallback(no_method).layer(axum::middleware::map_response(in_our_form));
+    let router = if compat == Compat::Strimzi { router.layer(axum::middleware::map_response(as_strimzi)) } else { router };
+    router.with_state(app)
 }
 
 async fn root() -> Response {
@@ -217,6 +231,19 @@ async fn in_our_form(response: Response) -> Response {
     BridgeError::new(code, if message.is_empty() { "the request cannot be read".to_owned() } else { message }).into_response()
 }
 
+/// Strimzi's errors have the status as their code, and say twice what is wrong with a body.
+async fn as_strimzi(mut response: Response) -> Response {
+    let Some(error) = response.extensions_mut().remove::<BridgeError>() else { return response };
+    let status = response.status();
+    let mut body = json!({"error_code": status.as_u16(), "message": error.message});
+    if error.code == Code::BadRequest {
+        body["validation_errors"] = json!([error.message]);
+    }
+    *response.body_mut() = axum::body::Body::from(body.to_string());
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    response
+}
+
 /// Of axum's own words.
 const REFUSAL_BYTES_MAX: usize = 4096;
 
@@ -241,6 +268,8 @@ impl IntoResponse for BridgeError {
         if self.retryable() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        // For who writes it in another form.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -52,6 +52,7 @@ impl Bridge {
             sessions: testing::sessions(&kafka, &store, config.consume.clone()),
             topics: testing::topics(&kafka),
             lag: testing::lag(&kafka, store.clone()),
+            transactions: testing::transactions(&kafka),
             manage: Manage::new(&service_kit::kafka::KafkaConfig::new("nowhere:1")),
             config: Arc::new(config),
             readiness: Readiness::default(),

@@ -6,8 +6,10 @@
 
 mod cli;
 mod cluster;
+mod honest;
 mod process;
 mod push;
+mod transactions;
 mod v3;
 
 use std::time::Duration;

@@ -64,6 +64,7 @@ impl IntoResponse for V3Error {
         let body = json!({"error_code": number, "message": self.0.message});
         let mut response = self.0.into_response();
         *response.status_mut() = status;
+        response.extensions_mut().remove::<BridgeError>();
         *response.body_mut() = axum::body::Body::from(body.to_string());
         // That of the body before.
         response.headers_mut().remove(header::CONTENT_LENGTH);

@@ -38,6 +38,12 @@ impl Splitter {
                     return Err(format!("at byte {}: a record begins with '{{', not with {:?}", self.place(), char::from(byte)));
                 }
             }
+            if self.seen == self.max {
+                return Err(format!(
+                    "the record that begins at byte {} is larger than {} bytes (produce.stream_bytes_max)",
+                    self.gone, self.max
+                ));
+            }
             self.seen += 1;
             if self.in_string {
                 self.in_string = self.escaped || byte != b'"';
@@ -56,18 +62,6 @@ impl Splitter {
                 self.seen = 0;
                 return Ok(Some((at, object)));
             }
-            if self.seen > self.max {
-                return Err(format!(
-                    "the record that begins at byte {} is larger than {} bytes (produce.stream_bytes_max)",
-                    self.gone, self.max
-                ));
-            }
-        }
-        if self.seen > self.max {
-            return Err(format!(
-                "the record that begins at byte {} is larger than {} bytes (produce.stream_bytes_max)",
-                self.gone, self.max
-            ));
         }
         Ok(None)
     }
@@ -114,7 +108,7 @@ mod tests {
             let (found, error) = split(text, piece);
             let objects: Vec<&str> = found.iter().map(|(_, object)| object.as_str()).collect();
             assert_eq!((objects.as_slice(), error), (["{\"a\":\"}\\\"{\",\"b\":[{},[]]}", "{}", "{\"ö\":1}"].as_slice(), None), "{piece}");
-            assert_eq!(found[1].0, 28);
+            assert_eq!(found[1].0, 27);
         }
     }
 
@@ -143,12 +137,12 @@ mod tests {
                 splitter.push(bytes);
                 loop {
                     match splitter.next() {
-                        Ok(Some((_, object))) => assert!(object.len() <= 21),
+                        Ok(Some((_, object))) => assert!(object.len() <= 20),
                         Ok(None) => break,
                         Err(_) => return Ok(()),
                     }
                 }
-                assert!(splitter.buffer.len() <= 21, "{}", splitter.buffer.len());
+                assert!(splitter.buffer.len() <= 20, "{}", splitter.buffer.len());
             }
         }
     }
