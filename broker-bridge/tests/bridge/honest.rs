@@ -48,7 +48,7 @@ async fn bad_requests_get_a_precise_refusal_and_cost_no_memory() {
         (&none, JSON, r#"{"records":[{"value":1}]}"#, 404, 40401, "does not exist"),
         (&to, JSON, "{\"records\":[{\"value\":1}", 400, 400, "line 1 column 23"),
         (&to, JSON, "{\"records\":[{\"value\":\u{1}}]}", 400, 400, "line 1 column 22"),
-        (&to, JSON, r#"{"records":[{"value":"\ud800"}]}"#, 400, 400, "column"),
+        (&to, "application/vnd.kafka.text.v2+json", r#"{"records":[{"value":"\ud800"}]}"#, 422, 42206, "not Unicode text"),
         (&to, JSON, r#"{"records":{}}"#, 422, 422, "line 1 column 11"),
         (&to, JSON, r#"{"records":[{"value":1,"partition":"x"}]}"#, 422, 422, "partition"),
         (&to, JSON, &deep_type, 400, 400, "recursion limit"),
