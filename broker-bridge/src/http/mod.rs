@@ -95,7 +95,6 @@ fn routes() -> Vec<Route> {
         route!(POST "/admin/topics", topics::create),
         route!(GET "/brokers", topics::brokers),
 
-        route!(GET "/consumers/{group}/stream", push::stream),
         route!(POST "/records", transactions::write_all),
         route!(POST "/transactions", transactions::begin),
         route!(POST "/transactions/{transaction}/records", transactions::produce),
@@ -103,6 +102,7 @@ fn routes() -> Vec<Route> {
         route!(POST "/transactions/{transaction}/commit", transactions::commit),
         route!(POST "/transactions/{transaction}/abort", transactions::abort),
 
+        route!(GET "/consumers/{group}/stream", push::stream),
         route!(POST "/consumers/{group}", consume::create),
         route!(DELETE instance!(""), consume::remove),
         route!(GET instance!("/subscription"), consume::subscription),
@@ -186,7 +186,7 @@ async fn root() -> Response {
     json_response(
         StatusCode::OK,
         JSON,
-        &json!({"name": "millrace-bridge", "version": env!("CARGO_PKG_VERSION"), "openapi": "/openapi", "operations": operations}),
+        &json!({"name": "millrace-bridge", "version": env!("CARGO_PKG_VERSION"), "bridge_version": env!("CARGO_PKG_VERSION"), "openapi": "/openapi", "operations": operations}),
     )
 }
 

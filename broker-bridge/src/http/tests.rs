@@ -429,3 +429,106 @@ async fn links_lead_somewhere() {
         assert_eq!(bridge.get(path).await.status, 200, "{path}");
     }
 }
+
+/// The bodies that each documents, byte by byte where the order of fields does not matter.
+#[tokio::test]
+async fn answers_and_errors_are_those_of_each_dialect() {
+    const FORMAT: &str = "application/vnd.kafka.json.v2+json";
+    let partition = json!({"partition": 1, "leader": 1, "replicas": [{"broker": 1, "leader": true, "in_sync": true}]});
+    let confluent_ok = json!({"offsets": [{"partition": 1, "offset": 0, "error_code": null, "error": null}], "key_schema_id": null, "value_schema_id": null});
+    // Method, path, content type, body; status and body of Confluent, of Strimzi. A message is compared by its presence.
+    let table: Vec<(&str, &str, &str, &str, (u16, Value), (u16, Value))> = vec![
+        ("GET", "/topics", "", "", (200, json!(["t"])), (200, json!(["t"]))),
+        ("GET", "/topics/t/partitions/1", "", "", (200, partition.clone()), (200, partition)),
+        (
+            "GET",
+            "/topics/t/partitions/1/offsets",
+            "",
+            "",
+            (200, json!({"beginning_offset": 0, "end_offset": 0})),
+            (200, json!({"beginning_offset": 0, "end_offset": 0})),
+        ),
+        (
+            "POST",
+            "/topics/t/partitions/1",
+            FORMAT,
+            r#"{"records":[{"value":1}]}"#,
+            (200, confluent_ok),
+            (200, json!({"offsets": [{"partition": 1, "offset": 0}]})),
+        ),
+        ("POST", "/topics/t?async=true", FORMAT, r#"{"records":[{"value":1}]}"#, (204, Value::Null), (204, Value::Null)),
+        ("GET", "/topics/none", "", "", (404, json!({"error_code": 40401})), (404, json!({"error_code": 404}))),
+        (
+            "POST",
+            "/topics/none",
+            FORMAT,
+            r#"{"records":[{"value":1}]}"#,
+            (404, json!({"error_code": 40401})),
+            (404, json!({"error_code": 404})),
+        ),
+        ("GET", "/topics/t/partitions/9", "", "", (404, json!({"error_code": 40402})), (404, json!({"error_code": 404}))),
+        ("POST", "/topics/t", FORMAT, r#"{"records":[]}"#, (422, json!({"error_code": 422})), (422, json!({"error_code": 422}))),
+        ("POST", "/topics/t", FORMAT, "{", (400, json!({"error_code": 400})), (400, json!({"error_code": 400, "validation_errors": 1}))),
+        ("DELETE", "/consumers/g/instances/none", "", "", (404, json!({"error_code": 40403})), (404, json!({"error_code": 404}))),
+        (
+            "POST",
+            "/consumers/g",
+            V2,
+            r#"{"foo":"bar"}"#,
+            (422, json!({"error_code": 42204})),
+            (400, json!({"error_code": 400, "validation_errors": 1})),
+        ),
+        (
+            "POST",
+            "/consumers/g",
+            V2,
+            r#"{"auto.offset.reset":"foo"}"#,
+            (422, json!({"error_code": 42204})),
+            (422, json!({"error_code": 422})),
+        ),
+        (
+            "POST",
+            "/consumers/g",
+            V2,
+            r#"{"name":"n"}"#,
+            (200, json!({"instance_id": "n", "base_uri": "http://bridge:8082/consumers/g/instances/n"})),
+            (200, json!({"instance_id": "n", "base_uri": "http://bridge:8082/consumers/g/instances/n"})),
+        ),
+        ("POST", "/consumers/g", V2, r#"{"name":"n"}"#, (409, json!({"error_code": 40902})), (409, json!({"error_code": 409}))),
+        ("POST", "/consumers/g/instances/n/subscription", V2, r#"{"topics":["t"]}"#, (204, Value::Null), (204, Value::Null)),
+        (
+            "POST",
+            "/consumers/g/instances/n/assignments",
+            V2,
+            r#"{"partitions":[{"topic":"t","partition":0}]}"#,
+            (409, json!({"error_code": 40903})),
+            (409, json!({"error_code": 409})),
+        ),
+        ("DELETE", "/consumers/g/instances/n", "", "", (204, Value::Null), (204, Value::Null)),
+        ("GET", "/nowhere", "", "", (404, json!({"error_code": 404})), (404, json!({"error_code": 404}))),
+    ];
+    let (confluent, strimzi) = (Bridge::new(Compat::Confluent), Bridge::new(Compat::Strimzi));
+    for (method, path, kind, body, of_confluent, of_strimzi) in table {
+        for (bridge, (status, expected)) in [(&confluent, of_confluent), (&strimzi, of_strimzi)] {
+            let headers = [("content-type", kind)];
+            let answer = bridge.call(method, path, if kind.is_empty() { &[] } else { &headers }, body).await;
+            assert_eq!(answer.status, status, "{method} {path}: {}", answer.text);
+            if expected.is_null() {
+                assert_eq!(answer.text, "", "{method} {path}");
+                continue;
+            }
+            let mut found = answer.json();
+            if status >= 400 {
+                let fields = found.as_object_mut().unwrap();
+                assert!(fields.remove("message").is_some_and(|message| message.is_string()), "{method} {path}: {}", answer.text);
+                if let Some(errors) = fields.get_mut("validation_errors") {
+                    *errors = json!(errors.as_array().unwrap().len());
+                }
+            }
+            assert_eq!(found, expected, "{method} {path}");
+        }
+    }
+    for path in ["/openapi", "/openapi/v3"] {
+        assert_eq!(strimzi.get(path).await.json()["openapi"], "3.1.0");
+    }
+}
