@@ -437,7 +437,8 @@ async fn answers_and_errors_are_those_of_each_dialect() {
     let partition = json!({"partition": 1, "leader": 1, "replicas": [{"broker": 1, "leader": true, "in_sync": true}]});
     let confluent_ok = json!({"offsets": [{"partition": 1, "offset": 0, "error_code": null, "error": null}], "key_schema_id": null, "value_schema_id": null});
     // Method, path, content type, body; status and body of Confluent, of Strimzi. A message is compared by its presence.
-    let table: Vec<(&str, &str, &str, &str, (u16, Value), (u16, Value))> = vec![
+    type Expected = (u16, Value);
+    let table: Vec<(&str, &str, &str, &str, Expected, Expected)> = vec![
         ("GET", "/topics", "", "", (200, json!(["t"])), (200, json!(["t"]))),
         ("GET", "/topics/t/partitions/1", "", "", (200, partition.clone()), (200, partition)),
         (
