@@ -20,6 +20,7 @@ pub struct BridgeConfig {
     pub kafka: Kafka,
     pub http: Http,
     pub produce: Produce,
+    pub transactions: Transactions,
     pub consume: Consume,
     pub offsets: Offsets,
     pub topics: Topics,
@@ -36,6 +37,7 @@ impl Default for BridgeConfig {
             kafka: Kafka::default(),
             http: Http::default(),
             produce: Produce::default(),
+            transactions: Transactions::default(),
             consume: Consume::default(),
             offsets: Offsets::default(),
             topics: Topics::default(),
@@ -110,6 +112,15 @@ pub struct Produce {
     /// How long a batch's results are kept.
     #[serde(with = "duration")]
     pub dedup_age: Duration,
+    /// Streams of records (`POST /v3/…/records`) at a time; more get 503.
+    #[serde(deserialize_with = "at_least_one")]
+    pub streams_max: usize,
+    /// Records of one stream that are on their way at a time; the client is not read from while they are.
+    #[serde(deserialize_with = "at_least_one")]
+    pub stream_records_max: usize,
+    /// The same in bytes, and the largest record of a stream.
+    #[serde(deserialize_with = "at_least_one")]
+    pub stream_bytes_max: usize,
 }
 
 impl Default for Produce {
@@ -120,6 +131,9 @@ impl Default for Produce {
             in_flight_bytes_max: 32 * 1024 * 1024,
             dedup_records_max: 1_000_000,
             dedup_age: Duration::from_secs(600),
+            streams_max: 64,
+            stream_records_max: 1_000,
+            stream_bytes_max: 1024 * 1024,
         }
     }
 }
@@ -128,6 +142,50 @@ impl Produce {
     /// `in_flight_bytes_max` in units of a KiB, at least one.
     pub(crate) fn room_kib(&self) -> u32 {
         u32::try_from(self.in_flight_bytes_max / 1024).unwrap_or(u32::MAX).clamp(1, u32::MAX >> 3)
+    }
+
+    /// `stream_bytes_max` in units of a KiB, at least one.
+    pub(crate) fn stream_room_kib(&self) -> u32 {
+        u32::try_from(self.stream_bytes_max / 1024).unwrap_or(u32::MAX).clamp(1, u32::MAX >> 3)
+    }
+}
+
+/// `[transactions]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Transactions {
+    /// What the transactional ids begin with; no other process may have the same. Empty: made of host, listener and store.
+    pub id: String,
+    /// Transactions at a time; more get 429. Each has a writer of its own, which is kept for the next one.
+    #[serde(deserialize_with = "at_least_one")]
+    pub open_max: usize,
+    /// Records in one transaction.
+    #[serde(deserialize_with = "at_least_one")]
+    pub records_max: usize,
+    /// How long a transaction lives without a call where its caller does not say it; then it is aborted.
+    #[serde(with = "period")]
+    pub lease: Duration,
+    /// How long one lives at most, and the longest lease.
+    #[serde(with = "period")]
+    pub timeout: Duration,
+}
+
+impl Default for Transactions {
+    fn default() -> Self {
+        Self { id: String::new(), open_max: 32, records_max: 100_000, lease: Duration::from_secs(10), timeout: Duration::from_secs(60) }
+    }
+}
+
+impl BridgeConfig {
+    /// What the transactional ids of this process begin with: the same after a restart, and no other process's.
+    pub(crate) fn transactional_id(&self) -> String {
+        if !self.transactions.id.is_empty() {
+            return self.transactions.id.clone();
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let store = std::path::absolute(&self.offsets.path).unwrap_or_else(|_| self.offsets.path.clone());
+        let place = format!("{}\0{:?}\0{}", host.trim(), self.http.listen, store.display());
+        format!("millrace-bridge-{}", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, place.as_bytes()).simple())
     }
 }
 

@@ -7,10 +7,11 @@
 //! | `service` | how the parts are put together, started and drained |
 //! | `connect` | the bridge's own connection to Kafka |
 //! | `error` | every error a caller can meet: code, status, kind |
-//! | `http` | Confluent REST v2, Strimzi's admin path and v3 basics; translates, then calls the parts below |
+//! | `http` | Confluent REST v2, Strimzi's admin path and v3; translates, then calls the parts below |
 //! | `grpc` | the same by gRPC, with streams |
 //! | `produce` | records in: checks, results per record, repeated batches |
 //! | `session` | records out: consumer instances, their offsets and their end |
+//! | `transaction` | transactions of callers: their leases, writers and ends |
 //! | `codec` | embedded formats: binary, json, text |
 //! | `topics` | topics and brokers, and how many partitions a topic should have |
 //! | `lag` | how far groups are behind, and how they are |
@@ -38,5 +39,6 @@ mod session;
 mod testing;
 mod topics;
 mod trace;
+mod transaction;
 
 pub use cli::main;

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use service_kit::{
     ConfigErrors, Context, HttpEndpoint, Latch, Running, Service,
     config::ConfigError,
-    kafka::{self, KafkaConfig},
+    kafka::{self, KafkaConfig, Manage},
     offsets::{self, OffsetStore, SledOffsets},
 };
 use tokio::{select, time::sleep};
@@ -26,6 +26,7 @@ use crate::{
     produce::Produce,
     session::{Clients, Deps, KafkaClients, Sessions},
     topics::Topics,
+    transaction::{KafkaWriters, Transactions},
 };
 
 /// Longest wait for the first answer of a broker before the listeners open.
@@ -132,6 +133,14 @@ impl Service for BridgeService {
         let gate = Arc::new(Gate::new(ctx.shutdown.clone()));
         let topics = Topics::new(connection.clone(), Arc::clone(&gate), Arc::clone(&store), config.topics.clone());
         let produce = Produce::new(Arc::clone(&producer), topics.clone(), Arc::clone(&gate), config.produce.clone(), ctx.tasks.clone());
+        let manage = Manage::new(&kafka);
+        let mut transactional = kafka.clone();
+        let transaction_ms = config.transactions.timeout.as_millis().clamp(1_000, i32::MAX as u128);
+        transactional.set("transaction.timeout.ms", transaction_ms.to_string());
+        let writers = Arc::new(KafkaWriters { config: transactional });
+        let transactions =
+            Transactions::new(writers, topics.clone(), Arc::clone(&gate), config.transactional_id(), config.transactions.clone());
+        ctx.tasks.spawn(transactions.clone().watch(ctx.shutdown.clone()));
         let clients: Arc<dyn Clients> =
             Arc::new(KafkaClients { config: kafka, poll_interval_max: config.consume.session_idle + Duration::from_secs(60) });
         let watch = Watch::new(connection.clone(), Arc::clone(&clients), Arc::clone(&store), config.monitor.clone());
@@ -172,6 +181,7 @@ impl Service for BridgeService {
 
         let grpc = grpc::routes(grpc::Services {
             produce: produce.clone(),
+            transactions: transactions.clone(),
             sessions: sessions.clone(),
             topics: topics.clone(),
             lag: lag.clone(),
@@ -180,8 +190,16 @@ impl Service for BridgeService {
             consume: config.consume.clone(),
             shutdown: ctx.shutdown.clone(),
         });
-        let app =
-            App { produce, sessions: sessions.clone(), topics, lag, config: Arc::new(config.clone()), readiness: ctx.readiness.clone() };
+        let app = App {
+            produce,
+            sessions: sessions.clone(),
+            topics,
+            lag,
+            manage,
+            transactions: transactions.clone(),
+            config: Arc::new(config.clone()),
+            readiness: ctx.readiness.clone(),
+        };
         let http = vec![HttpEndpoint { name: "http", listen: config.http.listen, router: http::router(app) }];
         let drain = config.shutdown.deadline;
         let control = Arc::new(BridgeControl { config, gate, sessions: sessions.clone(), seen });

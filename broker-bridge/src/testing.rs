@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use service_kit::{
     kafka::{
         Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GROUP_LOG, GroupMemberView, GroupView, Isolation, KafkaError, Member,
-        OutRecord, PartitionView, Producer, RangeReader, Record, TopicPartition, TopicView, Written,
+        OutRecord, PartitionView, Producer, RangeReader, Record, TopicPartition, TopicView, TransactionalWriter, Written,
     },
     offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
 };
@@ -33,6 +33,7 @@ use crate::{
     produce::Produce,
     session::{Clients, Deps, Sessions, Settings},
     topics::Topics,
+    transaction::{Transactions, Writers},
 };
 
 /// Cheap to clone; clones are the same cluster.
@@ -211,6 +212,18 @@ pub(crate) fn topics_with(kafka: &FakeKafka, store: &MemoryOffsets) -> Topics {
 
 pub(crate) fn produce(kafka: &FakeKafka) -> Produce {
     Produce::new(Arc::new(kafka.clone()), topics(kafka), gate(), config::Produce::default(), TaskTracker::new())
+}
+
+/// Without a broker there are none.
+pub(crate) fn transactions(kafka: &FakeKafka) -> Transactions {
+    Transactions::new(Arc::new(kafka.clone()), topics(kafka), gate(), "test".into(), config::Transactions::default())
+}
+
+#[async_trait]
+impl Writers for FakeKafka {
+    async fn writer(&self, _transactional_id: &str) -> Result<Box<dyn TransactionalWriter>, KafkaError> {
+        Err(KafkaError::Unsupported("this Kafka has no transactions".into()))
+    }
 }
 
 pub(crate) fn lag(kafka: &FakeKafka, store: MemoryOffsets) -> Lag {

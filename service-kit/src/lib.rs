@@ -40,7 +40,7 @@ pub mod telemetry;
 
 pub use app::exit;
 pub use config::{ConfigErrors, KitConfig, Secret};
-pub use listen::{HttpEndpoint, ListenAddr};
+pub use listen::{HttpEndpoint, ListenAddr, StreamedBody};
 pub use readiness::{Latch, Readiness};
 
 /// Runs a service to its end and gives the process's exit code.

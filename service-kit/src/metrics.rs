@@ -188,6 +188,14 @@ pub const METRICS: &[Metric] = &[
         &[],
         "Records that all consumers hold ready, and answers on their way (consume.held_bytes_max).",
     ),
+    gauge("millrace_bridge_transactions_open", "transactions", &[], "Transactions that are open (transactions.open_max)."),
+    counter(
+        "millrace_bridge_transactions_total",
+        "transactions",
+        &["outcome"],
+        "Transactions that ended: committed, aborted, expired (their lease ran out), failed.",
+    ),
+    gauge("millrace_bridge_produce_streams", "streams", &[], "Streams of records that are open (produce.streams_max)."),
     gauge("millrace_bridge_produce_in_flight_bytes", "bytes", &[], "Records taken and not yet acknowledged (produce.in_flight_bytes_max)."),
     counter(
         "millrace_bridge_stale_offsets_total",

@@ -49,7 +49,7 @@ pub(super) fn stream(services: Services, requests: Streaming<ProduceRequest>, tr
     }))
 }
 
-fn out_record(default: &Arc<str>, index: usize, record: Record) -> Result<OutRecord> {
+pub(super) fn out_record(default: &Arc<str>, index: usize, record: Record) -> Result<OutRecord> {
     let topic = if record.topic.is_empty() { Arc::clone(default) } else { record.topic.as_str().into() };
     if topic.is_empty() {
         return Err(BridgeError::new(

@@ -157,8 +157,10 @@ pub(super) fn settings(fields: BTreeMap<String, Value>, config: &BridgeConfig) -
                 Err(_) => return wrong("a number of milliseconds"),
             },
             _ => {
+                // Strimzi checks the form of a body before its meaning.
+                let code = if config.http.compat == Compat::Strimzi { Code::BadRequest } else { Code::InvalidConsumerConfig };
                 return Err(BridgeError::new(
-                    Code::InvalidConsumerConfig,
+                    code,
                     format!(
                         "{field} is not a setting of consumer instances; there are name, format, auto.offset.reset, auto.commit.enable, fetch.min.bytes, consumer.request.timeout.ms, isolation.level"
                     ),

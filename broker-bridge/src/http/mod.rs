@@ -1,4 +1,4 @@
-//! HTTP: Confluent REST v2 (with Strimzi's `text` format and admin path) and the basics of v3. Translates and calls; decides nothing.
+//! HTTP: Confluent REST v2 (with Strimzi's `text` format and admin path) and v3. Translates and calls; decides nothing.
 //!
 //! `routes` is the table of everything that is served. `openapi.json` describes it, and a test compares the two.
 
@@ -8,6 +8,7 @@ mod negotiate;
 mod produce;
 mod push;
 mod topics;
+mod transactions;
 mod ui;
 mod v3;
 
@@ -19,19 +20,20 @@ use axum::{
     handler::Handler,
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
-    routing::{MethodRouter, delete, get, post},
+    routing::{MethodRouter, delete, get, patch, post, put},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use service_kit::Readiness;
+use service_kit::{Readiness, kafka::Manage};
 
 use crate::{
-    config::BridgeConfig,
+    config::{BridgeConfig, Compat},
     error::{BridgeError, Code, Result},
     lag::Lag,
     produce::Produce,
     session::Sessions,
     topics::Topics,
+    transaction::Transactions,
 };
 
 /// What the handlers work with. Cheap to clone.
@@ -41,6 +43,8 @@ pub(crate) struct App {
     pub(crate) sessions: Sessions,
     pub(crate) topics: Topics,
     pub(crate) lag: Lag,
+    pub(crate) manage: Manage,
+    pub(crate) transactions: Transactions,
     pub(crate) config: Arc<BridgeConfig>,
     pub(crate) readiness: Readiness,
 }
@@ -69,12 +73,21 @@ macro_rules! instance {
     };
 }
 
+/// A path below the cluster.
+macro_rules! cluster {
+    ($path:literal) => {
+        concat!("/v3/clusters/{cluster}", $path)
+    };
+}
+
 /// Everything that is served.
 #[rustfmt::skip] // a table: one line an operation
 fn routes() -> Vec<Route> {
     macro_rules! route {
         (GET $path:expr, $handler:expr) => { Route { method: "GET", path: $path, handler: get($handler) } };
         (POST $path:expr, $handler:expr) => { Route { method: "POST", path: $path, handler: post($handler) } };
+        (PUT $path:expr, $handler:expr) => { Route { method: "PUT", path: $path, handler: put($handler) } };
+        (PATCH $path:expr, $handler:expr) => { Route { method: "PATCH", path: $path, handler: patch($handler) } };
         (DELETE $path:expr, $handler:expr) => { Route { method: "DELETE", path: $path, handler: delete($handler) } };
     }
     let mut routes = vec![
@@ -83,6 +96,7 @@ fn routes() -> Vec<Route> {
         route!(GET "/ready", ready),
         route!(GET "/metrics", async || service_kit::metrics::render()),
         route!(GET "/openapi", openapi),
+        route!(GET "/openapi/v3", openapi),
 
         route!(GET "/topics", topics::list),
         route!(GET "/topics/{topic}", topics::describe),
@@ -93,6 +107,13 @@ fn routes() -> Vec<Route> {
         route!(GET "/topics/{topic}/partitions/{partition}/offsets", topics::offsets),
         route!(POST "/admin/topics", topics::create),
         route!(GET "/brokers", topics::brokers),
+
+        route!(POST "/records", transactions::write_all),
+        route!(POST "/transactions", transactions::begin),
+        route!(POST "/transactions/{transaction}/records", transactions::produce),
+        route!(POST "/transactions/{transaction}/offsets", transactions::offsets),
+        route!(POST "/transactions/{transaction}/commit", transactions::commit),
+        route!(POST "/transactions/{transaction}/abort", transactions::abort),
 
         route!(GET "/consumers/{group}/stream", push::stream),
         route!(POST "/consumers/{group}", consume::create),
@@ -110,18 +131,55 @@ fn routes() -> Vec<Route> {
         route!(POST instance!("/positions/end"), consume::seek_to_end),
 
         route!(GET "/v3/clusters", v3::clusters),
-        route!(GET "/v3/clusters/{cluster}", v3::cluster),
-        route!(GET "/v3/clusters/{cluster}/brokers", v3::brokers),
-        route!(GET "/v3/clusters/{cluster}/brokers/{broker}", v3::broker),
-        route!(GET "/v3/clusters/{cluster}/topics", v3::topics),
-        route!(POST "/v3/clusters/{cluster}/topics", v3::create_topic),
-        route!(GET "/v3/clusters/{cluster}/topics/{topic}", v3::topic),
-        route!(DELETE "/v3/clusters/{cluster}/topics/{topic}", v3::delete_topic),
-        route!(GET "/v3/clusters/{cluster}/consumer-groups", v3::groups),
-        route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}", v3::group),
-        route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lag-summary", v3::lag_summary),
-        route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lags", v3::lags),
-        route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lags/{topic}/partitions/{partition}", v3::partition_lag),
+        route!(GET cluster!(""), v3::cluster),
+        route!(GET cluster!("/acls"), v3::acls),
+        route!(POST cluster!("/acls"), v3::create_acl),
+        route!(DELETE cluster!("/acls"), v3::delete_acls),
+        route!(POST cluster!("/acls:batch"), v3::create_acls),
+        route!(GET cluster!("/broker-configs"), v3::cluster_configs),
+        route!(POST cluster!("/broker-configs:alter"), v3::alter_cluster_configs),
+        route!(GET cluster!("/broker-configs/{name}"), v3::cluster_config),
+        route!(PUT cluster!("/broker-configs/{name}"), v3::put_cluster_config),
+        route!(DELETE cluster!("/broker-configs/{name}"), v3::delete_cluster_config),
+        route!(GET cluster!("/brokers"), v3::brokers),
+        route!(GET cluster!("/brokers/-/configs"), v3::brokers_configs),
+        route!(GET cluster!("/brokers/{broker}"), v3::broker),
+        route!(GET cluster!("/brokers/{broker}/configs"), v3::broker_configs),
+        route!(POST cluster!("/brokers/{broker}/configs:alter"), v3::alter_broker_configs),
+        route!(GET cluster!("/brokers/{broker}/configs/{name}"), v3::broker_config),
+        route!(PUT cluster!("/brokers/{broker}/configs/{name}"), v3::put_broker_config),
+        route!(DELETE cluster!("/brokers/{broker}/configs/{name}"), v3::delete_broker_config),
+        route!(GET cluster!("/brokers/{broker}/partition-replicas"), v3::broker_replicas),
+        route!(GET cluster!("/topics"), v3::topics),
+        route!(POST cluster!("/topics"), v3::create_topic),
+        route!(GET cluster!("/topics/-/configs"), v3::all_topic_configs),
+        route!(GET cluster!("/topics/-/partitions/-/reassignment"), v3::all_reassignments),
+        route!(GET cluster!("/topics/{topic}"), v3::topic),
+        route!(PATCH cluster!("/topics/{topic}"), v3::grow_topic),
+        route!(DELETE cluster!("/topics/{topic}"), v3::delete_topic),
+        route!(GET cluster!("/topics/{topic}/configs"), v3::topic_configs),
+        route!(POST cluster!("/topics/{topic}/configs:alter"), v3::alter_topic_configs),
+        route!(GET cluster!("/topics/{topic}/configs/{name}"), v3::topic_config),
+        route!(PUT cluster!("/topics/{topic}/configs/{name}"), v3::put_topic_config),
+        route!(DELETE cluster!("/topics/{topic}/configs/{name}"), v3::delete_topic_config),
+        route!(GET cluster!("/topics/{topic}/partitions"), v3::partitions),
+        route!(GET cluster!("/topics/{topic}/partitions/-/reassignment"), v3::topic_reassignments),
+        route!(GET cluster!("/topics/{topic}/partitions/{partition}"), v3::partition),
+        route!(GET cluster!("/topics/{topic}/partitions/{partition}/offset"), v3::offset),
+        route!(GET cluster!("/topics/{topic}/partitions/{partition}/reassignment"), v3::reassignment),
+        route!(GET cluster!("/topics/{topic}/partitions/{partition}/replicas"), v3::replicas),
+        route!(GET cluster!("/topics/{topic}/partitions/{partition}/replicas/{broker}"), v3::replica),
+        route!(POST cluster!("/topics/{topic}/records"), v3::records),
+        route!(POST cluster!("/topics/{topic}/records:batch"), v3::records_batch),
+        route!(GET cluster!("/consumer-groups"), v3::groups),
+        route!(GET cluster!("/consumer-groups/{group}"), v3::group),
+        route!(GET cluster!("/consumer-groups/{group}/consumers"), v3::consumers),
+        route!(GET cluster!("/consumer-groups/{group}/consumers/{consumer}"), v3::consumer),
+        route!(GET cluster!("/consumer-groups/{group}/consumers/{consumer}/assignments"), v3::assignments),
+        route!(GET cluster!("/consumer-groups/{group}/consumers/{consumer}/assignments/{topic}/partitions/{partition}"), v3::assignment),
+        route!(GET cluster!("/consumer-groups/{group}/lag-summary"), v3::lag_summary),
+        route!(GET cluster!("/consumer-groups/{group}/lags"), v3::lags),
+        route!(GET cluster!("/consumer-groups/{group}/lags/{topic}/partitions/{partition}"), v3::partition_lag),
     ];
     routes.extend(burrow::routes());
     routes.extend(ui::routes());
@@ -133,7 +191,10 @@ pub(crate) fn router(app: App) -> Router {
     for Route { path, handler, .. } in routes() {
         router = router.route(path, handler);
     }
-    router.fallback(no_route).method_not_allowed_fallback(no_method).layer(axum::middleware::map_response(in_our_form)).with_state(app)
+    let compat = app.config.http.compat;
+    let router = router.fallback(no_route).method_not_allowed_fallback(no_method).layer(axum::middleware::map_response(in_our_form));
+    let router = if compat == Compat::Strimzi { router.layer(axum::middleware::map_response(as_strimzi)) } else { router };
+    router.with_state(app)
 }
 
 async fn root() -> Response {
@@ -141,7 +202,7 @@ async fn root() -> Response {
     json_response(
         StatusCode::OK,
         JSON,
-        &json!({"name": "millrace-bridge", "version": env!("CARGO_PKG_VERSION"), "openapi": "/openapi", "operations": operations}),
+        &json!({"name": "millrace-bridge", "version": env!("CARGO_PKG_VERSION"), "bridge_version": env!("CARGO_PKG_VERSION"), "openapi": "/openapi", "operations": operations}),
     )
 }
 
@@ -186,6 +247,19 @@ async fn in_our_form(response: Response) -> Response {
     BridgeError::new(code, if message.is_empty() { "the request cannot be read".to_owned() } else { message }).into_response()
 }
 
+/// Strimzi's errors have the status as their code, and say twice what is wrong with a body.
+async fn as_strimzi(mut response: Response) -> Response {
+    let Some(error) = response.extensions_mut().remove::<BridgeError>() else { return response };
+    let status = response.status();
+    let mut body = json!({"error_code": status.as_u16(), "message": error.message});
+    if error.code == Code::BadRequest {
+        body["validation_errors"] = json!([error.message]);
+    }
+    *response.body_mut() = axum::body::Body::from(body.to_string());
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    response
+}
+
 /// Of axum's own words.
 const REFUSAL_BYTES_MAX: usize = 4096;
 
@@ -210,6 +284,8 @@ impl IntoResponse for BridgeError {
         if self.retryable() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        // For who writes it in another form.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -17,6 +17,14 @@ pub(super) fn produce_format(headers: &HeaderMap) -> Result<&'static Codec> {
     })
 }
 
+/// The same where plain JSON is the json format.
+pub(super) fn produce_format_or_json(headers: &HeaderMap) -> Result<&'static Codec> {
+    match content_type(headers).as_deref() {
+        Some(JSON | V2) => codec::by_name("json").ok_or_else(|| unsupported(None, JSON)),
+        _ => produce_format(headers),
+    }
+}
+
 /// A request with plain JSON.
 pub(super) fn json_body(headers: &HeaderMap) -> Result<()> {
     match content_type(headers).as_deref() {

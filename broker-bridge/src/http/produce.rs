@@ -32,23 +32,23 @@ struct Request<'a> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record<'a> {
+pub(super) struct Record<'a> {
     #[serde(borrow, default)]
-    key: Option<&'a RawValue>,
+    pub(super) key: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    value: Option<&'a RawValue>,
+    pub(super) value: Option<&'a RawValue>,
     #[serde(default)]
-    partition: Option<i32>,
+    pub(super) partition: Option<i32>,
     /// Milliseconds since 1970.
     #[serde(default)]
-    timestamp: Option<i64>,
+    pub(super) timestamp: Option<i64>,
     #[serde(default)]
-    headers: Vec<Header>,
+    pub(super) headers: Vec<Header>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Header {
+pub(super) struct Header {
     key: String,
     /// Base64.
     value: String,
@@ -108,7 +108,7 @@ async fn produce(
     Ok(answer(app.config.http.compat, &receipt))
 }
 
-fn out_record(codec: &Codec, topic: &Arc<str>, partition: Option<i32>, index: usize, record: Record<'_>) -> Result<OutRecord> {
+pub(super) fn out_record(codec: &Codec, topic: &Arc<str>, partition: Option<i32>, index: usize, record: Record<'_>) -> Result<OutRecord> {
     let wrong = |field: &str, message: String| BridgeError::new(Code::InvalidPayload, format!("records[{index}].{field} {message}"));
     let embedded = |field: &'static str, raw: Option<&RawValue>| {
         raw.map(|raw| (codec.parse)(raw).map_err(|message| wrong(field, message))).transpose()
@@ -147,9 +147,11 @@ fn answer(compat: Compat, receipt: &Receipt) -> Response {
     let failed = receipt.results.iter().all(Result::is_err);
     let mut response = match receipt.results.first() {
         Some(Err(error)) if failed => {
-            let body = json!({"error_code": error.code.number(), "message": error.message, "offsets": offsets});
+            let number = if compat == Compat::Strimzi { u32::from(error.code.status().as_u16()) } else { error.code.number() };
+            let body = json!({"error_code": number, "message": error.message, "offsets": offsets});
             let mut response = error.clone().into_response();
             *response.body_mut() = axum::body::Body::from(body.to_string());
+            response.extensions_mut().remove::<BridgeError>();
             // The length is that of the shorter body.
             response.headers_mut().remove(header::CONTENT_LENGTH);
             response
@@ -174,6 +176,6 @@ fn record_result(compat: Compat, result: &RecordOutcome) -> Value {
             json!({"partition": null, "offset": null, "error_code": error.code.number(), "error": error.message})
         }
         (Compat::Strimzi, Ok(written)) => json!({"partition": written.partition, "offset": written.offset}),
-        (Compat::Strimzi, Err(error)) => json!({"error_code": error.code.number(), "message": error.message}),
+        (Compat::Strimzi, Err(error)) => json!({"error_code": error.code.status().as_u16(), "message": error.message}),
     }
 }

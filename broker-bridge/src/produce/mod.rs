@@ -59,13 +59,39 @@ struct Inner {
     tasks: TaskTracker,
     /// `produce.in_flight_bytes_max`, in KiB.
     room: Arc<Semaphore>,
+    /// `produce.streams_max`.
+    streams: Arc<Semaphore>,
 }
 
 impl Produce {
     pub(crate) fn new(producer: Arc<dyn Producer>, topics: Topics, gate: Arc<Gate>, config: config::Produce, tasks: TaskTracker) -> Self {
         let dedup = Dedup::new(config.dedup_records_max, config.dedup_age);
         let room = Arc::new(Semaphore::new(config.room_kib() as usize));
-        Self { inner: Arc::new(Inner { producer, topics, gate, dedup, config, tasks, room }) }
+        let streams = Arc::new(Semaphore::new(config.streams_max.min(Semaphore::MAX_PERMITS)));
+        Self { inner: Arc::new(Inner { producer, topics, gate, dedup, config, tasks, room, streams }) }
+    }
+
+    /// Counts a stream of records in, until what is given is dropped.
+    pub(crate) fn open_stream(&self) -> Result<OpenStream> {
+        drop(self.inner.gate.enter(Work::Produce, 0)?);
+        match Arc::clone(&self.inner.streams).try_acquire_owned() {
+            Ok(permit) => {
+                metrics::gauge!("millrace_bridge_produce_streams").increment(1);
+                Ok(OpenStream { _permit: permit })
+            }
+            Err(_) => Err(BridgeError::new(
+                Code::Unavailable,
+                format!(
+                    "{} streams of records are open already (produce.streams_max); try again, or send batches",
+                    self.inner.config.streams_max
+                ),
+            )),
+        }
+    }
+
+    /// Resolves when the bridge begins to shut down.
+    pub(crate) fn draining(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.inner.gate.draining()
     }
 
     /// Writes a batch. An error means that nothing was written; otherwise every record has its own result.
@@ -295,6 +321,17 @@ impl Inner {
             Ok(Ok(Some(why))) => format!(": {why}"),
             _ => String::new(),
         }
+    }
+}
+
+/// A stream of records that is open.
+pub(crate) struct OpenStream {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        metrics::gauge!("millrace_bridge_produce_streams").decrement(1);
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::RwLock;
 use service_kit::{
-    kafka::{self, Bounds, ClusterView, ConfigEntry, KafkaError, TopicPartition, TopicView},
+    kafka::{self, Bounds, ClusterView, ConfigEntry, KafkaError, Manage, TopicPartition, TopicView},
     offsets::OffsetStore,
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -220,16 +220,7 @@ impl Topics {
 
     pub(crate) async fn create(&self, new: NewTopic) -> Result<Created> {
         check_name(&new.name)?;
-        let partitions_max = self.inner.config.partitions_max;
-        if new.partitions > partitions_max {
-            return Err(BridgeError::new(
-                Code::Unprocessable,
-                format!(
-                    "{} partitions are more than {partitions_max} (topics.partitions_max); ask for fewer, or raise the limit",
-                    new.partitions
-                ),
-            ));
-        }
+        self.check_partitions(new.partitions)?;
         let advice = self.advise(new.consumers, new.producers).await?;
         let partitions = if new.partitions == 0 { advice.partitions } else { new.partitions };
         let replication = if new.replication == 0 { advice.replication } else { new.replication };
@@ -267,6 +258,43 @@ impl Topics {
             self.await_usable(&new.name, partitions).await?;
         }
         Ok(Created { partitions, replication, config, advice })
+    }
+
+    /// Creates a topic whose replicas the caller places; brokers by partition.
+    pub(crate) async fn create_assigned(&self, manage: &Manage, new: NewTopic, assignments: &BTreeMap<i32, Vec<i32>>) -> Result<()> {
+        check_name(&new.name)?;
+        self.inner.gate.broker()?;
+        let partitions = u32::try_from(assignments.len()).unwrap_or(u32::MAX);
+        self.check_partitions(partitions)?;
+        manage.create_topic(&new.name, assignments, &new.config, new.dry_run).await?;
+        if !new.dry_run {
+            tracing::info!(topic = new.name, partitions, "topic created, with replicas as assigned");
+            self.await_usable(&new.name, partitions).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets a topic have more partitions, and waits until they can be used.
+    pub(crate) async fn grow(&self, manage: &Manage, name: &str, partitions: u32) -> Result<TopicView> {
+        self.get(name).await.map_err(|error| error.of_missing(name))?;
+        self.check_partitions(partitions)?;
+        manage.create_partitions(name, i32::try_from(partitions).unwrap_or(i32::MAX), false).await?;
+        tracing::info!(topic = name, partitions, "topic has more partitions");
+        self.await_usable(name, partitions).await?;
+        self.get(name).await
+    }
+
+    fn check_partitions(&self, partitions: u32) -> Result<()> {
+        let partitions_max = self.inner.config.partitions_max;
+        if partitions > partitions_max {
+            return Err(BridgeError::new(
+                Code::Unprocessable,
+                format!(
+                    "{partitions} partitions are more than {partitions_max} (topics.partitions_max); ask for fewer, or raise the limit"
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// A broker answers a creation before the new partitions have leaders everywhere; whoever writes at once would fail.

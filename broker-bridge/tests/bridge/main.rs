@@ -6,9 +6,12 @@
 
 mod cli;
 mod cluster;
+mod honest;
 mod process;
 mod push;
 mod stores;
+mod transactions;
+mod v3;
 mod watch;
 
 use std::time::Duration;

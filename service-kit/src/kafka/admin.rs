@@ -114,13 +114,6 @@ impl Native {
         Ok(lookup)
     }
 
-    fn require_plaintext(&self, what: &str) -> Result<(), KafkaError> {
-        match self.config.protocol().as_str() {
-            "plaintext" => Ok(()),
-            other => Err(KafkaError::Unsupported(format!("{what} is known over plaintext connections only, not over {other}"))),
-        }
-    }
-
     /// Waits until the brokers know a new topic: the controller answers before they do.
     async fn visible(&self, name: &str) {
         let known = async {
@@ -155,9 +148,9 @@ impl Admin for Native {
         let (id, mut brokers) = asked.await?;
         brokers.sort_by_key(|broker| broker.id);
         let mut controller = None;
-        if self.require_plaintext("the controller").is_ok() {
+        if wire::offered(&self.config).is_ok() {
             for broker in &brokers {
-                match wire::controller(&address(broker), self.lookup.timeout).await {
+                match wire::controller(&self.config, &address(broker), self.lookup.timeout).await {
                     Ok(id) => {
                         controller = id;
                         break;
@@ -178,7 +171,7 @@ impl Admin for Native {
     }
 
     async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError> {
-        if self.require_plaintext("a topic's id").is_err() {
+        if wire::offered(&self.config).is_err() {
             return Ok(None);
         }
         let asked = self.lookup.ask("looking for brokers", |lookup| {
@@ -186,7 +179,7 @@ impl Admin for Native {
             Ok(metadata.brokers().iter().map(|broker| format!("{}:{}", bracketed(broker.host()), broker.port())).collect::<Vec<_>>())
         });
         for address in asked.await? {
-            match wire::topic_id(&address, name, self.lookup.timeout).await {
+            match wire::topic_id(&self.config, &address, name, self.lookup.timeout).await {
                 Ok(id) => return Ok(id),
                 Err(error) => debug!(%error, "asking the next broker for the topic's id"),
             }
@@ -312,10 +305,10 @@ impl Admin for Native {
     }
 
     async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError> {
-        self.require_plaintext("the size of logs")?;
+        wire::offered(&self.config)?;
         let brokers = self.cluster().await?.brokers;
         let sizes = brokers.iter().map(async |broker| {
-            let bytes = wire::log_bytes(&address(broker), self.lookup.timeout).await?;
+            let bytes = wire::log_bytes(&self.config, &address(broker), self.lookup.timeout).await?;
             Ok::<_, KafkaError>((broker.id, bytes))
         });
         Ok(futures::future::try_join_all(sizes).await?.into_iter().collect())

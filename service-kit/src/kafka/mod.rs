@@ -10,6 +10,8 @@
 //! | range reader, `read_committed` | librdkafka | filters aborted records |
 //! | producer, transactional writer, member, admin | librdkafka | idempotence, transactions, groups |
 //!
+//! [`Manage`] asks and changes what librdkafka's binding has no call for: access control lists, single settings, reassignments.
+//!
 //! A broker that goes away is logged once, and once more when it is back ([`outage`]); never per record.
 //! Errors are one type, [`KafkaError`], that says what the caller may do.
 
@@ -21,6 +23,7 @@ mod error;
 mod group_log;
 mod jaas;
 mod lookup;
+mod manage;
 mod member;
 mod outage;
 mod produce_batch;
@@ -46,6 +49,10 @@ pub use direct::range_reader;
 pub use error::KafkaError;
 pub use group_log::{GROUP_LOG, GroupCommit, GroupRecord, group_record};
 pub use lookup::{StableOffsets, stable_offsets};
+pub use manage::{
+    Acl, AclFilter, AclOperation, AclPattern, AclPermission, AclResource, ConfigChange, ConfigDetail, ConfigOf, Manage, Reassignment,
+    Synonym,
+};
 pub use member::{Joining, group_reader, member};
 pub use producer::{PIECE_RECORDS, producer};
 pub use properties::UNKNOWN;

@@ -25,6 +25,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
+pub use body::StreamedBody;
+
 use crate::config::LimitsConfig;
 
 /// Names the file that gets the bound addresses as JSON, `{"control":"127.0.0.1:41234"}`, once all are bound.
