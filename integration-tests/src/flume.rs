@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::{eventually, root, servers::script};
 
 /// A free loopback port below the range that the kernel hands out to outgoing connections.
@@ -52,12 +54,15 @@ impl Flume {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            kill_process(pid, signal).unwrap_or_else(|error| panic!("signal to Flume: {error}"));
+        }
+    }
+
     /// SIGTERM, and waits for the end: files are closed by then.
     pub async fn stop(mut self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid {
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap_or_else(|error| panic!("signal to Flume: {error}"));
-        }
+        self.signal(Signal::TERM);
         let start = std::time::Instant::now();
         while self.child.try_wait().is_ok_and(|status| status.is_none()) {
             assert!(start.elapsed() < Duration::from_secs(30), "Flume still runs 30 s after SIGTERM:\n{}", self.log());

@@ -90,7 +90,7 @@ pub(super) async fn stream(
         app.sessions.remove(&session, false).await;
         return Err(error);
     }
-    let stream = Stream { form, session: Arc::clone(&session), app: app.clone(), ends: BTreeMap::new() };
+    let stream = Stream { form, session: Arc::clone(&session), app: app.clone(), epoch: None, ends: BTreeMap::new() };
     if let Some(upgrade) = upgrade {
         return Ok(socket::upgrade(upgrade, stream));
     }
@@ -141,6 +141,8 @@ struct Stream {
     form: Form,
     session: Arc<Session>,
     app: App,
+    /// Of the group, under which it was sent; `None` until something was.
+    epoch: Option<u64>,
     /// Behind everything that was sent.
     ends: BTreeMap<TopicPartition, i64>,
 }
@@ -179,7 +181,12 @@ impl Stream {
             return None;
         }
         self.ends.append(&mut batch.ends);
-        let position = Position { epoch: self.session.epoch().await, ends: self.ends.clone() };
+        let now = self.session.epoch().await;
+        let position = Position { epoch: *self.epoch.get_or_insert(now), ends: self.ends.clone() };
+        if position.epoch != now {
+            // The group was reset: what was sent until here is to say nothing under the new epoch, or an ack would undo the reset.
+            (self.epoch, self.ends) = (Some(now), BTreeMap::new());
+        }
         Some(self.session.on_its_way(batch.finish(&position)))
     }
 

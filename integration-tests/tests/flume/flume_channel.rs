@@ -8,6 +8,7 @@ use std::{
 };
 
 use integration_tests::{eventually, flume::Flume, process::run};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const WAIT: Duration = Duration::from_secs(60);
@@ -75,13 +76,16 @@ async fn what_a_killed_flume_left_is_given_out_as_flume_delivers_it() {
     for folder in [left.join("out"), again.join("out")] {
         fs::create_dir_all(folder).expect("a folder");
     }
-    let text = conf(&left, "out", EVENTS, 7);
+    // A sync for each event: the sink has long to do.
+    let text = conf(&left, "out", EVENTS, 1);
     let mut flume = Some(Flume::start(dir.path(), "filling", &text));
     eventually(WAIT, "Flume has delivered some", || async {
         let count = rolled(&left.join("out")).len();
         if count > 300 { Ok(()) } else { Err(count.to_string()) }
     })
     .await;
+    // It must not have delivered everything by the time it is killed.
+    flume.iter().for_each(|flume| flume.signal(Signal::STOP));
     let file = dir.path().join("filling.conf");
     // Not beside a running Flume, unless told.
     let (code, _, error) = command(&["drain"], &file);

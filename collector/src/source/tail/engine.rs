@@ -209,6 +209,11 @@ impl Engine {
         since >= self.settings.scan_interval && (since >= self.pause_after(took) || self.settings.find.may_have_changed(clock))
     }
 
+    /// How long there is nothing to look at, where looking costs much.
+    pub fn rest(&self) -> Duration {
+        self.looked.map_or(Duration::ZERO, |(at, took)| self.pause_after(took).saturating_sub(at.elapsed()))
+    }
+
     fn pause_after(&self, took: Duration) -> Duration {
         (took * LOOK_SHARE).min(self.settings.look_pause_max)
     }

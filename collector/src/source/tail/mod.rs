@@ -76,6 +76,8 @@ pub struct TailSource {
 /// Sleep between looks at idle files: short after a line came, longer the longer none came.
 const IDLE_MIN: Duration = Duration::from_millis(2);
 const IDLE_MAX: Duration = Duration::from_millis(20);
+/// The same with so many files that they are looked at more seldom; a new name is seen within this time.
+const REST_MAX: Duration = Duration::from_millis(200);
 /// Between looks at files while lines wait for room.
 const FULL_WAIT: Duration = Duration::from_millis(200);
 /// Where nothing happens, positions are looked through so many times more seldom.
@@ -229,7 +231,8 @@ impl TailSource {
                     }
                 }
                 None => {
-                    let _stopped = handle.block_on(async { tokio::time::timeout(idle, stop.begin.cancelled()).await });
+                    let wait = idle.max(engine.rest().min(REST_MAX));
+                    let _stopped = handle.block_on(async { tokio::time::timeout(wait, stop.begin.cancelled()).await });
                     idle = (idle * 2).min(IDLE_MAX);
                 }
             }
