@@ -12,6 +12,7 @@
 //! | `produce` | records in: checks, results per record, repeated batches |
 //! | `session` | records out: consumer instances, their offsets and their end |
 //! | `codec` | embedded formats: binary, json, text |
+//! | `registry` | schemas: Confluent's registry API, kept in Kafka |
 //! | `topics` | topics and brokers, and how many partitions a topic should have |
 //! | `lag` | how far groups are behind |
 //! | `monitor` | the broker's health, watched in the background; gauges |
@@ -30,6 +31,7 @@ mod http;
 mod lag;
 mod monitor;
 mod produce;
+mod registry;
 mod service;
 mod session;
 #[cfg(test)]

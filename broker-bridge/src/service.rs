@@ -23,6 +23,7 @@ use crate::{
     lag::{Lag, Resets},
     monitor::{Monitor, Seen},
     produce::Produce,
+    registry::Registry,
     session::{Clients, Deps, KafkaClients, Sessions},
     topics::Topics,
 };
@@ -95,6 +96,7 @@ impl Service for BridgeService {
         let topics = Topics::new(connection.clone(), Arc::clone(&gate), Arc::clone(&store), config.topics.clone());
         let produce = Produce::new(Arc::clone(&producer), topics.clone(), Arc::clone(&gate), config.produce.clone(), ctx.tasks.clone());
         let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate));
+        let registry = Registry::new(config.registry.clone(), kafka.clone(), connection.clone(), Arc::clone(&gate), ctx.tasks.clone());
         let clients: Arc<dyn Clients> =
             Arc::new(KafkaClients { config: kafka, poll_interval_max: config.consume.session_idle + Duration::from_secs(60) });
         let resets = Resets {
@@ -139,8 +141,15 @@ impl Service for BridgeService {
             consume: config.consume.clone(),
             shutdown: ctx.shutdown.clone(),
         });
-        let app =
-            App { produce, sessions: sessions.clone(), topics, lag, config: Arc::new(config.clone()), readiness: ctx.readiness.clone() };
+        let app = App {
+            produce,
+            sessions: sessions.clone(),
+            topics,
+            lag,
+            registry,
+            config: Arc::new(config.clone()),
+            readiness: ctx.readiness.clone(),
+        };
         let http = vec![HttpEndpoint { name: "http", listen: config.http.listen, router: http::router(app) }];
         let drain = config.shutdown.deadline;
         let control = Arc::new(BridgeControl { config, gate, sessions: sessions.clone(), seen });

@@ -17,8 +17,8 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use parking_lot::Mutex;
 use service_kit::{
     kafka::{
-        Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GroupMemberView, GroupView, Isolation, KafkaError, Member, OutRecord,
-        PartitionView, Producer, RangeReader, Record, TopicPartition, TopicView, Written,
+        Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GroupMemberView, GroupView, Isolation, KafkaConfig, KafkaError, Member,
+        OutRecord, PartitionView, Producer, RangeReader, Record, TopicPartition, TopicView, Written,
     },
     offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
 };
@@ -31,6 +31,7 @@ use crate::{
     gate::Gate,
     lag::Lag,
     produce::Produce,
+    registry::Registry,
     session::{Clients, Deps, Sessions, Settings},
     topics::Topics,
 };
@@ -192,6 +193,10 @@ pub(crate) fn topics_with(kafka: &FakeKafka, store: &MemoryOffsets) -> Topics {
 
 pub(crate) fn produce(kafka: &FakeKafka) -> Produce {
     Produce::new(Arc::new(kafka.clone()), topics(kafka), gate(), config::Produce::default(), TaskTracker::new())
+}
+
+pub(crate) fn registry(kafka: &FakeKafka) -> Registry {
+    Registry::new(config::Registry::default(), KafkaConfig::new("nowhere:1"), kafka.connection(), gate(), TaskTracker::new())
 }
 
 pub(crate) fn lag(kafka: &FakeKafka, store: MemoryOffsets) -> Lag {

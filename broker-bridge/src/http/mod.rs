@@ -1,4 +1,5 @@
-//! HTTP: Confluent REST v2 (with Strimzi's `text` format and admin path) and the basics of v3. Translates and calls; decides nothing.
+//! HTTP: Confluent REST v2 (with Strimzi's `text` format and admin path) and the basics of v3; the schema registry brings its own
+//! table. Translates and calls; decides nothing.
 //!
 //! `routes` is the table of everything that is served. `openapi.json` describes it, and a test compares the two.
 
@@ -27,6 +28,7 @@ use crate::{
     error::{BridgeError, Code, Result},
     lag::Lag,
     produce::Produce,
+    registry::{self, Registry},
     session::Sessions,
     topics::Topics,
 };
@@ -38,15 +40,16 @@ pub(crate) struct App {
     pub(crate) sessions: Sessions,
     pub(crate) topics: Topics,
     pub(crate) lag: Lag,
+    pub(crate) registry: Registry,
     pub(crate) config: Arc<BridgeConfig>,
     pub(crate) readiness: Readiness,
 }
 
 /// One operation.
-struct Route {
-    method: &'static str,
-    path: &'static str,
-    handler: MethodRouter<App>,
+pub(crate) struct Route {
+    pub(crate) method: &'static str,
+    pub(crate) path: &'static str,
+    pub(crate) handler: MethodRouter<App>,
 }
 
 /// A path below a consumer instance.
@@ -64,7 +67,7 @@ fn routes() -> Vec<Route> {
         (POST $path:expr, $handler:expr) => { Route { method: "POST", path: $path, handler: post($handler) } };
         (DELETE $path:expr, $handler:expr) => { Route { method: "DELETE", path: $path, handler: delete($handler) } };
     }
-    vec![
+    let mut all = vec![
         route!(GET "/", root),
         route!(GET "/healthy", healthy),
         route!(GET "/ready", ready),
@@ -109,7 +112,9 @@ fn routes() -> Vec<Route> {
         route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lag-summary", v3::lag_summary),
         route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lags", v3::lags),
         route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lags/{topic}/partitions/{partition}", v3::partition_lag),
-    ]
+    ];
+    all.extend(registry::routes());
+    all
 }
 
 pub(crate) fn router(app: App) -> Router {

@@ -52,6 +52,7 @@ impl Bridge {
             sessions: testing::sessions(&kafka, &store, config.consume.clone()),
             topics: testing::topics(&kafka),
             lag: testing::lag(&kafka, store.clone()),
+            registry: testing::registry(&kafka),
             config: Arc::new(config),
             readiness: Readiness::default(),
         };

@@ -8,6 +8,7 @@ mod cli;
 mod cluster;
 mod process;
 mod push;
+mod registry;
 
 use std::time::Duration;
 

@@ -22,6 +22,7 @@ pub(crate) struct Bridge {
     /// Offset store, address file and log; kept over restarts.
     directory: TempDir,
     servers: String,
+    variables: Vec<(String, String)>,
     pub(crate) http: String,
     pub(crate) control: String,
 }
@@ -34,16 +35,29 @@ impl Bridge {
         bridge
     }
 
-    /// Started; its listeners are there.
-    pub(crate) async fn start_unready(servers: &str) -> Self {
-        Self::start_in(TempDir::new().unwrap(), servers.to_owned()).await
+    /// Started with these variables, and ready.
+    pub(crate) async fn start_with(servers: &str, variables: &[(&str, &str)]) -> Self {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let bridge = Self::start_in(TempDir::new().unwrap(), servers.to_owned(), variables).await;
+        bridge.ready().await;
+        bridge
     }
 
-    async fn start_in(directory: TempDir, servers: String) -> Self {
+    /// Started; its listeners are there.
+    pub(crate) async fn start_unready(servers: &str) -> Self {
+        Self::start_in(TempDir::new().unwrap(), servers.to_owned(), Vec::new()).await
+    }
+
+    async fn start_in(directory: TempDir, servers: String, variables: Vec<(String, String)>) -> Self {
         let addresses = directory.path().join("addresses.json");
         // A file that is not there is the first start's.
         drop(std::fs::remove_file(&addresses));
-        let mut child = command(directory.path(), &servers).env("MILLRACE_ADDRESS_FILE", &addresses).kill_on_drop(true).spawn().unwrap();
+        let mut child = command(directory.path(), &servers)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .env("MILLRACE_ADDRESS_FILE", &addresses)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
         let deadline = Instant::now() + PATIENCE;
         let found: Value = loop {
             if let Ok(text) = std::fs::read_to_string(&addresses) {
@@ -54,7 +68,7 @@ impl Bridge {
             sleep(Duration::from_millis(20)).await;
         };
         let address = |name: &str| found[name].as_str().unwrap().to_owned();
-        Self { child, http: address("http"), control: address("control"), directory, servers }
+        Self { child, http: address("http"), control: address("control"), directory, servers, variables }
     }
 
     async fn ready(&self) {
@@ -94,7 +108,7 @@ impl Bridge {
     }
 
     async fn restart(self) -> Self {
-        let bridge = Self::start_in(self.directory, self.servers).await;
+        let bridge = Self::start_in(self.directory, self.servers, self.variables).await;
         bridge.ready().await;
         bridge
     }
