@@ -80,13 +80,16 @@ fn level_of(config: &Map<String, Value>) -> Level {
 /// The version of the subject that has this schema, if any.
 fn find<'a>(state: &'a State, subject: &str, read: &Read, submitted: &Submitted, filter: Filter) -> Option<&'a Stored> {
     let guid = guid(&read.text, &read.references, submitted.metadata.as_ref(), submitted.rule_set.as_ref());
+    let reworded = |stored: &Stored| match read.parsed.kind() {
+        Kind::Avro => read.references.is_empty() && !stored.references.is_empty(),
+        Kind::Protobuf => read.references == stored.references,
+        Kind::Json => false,
+    };
     let same = |stored: &&Stored| {
         filter.takes(stored.deleted)
             && (stored.guid == guid
-                // The schema with what it refers to written out is the same schema.
-                || (read.references.is_empty()
-                    && !stored.references.is_empty()
-                    && state.parse(stored).is_ok_and(|parsed| read.parsed.same_as_resolved(&parsed))))
+                // In other words: with what it refers to written out, or as a descriptor.
+                || (reworded(stored) && state.parse(stored).is_ok_and(|parsed| read.parsed.same(&parsed))))
     };
     state.versions(subject).rev().find(same)
 }

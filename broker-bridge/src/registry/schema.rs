@@ -87,9 +87,10 @@ impl Parsed {
         }
     }
 
-    /// Whether both say the same, one with references and the other written out.
-    pub(super) fn same_as_resolved(&self, other: &Parsed) -> bool {
+    /// Whether both say the same in other words: for Avro with references and written out, for Protobuf as source and as descriptor.
+    pub(super) fn same(&self, other: &Parsed) -> bool {
         match (self, other) {
+            (Parsed::Protobuf(one), Parsed::Protobuf(two)) => one.same(two),
             (Parsed::Avro(one), Parsed::Avro(two)) => one.resolved() == two.resolved(),
             _ => false,
         }

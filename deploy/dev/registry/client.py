@@ -91,17 +91,17 @@ assert client.test_compatibility("items-value", Schema(json.dumps(schema), "JSON
 schema["properties"]["id"]["type"] = "string"
 assert not client.test_compatibility("items-value", Schema(json.dumps(schema), "JSON"))
 
-# Deletions.
-assert sorted(fresh().get_subjects()) == ["items-value", "orders-value", "users-value"]
-assert client.delete_version("users-value", 2) == 2
-assert client.delete_subject("items-value") == [1]
-assert client.delete_subject("items-value", permanent=True) == [1]
-refused(40401, fresh().get_versions, "items-value")
-refused(40403, fresh().get_schema, 9999)
-
 # Protobuf: the client sends what its classes describe, as a serialised descriptor.
 text = wrappers_pb2.StringValue(value="Ada")
 data = ProtobufSerializer(wrappers_pb2.StringValue, client, {"use.deprecated.format": False})(text, value("names"))
 read = ProtobufDeserializer(wrappers_pb2.StringValue, {"use.deprecated.format": False})(data, value("names"))
 assert read == text
 assert fresh().get_latest_version("names-value").schema.schema_type == "PROTOBUF"
+
+# Deletions.
+assert sorted(fresh().get_subjects()) == ["items-value", "names-value", "orders-value", "users-value"]
+assert client.delete_version("users-value", 2) == 2
+assert client.delete_subject("items-value") == [1]
+assert client.delete_subject("items-value", permanent=True) == [1]
+refused(40401, fresh().get_versions, "items-value")
+refused(40403, fresh().get_schema, 9999)

@@ -359,6 +359,11 @@ impl<'a> Reader<'a> {
         Ok(object)
     }
 
+    fn is_2020_12(&self, place: Place<'a>) -> bool {
+        let dialect = self.documents[place.document].1.get("$schema").and_then(Json::as_str);
+        dialect.is_some_and(|dialect| dialect.contains("2020-12"))
+    }
+
     fn array(&mut self, json: &'a Json, place: Place<'a>) -> Result<Array, String> {
         let unique = json.get("uniqueItems") == Some(&Json::Bool(true));
         let unevaluated = json.get("unevaluatedItems").map(|schema| self.schema(schema, place)).transpose()?;
@@ -366,6 +371,8 @@ impl<'a> Reader<'a> {
         let (first, rest) = match (json.get("prefixItems"), json.get("items")) {
             (Some(first), rest) => (Some(first), rest),
             (None, Some(first @ Json::Array(_))) => (Some(first), json.get("additionalItems")),
+            // In 2020-12 a list of no first items.
+            (None, rest @ Some(Json::Bool(_))) if self.is_2020_12(place) => (None, rest),
             (None, each) => {
                 let each = each.map(|schema| self.schema(schema, place)).transpose()?;
                 let additional = self.additional(json.get("additionalItems"), place)?;
