@@ -16,7 +16,11 @@ fn differences_are_those_that_other_registries_find() {
         let case: Value = serde_json::from_str(line).unwrap();
         let text = |key: &str| case[key].as_str().unwrap();
         let names = |all: Vec<String>| all.into_iter().collect::<std::collections::BTreeSet<_>>();
-        let found = names(parse(text("after")).differences(&parse(text("before"))).into_iter().map(|(name, _)| name).collect());
+        let read = Protobuf::parse(text("after"), &[]).and_then(|after| Ok((after, Protobuf::parse(text("before"), &[])?)));
+        let found = names(match read {
+            Ok((after, before)) => after.differences(&before).into_iter().map(|(name, _)| name).collect(),
+            Err(error) => vec![error],
+        });
         let expected = names(case["hindrances"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect());
         if found != expected {
             wrong.push_str(&format!("{line}\n  found {found:?}\n"));
