@@ -27,7 +27,7 @@ impl Registry {
     }
 
     async fn remove(self) {
-        let admin = kafka::admin(&KafkaConfig::new(&servers())).await.unwrap();
+        let admin = kafka::admin(&KafkaConfig::new(servers())).await.unwrap();
         admin.delete_topic(&self.topic).await.unwrap();
     }
 }
@@ -254,7 +254,7 @@ async fn two_replicas_write_at_once_and_one_is_killed_and_nothing_is_lost_or_dou
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_of_another_registry_are_read_and_a_topic_that_would_lose_schemas_is_refused() {
     let registry = Registry::new();
-    let config = KafkaConfig::new(&servers());
+    let config = KafkaConfig::new(servers());
     let admin = kafka::admin(&config).await.unwrap();
     admin.create_topic(&registry.topic, 1, 1, &[("cleanup.policy".to_owned(), "compact".to_owned())].into(), false).await.unwrap();
     let written = [
