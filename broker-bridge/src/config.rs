@@ -25,6 +25,7 @@ pub struct BridgeConfig {
     pub offsets: Offsets,
     pub topics: Topics,
     pub monitor: Monitor,
+    pub registry: Registry,
 }
 
 impl Default for BridgeConfig {
@@ -42,6 +43,7 @@ impl Default for BridgeConfig {
             offsets: Offsets::default(),
             topics: Topics::default(),
             monitor: Monitor::default(),
+            registry: Registry::default(),
         }
     }
 }
@@ -338,6 +340,40 @@ impl Default for Monitor {
             minimum_complete: 0.0,
             groups_max: 20_000,
             group_partitions_max: 200_000,
+        }
+    }
+}
+
+/// `[registry]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Registry {
+    /// The topic that holds the schemas: one partition, compacted. It is created with the first write. Every replica names the same one.
+    pub topic: String,
+    /// Replicas of the topic when it is created; 0: as the brokers' default says.
+    pub replication_factor: u16,
+    /// Who holds this transactional id writes to the topic; the replicas take it from each other. Every replica names the same one.
+    pub transactional_id: String,
+    /// So old may be what an answer is made of; 0 asks Kafka for every request.
+    #[serde(with = "duration")]
+    pub freshness: Duration,
+    /// How long a request may take: its turn, the write, and until it can be read here.
+    #[serde(with = "period")]
+    pub timeout: Duration,
+    /// What all schemas may need in memory, in bytes. More are refused; a topic that holds more is not served.
+    #[serde(deserialize_with = "at_least_one")]
+    pub bytes_max: u64,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            topic: "_schemas".to_owned(),
+            replication_factor: 0,
+            transactional_id: "millrace-schema-registry".to_owned(),
+            freshness: Duration::from_millis(50),
+            timeout: Duration::from_secs(15),
+            bytes_max: 256 * 1024 * 1024,
         }
     }
 }

@@ -13,6 +13,7 @@
 //! | `session` | records out: consumer instances, their offsets and their end |
 //! | `transaction` | transactions of callers: their leases, writers and ends |
 //! | `codec` | embedded formats: binary, json, text |
+//! | `registry` | schemas: Confluent's registry API, kept in Kafka |
 //! | `topics` | topics and brokers, and how many partitions a topic should have |
 //! | `lag` | how far groups are behind, and how they are |
 //! | `lint` | what is wrong with topics |
@@ -33,6 +34,7 @@ mod lag;
 mod lint;
 mod monitor;
 mod produce;
+mod registry;
 mod service;
 mod session;
 #[cfg(test)]

@@ -24,6 +24,7 @@ use crate::{
     lint::Linter,
     monitor::{Monitor, Seen},
     produce::Produce,
+    registry::Registry,
     session::{Clients, Deps, KafkaClients, Sessions},
     topics::Topics,
     transaction::{KafkaWriters, Transactions},
@@ -138,6 +139,7 @@ impl Service for BridgeService {
         let transaction_ms = config.transactions.timeout.as_millis().clamp(1_000, i32::MAX as u128);
         transactional.set("transaction.timeout.ms", transaction_ms.to_string());
         let writers = Arc::new(KafkaWriters { config: transactional });
+        let registry = Registry::new(config.registry.clone(), kafka.clone(), connection.clone(), Arc::clone(&gate), ctx.tasks.clone());
         let transactions =
             Transactions::new(writers, topics.clone(), Arc::clone(&gate), config.transactional_id(), config.transactions.clone());
         ctx.tasks.spawn(transactions.clone().watch(ctx.shutdown.clone()));
@@ -197,6 +199,7 @@ impl Service for BridgeService {
             lag,
             manage,
             transactions: transactions.clone(),
+            registry,
             config: Arc::new(config.clone()),
             readiness: ctx.readiness.clone(),
         };

@@ -17,8 +17,8 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use parking_lot::Mutex;
 use service_kit::{
     kafka::{
-        Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GROUP_LOG, GroupMemberView, GroupView, Isolation, KafkaError, Member,
-        OutRecord, PartitionView, Producer, RangeReader, Record, TopicPartition, TopicView, TransactionalWriter, Written,
+        Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GROUP_LOG, GroupMemberView, GroupView, Isolation, KafkaConfig, KafkaError,
+        Member, OutRecord, PartitionView, Producer, RangeReader, Record, TopicPartition, TopicView, TransactionalWriter, Written,
     },
     offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
 };
@@ -31,6 +31,7 @@ use crate::{
     gate::Gate,
     lag::{Lag, Watch, now_ms},
     produce::Produce,
+    registry::Registry,
     session::{Clients, Deps, Sessions, Settings},
     topics::Topics,
     transaction::{Transactions, Writers},
@@ -217,6 +218,10 @@ pub(crate) fn produce(kafka: &FakeKafka) -> Produce {
 /// Without a broker there are none.
 pub(crate) fn transactions(kafka: &FakeKafka) -> Transactions {
     Transactions::new(Arc::new(kafka.clone()), topics(kafka), gate(), "test".into(), config::Transactions::default())
+}
+
+pub(crate) fn registry(kafka: &FakeKafka) -> Registry {
+    Registry::new(config::Registry::default(), KafkaConfig::new("nowhere:1"), kafka.connection(), gate(), TaskTracker::new())
 }
 
 #[async_trait]

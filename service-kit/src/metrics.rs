@@ -284,6 +284,17 @@ pub const METRICS: &[Metric] = &[
         &["broker"],
         "Share of the partitions a broker should lead that others lead.",
     ),
+    gauge("millrace_bridge_registry_schemas", "schemas", &[], "Versions of all subjects, those softly deleted included."),
+    gauge("millrace_bridge_registry_bytes", "bytes", &[], "What the schemas need in memory (registry.bytes_max)."),
+    histogram("millrace_bridge_registry_write_seconds", "seconds", &[], "From a write's wait for its turn until it can be read."),
+    counter("millrace_bridge_registry_fenced_total", "writes", &[], "Writes that began again because another replica wrote."),
+    counter("millrace_bridge_registry_stale_reads_total", "requests", &[], "Requests answered from what was known while Kafka was away."),
+    counter(
+        "millrace_bridge_registry_passed_over_records_total",
+        "records",
+        &[],
+        "Records of the registry's topic that say what cannot be.",
+    ),
     gauge("millrace_bridge_under_replicated_partitions", "partitions", &[], "Partitions whose ISR is smaller than their replica list."),
     gauge(
         "millrace_bridge_under_min_isr_partitions",

@@ -1,4 +1,5 @@
-//! HTTP: Confluent REST v2 (with Strimzi's `text` format and admin path) and v3. Translates and calls; decides nothing.
+//! HTTP: Confluent REST v2 (with Strimzi's `text` format and admin path) and v3; the schema registry brings its own table. Translates and
+//! calls; decides nothing.
 //!
 //! `routes` is the table of everything that is served. `openapi.json` describes it, and a test compares the two.
 
@@ -31,6 +32,7 @@ use crate::{
     error::{BridgeError, Code, Result},
     lag::Lag,
     produce::Produce,
+    registry::{self, Registry},
     session::Sessions,
     topics::Topics,
     transaction::Transactions,
@@ -45,15 +47,16 @@ pub(crate) struct App {
     pub(crate) lag: Lag,
     pub(crate) manage: Manage,
     pub(crate) transactions: Transactions,
+    pub(crate) registry: Registry,
     pub(crate) config: Arc<BridgeConfig>,
     pub(crate) readiness: Readiness,
 }
 
 /// One operation.
-struct Route {
-    method: &'static str,
-    path: &'static str,
-    handler: MethodRouter<App>,
+pub(crate) struct Route {
+    pub(crate) method: &'static str,
+    pub(crate) path: &'static str,
+    pub(crate) handler: MethodRouter<App>,
 }
 
 impl Route {
@@ -183,6 +186,7 @@ fn routes() -> Vec<Route> {
     ];
     routes.extend(burrow::routes());
     routes.extend(ui::routes());
+    routes.extend(registry::routes());
     routes
 }
 

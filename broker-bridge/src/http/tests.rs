@@ -55,6 +55,7 @@ impl Bridge {
             sessions: testing::sessions(&kafka, &store, config.consume.clone()),
             topics: testing::topics(&kafka),
             lag: lag.clone(),
+            registry: testing::registry(&kafka),
             transactions: testing::transactions(&kafka),
             manage: Manage::new(&service_kit::kafka::KafkaConfig::new("nowhere:1")),
             config: Arc::new(config),

@@ -9,6 +9,7 @@ mod cluster;
 mod honest;
 mod process;
 mod push;
+mod registry;
 mod stores;
 mod transactions;
 mod v3;
