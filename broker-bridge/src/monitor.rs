@@ -65,27 +65,10 @@ impl Monitor {
         let mut memory = Memory::default();
         let mut ready = Some(ready);
         loop {
-            let next = match self.probe().await {
-                Ok(()) => {
-                    if let Some(ready) = ready.take() {
-                        ready.release();
-                    }
-                    self.back(&mut memory);
-                    match self.look(&mut memory).await {
-                        // The probe decides whether Kafka is away; one question may fail for its own reasons.
-                        Err(error) if !std::mem::replace(&mut memory.partial, true) => {
-                            tracing::warn!(%error, "cluster could not be looked at in full; this is told once until it can");
-                        }
-                        Err(error) => tracing::debug!(%error, "cluster could not be looked at in full"),
-                        Ok(()) if std::mem::take(&mut memory.partial) => tracing::info!("cluster is looked at in full again"),
-                        Ok(()) => {}
-                    }
-                    self.config.interval
-                }
-                Err(error) => {
-                    self.away(&mut memory, &error);
-                    AWAY_INTERVAL
-                }
+            let next = select! {
+                // A look is many questions, and each may wait for Kafka longer than the process has to end.
+                () = shutdown.cancelled() => return,
+                next = self.round(&mut memory, &mut ready) => next,
             };
             select! {
                 () = shutdown.cancelled() => return,
@@ -93,6 +76,28 @@ impl Monitor {
                 () = self.gate.suspected() => {}
             }
         }
+    }
+
+    /// Asks and looks once; gives the time until the next look.
+    async fn round(&self, memory: &mut Memory, ready: &mut Option<Latch>) -> Duration {
+        if let Err(error) = self.probe().await {
+            self.away(memory, &error);
+            return AWAY_INTERVAL;
+        }
+        if let Some(ready) = ready.take() {
+            ready.release();
+        }
+        self.back(memory);
+        match self.look(memory).await {
+            // The probe decides whether Kafka is away; one question may fail for its own reasons.
+            Err(error) if !std::mem::replace(&mut memory.partial, true) => {
+                tracing::warn!(%error, "cluster could not be looked at in full; this is told once until it can");
+            }
+            Err(error) => tracing::debug!(%error, "cluster could not be looked at in full"),
+            Ok(()) if std::mem::take(&mut memory.partial) => tracing::info!("cluster is looked at in full again"),
+            Ok(()) => {}
+        }
+        self.config.interval
     }
 
     async fn probe(&self) -> Result<(), KafkaError> {
@@ -222,7 +227,10 @@ impl<K: Ord + Clone> Series<K> {
 mod tests {
     use std::cell::RefCell;
 
+    use service_kit::Readiness;
+
     use super::*;
+    use crate::testing::{self, FakeKafka, MemoryOffsets};
 
     #[test]
     fn gauges_are_bounded_and_what_is_gone_is_told_once() {
@@ -236,5 +244,29 @@ mod tests {
         assert_eq!(show(&["b", "c", "d"]), (1, vec![("b", true), ("c", true)]));
         assert_eq!(show(&["a", "c", "d"]), (1, vec![("b", false), ("a", true), ("c", true)]));
         assert_eq!(show(&[]), (0, vec![("a", false), ("c", false)]));
+    }
+
+    #[tokio::test]
+    async fn a_question_that_kafka_does_not_answer_does_not_keep_it_from_ending() {
+        let kafka = FakeKafka::with_topic("orders", 1);
+        kafka.hang();
+        let monitor = Monitor {
+            kafka: kafka.connection(),
+            gate: testing::gate(),
+            topics: testing::topics(&kafka),
+            lag: testing::lag(&kafka, MemoryOffsets::default()),
+            config: config::Monitor::default(),
+            seen: Arc::default(),
+        };
+        let (readiness, shutdown) = (Readiness::default(), CancellationToken::new());
+        let running = tokio::spawn(monitor.run(shutdown.clone(), readiness.latch("kafka")));
+        let asks = async {
+            while kafka.hung() == 0 {
+                tokio::task::yield_now().await;
+            }
+            shutdown.cancel();
+            running.await
+        };
+        assert!(timeout(Duration::from_secs(60), asks).await.is_ok_and(|ended| ended.is_ok()));
     }
 }

@@ -46,6 +46,8 @@ struct Cluster {
     topics: Mutex<BTreeMap<String, Vec<Vec<Record>>>>,
     failures: Mutex<HashMap<String, KafkaError>>,
     hang: AtomicBool,
+    /// Calls that have met with no answer.
+    hung: AtomicUsize,
     /// How many topics were made; the last one's number is its id.
     made: AtomicUsize,
     ids: Mutex<BTreeMap<String, usize>>,
@@ -137,14 +139,19 @@ impl FakeKafka {
         self.0.failures.lock().insert(value.to_owned(), error);
     }
 
-    pub(crate) fn hang_produce(&self) {
+    /// Neither records nor questions for log sizes are answered.
+    pub(crate) fn hang(&self) {
         self.0.hang.store(true, Ordering::Relaxed);
     }
 
     /// What hung goes on.
-    pub(crate) fn resume_produce(&self) {
+    pub(crate) fn resume(&self) {
         self.0.hang.store(false, Ordering::Relaxed);
         self.0.changed.notify_waiters();
+    }
+
+    pub(crate) fn hung(&self) -> usize {
+        self.0.hung.load(Ordering::Relaxed)
     }
 
     /// How often a topic was asked for.
@@ -189,6 +196,17 @@ impl FakeKafka {
 
     pub(crate) fn connection(&self) -> Connection {
         Connection::made(Arc::new(self.clone()))
+    }
+
+    async fn answering(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            if !self.0.hang.load(Ordering::Relaxed) {
+                return;
+            }
+            self.0.hung.fetch_add(1, Ordering::Relaxed);
+            changed.await;
+        }
     }
 
     fn log(&self, partition: &TopicPartition) -> Vec<Record> {
@@ -254,13 +272,7 @@ pub(crate) fn sessions(kafka: &FakeKafka, store: &MemoryOffsets, config: config:
 #[async_trait]
 impl Producer for FakeKafka {
     async fn send(&self, records: Vec<OutRecord>) -> Vec<Result<Written, KafkaError>> {
-        loop {
-            let changed = self.0.changed.notified();
-            if !self.0.hang.load(Ordering::Relaxed) {
-                break;
-            }
-            changed.await;
-        }
+        self.answering().await;
         let mut topics = self.0.topics.lock();
         let results = records.into_iter().map(|record| {
             let value = String::from_utf8_lossy(record.value.as_deref().unwrap_or_default()).into_owned();
@@ -391,6 +403,7 @@ impl Admin for FakeKafka {
     }
 
     async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError> {
+        self.answering().await;
         Ok(BTreeMap::from([(1, 1_000)]))
     }
 }

@@ -440,7 +440,7 @@ mod tests {
         let kafka = FakeKafka::with_topic("t", 1);
         let config = config::Produce { timeout: std::time::Duration::from_millis(10), ..config::Produce::default() };
         let produce = Produce::new(Arc::new(kafka.clone()), testing::topics(&kafka), testing::gate(), config, TaskTracker::new());
-        kafka.hang_produce();
+        kafka.hang();
         let receipt = produce.send(None, vec![record("t", None, "a")], None).await.unwrap();
         assert_eq!(codes(&receipt), [Some(Code::Timeout)]);
         assert!(receipt.results[0].as_ref().unwrap_err().retryable());
@@ -455,7 +455,7 @@ mod tests {
     async fn a_batch_whose_outcome_is_open_is_awaited_by_its_repetition_and_not_written_again() {
         let kafka = FakeKafka::with_topic("t", 1);
         let produce = impatient(&kafka, 1 << 20);
-        kafka.hang_produce();
+        kafka.hang();
         let batch = || vec![record("t", None, "once")];
         for attempt in 0..2 {
             let receipt = produce.send(Some("k"), batch(), None).await.unwrap();
@@ -463,7 +463,7 @@ mod tests {
             assert_eq!(error.code, Code::Timeout, "{attempt}");
             assert!(error.message.contains("may still be written") && error.message.contains("same key"), "{error}");
         }
-        kafka.resume_produce();
+        kafka.resume();
         let receipt = produce.send(Some("k"), batch(), None).await.unwrap();
         assert!(receipt.replayed && receipt.results[0].is_ok(), "{receipt:?}");
         assert_eq!(kafka.values("t"), ["once"]);
@@ -487,12 +487,12 @@ mod tests {
     async fn bytes_in_flight_are_bounded_and_what_finds_no_room_is_not_written() {
         let kafka = FakeKafka::with_topic("t", 1);
         let produce = impatient(&kafka, 4096);
-        kafka.hang_produce();
+        kafka.hang();
         produce.send(Some("k"), vec![record("t", None, &"x".repeat(4000))], None).await.unwrap();
         let error = produce.send(None, vec![record("t", None, "y")], None).await.unwrap_err();
         assert_eq!(error.code, Code::Unavailable);
         assert!(error.message.contains("in_flight_bytes_max"), "{error}");
-        kafka.resume_produce();
+        kafka.resume();
         assert!(produce.send(Some("k"), vec![record("t", None, &"x".repeat(4000))], None).await.unwrap().results[0].is_ok());
         assert!(produce.send(None, vec![record("t", None, "y")], None).await.unwrap().results[0].is_ok());
     }
@@ -515,7 +515,7 @@ mod tests {
         let kafka = FakeKafka::with_topic("t", 1);
         kafka.set_topic_config("min.insync.replicas", "2");
         let produce = impatient(&kafka, 1 << 20);
-        kafka.hang_produce();
+        kafka.hang();
         let receipt = produce.send(None, vec![record("t", None, "a")], None).await.unwrap();
         let message = &receipt.results[0].as_ref().unwrap_err().message;
         assert!(message.contains("t-0 has 1 replica in sync") && message.contains("min.insync.replicas is 2"), "{message}");
