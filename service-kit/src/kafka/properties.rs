@@ -354,7 +354,7 @@ impl Translation<'_> {
                 self.put("linger.ms", if role == Role::Transactional { "0" } else { "1" });
                 self.put("delivery.timeout.ms", "120000");
                 self.put("message.max.bytes", "1048576");
-                self.put("batch.size", "1000000");
+                self.put("batch.size", "262144");
                 self.put("topic.metadata.propagation.max.ms", "10000");
                 self.put("partitioner", "murmur2_random");
                 // The producer bounds what is queued itself (buffer.memory, overhead included), so that a full queue waits.
