@@ -1,6 +1,6 @@
 //! Whether messages of one Protobuf schema can be read with another: by the numbers of fields and how their types lie on the wire.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use prost_types::{
     DescriptorProto, FieldDescriptorProto,
@@ -57,7 +57,7 @@ impl Protobuf {
     }
 
     fn hindrances(&self, writer: &Protobuf) -> Vec<Found> {
-        let mut check = Check { before: writer, after: self, found: Vec::new(), seen: HashSet::new() };
+        let mut check = Check { before: writer, after: self, found: Vec::new(), imported: HashMap::new() };
         if writer.file.package() != self.file.package() {
             check.add("PACKAGE_CHANGED", "#/".to_owned());
         }
@@ -70,8 +70,8 @@ struct Check<'a> {
     before: &'a Protobuf,
     after: &'a Protobuf,
     found: Vec<Found>,
-    /// Pairs of messages that were compared.
-    seen: HashSet<(*const DescriptorProto, *const DescriptorProto)>,
+    /// Pairs of messages that were compared where a field uses them, and whether they differ.
+    imported: HashMap<(*const DescriptorProto, *const DescriptorProto), bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +134,11 @@ impl Protobuf {
     }
 }
 
+/// The path of a message.
+fn at(name: &str) -> String {
+    format!("#/{}", name.replace('.', "/"))
+}
+
 fn is_map(message: &DescriptorProto) -> bool {
     message.options.as_ref().is_some_and(|options| options.map_entry())
 }
@@ -148,16 +153,13 @@ impl<'a> Check<'a> {
         for old in before.iter().filter(|message| !is_map(message)) {
             let name = super::full(scope, old.name());
             match after.iter().find(|message| message.name() == old.name() && !is_map(message)) {
-                None => self.add("MESSAGE_REMOVED", format!("#/{name}")),
+                None => self.add("MESSAGE_REMOVED", at(&name)),
                 Some(new) => self.message(&name, old, new),
             }
         }
     }
 
     fn message(&mut self, name: &str, before: &'a DescriptorProto, after: &'a DescriptorProto) {
-        if !self.seen.insert((std::ptr::from_ref(before), std::ptr::from_ref(after))) {
-            return;
-        }
         let by_number =
             |message: &'a DescriptorProto| message.field.iter().map(|field| (field.number(), field)).collect::<BTreeMap<_, _>>();
         let (old, new) = (by_number(before), by_number(after));
@@ -166,8 +168,8 @@ impl<'a> Check<'a> {
         let declared = |of: &str| after.oneof_decl.iter().any(|one| one.name() == of);
         for number in old.keys().chain(new.keys()).collect::<BTreeSet<_>>() {
             let path = |of: Option<&str>| match of {
-                Some(of) => format!("#/{name}/{of}/{number}"),
-                None => format!("#/{name}/{number}"),
+                Some(of) => format!("{}/{of}/{number}", at(name)),
+                None => format!("{}/{number}", at(name)),
             };
             match (old.get(number), new.get(number)) {
                 (Some(field), None) => match oneof(before, field) {
@@ -211,7 +213,7 @@ impl<'a> Check<'a> {
             }
             if origins.len() > 1 {
                 let moved = if alone > 1 { "MULTIPLE_FIELDS_MOVED_TO_ONEOF" } else { "FIELD_MOVED_TO_EXISTING_ONEOF" };
-                self.add(moved, format!("#/{name}/{}", one.name()));
+                self.add(moved, format!("{}/{}", at(name), one.name()));
             }
         }
     }
@@ -247,11 +249,25 @@ impl<'a> Check<'a> {
         if before.local(one) != after.local(two) {
             return self.add("FIELD_NAMED_TYPE_CHANGED", path.to_owned());
         }
+        let (Some(old), Some(new)) = (before.messages.get(one), after.messages.get(two)) else { return };
         // Those of the schema itself are compared where they stand.
-        let (Some(old), Some(new)) = (before.message(one), after.message(two)) else { return };
-        let known = self.found.len();
-        self.message(after.local(two), old, new);
-        if self.found.len() > known {
+        if !old.imported && !new.imported {
+            return;
+        }
+        let pair = (std::ptr::from_ref(&old.message), std::ptr::from_ref(&new.message));
+        let differs = match self.imported.get(&pair) {
+            Some(differs) => *differs,
+            None => {
+                // One that holds itself counts as the same meanwhile.
+                self.imported.insert(pair, false);
+                let known = self.found.len();
+                self.message(after.local(two), &old.message, &new.message);
+                let differs = self.found.len() > known;
+                self.imported.insert(pair, differs);
+                differs
+            }
+        };
+        if differs {
             self.add("FIELD_NAMED_TYPE_CHANGED", path.to_owned());
         }
     }
