@@ -50,10 +50,10 @@ impl Protobuf {
         self.hindrances(writer).iter().map(Found::text).collect()
     }
 
-    /// Name and path.
+    /// As vectors have them: `! NAME path`.
     #[cfg(test)]
-    pub(super) fn differences(&self, writer: &Protobuf) -> Vec<(String, String)> {
-        self.hindrances(writer).into_iter().map(|found| (found.name.to_owned(), found.path)).collect()
+    pub(super) fn differences(&self, writer: &Protobuf) -> Vec<String> {
+        self.hindrances(writer).iter().map(|found| format!("! {} {}", found.name, found.path)).collect()
     }
 
     fn hindrances(&self, writer: &Protobuf) -> Vec<Found> {
