@@ -93,49 +93,35 @@ impl Found {
         let Self { name, path } = self;
         let text = match *name {
             "REQUIRED_PROPERTY_ADDED_TO_UNOPEN_CONTENT_MODEL" => {
-                format!(
-                    "The %s schema has an unopen content model and has a required property at path '{path}' which is missing in the %s schema"
-                )
+                "a property must be there in the %s schema that was not known to the %s schema"
             }
             "PROPERTY_REMOVED_FROM_CLOSED_CONTENT_MODEL" | "ITEM_REMOVED_FROM_CLOSED_CONTENT_MODEL" => {
-                format!("The %s has a closed content model and is missing a property or item present at path '{path}' in the %s schema")
+                "the %s schema takes only what it names, and does not name what the %s schema names"
             }
             name if name.contains("_ADDED_TO_OPEN_CONTENT_MODEL") => {
-                format!(
-                    "The %s schema has an open content model and has a property or item at path '{path}' which is missing in the %s schema"
-                )
+                "the %s schema limits what could be anything in the %s schema, which takes what it does not name"
             }
-            name if name.contains("_REMOVED_NOT_COVERED_") => format!(
-                "A property or item is missing in the %s schema but present at path '{path}' in the %s schema and is not covered by its partially open content model"
-            ),
-            name if name.contains("_ADDED_NOT_COVERED_") => format!(
-                "The %s schema has a property or item at path '{path}' which is missing in the %s schema and is not covered by its partially open content model"
-            ),
+            name if name.contains("_REMOVED_NOT_COVERED_") => {
+                "what the %s schema says of all that it does not name does not take what the %s schema names"
+            }
+            name if name.contains("_ADDED_NOT_COVERED_") => {
+                "what the %s schema names does not take what the %s schema says of all that it does not name"
+            }
             "TYPE_CHANGED" | "TYPE_NARROWED" | "COMBINED_TYPE_CHANGED" | "COMBINED_TYPE_SUBSCHEMAS_CHANGED" | "ENUM_ARRAY_CHANGED" => {
-                format!("A type at path '{path}' is different between the %s schema and the %s schema")
+                "the type in the %s schema does not take all that it takes in the %s schema"
             }
             "PATTERN_CHANGED" | "MULTIPLE_OF_CHANGED" | "DEPENDENCY_ARRAY_CHANGED" => {
-                format!("The value at path '{path}' is different between the %s and %s schema")
+                "what the %s schema asks for is not what the %s schema asks for"
             }
-            "MULTIPLE_OF_EXPANDED" => format!("The value at path '{path}' in the %s schema is more than its value in the %s schema"),
-            name if name.ends_with("_INCREASED") => {
-                format!("The value at path '{path}' in the %s schema is more than its value in the %s schema")
+            name if name.ends_with("_INCREASED") || name.ends_with("_EXPANDED") => {
+                "the value in the %s schema is higher than in the %s schema"
             }
-            name if name.ends_with("_DECREASED") => {
-                format!("The value at path '{path}' in the %s schema is less than its value in the %s schema")
-            }
-            name if name.ends_with("_NARROWED") => {
-                format!("An array or combined type at path '{path}' has fewer elements in the %s schema than the %s schema")
-            }
-            name if name.ends_with("_EXTENDED") => {
-                format!("An array or combined type at path '{path}' has more elements in the %s schema than the %s schema")
-            }
-            name if name.ends_with("_ADDED") || name.ends_with("_REMOVED") => {
-                format!("The keyword at path '{path}' in the %s schema is not present in the %s schema")
-            }
-            _ => String::new(),
+            name if name.ends_with("_DECREASED") => "the value in the %s schema is lower than in the %s schema",
+            name if name.ends_with("_NARROWED") => "the %s schema leaves less to choose from than the %s schema",
+            name if name.ends_with("_EXTENDED") => "the %s schema asks for more than the %s schema",
+            _ => "the %s schema has a limit that the %s schema does not have",
         };
-        format!("{{errorType:\"{name}\", description:\"{text}'}}")
+        format!("{{errorType:\"{name}\", description:\"{text}, at {path}\"}}")
     }
 }
 
@@ -145,7 +131,7 @@ impl JsonSchema {
         let (found, complete) = self.compare(writer);
         let mut texts: Vec<String> = found.iter().filter(|one| !COMPATIBLE.contains(&one.name)).map(Found::text).collect();
         if !complete {
-            texts.push(format!("{{errorType:\"TYPE_CHANGED\", description:\"The schemas need more than {COMPARISONS_MAX} comparisons'}}"));
+            texts.push(format!("{{errorType:\"TYPE_CHANGED\", description:\"the schemas need more than {COMPARISONS_MAX} comparisons\"}}"));
         }
         texts
     }

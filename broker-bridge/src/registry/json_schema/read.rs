@@ -165,7 +165,7 @@ impl<'a> Reader<'a> {
     }
 
     fn referred(&mut self, reference: &str, place: Place<'a>) -> Result<Id, String> {
-        let unresolved = || format!("Unresolved $ref '{reference}': name the schema that it is in as a reference");
+        let unresolved = || format!("$ref '{reference}' leads nowhere: name the schema that it is in as a reference");
         let (file, fragment) = reference.split_once('#').unwrap_or((reference, ""));
         if file.contains("json-schema.org/draft") {
             // Any schema: what these say is not compared.

@@ -20,27 +20,21 @@ impl Found {
     fn text(&self) -> String {
         let Self { name, path } = self;
         let text = match *name {
-            "PACKAGE_CHANGED" => format!("The package at '{path}' in the %s schema does not match the package in the %s schema"),
-            "MESSAGE_REMOVED" => format!("The %s schema is missing a MESSAGE type at path '{path}' in the %s schema"),
-            "FIELD_KIND_CHANGED" => format!("The type of a field at path '{path}' in the %s schema does not match the %s schema"),
-            "FIELD_SCALAR_KIND_CHANGED" => {
-                format!("The kind of a SCALAR field at path '{path}' in the %s schema does not match its kind in the %s schema")
-            }
-            "FIELD_NAMED_TYPE_CHANGED" => {
-                format!("The type of a MESSAGE field at path '{path}' in the %s schema does not match its type in the %s schema")
-            }
+            "PACKAGE_CHANGED" => "the package of the %s schema is not that of the %s schema",
+            "MESSAGE_REMOVED" => "the %s schema does not have a message that the %s schema has",
+            "FIELD_KIND_CHANGED" => "a field is a scalar, a message or a map in the %s schema, and another of the three in the %s schema",
+            "FIELD_SCALAR_KIND_CHANGED" => "a field lies on the wire otherwise in the %s schema than in the %s schema",
+            "FIELD_NAMED_TYPE_CHANGED" => "the message of a field in the %s schema does not read that in the %s schema",
             "FIELD_NUMERIC_LABEL_CHANGED" => {
-                format!("The label for a NUMERIC field at path '{path}' in the %s schema does not match its label in the %s schema")
+                "a number is optional, required or repeated in the %s schema, and another of the three in the %s schema"
             }
-            "REQUIRED_FIELD_ADDED" => format!("A required field  at path '{path}' in the %s schema is missing in the %s schema"),
-            "REQUIRED_FIELD_REMOVED" => format!("The %s schema is missing a required field at path: '{path}' in the %s schema"),
-            "ONEOF_FIELD_REMOVED" => format!("The %s schema is missing a oneof field at path '{path}' in the %s schema"),
-            "MULTIPLE_FIELDS_MOVED_TO_ONEOF" => {
-                format!("Multiple fields in the oneof at path '{path}' in the %s schema are outside a oneof in the %s schema")
-            }
-            _ => format!("A field in the oneof at path '{path}' in the %s schema is outside an existing oneof in the %s schema"),
+            "REQUIRED_FIELD_ADDED" => "a field must be there in the %s schema that the %s schema does not write",
+            "REQUIRED_FIELD_REMOVED" => "the %s schema does not have a field that must be there in the %s schema",
+            "ONEOF_FIELD_REMOVED" => "the %s schema does not have a field that is one of several in the %s schema",
+            "MULTIPLE_FIELDS_MOVED_TO_ONEOF" => "fields exclude each other in the %s schema that stood each by itself in the %s schema",
+            _ => "a field excludes others in the %s schema beside which it could stand in the %s schema",
         };
-        format!("{{errorType:\"{name}\", description:\"{text}\"}}")
+        format!("{{errorType:\"{name}\", description:\"{text}, at {path}\"}}")
     }
 }
 
