@@ -49,14 +49,14 @@ impl Submitted {
     fn read(&self, state: &State, subject: &str, normalize: bool) -> Result<Read> {
         let name = self.schema_type.as_deref().filter(|name| !name.is_empty()).unwrap_or("AVRO");
         let kind = Kind::of(name)
-            .ok_or_else(|| RegistryError::invalid_schema(format!("Invalid schema type {name}; it is one of AVRO, JSON, PROTOBUF")))?;
+            .ok_or_else(|| RegistryError::invalid_schema(format!("schema type {name} is unknown; it is one of AVRO, JSON, PROTOBUF")))?;
         let text = self.schema.as_deref().unwrap_or_default();
         if text.trim().is_empty() {
-            return Err(RegistryError::invalid_schema("Empty schema; send {\"schema\": \"…\"}"));
+            return Err(RegistryError::invalid_schema("the request has no schema; send {\"schema\": \"…\"}"));
         }
         let mut references = self.references.clone().unwrap_or_default();
         let resolved = state.resolve(subject, &references)?;
-        let wrong = |reason: String| RegistryError::invalid_schema(format!("Invalid schema of type {name}, details: {reason}"));
+        let wrong = |reason: String| RegistryError::invalid_schema(format!("this is no {name} schema: {reason}"));
         let parsed = Parsed::parse(kind, text, &resolved, true).map_err(wrong)?;
         let text = if normalize {
             references.sort_by(|one, two| (&one.subject, one.version).cmp(&(&two.subject, two.version)));
@@ -131,11 +131,11 @@ pub(super) fn register(state: &State, subject: &str, submitted: &Submitted, how:
     {
         return Ok(Decision::nothing(stored.clone()));
     }
-    let in_context = format!("Subject {subject} in context {}", subject::join(context, ""));
+    let not_now = |how: &str| Err(RegistryError::not_permitted(format!("the mode of subject '{subject}' is {}: {how}", mode.name())));
     match mode {
-        Mode::ReadOnly | Mode::ReadOnlyOverride => return Err(RegistryError::not_permitted(format!("{in_context} is in read-only mode"))),
-        Mode::ReadWrite if id.is_some() => return Err(RegistryError::not_permitted(format!("{in_context} is not in import mode"))),
-        Mode::Import if id.is_none() => return Err(RegistryError::not_permitted(format!("{in_context} is not in read-write mode"))),
+        Mode::ReadOnly | Mode::ReadOnlyOverride => return not_now("nothing is registered"),
+        Mode::ReadWrite if id.is_some() => return not_now("a schema that brings its id is registered in IMPORT"),
+        Mode::Import if id.is_none() => return not_now("a schema has to bring its id"),
         _ => {}
     }
     if !importing && !how.force {
@@ -144,19 +144,14 @@ pub(super) fn register(state: &State, subject: &str, submitted: &Submitted, how:
         if !messages.is_empty() {
             return Err(RegistryError::new(
                 40901,
-                format!(
-                    "Schema being registered is incompatible with an earlier schema for subject \"{subject}\", details: [{}]",
-                    messages.join(", ")
-                ),
+                format!("the schema does not go with an earlier one of subject '{subject}': [{}]", messages.join(", ")),
             ));
         }
     }
     let next = state.versions(subject).next_back().map_or(1, |last| last.version + 1);
     let version = match version {
         Some(version) if version != next && !importing => {
-            return Err(RegistryError::invalid_schema(format!(
-                "Version is not one more than previous version: {version} is given, {next} would follow"
-            )));
+            return Err(RegistryError::invalid_schema(format!("version {version} is given, and version {next} comes next")));
         }
         given => given.unwrap_or(next),
     };
@@ -164,7 +159,7 @@ pub(super) fn register(state: &State, subject: &str, submitted: &Submitted, how:
     let id = match id.or_else(|| state.id_of(context, guid)) {
         Some(id) => {
             if state.by_id(context, id).is_some_and(|other| other.guid != guid) {
-                return Err(RegistryError::not_permitted(format!("Overwrite new schema with id {id} is not permitted.")));
+                return Err(RegistryError::not_permitted(format!("id {id} belongs to another schema")));
             }
             id
         }
@@ -239,9 +234,8 @@ pub(super) fn check(state: &State, subject: &str, version: Option<i32>, submitte
 
 fn writable(state: &State, scope: Option<&str>) -> Result<()> {
     if matches!(state.mode_in_scope(scope), Mode::ReadOnly | Mode::ReadOnlyOverride) {
-        let subject = scope.unwrap_or("null");
-        let context = subject::join(scope.map_or(subject::DEFAULT, |scope| subject::split(scope).0), "");
-        return Err(RegistryError::not_permitted(format!("Subject {subject} in context {context} is in read-only mode")));
+        let what = scope.map_or_else(|| "the registry".to_owned(), |scope| format!("'{scope}'"));
+        return Err(RegistryError::not_permitted(format!("{what} is read-only by its mode")));
     }
     Ok(())
 }
@@ -252,8 +246,8 @@ fn unreferenced(state: &State, subject: &str, version: i32, filter: Filter, but_
         Err(RegistryError::new(
             42206,
             format!(
-                "One or more references exist to the schema {{magic=1,keytype=SCHEMA,subject={subject},version={version}}}. {} version {} refers to it.",
-                by.subject, by.version
+                "version {} of subject '{}' refers to version {version} of subject '{subject}', which cannot go before it",
+                by.version, by.subject
             ),
         ))
     })
@@ -276,7 +270,7 @@ pub(super) fn delete_version(state: &State, subject: &str, version: i32, permane
         return Err(if state.version(subject, version, Filter::WithDeleted).is_some() {
             RegistryError::new(
                 40406,
-                format!("Subject '{subject}' Version {version} was soft deleted.Set permanent=true to delete permanently"),
+                format!("version {version} of subject '{subject}' is softly deleted already; ?permanent=true deletes it for good"),
             )
         } else if state.has(subject, Filter::WithDeleted) {
             RegistryError::no_version(version)
@@ -292,7 +286,7 @@ pub(super) fn delete_version(state: &State, subject: &str, version: i32, permane
         if !stored.deleted {
             return Err(RegistryError::new(
                 40407,
-                format!("Subject '{subject}' Version {version} was not deleted first before being permanently deleted"),
+                format!("version {version} of subject '{subject}' has to be deleted softly before it is deleted for good"),
             ));
         }
         records.push(Record::Schema { subject: subject.to_owned(), version, value: None });
@@ -311,7 +305,8 @@ pub(super) fn delete_subject(state: &State, subject: &str, permanent: bool) -> R
         return Err(RegistryError::no_subject(subject));
     }
     if !permanent && !state.has(subject, Filter::Live) {
-        return Err(RegistryError::new(40404, format!("Subject '{subject}' was soft deleted.Set permanent=true to delete permanently")));
+        let message = format!("subject '{subject}' is softly deleted already; ?permanent=true deletes it for good");
+        return Err(RegistryError::new(40404, message));
     }
     writable(state, Some(subject))?;
     let filter = if permanent { Filter::WithDeleted } else { Filter::Live };
@@ -319,7 +314,8 @@ pub(super) fn delete_subject(state: &State, subject: &str, permanent: bool) -> R
     for stored in state.versions(subject).filter(|stored| filter.takes(stored.deleted)) {
         unreferenced(state, subject, stored.version, filter, Some(subject))?;
         if permanent && !stored.deleted {
-            return Err(RegistryError::new(40405, format!("Subject '{subject}' was not deleted first before being permanently deleted")));
+            let message = format!("subject '{subject}' has to be deleted softly before it is deleted for good");
+            return Err(RegistryError::new(40405, message));
         }
         versions.push(stored.version);
     }
@@ -364,7 +360,7 @@ pub(super) fn set_config(state: &State, scope: Option<&str>, request: &Map<Strin
 fn invalid_level() -> RegistryError {
     RegistryError::new(
         42203,
-        "Invalid compatibility level. Valid values are none, backward, forward, full, backward_transitive, forward_transitive, and full_transitive",
+        "a compatibility level is one of NONE, BACKWARD, BACKWARD_TRANSITIVE, FORWARD, FORWARD_TRANSITIVE, FULL, FULL_TRANSITIVE",
     )
 }
 
@@ -381,15 +377,15 @@ pub(super) fn delete_config(state: &State, scope: Option<&str>) -> Result<Decisi
 
 /// `PUT /mode[/{subject}]`.
 pub(super) fn set_mode(state: &State, scope: Option<&str>, name: &str, force: bool) -> Result<Decision<Mode>> {
-    let mode = Mode::of(name)
-        .ok_or_else(|| RegistryError::new(42204, "Invalid mode. Valid values are READWRITE, READONLY, READONLY_OVERRIDE and IMPORT."))?;
+    let mode =
+        Mode::of(name).ok_or_else(|| RegistryError::new(42204, "a mode is one of READWRITE, READONLY, READONLY_OVERRIDE, IMPORT"))?;
     if mode == Mode::ReadOnlyOverride && scope.is_some() {
-        return Err(RegistryError::new(42204, "Invalid mode. READONLY_OVERRIDE holds for all subjects: set it with PUT /mode."));
+        return Err(RegistryError::new(42204, "READONLY_OVERRIDE holds for all subjects: set it with PUT /mode"));
     }
     let mut records = Vec::new();
     if mode == Mode::Import && !force && state.mode_in_scope(scope) != Mode::Import {
         if state.matching(scope).any(|stored| !stored.deleted) {
-            return Err(RegistryError::not_permitted("Cannot import since found existing subjects; ?force=true imports beside them"));
+            return Err(RegistryError::not_permitted("there are schemas already; ?force=true imports beside them"));
         }
         for stored in state.matching(scope) {
             unreferenced(state, &stored.subject, stored.version, Filter::WithDeleted, None)?;
@@ -421,7 +417,7 @@ pub(super) fn delete_mode(state: &State, scope: Option<&str>, recursive: bool) -
 /// `DELETE /contexts/{context}`.
 pub(super) fn delete_context(state: &State, context: &str) -> Result<Decision<()>> {
     if state.matching(Some(&subject::join(context, ""))).next().is_some() {
-        return Err(RegistryError::new(42211, format!("Context '{context}' is not empty; delete its subjects for good first")));
+        return Err(RegistryError::new(42211, format!("context '{context}' has subjects; delete them for good first")));
     }
     let record = state.knows_context(context).then(|| Record::Context { context: context.to_owned(), gone: true });
     Ok(Decision { records: record.into_iter().collect(), answer: () })

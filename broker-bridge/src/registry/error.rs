@@ -1,4 +1,4 @@
-//! What the registry refuses, with the codes and words that its clients know. The status is what the code begins with.
+//! What the registry refuses, with the codes that its clients know. The status is what the code begins with.
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
@@ -41,12 +41,7 @@ impl RegistryError {
     }
 
     pub(super) fn invalid_version(version: &str) -> Self {
-        Self::new(
-            42202,
-            format!(
-                "The specified version '{version}' is not a valid version id. Allowed values are between [1, 2^31-1] and the string \"latest\""
-            ),
-        )
+        Self::new(42202, format!("version '{version}' is neither a number from 1 nor \"latest\""))
     }
 
     pub(super) fn not_permitted(message: impl Into<String>) -> Self {
@@ -57,7 +52,7 @@ impl RegistryError {
         Self::new(
             42208,
             format!(
-                "The specified subject '{subject}' is not a valid. It must not be empty, reserved (__GLOBAL, __EMPTY) or hold control characters."
+                "no subject can be called '{subject}': a name is not empty, is neither __GLOBAL nor __EMPTY, and has no control characters"
             ),
         )
     }
@@ -79,7 +74,7 @@ impl RegistryError {
 impl From<KafkaError> for RegistryError {
     fn from(error: KafkaError) -> Self {
         match error {
-            KafkaError::TooLarge { .. } => Self::new(42209, format!("Register operation failed because schema is too large: {error}")),
+            KafkaError::TooLarge { .. } => Self::new(42209, format!("the schema is too large: {error}")),
             KafkaError::Timeout(_) | KafkaError::OutcomeUnknown(_) => Self::timeout(error.to_string()),
             other => Self::store(other.to_string()),
         }

@@ -497,9 +497,10 @@ async fn config(Extracted(app): AppState, Path(subject): Path<String>, query: As
                 config.entry(LEVEL).or_insert_with(|| state.config_in_scope(scope.as_deref())[LEVEL].clone());
                 Ok(answer(&Value::Object(config)))
             }
-            (None, Some(subject)) if !flag(&query, "defaultToGlobal") => {
-                Err(RegistryError::new(40408, format!("Subject '{subject}' does not have subject-level compatibility configured")))
-            }
+            (None, Some(subject)) if !flag(&query, "defaultToGlobal") => Err(RegistryError::new(
+                40408,
+                format!("'{subject}' has no compatibility level of its own; ?defaultToGlobal=true tells the one that holds"),
+            )),
             _ => Ok(answer(&Value::Object(state.config_in_scope(scope.as_deref())))),
         })
         .await
@@ -528,7 +529,10 @@ async fn mode(Extracted(app): AppState, Path(subject): Path<String>, query: Aske
             let mode = match (state.mode(scope.as_deref()), &scope) {
                 (Some(mode), _) if !flag(&query, "defaultToGlobal") => mode,
                 (None, Some(subject)) if !flag(&query, "defaultToGlobal") => {
-                    return Err(RegistryError::new(40409, format!("Subject '{subject}' does not have subject-level mode configured")));
+                    return Err(RegistryError::new(
+                        40409,
+                        format!("'{subject}' has no mode of its own; ?defaultToGlobal=true tells the one that holds"),
+                    ));
                 }
                 _ => state.mode_in_scope(scope.as_deref()),
             };

@@ -67,7 +67,7 @@ pub(super) fn violations(level: Level, schema: &Parsed, earlier: impl Iterator<I
         let mut messages = Vec::new();
         match &parsed {
             Err(reason) => messages.push(format!("Version {version} cannot be read any more: {reason}")),
-            Ok(parsed) if parsed.kind() != schema.kind() => messages.push("Incompatible because of different schema type".to_owned()),
+            Ok(parsed) if parsed.kind() != schema.kind() => messages.push(format!("version {version} is of type {}", parsed.kind().name())),
             Ok(parsed) => {
                 if level.forward() {
                     messages.extend(parsed.cannot_read(schema).into_iter().map(|text| named(&text, "old", "new")));

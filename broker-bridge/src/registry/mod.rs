@@ -25,6 +25,8 @@ mod state;
 mod subject;
 mod text;
 mod topic;
+#[cfg(test)]
+mod vectors;
 
 use std::sync::Arc;
 

@@ -102,7 +102,7 @@ impl Parsed {
             (Parsed::Avro(reader), Parsed::Avro(writer)) => reader.cannot_read(writer),
             (Parsed::Json(reader), Parsed::Json(writer)) => reader.cannot_read(writer),
             (Parsed::Protobuf(reader), Parsed::Protobuf(writer)) => reader.cannot_read(writer),
-            _ => vec!["Incompatible because of different schema type".to_owned()],
+            _ => vec!["schemas of different types do not read each other".to_owned()],
         }
     }
 }

@@ -384,7 +384,7 @@ impl State {
                 self.version(&subject, reference.version, if reference.version == -1 { Filter::Live } else { Filter::WithDeleted });
             let stored = stored.ok_or_else(|| {
                 RegistryError::invalid_schema(format!(
-                    "No schema reference found for subject \"{subject}\" and version {}; register it first",
+                    "version {} of subject '{subject}', which is referred to, is not there; register it first",
                     reference.version
                 ))
             })?;

@@ -97,7 +97,9 @@ async fn subjects_versions_settings_and_deletions_are_those_of_other_registries(
     assert_eq!((status, &refusal["error_code"]), (409, &json!(40901)));
     let message = refusal["message"].as_str().unwrap();
     assert!(
-        message.contains("READER_FIELD_MISSING_DEFAULT_VALUE") && message.contains("'c' at path '/fields/1' in the new schema"),
+        message.contains("READER_FIELD_MISSING_DEFAULT_VALUE")
+            && message.contains("a field of the new schema")
+            && message.contains("at /fields/1', additionalInfo:'c'"),
         "{message}"
     );
     assert!(message.contains("{oldSchemaVersion: 1}") && message.contains("compatibility: 'BACKWARD'"), "{message}");

@@ -26,26 +26,16 @@ impl Found {
     fn text(&self) -> String {
         let Self { reason, path, detail } = self;
         let (name, text) = match reason {
-            Reason::FixedSizeMismatch => (
-                "FIXED_SIZE_MISMATCH",
-                format!("The size of FIXED type field at path '{path}' in the %s schema does not match with the %s schema"),
-            ),
-            Reason::TypeMismatch => {
-                ("TYPE_MISMATCH", format!("The type (path '{path}') of a field in the %s schema does not match with the %s schema"))
+            Reason::FixedSizeMismatch => ("FIXED_SIZE_MISMATCH", "a fixed has another size in the %s schema than in the %s schema"),
+            Reason::TypeMismatch => ("TYPE_MISMATCH", "the type in the %s schema does not read that in the %s schema"),
+            Reason::NameMismatch => ("NAME_MISMATCH", "a type has another name in the %s schema than in the %s schema"),
+            Reason::MissingEnumSymbols => ("MISSING_ENUM_SYMBOLS", "an enum of the %s schema does not have all symbols of the %s schema"),
+            Reason::MissingUnionBranch => ("MISSING_UNION_BRANCH", "no branch of a union in the %s schema reads what the %s schema writes"),
+            Reason::ReaderFieldMissingDefaultValue => {
+                ("READER_FIELD_MISSING_DEFAULT_VALUE", "a field of the %s schema has no default and is not in the %s schema")
             }
-            Reason::NameMismatch => ("NAME_MISMATCH", format!("The name of the schema has changed (path '{path}')")),
-            Reason::MissingEnumSymbols => {
-                ("MISSING_ENUM_SYMBOLS", format!("The %s schema is missing enum symbols '{detail}' at path '{path}' in the %s schema"))
-            }
-            Reason::MissingUnionBranch => {
-                ("MISSING_UNION_BRANCH", format!("The %s schema is missing a type inside a union field at path '{path}' in the %s schema"))
-            }
-            Reason::ReaderFieldMissingDefaultValue => (
-                "READER_FIELD_MISSING_DEFAULT_VALUE",
-                format!("The field '{detail}' at path '{path}' in the %s schema has no default value and is missing in the %s schema"),
-            ),
         };
-        format!("{{errorType:'{name}', description:'{text}', additionalInfo:'{detail}'}}")
+        format!("{{errorType:'{name}', description:'{text}, at {path}', additionalInfo:'{detail}'}}")
     }
 }
 
@@ -92,11 +82,11 @@ impl<'a> Check<'a> {
 
     fn mismatch(&self, reader: &Schema, writer: &Schema) -> Vec<Found> {
         let (reader, writer) = (self.reader.type_name(reader), self.writer.type_name(writer));
-        vec![self.found(Reason::TypeMismatch, format!("reader type: {reader} not compatible with writer type: {writer}"))]
+        vec![self.found(Reason::TypeMismatch, format!("{reader} does not read {writer}"))]
     }
 
     fn missing_branch(&self, writer: &Schema) -> Found {
-        self.found(Reason::MissingUnionBranch, format!("reader union lacking writer type: {}", self.writer.type_name(writer)))
+        self.found(Reason::MissingUnionBranch, format!("nothing reads {}", self.writer.type_name(writer)))
     }
 
     fn schemas(&mut self, reader: &'a Schema, writer: &'a Schema) -> Vec<Found> {
@@ -139,13 +129,13 @@ impl<'a> Check<'a> {
             if same_name {
                 return Vec::new();
             }
-            check.at("name", |check| vec![check.found(Reason::NameMismatch, format!("expected: {from}"))])
+            check.at("name", |check| vec![check.found(Reason::NameMismatch, format!("written as {from}"))])
         };
         match (&to_type.kind, &from_type.kind) {
             (Kind::Fixed { size: to_size }, Kind::Fixed { size: from_size }) => {
                 found.extend(name(self));
                 if to_size != from_size {
-                    let detail = format!("expected: {from_size}, found: {to_size}");
+                    let detail = format!("{from_size} written, {to_size} read");
                     found.extend(self.at("size", |check| vec![check.found(Reason::FixedSizeMismatch, detail)]));
                 }
             }

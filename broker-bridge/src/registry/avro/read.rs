@@ -116,7 +116,7 @@ impl Reader {
                 Some(Json::String(kind)) => self.typed(json, kind, space),
                 Some(nested @ (Json::Object(_) | Json::Array(_))) => self.schema(nested, space),
                 Some(other) => Err(format!("{other} is no type")),
-                None => Err(format!("no type: {json}")),
+                None => Err(format!("a schema without a type: {json}")),
             },
             other => Err(format!("{other} is no schema")),
         }
@@ -131,9 +131,7 @@ impl Reader {
             .into_iter()
             .find(|name| self.named.contains_key(*name))
             .map(|name| Schema::Named(name.to_owned()))
-            .ok_or_else(|| {
-                format!("\"{name}\" is not a defined name; the type of a field must be a defined name or a {{\"type\": …}} expression")
-            })
+            .ok_or_else(|| format!("\"{name}\" is neither a primitive type nor one that is defined before it is used"))
     }
 
     fn union(&mut self, branches: &[Json], space: Option<&str>) -> Result<Schema, String> {
@@ -149,7 +147,7 @@ impl Reader {
                 Schema::Map(..) => "map".to_owned(),
             };
             if !seen.insert(name.clone()) {
-                return Err(format!("duplicate in union: {name}"));
+                return Err(format!("a union has {name} twice"));
             }
             all.push(schema);
         }
@@ -157,7 +155,7 @@ impl Reader {
     }
 
     fn typed(&mut self, json: &Json, kind: &str, space: Option<&str>) -> Result<Schema, String> {
-        let nested = |key: &str| json.get(key).ok_or_else(|| format!("no {key}: {json}"));
+        let nested = |key: &str| json.get(key).ok_or_else(|| format!("{kind} without {key}: {json}"));
         match kind {
             "record" | "error" | "enum" | "fixed" => self.define(json, kind, space),
             "array" => Ok(Schema::Array(Box::new(self.schema(nested("items")?, space)?), props(json, OF_SCHEMA))),
@@ -170,7 +168,7 @@ impl Reader {
     }
 
     fn define(&mut self, json: &Json, kind: &str, space: Option<&str>) -> Result<Schema, String> {
-        let text = json.get("name").and_then(Json::as_str).ok_or_else(|| format!("no name in schema: {json}"))?;
+        let text = json.get("name").and_then(Json::as_str).ok_or_else(|| format!("{kind} without a name: {json}"))?;
         let (name, own) = match text.rsplit_once('.') {
             Some((own, name)) => (name, Some(own)),
             None => (text, json.get("namespace").and_then(Json::as_str).or(space)),
@@ -182,10 +180,10 @@ impl Reader {
         }
         let full = full_name(name, own);
         if Primitive::of(name).is_some() && own.is_none() {
-            return Err(format!("schemas may not be named after primitives: {name}"));
+            return Err(format!("{name} is what a primitive type is called: name it otherwise"));
         }
         if self.named.contains_key(&full) {
-            return Err(format!("can't redefine: {full}"));
+            return Err(format!("{full} is defined twice"));
         }
         let mut named = Named {
             name: name.to_owned(),
@@ -205,7 +203,8 @@ impl Reader {
                     Json::Number(text) => text.parse().ok(),
                     _ => None,
                 });
-                named.kind = Kind::Fixed { size: size.ok_or_else(|| format!("invalid or no size of fixed {full}"))? };
+                named.kind =
+                    Kind::Fixed { size: size.ok_or_else(|| format!("fixed {full} has no size, or one that is no number from 0"))? };
             }
             _ => {
                 // Known before its fields are read: they may refer to it.
@@ -230,7 +229,7 @@ impl Reader {
             let symbol = symbol.as_str().ok_or_else(|| format!("a symbol of enum {full} is no text: {symbol}"))?;
             self.check_name(symbol)?;
             if !seen.insert(symbol) {
-                return Err(format!("duplicate enum symbol: {symbol}"));
+                return Err(format!("enum {full} has symbol {symbol} twice"));
             }
             all.push(symbol.to_owned());
         }
@@ -238,7 +237,7 @@ impl Reader {
         if let Some(default) = &default
             && !all.contains(default)
         {
-            return Err(format!("the enum default {default} is not in the symbols of {full}"));
+            return Err(format!("the default {default} of enum {full} is none of its symbols"));
         }
         Ok(Kind::Enum { symbols: all, default })
     }
@@ -248,12 +247,12 @@ impl Reader {
         let mut seen = HashSet::new();
         let mut fields = Vec::with_capacity(all.len());
         for field in all {
-            let name = field.get("name").and_then(Json::as_str).ok_or_else(|| format!("no field name: {field}"))?;
+            let name = field.get("name").and_then(Json::as_str).ok_or_else(|| format!("a field of {full} has no name: {field}"))?;
             self.check_name(name)?;
             if !seen.insert(name) {
-                return Err(format!("duplicate field {name} in record {full}"));
+                return Err(format!("record {full} has field {name} twice"));
             }
-            let schema = field.get("type").ok_or_else(|| format!("no field type: {field}"))?;
+            let schema = field.get("type").ok_or_else(|| format!("field {name} of {full} has no type: {field}"))?;
             let order = field.get("order").and_then(Json::as_str).unwrap_or("ascending").to_lowercase();
             if !["ascending", "descending", "ignore"].contains(&order.as_str()) {
                 return Err(format!("order {order:?} of field {name} is none of ascending, descending, ignore"));

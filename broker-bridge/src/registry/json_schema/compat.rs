@@ -16,71 +16,71 @@ struct Found {
 
 /// Differences with which what was valid before is valid still.
 const COMPATIBLE: &[&str] = &[
-    "ID_CHANGED",
-    "DESCRIPTION_CHANGED",
-    "TITLE_CHANGED",
+    "ADDITIONAL_ITEMS_ADDED",
+    "ADDITIONAL_ITEMS_EXTENDED",
+    "ADDITIONAL_PROPERTIES_ADDED",
+    "ADDITIONAL_PROPERTIES_EXTENDED",
+    "COMBINED_TYPE_EXTENDED",
     "DEFAULT_CHANGED",
-    "SCHEMA_REMOVED",
-    "TYPE_EXTENDED",
-    "MAX_LENGTH_INCREASED",
-    "MAX_LENGTH_REMOVED",
-    "MIN_LENGTH_DECREASED",
-    "MIN_LENGTH_REMOVED",
-    "PATTERN_REMOVED",
-    "MAXIMUM_INCREASED",
-    "MAXIMUM_REMOVED",
-    "MINIMUM_DECREASED",
-    "MINIMUM_REMOVED",
+    "DEPENDENCY_ARRAY_NARROWED",
+    "DEPENDENCY_ARRAY_REMOVED",
+    "DEPENDENCY_SCHEMA_REMOVED",
+    "DESCRIPTION_CHANGED",
+    "ENUM_ARRAY_EXTENDED",
     "EXCLUSIVE_MAXIMUM_INCREASED",
     "EXCLUSIVE_MAXIMUM_REMOVED",
     "EXCLUSIVE_MINIMUM_DECREASED",
     "EXCLUSIVE_MINIMUM_REMOVED",
-    "MULTIPLE_OF_REDUCED",
-    "MULTIPLE_OF_REMOVED",
-    "REQUIRED_ATTRIBUTE_WITH_DEFAULT_ADDED",
-    "REQUIRED_ATTRIBUTE_REMOVED",
-    "DEPENDENCY_ARRAY_NARROWED",
-    "DEPENDENCY_ARRAY_REMOVED",
-    "DEPENDENCY_SCHEMA_REMOVED",
-    "MAX_PROPERTIES_INCREASED",
-    "MAX_PROPERTIES_REMOVED",
-    "MIN_PROPERTIES_DECREASED",
-    "MIN_PROPERTIES_REMOVED",
-    "ADDITIONAL_PROPERTIES_ADDED",
-    "ADDITIONAL_PROPERTIES_EXTENDED",
-    "UNEVALUATED_PROPERTIES_ADDED",
-    "UNEVALUATED_PROPERTIES_EXTENDED",
-    "PROPERTY_WITH_EMPTY_SCHEMA_ADDED_TO_OPEN_CONTENT_MODEL",
-    "REQUIRED_PROPERTY_WITH_DEFAULT_ADDED_TO_UNOPEN_CONTENT_MODEL",
-    "OPTIONAL_PROPERTY_ADDED_TO_UNOPEN_CONTENT_MODEL",
-    "PROPERTY_WITH_FALSE_REMOVED_FROM_CLOSED_CONTENT_MODEL",
-    "PROPERTY_REMOVED_FROM_OPEN_CONTENT_MODEL",
-    "PROPERTY_ADDED_IS_COVERED_BY_PARTIALLY_OPEN_CONTENT_MODEL",
-    "PROPERTY_REMOVED_IS_COVERED_BY_PARTIALLY_OPEN_CONTENT_MODEL",
-    "MAX_ITEMS_INCREASED",
-    "MAX_ITEMS_REMOVED",
-    "MIN_ITEMS_DECREASED",
-    "MIN_ITEMS_REMOVED",
+    "ID_CHANGED",
+    "ITEM_ADDED_IS_COVERED_BY_PARTIALLY_OPEN_CONTENT_MODEL",
+    "ITEM_ADDED_TO_CLOSED_CONTENT_MODEL",
+    "ITEM_REMOVED_FROM_OPEN_CONTENT_MODEL",
+    "ITEM_REMOVED_IS_COVERED_BY_PARTIALLY_OPEN_CONTENT_MODEL",
+    "ITEM_WITH_EMPTY_SCHEMA_ADDED_TO_OPEN_CONTENT_MODEL",
+    "ITEM_WITH_FALSE_REMOVED_FROM_CLOSED_CONTENT_MODEL",
+    "MAXIMUM_INCREASED",
+    "MAXIMUM_REMOVED",
     "MAX_CONTAINS_INCREASED",
     "MAX_CONTAINS_REMOVED",
+    "MAX_ITEMS_INCREASED",
+    "MAX_ITEMS_REMOVED",
+    "MAX_LENGTH_INCREASED",
+    "MAX_LENGTH_REMOVED",
+    "MAX_PROPERTIES_INCREASED",
+    "MAX_PROPERTIES_REMOVED",
+    "MINIMUM_DECREASED",
+    "MINIMUM_REMOVED",
     "MIN_CONTAINS_DECREASED",
     "MIN_CONTAINS_REMOVED",
-    "UNIQUE_ITEMS_REMOVED",
-    "ADDITIONAL_ITEMS_ADDED",
-    "ADDITIONAL_ITEMS_EXTENDED",
+    "MIN_ITEMS_DECREASED",
+    "MIN_ITEMS_REMOVED",
+    "MIN_LENGTH_DECREASED",
+    "MIN_LENGTH_REMOVED",
+    "MIN_PROPERTIES_DECREASED",
+    "MIN_PROPERTIES_REMOVED",
+    "MULTIPLE_OF_REDUCED",
+    "MULTIPLE_OF_REMOVED",
+    "NOT_TYPE_NARROWED",
+    "OPTIONAL_PROPERTY_ADDED_TO_UNOPEN_CONTENT_MODEL",
+    "PATTERN_REMOVED",
+    "PRODUCT_TYPE_NARROWED",
+    "PROPERTY_ADDED_IS_COVERED_BY_PARTIALLY_OPEN_CONTENT_MODEL",
+    "PROPERTY_REMOVED_FROM_OPEN_CONTENT_MODEL",
+    "PROPERTY_REMOVED_IS_COVERED_BY_PARTIALLY_OPEN_CONTENT_MODEL",
+    "PROPERTY_WITH_EMPTY_SCHEMA_ADDED_TO_OPEN_CONTENT_MODEL",
+    "PROPERTY_WITH_FALSE_REMOVED_FROM_CLOSED_CONTENT_MODEL",
+    "REQUIRED_ATTRIBUTE_REMOVED",
+    "REQUIRED_ATTRIBUTE_WITH_DEFAULT_ADDED",
+    "REQUIRED_PROPERTY_WITH_DEFAULT_ADDED_TO_UNOPEN_CONTENT_MODEL",
+    "SCHEMA_REMOVED",
+    "SUM_TYPE_EXTENDED",
+    "TITLE_CHANGED",
+    "TYPE_EXTENDED",
     "UNEVALUATED_ITEMS_ADDED",
     "UNEVALUATED_ITEMS_EXTENDED",
-    "ITEM_WITH_EMPTY_SCHEMA_ADDED_TO_OPEN_CONTENT_MODEL",
-    "ITEM_ADDED_TO_CLOSED_CONTENT_MODEL",
-    "ITEM_WITH_FALSE_REMOVED_FROM_CLOSED_CONTENT_MODEL",
-    "ITEM_REMOVED_FROM_OPEN_CONTENT_MODEL",
-    "ITEM_ADDED_IS_COVERED_BY_PARTIALLY_OPEN_CONTENT_MODEL",
-    "ITEM_REMOVED_IS_COVERED_BY_PARTIALLY_OPEN_CONTENT_MODEL",
-    "ENUM_ARRAY_EXTENDED",
-    "COMBINED_TYPE_EXTENDED",
-    "PRODUCT_TYPE_NARROWED",
-    "SUM_TYPE_EXTENDED",
-    "NOT_TYPE_NARROWED",
+    "UNEVALUATED_PROPERTIES_ADDED",
+    "UNEVALUATED_PROPERTIES_EXTENDED",
+    "UNIQUE_ITEMS_REMOVED",
 ];
 
 fn fits(found: &[Found]) -> bool {
@@ -93,49 +93,35 @@ impl Found {
         let Self { name, path } = self;
         let text = match *name {
             "REQUIRED_PROPERTY_ADDED_TO_UNOPEN_CONTENT_MODEL" => {
-                format!(
-                    "The %s schema has an unopen content model and has a required property at path '{path}' which is missing in the %s schema"
-                )
+                "a property must be there in the %s schema that was not known to the %s schema"
             }
             "PROPERTY_REMOVED_FROM_CLOSED_CONTENT_MODEL" | "ITEM_REMOVED_FROM_CLOSED_CONTENT_MODEL" => {
-                format!("The %s has a closed content model and is missing a property or item present at path '{path}' in the %s schema")
+                "the %s schema takes only what it names, and does not name what the %s schema names"
             }
             name if name.contains("_ADDED_TO_OPEN_CONTENT_MODEL") => {
-                format!(
-                    "The %s schema has an open content model and has a property or item at path '{path}' which is missing in the %s schema"
-                )
+                "the %s schema limits what could be anything in the %s schema, which takes what it does not name"
             }
-            name if name.contains("_REMOVED_NOT_COVERED_") => format!(
-                "A property or item is missing in the %s schema but present at path '{path}' in the %s schema and is not covered by its partially open content model"
-            ),
-            name if name.contains("_ADDED_NOT_COVERED_") => format!(
-                "The %s schema has a property or item at path '{path}' which is missing in the %s schema and is not covered by its partially open content model"
-            ),
+            name if name.contains("_REMOVED_NOT_COVERED_") => {
+                "what the %s schema says of all that it does not name does not take what the %s schema names"
+            }
+            name if name.contains("_ADDED_NOT_COVERED_") => {
+                "what the %s schema names does not take what the %s schema says of all that it does not name"
+            }
             "TYPE_CHANGED" | "TYPE_NARROWED" | "COMBINED_TYPE_CHANGED" | "COMBINED_TYPE_SUBSCHEMAS_CHANGED" | "ENUM_ARRAY_CHANGED" => {
-                format!("A type at path '{path}' is different between the %s schema and the %s schema")
+                "the type in the %s schema does not take all that it takes in the %s schema"
             }
             "PATTERN_CHANGED" | "MULTIPLE_OF_CHANGED" | "DEPENDENCY_ARRAY_CHANGED" => {
-                format!("The value at path '{path}' is different between the %s and %s schema")
+                "what the %s schema asks for is not what the %s schema asks for"
             }
-            "MULTIPLE_OF_EXPANDED" => format!("The value at path '{path}' in the %s schema is more than its value in the %s schema"),
-            name if name.ends_with("_INCREASED") => {
-                format!("The value at path '{path}' in the %s schema is more than its value in the %s schema")
+            name if name.ends_with("_INCREASED") || name.ends_with("_EXPANDED") => {
+                "the value in the %s schema is higher than in the %s schema"
             }
-            name if name.ends_with("_DECREASED") => {
-                format!("The value at path '{path}' in the %s schema is less than its value in the %s schema")
-            }
-            name if name.ends_with("_NARROWED") => {
-                format!("An array or combined type at path '{path}' has fewer elements in the %s schema than the %s schema")
-            }
-            name if name.ends_with("_EXTENDED") => {
-                format!("An array or combined type at path '{path}' has more elements in the %s schema than the %s schema")
-            }
-            name if name.ends_with("_ADDED") || name.ends_with("_REMOVED") => {
-                format!("The keyword at path '{path}' in the %s schema is not present in the %s schema")
-            }
-            _ => String::new(),
+            name if name.ends_with("_DECREASED") => "the value in the %s schema is lower than in the %s schema",
+            name if name.ends_with("_NARROWED") => "the %s schema leaves less to choose from than the %s schema",
+            name if name.ends_with("_EXTENDED") => "the %s schema asks for more than the %s schema",
+            _ => "the %s schema has a limit that the %s schema does not have",
         };
-        format!("{{errorType:\"{name}\", description:\"{text}'}}")
+        format!("{{errorType:\"{name}\", description:\"{text}, at {path}\"}}")
     }
 }
 
@@ -145,15 +131,19 @@ impl JsonSchema {
         let (found, complete) = self.compare(writer);
         let mut texts: Vec<String> = found.iter().filter(|one| !COMPATIBLE.contains(&one.name)).map(Found::text).collect();
         if !complete {
-            texts.push(format!("{{errorType:\"TYPE_CHANGED\", description:\"The schemas need more than {COMPARISONS_MAX} comparisons'}}"));
+            texts.push(format!("{{errorType:\"TYPE_CHANGED\", description:\"the schemas need more than {COMPARISONS_MAX} comparisons\"}}"));
         }
         texts
     }
 
-    /// Name and path of all differences.
+    /// All differences as vectors have them: `! NAME path` what hinders, `NAME path` what does not.
     #[cfg(test)]
-    pub(super) fn differences(&self, writer: &JsonSchema) -> Vec<(String, String)> {
-        self.compare(writer).0.into_iter().map(|found| (found.name.to_owned(), found.path)).collect()
+    pub(super) fn differences(&self, writer: &JsonSchema) -> Vec<String> {
+        let marked = |found: Found| {
+            let mark = if COMPATIBLE.contains(&found.name) { "" } else { "! " };
+            format!("{mark}{} {}", found.name, found.path)
+        };
+        self.compare(writer).0.into_iter().map(marked).collect()
     }
 
     /// All differences, and whether the bound of comparisons was enough.

@@ -49,6 +49,8 @@ enum Rule {
     Enum(Vec<Json>),
     Combined(Criterion, Vec<Id>),
     Not(Id),
+    /// `if`, `then`, `else`: what they say is not compared.
+    Condition,
     Object(Box<Object>),
     Array(Box<Array>),
     /// `$ref`.

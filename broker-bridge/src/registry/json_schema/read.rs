@@ -78,6 +78,11 @@ fn id(json: &Json) -> Option<&str> {
     json.get("$id").or_else(|| json.get("id")).and_then(Json::as_str)
 }
 
+fn reference(json: &Json) -> Result<Option<&str>, String> {
+    let reference = ["$ref", "$dynamicRef", "$recursiveRef"].iter().find_map(|key| json.get(key));
+    reference.map(|reference| reference.as_str().ok_or_else(|| format!("$ref {reference} is no text"))).transpose()
+}
+
 /// A reference seen from `base`: a name beside it unless it is absolute.
 fn absolute(base: &str, reference: &str) -> String {
     if reference.contains("://") || reference.starts_with("urn:") {
@@ -143,11 +148,10 @@ impl<'a> Reader<'a> {
         self.known.insert(std::ptr::from_ref(json), at);
         let text = |key: &str| json.get(key).and_then(Json::as_str).map(str::to_owned);
         let own = id(json);
-        let rule = if let Some(reference) = json.get("$ref").or_else(|| json.get("$dynamicRef")).or_else(|| json.get("$recursiveRef")) {
-            let reference = reference.as_str().ok_or_else(|| format!("$ref {reference} is no text"))?;
-            Rule::Same(self.referred(reference, place)?)
-        } else {
-            self.rules(json, Place { base: own.unwrap_or(place.base), ..place })?
+        let rule = match reference(json)? {
+            // Nothing beside it counts.
+            Some(reference) if !self.is_since_2019(place) => Rule::Same(self.referred(reference, place)?),
+            _ => self.rules(json, Place { base: own.unwrap_or(place.base), ..place })?,
         };
         self.all[at] = Schema {
             id: own.map(str::to_owned),
@@ -161,7 +165,7 @@ impl<'a> Reader<'a> {
     }
 
     fn referred(&mut self, reference: &str, place: Place<'a>) -> Result<Id, String> {
-        let unresolved = || format!("Unresolved $ref '{reference}': name the schema that it is in as a reference");
+        let unresolved = || format!("$ref '{reference}' leads nowhere: name the schema that it is in as a reference");
         let (file, fragment) = reference.split_once('#').unwrap_or((reference, ""));
         if file.contains("json-schema.org/draft") {
             // Any schema: what these say is not compared.
@@ -214,6 +218,9 @@ impl<'a> Reader<'a> {
     /// Everything that a schema says.
     fn rules(&mut self, json: &'a Json, place: Place<'a>) -> Result<Rule, String> {
         let mut rules = Vec::new();
+        if let Some(reference) = reference(json)? {
+            rules.push(Rule::Same(self.referred(reference, place)?));
+        }
         if let Some(values) = json.get("enum") {
             let values = values.as_array().ok_or_else(|| format!("enum {values} is no list"))?;
             rules.push(Rule::Enum(values.to_vec()));
@@ -249,6 +256,11 @@ impl<'a> Reader<'a> {
                     }
                 }
             }
+        }
+        let conditions: Vec<&Json> = ["if", "then", "else"].iter().filter_map(|key| json.get(key)).collect();
+        if !conditions.is_empty() {
+            conditions.into_iter().try_for_each(|schema| self.schema(schema, place).map(drop))?;
+            rules.push(Rule::Condition);
         }
         // What is not said here is read all the same: it may be wrong.
         for definitions in ["definitions", "$defs"] {
@@ -316,6 +328,12 @@ impl<'a> Reader<'a> {
                 let mut array = self.array(json, place)?;
                 (array.max_items, array.min_items) = (number("maxItems")?, number("minItems")?);
                 (array.max_contains, array.min_contains) = (number("maxContains")?, number("minContains")?);
+                if self.is_since_2019(place) {
+                    // One unless it says how many; without a kind the numbers say nothing.
+                    let contains = json.get("contains").is_some();
+                    array.max_contains = array.max_contains.filter(|_| contains);
+                    array.min_contains = contains.then(|| array.min_contains.unwrap_or(1.0));
+                }
                 Rule::Array(Box::new(array))
             }
             other => return Err(format!("unknown type {other:?}; it is one of {}", TYPES.join(", "))),
@@ -359,9 +377,16 @@ impl<'a> Reader<'a> {
         Ok(object)
     }
 
+    fn dialect(&self, place: Place<'a>) -> &str {
+        self.documents[place.document].1.get("$schema").and_then(Json::as_str).unwrap_or_default()
+    }
+
     fn is_2020_12(&self, place: Place<'a>) -> bool {
-        let dialect = self.documents[place.document].1.get("$schema").and_then(Json::as_str);
-        dialect.is_some_and(|dialect| dialect.contains("2020-12"))
+        self.dialect(place).contains("2020-12")
+    }
+
+    fn is_since_2019(&self, place: Place<'a>) -> bool {
+        self.is_2020_12(place) || self.dialect(place).contains("2019-09")
     }
 
     fn array(&mut self, json: &'a Json, place: Place<'a>) -> Result<Array, String> {
@@ -373,11 +398,12 @@ impl<'a> Reader<'a> {
             (None, Some(first @ Json::Array(_))) => (Some(first), json.get("additionalItems")),
             // In 2020-12 a list of no first items.
             (None, rest @ Some(Json::Bool(_))) if self.is_2020_12(place) => (None, rest),
-            (None, each) => {
-                let each = each.map(|schema| self.schema(schema, place)).transpose()?;
-                let additional = self.additional(json.get("additionalItems"), place)?;
-                return Ok(Array { each, additional, unevaluated, unique, ..Array::default() });
+            (None, Some(each)) => {
+                // None is left for `additionalItems`.
+                let each = Some(self.schema(each, place)?);
+                return Ok(Array { each, unevaluated, unique, ..Array::default() });
             }
+            (None, None) => (None, json.get("additionalItems")),
         };
         let items =
             first.and_then(Json::as_array).unwrap_or_default().iter().map(|schema| self.schema(schema, place)).collect::<Result<_, _>>()?;

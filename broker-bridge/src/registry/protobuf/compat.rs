@@ -1,6 +1,6 @@
 //! Whether messages of one Protobuf schema can be read with another: by the numbers of fields and how their types lie on the wire.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use prost_types::{
     DescriptorProto, FieldDescriptorProto,
@@ -20,27 +20,21 @@ impl Found {
     fn text(&self) -> String {
         let Self { name, path } = self;
         let text = match *name {
-            "PACKAGE_CHANGED" => format!("The package at '{path}' in the %s schema does not match the package in the %s schema"),
-            "MESSAGE_REMOVED" => format!("The %s schema is missing a MESSAGE type at path '{path}' in the %s schema"),
-            "FIELD_KIND_CHANGED" => format!("The type of a field at path '{path}' in the %s schema does not match the %s schema"),
-            "FIELD_SCALAR_KIND_CHANGED" => {
-                format!("The kind of a SCALAR field at path '{path}' in the %s schema does not match its kind in the %s schema")
-            }
-            "FIELD_NAMED_TYPE_CHANGED" => {
-                format!("The type of a MESSAGE field at path '{path}' in the %s schema does not match its type in the %s schema")
-            }
+            "PACKAGE_CHANGED" => "the package of the %s schema is not that of the %s schema",
+            "MESSAGE_REMOVED" => "the %s schema does not have a message that the %s schema has",
+            "FIELD_KIND_CHANGED" => "a field is a scalar, a message or a map in the %s schema, and another of the three in the %s schema",
+            "FIELD_SCALAR_KIND_CHANGED" => "a field lies on the wire otherwise in the %s schema than in the %s schema",
+            "FIELD_NAMED_TYPE_CHANGED" => "the message of a field in the %s schema does not read that in the %s schema",
             "FIELD_NUMERIC_LABEL_CHANGED" => {
-                format!("The label for a NUMERIC field at path '{path}' in the %s schema does not match its label in the %s schema")
+                "a number is optional, required or repeated in the %s schema, and another of the three in the %s schema"
             }
-            "REQUIRED_FIELD_ADDED" => format!("A required field  at path '{path}' in the %s schema is missing in the %s schema"),
-            "REQUIRED_FIELD_REMOVED" => format!("The %s schema is missing a required field at path: '{path}' in the %s schema"),
-            "ONEOF_FIELD_REMOVED" => format!("The %s schema is missing a oneof field at path '{path}' in the %s schema"),
-            "MULTIPLE_FIELDS_MOVED_TO_ONEOF" => {
-                format!("Multiple fields in the oneof at path '{path}' in the %s schema are outside a oneof in the %s schema")
-            }
-            _ => format!("A field in the oneof at path '{path}' in the %s schema is outside an existing oneof in the %s schema"),
+            "REQUIRED_FIELD_ADDED" => "a field must be there in the %s schema that the %s schema does not write",
+            "REQUIRED_FIELD_REMOVED" => "the %s schema does not have a field that must be there in the %s schema",
+            "ONEOF_FIELD_REMOVED" => "the %s schema does not have a field that is one of several in the %s schema",
+            "MULTIPLE_FIELDS_MOVED_TO_ONEOF" => "fields exclude each other in the %s schema that stood each by itself in the %s schema",
+            _ => "a field excludes others in the %s schema beside which it could stand in the %s schema",
         };
-        format!("{{errorType:\"{name}\", description:\"{text}\"}}")
+        format!("{{errorType:\"{name}\", description:\"{text}, at {path}\"}}")
     }
 }
 
@@ -50,14 +44,14 @@ impl Protobuf {
         self.hindrances(writer).iter().map(Found::text).collect()
     }
 
-    /// Name and path.
+    /// As vectors have them: `! NAME path`.
     #[cfg(test)]
-    pub(super) fn differences(&self, writer: &Protobuf) -> Vec<(String, String)> {
-        self.hindrances(writer).into_iter().map(|found| (found.name.to_owned(), found.path)).collect()
+    pub(super) fn differences(&self, writer: &Protobuf) -> Vec<String> {
+        self.hindrances(writer).iter().map(|found| format!("! {} {}", found.name, found.path)).collect()
     }
 
     fn hindrances(&self, writer: &Protobuf) -> Vec<Found> {
-        let mut check = Check { before: writer, after: self, found: Vec::new(), seen: HashSet::new() };
+        let mut check = Check { before: writer, after: self, found: Vec::new(), imported: HashMap::new() };
         if writer.file.package() != self.file.package() {
             check.add("PACKAGE_CHANGED", "#/".to_owned());
         }
@@ -70,8 +64,8 @@ struct Check<'a> {
     before: &'a Protobuf,
     after: &'a Protobuf,
     found: Vec<Found>,
-    /// Pairs of messages that were compared.
-    seen: HashSet<(*const DescriptorProto, *const DescriptorProto)>,
+    /// Pairs of messages that were compared where a field uses them, and whether they differ.
+    imported: HashMap<(*const DescriptorProto, *const DescriptorProto), bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +128,11 @@ impl Protobuf {
     }
 }
 
+/// The path of a message.
+fn at(name: &str) -> String {
+    format!("#/{}", name.replace('.', "/"))
+}
+
 fn is_map(message: &DescriptorProto) -> bool {
     message.options.as_ref().is_some_and(|options| options.map_entry())
 }
@@ -148,16 +147,13 @@ impl<'a> Check<'a> {
         for old in before.iter().filter(|message| !is_map(message)) {
             let name = super::full(scope, old.name());
             match after.iter().find(|message| message.name() == old.name() && !is_map(message)) {
-                None => self.add("MESSAGE_REMOVED", format!("#/{name}")),
+                None => self.add("MESSAGE_REMOVED", at(&name)),
                 Some(new) => self.message(&name, old, new),
             }
         }
     }
 
     fn message(&mut self, name: &str, before: &'a DescriptorProto, after: &'a DescriptorProto) {
-        if !self.seen.insert((std::ptr::from_ref(before), std::ptr::from_ref(after))) {
-            return;
-        }
         let by_number =
             |message: &'a DescriptorProto| message.field.iter().map(|field| (field.number(), field)).collect::<BTreeMap<_, _>>();
         let (old, new) = (by_number(before), by_number(after));
@@ -166,8 +162,8 @@ impl<'a> Check<'a> {
         let declared = |of: &str| after.oneof_decl.iter().any(|one| one.name() == of);
         for number in old.keys().chain(new.keys()).collect::<BTreeSet<_>>() {
             let path = |of: Option<&str>| match of {
-                Some(of) => format!("#/{name}/{of}/{number}"),
-                None => format!("#/{name}/{number}"),
+                Some(of) => format!("{}/{of}/{number}", at(name)),
+                None => format!("{}/{number}", at(name)),
             };
             match (old.get(number), new.get(number)) {
                 (Some(field), None) => match oneof(before, field) {
@@ -211,7 +207,7 @@ impl<'a> Check<'a> {
             }
             if origins.len() > 1 {
                 let moved = if alone > 1 { "MULTIPLE_FIELDS_MOVED_TO_ONEOF" } else { "FIELD_MOVED_TO_EXISTING_ONEOF" };
-                self.add(moved, format!("#/{name}/{}", one.name()));
+                self.add(moved, format!("{}/{}", at(name), one.name()));
             }
         }
     }
@@ -247,11 +243,25 @@ impl<'a> Check<'a> {
         if before.local(one) != after.local(two) {
             return self.add("FIELD_NAMED_TYPE_CHANGED", path.to_owned());
         }
+        let (Some(old), Some(new)) = (before.messages.get(one), after.messages.get(two)) else { return };
         // Those of the schema itself are compared where they stand.
-        let (Some(old), Some(new)) = (before.message(one), after.message(two)) else { return };
-        let known = self.found.len();
-        self.message(after.local(two), old, new);
-        if self.found.len() > known {
+        if !old.imported && !new.imported {
+            return;
+        }
+        let pair = (std::ptr::from_ref(&old.message), std::ptr::from_ref(&new.message));
+        let differs = match self.imported.get(&pair) {
+            Some(differs) => *differs,
+            None => {
+                // One that holds itself counts as the same meanwhile.
+                self.imported.insert(pair, false);
+                let known = self.found.len();
+                self.message(after.local(two), &old.message, &new.message);
+                let differs = self.found.len() > known;
+                self.imported.insert(pair, differs);
+                differs
+            }
+        };
+        if differs {
             self.add("FIELD_NAMED_TYPE_CHANGED", path.to_owned());
         }
     }

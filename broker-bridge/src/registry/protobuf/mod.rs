@@ -27,6 +27,8 @@ pub(super) struct Protobuf {
 #[derive(Clone, Debug)]
 struct Message {
     package: String,
+    /// From another file.
+    imported: bool,
     message: DescriptorProto,
 }
 
@@ -76,11 +78,12 @@ impl Protobuf {
         let mut messages = HashMap::new();
         let mut own = None;
         for file in compiler.file_descriptor_set().file {
-            let package = file.package().to_owned();
+            let imported = file.name() != OWN_NAME;
+            let of_file = |message: &DescriptorProto| Message { package: file.package().to_owned(), imported, message: message.clone() };
             for message in &file.message_type {
-                collect(&mut messages, &package, &package, message);
+                collect(&mut messages, file.package(), message, &of_file);
             }
-            if file.name() == OWN_NAME {
+            if !imported {
                 own = Some(FileDescriptorProto { name: None, source_code_info: None, ..file });
             }
         }
@@ -113,12 +116,17 @@ fn full(scope: &str, name: &str) -> String {
     if scope.is_empty() { name.to_owned() } else { format!("{scope}.{name}") }
 }
 
-fn collect(messages: &mut HashMap<String, Message>, package: &str, scope: &str, message: &DescriptorProto) {
+fn collect(
+    messages: &mut HashMap<String, Message>,
+    scope: &str,
+    message: &DescriptorProto,
+    of_file: &impl Fn(&DescriptorProto) -> Message,
+) {
     let name = full(scope, message.name());
     for nested in &message.nested_type {
-        collect(messages, package, &name, nested);
+        collect(messages, &name, nested, of_file);
     }
-    messages.insert(name, Message { package: package.to_owned(), message: message.clone() });
+    messages.insert(name, of_file(message));
 }
 
 #[cfg(test)]

@@ -1,33 +1,23 @@
 #![allow(clippy::unwrap_used)]
 
-use serde_json::Value;
-
-use super::*;
+use super::{super::vectors, *};
 
 fn parse(text: &str) -> Protobuf {
     Protobuf::parse(text, &[]).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-/// What other registries find between two schemas, one pair a line.
 #[test]
-fn differences_are_those_that_other_registries_find() {
-    let (mut checked, mut wrong) = (0, String::new());
-    for line in include_str!("vectors.jsonl").lines() {
-        let case: Value = serde_json::from_str(line).unwrap();
-        let text = |key: &str| case[key].as_str().unwrap();
-        let names = |all: Vec<String>| all.into_iter().collect::<std::collections::BTreeSet<_>>();
-        let read = Protobuf::parse(text("after"), &[]).and_then(|after| Ok((after, Protobuf::parse(text("before"), &[])?)));
-        let found = names(match read {
-            Ok((after, before)) => after.differences(&before).into_iter().map(|(name, _)| name).collect(),
-            Err(error) => vec![error],
-        });
-        let expected = names(case["hindrances"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect());
-        if found != expected {
-            wrong.push_str(&format!("{line}\n  found {found:?}\n"));
-        }
-        checked += 1;
-    }
-    assert!(wrong.is_empty() && checked > 30, "{checked} checked\n{wrong}");
+fn differences_between_messages() {
+    vectors::check(include_str!("vectors.txt"), |before, after| {
+        // Proto3 unless it says otherwise.
+        let full = |text: &str| if text.starts_with("syntax") { text.to_owned() } else { format!("syntax = \"proto3\"; {text}") };
+        let read = |side: &vectors::Side| {
+            let references: Vec<Referenced> =
+                side.references.iter().map(|one| Referenced { name: one.name.clone(), text: full(&one.text) }).collect();
+            Protobuf::parse(&full(&side.text), &references)
+        };
+        Ok(read(after)?.differences(&read(before)?))
+    });
 }
 
 const ALL: &str = r#"syntax = "proto3";
