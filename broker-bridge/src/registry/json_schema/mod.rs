@@ -4,10 +4,13 @@
 //! |---|---|
 //! | `read` | JSON → [`JsonSchema`]: each schema as what it says about one kind of value |
 //! | `compat` | the differences between two schemas, and which of them a reader bears |
+//! | `validate` | whether a value is one of the schema's |
 
 mod compat;
 mod read;
+mod validate;
 
+pub(crate) use self::validate::Validator;
 use super::text::Json;
 
 #[derive(Clone, Debug)]
@@ -126,6 +129,10 @@ impl JsonSchema {
 
     pub(super) fn normalized(&self) -> String {
         self.text.sorted().to_string()
+    }
+
+    pub(super) fn name(&self) -> Option<&str> {
+        self.text.get("title").and_then(Json::as_str)
     }
 }
 

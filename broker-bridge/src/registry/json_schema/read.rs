@@ -79,7 +79,7 @@ fn id(json: &Json) -> Option<&str> {
 }
 
 /// A reference seen from `base`: a name beside it unless it is absolute.
-fn absolute(base: &str, reference: &str) -> String {
+pub(super) fn absolute(base: &str, reference: &str) -> String {
     if reference.contains("://") || reference.starts_with("urn:") {
         return reference.to_owned();
     }
