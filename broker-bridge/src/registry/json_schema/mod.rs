@@ -19,6 +19,8 @@ pub(super) struct JsonSchema {
     root: Id,
     /// By [`Id`].
     all: Vec<Schema>,
+    /// Levels of schemas, by way of `$ref` too.
+    height: usize,
 }
 
 type Id = usize;
@@ -129,6 +131,11 @@ impl JsonSchema {
 
     pub(super) fn normalized(&self) -> String {
         self.text.sorted().to_string()
+    }
+
+    /// Whether walks over it need more room than a thread has.
+    fn is_deep(&self) -> bool {
+        self.height > read::FLAT
     }
 
     pub(super) fn name(&self) -> Option<&str> {

@@ -2,11 +2,18 @@
 
 use serde_json::Value;
 
-use super::{super::schema::Referenced, read::absolute};
+use super::{
+    super::schema::Referenced,
+    JsonSchema,
+    read::{absolute, with_room},
+};
 
 /// A schema made for values.
 #[derive(Debug)]
-pub(crate) struct Validator(jsonschema::Validator);
+pub(crate) struct Validator {
+    inner: jsonschema::Validator,
+    is_deep: bool,
+}
 
 /// What a schema is that does not say its draft, as for Confluent's registry.
 const DRAFT: &str = "http://json-schema.org/draft-07/schema#";
@@ -16,6 +23,13 @@ const MESSAGE_CHARS_MAX: usize = 400;
 impl Validator {
     /// Nothing is fetched: `$ref` leads within the schema, or to the references by their names or `$id`s.
     pub(in super::super) fn new(text: &str, references: &[Referenced]) -> Result<Self, String> {
+        let is_deep = JsonSchema::parse(text, references)?.is_deep();
+        let build = || Self::build(text, references);
+        let inner = if is_deep { with_room(build) } else { build() }?;
+        Ok(Self { inner, is_deep })
+    }
+
+    fn build(text: &str, references: &[Referenced]) -> Result<jsonschema::Validator, String> {
         let read = |text: &str| -> Result<Value, String> {
             let mut schema: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
             if let Some(members) = schema.as_object_mut() {
@@ -38,13 +52,18 @@ impl Validator {
         }
         let registry = registry.prepare().map_err(|error| wrong(&error))?;
         let built = jsonschema::options().offline().with_registry(&registry).build(&root);
-        built.map(Self).map_err(|error| wrong(&error))
+        built.map_err(|error| wrong(&error))
     }
 
     /// The error says where in the value.
     pub(in super::super) fn check(&self, json: &str) -> Result<(), String> {
         let value: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
-        self.0.validate(&value).map_err(|error| {
+        let validate = || self.validate(&value);
+        if self.is_deep { with_room(validate) } else { validate() }
+    }
+
+    fn validate(&self, value: &Value) -> Result<(), String> {
+        self.inner.validate(value).map_err(|error| {
             // The value itself may be long.
             let message = cut(&error.masked().to_string());
             match error.instance_path().as_str().strip_prefix('/') {

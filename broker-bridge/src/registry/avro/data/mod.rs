@@ -68,8 +68,14 @@ const DEPTH_MAX: usize = 127;
 
 impl Coder {
     pub(crate) fn new(schema: &Avro) -> Self {
-        let mut maker = Maker { schema, nodes: Vec::new(), named: HashMap::new() };
+        let mut maker = Maker { schema, nodes: Vec::new(), named: HashMap::new(), open: Vec::new() };
         let root = maker.node(&schema.root);
+        while let Some((name, at)) = maker.open.pop() {
+            // Reading a schema leaves no name without its type.
+            if let Some(node) = maker.define(name) {
+                maker.nodes[at] = node;
+            }
+        }
         Self { root, nodes: maker.nodes }
     }
 
@@ -111,6 +117,8 @@ struct Maker<'a> {
     schema: &'a Avro,
     nodes: Vec<Node>,
     named: HashMap<&'a str, usize>,
+    /// Named, and not yet made.
+    open: Vec<(&'a str, usize)>,
 }
 
 impl<'a> Maker<'a> {
@@ -147,31 +155,30 @@ impl<'a> Maker<'a> {
         if let Some(known) = self.named.get(name) {
             return *known;
         }
-        // Reading a schema leaves no name open.
-        let null = Node::Primitive(Primitive::Null);
-        let Some(named) = self.schema.named(name) else { return self.push(null) };
-        let at = match &named.kind {
-            Kind::Fixed { size } => self.push(Node::Fixed(usize::try_from(*size).unwrap_or(usize::MAX))),
+        // Its place is known before what it is: it may be of its own type, and a chain of types may be long.
+        let at = self.push(Node::Primitive(Primitive::Null));
+        self.named.insert(name, at);
+        self.open.push((name, at));
+        at
+    }
+
+    fn define(&mut self, name: &'a str) -> Option<Node> {
+        Some(match &self.schema.named(name)?.kind {
+            Kind::Fixed { size } => Node::Fixed(usize::try_from(*size).unwrap_or(usize::MAX)),
             Kind::Enum { symbols, .. } => {
                 let mut names = Names::default();
                 symbols.iter().for_each(|symbol| names.push(symbol.clone(), &[]));
-                self.push(Node::Enum(names))
+                Node::Enum(names)
             }
             Kind::Record { fields, .. } => {
-                // Known before its fields are: they may be of its own type.
-                let at = self.push(null);
-                self.named.insert(name, at);
                 let mut record = Record { name: name.to_owned(), fields: Names::default(), nodes: Vec::with_capacity(fields.len()) };
                 for field in fields {
                     record.fields.push(field.name.clone(), &field.aliases);
                     record.nodes.push(self.node(&field.schema));
                 }
-                self.nodes[at] = Node::Record(record);
-                at
+                Node::Record(record)
             }
-        };
-        self.named.insert(name, at);
-        at
+        })
     }
 }
 
