@@ -6,7 +6,8 @@ use serde_json::value::RawValue;
 
 use super::{Codec, Form};
 
-pub(super) const CODEC: Codec = Codec { name: "binary", content_type: "application/vnd.kafka.binary.v2+json", form: Form::Plain { parse, write } };
+pub(super) const CODEC: Codec =
+    Codec { name: "binary", content_type: "application/vnd.kafka.binary.v2+json", form: Form::Plain { parse, write } };
 
 fn parse(raw: &RawValue) -> Result<Bytes, String> {
     let text: String = serde_json::from_str(raw.get()).map_err(|_| "must be a base64 string in the binary format".to_owned())?;

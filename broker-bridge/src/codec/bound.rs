@@ -40,7 +40,10 @@ impl Writer {
                 (Some(text), None) => By::Text(text),
                 (None, Some(id)) => By::Id(id),
                 (Some(_), Some(_)) => {
-                    return Err(BridgeError::new(Code::BadRequest, format!("Unsupported argument: give either {part}_schema or {part}_schema_id")));
+                    return Err(BridgeError::new(
+                        Code::BadRequest,
+                        format!("Unsupported argument: give either {part}_schema or {part}_schema_id"),
+                    ));
                 }
             };
             let wanted = Wanted { topic, is_key, kind: Some(kind), subject: None, strategy: Strategy::Topic, by };
@@ -158,9 +161,7 @@ impl Reader {
     pub(crate) fn write(&self, bytes: &[u8], out: &mut Vec<u8>) -> std::result::Result<(), Unreadable> {
         match self.codec.form {
             Form::Plain { write, .. } => write(bytes, out).map_err(|reason| Unreadable { code: Code::NotAcceptable, reason }),
-            Form::Schema(kind) => {
-                self.with_schema(kind, bytes, out).map_err(|reason| Unreadable { code: Code::Deserialization, reason })
-            }
+            Form::Schema(kind) => self.with_schema(kind, bytes, out).map_err(|reason| Unreadable { code: Code::Deserialization, reason }),
         }
     }
 

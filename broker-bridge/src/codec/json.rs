@@ -5,7 +5,8 @@ use serde_json::value::RawValue;
 
 use super::{Codec, Form};
 
-pub(super) const CODEC: Codec = Codec { name: "json", content_type: "application/vnd.kafka.json.v2+json", form: Form::Plain { parse, write } };
+pub(super) const CODEC: Codec =
+    Codec { name: "json", content_type: "application/vnd.kafka.json.v2+json", form: Form::Plain { parse, write } };
 
 #[allow(clippy::unnecessary_wraps)] // the signature is every codec's
 fn parse(raw: &RawValue) -> Result<Bytes, String> {

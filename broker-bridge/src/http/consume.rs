@@ -291,8 +291,9 @@ pub(super) async fn records(
         wait: wait.unwrap_or(session.settings.request_timeout).min(consume.request_timeout_max),
     };
     let reader = Reader::new(codec, app.registry.clone(), consume.response_bytes_max);
-    let answer =
-        session.fetch(limits, JsonRecords { reader, compat: app.config.http.compat, bytes_max, body: Vec::new(), blocked: Vec::new() }).await?;
+    let answer = session
+        .fetch(limits, JsonRecords { reader, compat: app.config.http.compat, bytes_max, body: Vec::new(), blocked: Vec::new() })
+        .await?;
     // Topic names and numbers make a header value.
     let blocked = HeaderValue::try_from(answer.blocked.join(", ")).ok().filter(|names| !names.is_empty());
     let mut response = (StatusCode::OK, [(header::CONTENT_TYPE, codec.content_type)], session.on_its_way(answer.finish())).into_response();

@@ -118,13 +118,7 @@ async fn produce(
     Ok(answer(app.config.http.compat, &receipt, &writer))
 }
 
-pub(super) fn out_record(
-    writer: &Writer,
-    topic: &Arc<str>,
-    partition: Option<i32>,
-    index: usize,
-    record: Record<'_>,
-) -> Result<OutRecord> {
+pub(super) fn out_record(writer: &Writer, topic: &Arc<str>, partition: Option<i32>, index: usize, record: Record<'_>) -> Result<OutRecord> {
     if let (Some(path), Some(own)) = (partition, record.partition)
         && path != own
     {

@@ -280,7 +280,7 @@ async fn strimzis_offsets_are_the_next_to_read_and_its_records_have_timestamps()
 #[tokio::test]
 async fn bad_consumer_requests_say_what_to_do() {
     let bridge = Bridge::new(Compat::Confluent);
-    bridge.post("/consumers/g", r#"{"format":"avro"}"#).await.fails(422, 42204, "binary, json, text");
+    bridge.post("/consumers/g", r#"{"format":"thrift"}"#).await.fails(422, 42204, "binary, json, text, avro, jsonschema, protobuf");
     bridge.post("/consumers/g", r#"{"auto.offset.reset":"smallest"}"#).await.fails(422, 42204, "earliest, latest or none");
     bridge.post("/consumers/g", r#"{"group.protocol":"x"}"#).await.fails(422, 42204, "group.protocol is not a setting");
     bridge.post("/consumers/g", r#"{"name":"a/b"}"#).await.fails(422, 42204, "letters");

@@ -154,9 +154,8 @@ impl Registry {
         if found.is_none() {
             found = self.0.read_now(look).await.map_err(passing)?;
         }
-        let unreadable = |reason: String| {
-            unserialisable(&format!("the schema of subject {subject} for {} cannot be read: {reason}", wanted.part()))
-        };
+        let unreadable =
+            |reason: String| unserialisable(&format!("the schema of subject {subject} for {} cannot be read: {reason}", wanted.part()));
         found.transpose().map_err(unreadable)
     }
 
@@ -190,7 +189,8 @@ impl Registry {
     }
 
     fn written(&self, state: &State, stored: &Stored) -> Result<Chosen> {
-        let schema = self.made(state, stored).map_err(|reason| unserialisable(&format!("schema {} cannot be read: {reason}", stored.id)))?;
+        let schema =
+            self.made(state, stored).map_err(|reason| unserialisable(&format!("schema {} cannot be read: {reason}", stored.id)))?;
         Ok(Chosen { schema, subject: stored.subject.clone(), version: stored.version })
     }
 

@@ -301,7 +301,10 @@ impl Session {
                 let limits = Limits { wait: limits.wait.saturating_sub(asked.elapsed()), ..limits };
                 let mut filled = session.fill(&limits, &answer).await;
                 if filled.is_ok() {
-                    let schemas = encode.wants(&session.state.lock().await.ready);
+                    let schemas = {
+                        let state = session.state.lock().await;
+                        encode.wants(&state.ready)
+                    };
                     filled = encode.look_up(schemas).await;
                 }
                 let mut state = session.state.lock().await;

@@ -63,7 +63,8 @@ async fn records(client: &Client, base: &str, accept: &str) -> Vec<Value> {
 }
 
 async fn consumer(client: &Client, topic: &str, format: &str) -> String {
-    let (status, created) = client.post(&format!("/consumers/{}", unique("group")), V2, &json!({"format": format, "auto.offset.reset": "earliest"})).await;
+    let (status, created) =
+        client.post(&format!("/consumers/{}", unique("group")), V2, &json!({"format": format, "auto.offset.reset": "earliest"})).await;
     assert_eq!(status, 200, "{created}");
     let base = created["base_uri"].as_str().unwrap().to_owned();
     assert_eq!(client.post(&format!("{base}/subscription"), V2, &json!({"topics": [topic]})).await.0, 204);
@@ -124,12 +125,23 @@ async fn schemas_are_registered_and_found_by_every_replica_and_what_does_not_fit
     fails(wrong, 422, 42207, "error code: 40901");
     fails(first.post(&path, AVRO, &body(json!("{\"type\":\"record\"}"), json!(1))).await, 422, 42205, "Invalid schema");
     fails(first.post(&path, PROTOBUF, &body(json!("message"), json!(1))).await, 422, 42205, "format = PROTOBUF");
-    fails(first.post(&path, JSON_SCHEMA, &json!({"value_schema_id": id, "records": [{"value": 1}]})).await, 422, 42207, &format!("schema {id} is AVRO"));
+    fails(
+        first.post(&path, JSON_SCHEMA, &json!({"value_schema_id": id, "records": [{"value": 1}]})).await,
+        422,
+        42207,
+        &format!("schema {id} is AVRO"),
+    );
     fails(first.post(&path, AVRO, &json!({"value_schema_id": 4242, "records": [{"value": 1}]})).await, 422, 42207, "error code: 40403");
     fails(first.post(&path, AVRO, &json!({"records": [{"value": 1}]})).await, 422, 42202, "value_schema_id");
-    fails(first.post(&path, AVRO, &json!({"value_schema_id": id, "records": [{"value": {"name": 1}}]})).await, 422, 42203, "at name: expected string, found 1");
+    fails(
+        first.post(&path, AVRO, &json!({"value_schema_id": id, "records": [{"value": {"name": 1}}]})).await,
+        422,
+        42203,
+        "at name: expected string, found 1",
+    );
     // A mebibyte, nested.
-    let deep = format!("{{\"value_schema_id\":{id},\"records\":[{{\"value\":{{\"name\":{}{}}}}}]}}", "[".repeat(500_000), "]".repeat(500_000));
+    let deep =
+        format!("{{\"value_schema_id\":{id},\"records\":[{{\"value\":{{\"name\":{}{}}}}}]}}", "[".repeat(500_000), "]".repeat(500_000));
     let response = first.http.post(format!("{}{path}", first.base)).header("content-type", AVRO).body(deep).send().await.unwrap();
     assert_eq!(response.status(), 422);
     assert_eq!(response.json::<Value>().await.unwrap()["error_code"], 42203);
@@ -148,7 +160,10 @@ async fn schemas_are_registered_and_found_by_every_replica_and_what_does_not_fit
     };
     fails(blocked, 408, 40801, "schema 4242 is not in the registry");
     let metrics = first.http.get(format!("{}/metrics", first.base)).send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains("millrace_bridge_value_schemas_bytes ") && metrics.contains("millrace_bridge_value_schemas_read_total "), "{metrics}");
+    assert!(
+        metrics.contains("millrace_bridge_value_schemas_bytes ") && metrics.contains("millrace_bridge_value_schemas_read_total "),
+        "{metrics}"
+    );
 
     second.delete(&base).await;
     first.delete_topic(&topic).await;

@@ -45,9 +45,10 @@ impl JsonSchema {
 /// Levels of schemas within schemas, by way of `$ref` too, that every thread has room for: each walk over them is recursive.
 pub(super) const FLAT: usize = 48;
 /// More are refused.
-const DEEP_MAX: usize = 1_000;
-/// Where there are more than `FLAT`: so much for each level.
-const ROOM_BYTES: usize = DEEP_MAX * 64 * 1024;
+const DEEP_MAX: usize = 256;
+/// Of a thread for more than `FLAT`: a value of 128 levels may lead through all of the schema's at each of its own, and each needs some
+/// frames. It is only taken where it is used.
+const ROOM_BYTES: usize = DEEP_MAX * 128 * 4 * 1024;
 
 fn too_deep(levels_max: usize) -> String {
     format!("schemas lead to one another through more than {levels_max} levels")

@@ -12,8 +12,12 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct Validator {
     inner: jsonschema::Validator,
-    is_deep: bool,
+    /// Levels of schemas.
+    height: usize,
 }
+
+/// Levels of schemas, at all levels of a value, that every thread has room for.
+const LEVELS_FLAT: usize = 256;
 
 /// What a schema is that does not say its draft, as for Confluent's registry.
 const DRAFT: &str = "http://json-schema.org/draft-07/schema#";
@@ -23,10 +27,10 @@ const MESSAGE_CHARS_MAX: usize = 400;
 impl Validator {
     /// Nothing is fetched: `$ref` leads within the schema, or to the references by their names or `$id`s.
     pub(in super::super) fn new(text: &str, references: &[Referenced]) -> Result<Self, String> {
-        let is_deep = JsonSchema::parse(text, references)?.is_deep();
+        let parsed = JsonSchema::parse(text, references)?;
         let build = || Self::build(text, references);
-        let inner = if is_deep { with_room(build) } else { build() }?;
-        Ok(Self { inner, is_deep })
+        let inner = if parsed.is_deep() { with_room(build) } else { build() }?;
+        Ok(Self { inner, height: parsed.height })
     }
 
     fn build(text: &str, references: &[Referenced]) -> Result<jsonschema::Validator, String> {
@@ -59,7 +63,7 @@ impl Validator {
     pub(in super::super) fn check(&self, json: &str) -> Result<(), String> {
         let value: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
         let validate = || self.validate(&value);
-        if self.is_deep { with_room(validate) } else { validate() }
+        if self.height * nesting(json) > LEVELS_FLAT { with_room(validate) } else { validate() }
     }
 
     fn validate(&self, value: &Value) -> Result<(), String> {
@@ -72,6 +76,26 @@ impl Validator {
             }
         })
     }
+}
+
+/// How deep arrays and objects stand within each other.
+fn nesting(json: &str) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'[' | b'{' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
 }
 
 fn cut(message: &str) -> String {

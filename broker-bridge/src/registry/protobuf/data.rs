@@ -4,7 +4,7 @@
 //! Nothing but a zero stands for the first message.
 
 use prost::Message as _;
-use prost_reflect::{DeserializeOptions, DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 
 use super::{OWN_NAME, Protobuf};
 

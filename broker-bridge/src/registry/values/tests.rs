@@ -9,8 +9,17 @@ use super::{
 };
 
 /// References as (name, subject), of version 1.
-pub(in super::super) fn put(state: &mut State, subject: &str, version: i32, id: i32, kind: &str, schema: &str, references: &[(&str, &str)]) {
-    let references = references.iter().map(|(name, subject)| Reference { name: (*name).into(), subject: (*subject).into(), version: 1 }).collect();
+pub(in super::super) fn put(
+    state: &mut State,
+    subject: &str,
+    version: i32,
+    id: i32,
+    kind: &str,
+    schema: &str,
+    references: &[(&str, &str)],
+) {
+    let references =
+        references.iter().map(|(name, subject)| Reference { name: (*name).into(), subject: (*subject).into(), version: 1 }).collect();
     let value = SchemaValue {
         subject: subject.to_owned(),
         version,
@@ -65,7 +74,11 @@ fn the_head_says_the_schema() {
     for other in [&[][..], &[0, 0, 0, 1], &[1, 0, 0, 0, 1, 0], b"{\"a\":1}"] {
         assert_eq!(schema_id(other), None);
     }
-    let avro = with_references("AVRO", r#"{"type":"record","name":"U","fields":[{"name":"r","type":"R"}]}"#, &[("R", r#"{"type":"record","name":"R","fields":[{"name":"a","type":"int"}]}"#)]);
+    let avro = with_references(
+        "AVRO",
+        r#"{"type":"record","name":"U","fields":[{"name":"r","type":"R"}]}"#,
+        &[("R", r#"{"type":"record","name":"R","fields":[{"name":"a","type":"int"}]}"#)],
+    );
     check(&avro, &json!({"r": {"a": 1}}), &[2], &json!({"r": {"a": 1}}));
     assert_eq!(avro.name.as_deref(), Some("U"));
     refused(&avro, &json!({"r": {"a": "x"}}), r#"at r.a: expected int, found "x""#);
@@ -103,7 +116,11 @@ fn json_values_are_checked_by_their_schema_and_stay_as_they_are() {
     check(&order, &right, right.to_string().as_bytes(), &right);
     refused(&order, &json!({"by": {"name": "A"}}), "at by.name: ");
     refused(&order, &json!({"to": "x"}), "at to: ");
-    let with_id = with_references("JSON", r#"{"$id":"https://shop/order.json","items":{"$ref":"user.json"}}"#, &[("user.json", r#"{"type":"boolean"}"#)]);
+    let with_id = with_references(
+        "JSON",
+        r#"{"$id":"https://shop/order.json","items":{"$ref":"user.json"}}"#,
+        &[("user.json", r#"{"type":"boolean"}"#)],
+    );
     refused(&with_id, &json!([true, 1]), "at 1: ");
     // What is read is JSON, whatever it says: the writer has checked it.
     assert_eq!(decode(&item, b"\0\0\0\0\x07{\"id\":\n\"x\"}").unwrap(), json!({"id": "x"}));
@@ -150,7 +167,12 @@ fn protobuf_messages_are_as_java_s_json_has_them() {
     let bytes = order.encode(&shown.to_string()).unwrap();
     assert_eq!(decode(&order, &bytes).unwrap(), shown);
     // Names as in the schema, and numbers as numbers.
-    check(&order, &json!({"id": 3, "by_name": "A"}), &[0, 8, 3, 0x12, 1, b'A'], &json!({"id": "3", "byName": "A", "lines": [], "counts": {}, "kind": "NONE", "raw": ""}));
+    check(
+        &order,
+        &json!({"id": 3, "by_name": "A"}),
+        &[0, 8, 3, 0x12, 1, b'A'],
+        &json!({"id": "3", "byName": "A", "lines": [], "counts": {}, "kind": "NONE", "raw": ""}),
+    );
     refused(&order, &json!({"id": "x"}), "at id: ");
     refused(&order, &json!({"lines": [{}, {"what": 1}]}), "at lines[1].what: ");
     refused(&order, &json!({"nothing": 1}), "unrecognized field name 'nothing'");
@@ -190,16 +212,25 @@ fn protobuf_messages_are_as_java_s_json_has_them() {
         deep = [&[0x5a][..], &length, &deep].concat();
     }
     assert!(at(&[&[0][..], &deep].concat()).unwrap_err().contains("recursion"));
-    assert!(order.encode(&format!("{}{{}}{}", r#"{"before":"#.repeat(100_000), "}".repeat(100_000))).unwrap_err().contains("recursion limit"));
+    assert!(
+        order.encode(&format!("{}{{}}{}", r#"{"before":"#.repeat(100_000), "}".repeat(100_000))).unwrap_err().contains("recursion limit")
+    );
     // Many empty messages of many defaults are short in bytes.
-    let wide = schema("PROTOBUF", &format!("syntax = \"proto3\"; message A {{ repeated B b = 1; }} message B {{ {} }}", (1..500).map(|number| format!("string a_field_of_some_length_{number} = {number};")).collect::<String>()));
+    let wide = schema(
+        "PROTOBUF",
+        &format!(
+            "syntax = \"proto3\"; message A {{ repeated B b = 1; }} message B {{ {} }}",
+            (1..500).map(|number| format!("string a_field_of_some_length_{number} = {number};")).collect::<String>()
+        ),
+    );
     let many = [&head[..], &[0], &[10, 0].repeat(10_000)].concat();
     let mut out = Vec::new();
     assert!(wide.decode(&many, &mut out, 100_000).unwrap_err().contains("too large as JSON"));
     assert!(out.is_empty() && out.capacity() < 1 << 20);
 
     let user = r#"syntax = "proto3"; package p; message User { string name = 1; }"#;
-    let using = with_references("PROTOBUF", r#"syntax = "proto3"; import "user.proto"; message O { p.User by = 1; }"#, &[("user.proto", user)]);
+    let using =
+        with_references("PROTOBUF", r#"syntax = "proto3"; import "user.proto"; message O { p.User by = 1; }"#, &[("user.proto", user)]);
     check(&using, &json!({"by": {"name": "A"}}), &[0, 10, 3, 10, 1, b'A'], &json!({"by": {"name": "A"}}));
     refused(&schema("PROTOBUF", r#"syntax = "proto3"; enum E { A = 0; }"#), &json!({}), "declares no message");
 }
@@ -238,7 +269,7 @@ proptest! {
     }
 
     #[test]
-    fn every_message_comes_back(id: i64, name: String, lines: Vec<String>, counts: std::collections::HashMap<String, i32>, some: bool, raw: Vec<u8>, price in prop::option::of(-1e300..1e300f64)) {
+    fn every_message_comes_back(id: i64, name: String, lines: Vec<String>, counts: HashMap<String, i32>, some: bool, raw: Vec<u8>, price in prop::option::of(-1e300..1e300f64)) {
         use base64::{Engine as _, engine::general_purpose::STANDARD};
         let order = schema("PROTOBUF", PROTO);
         let mut message = json!({

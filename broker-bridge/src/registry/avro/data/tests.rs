@@ -41,11 +41,11 @@ fn values_are_written_as_avro_s_specification_says() {
     same(r#""long""#, "9223372036854775807", &[0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]);
     same(r#""long""#, "-9223372036854775808", &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]);
     same(r#""float""#, "0.1", &0.1f32.to_le_bytes());
-    same(r#""double""#, "1.7976931348623157e308", &f64::MAX.to_le_bytes());
+    same(r#""double""#, "1.7976931348623157e+308", &f64::MAX.to_le_bytes());
     same(r#""double""#, r#""-Infinity""#, &f64::NEG_INFINITY.to_le_bytes());
     same(r#""float""#, r#""NaN""#, &f32::NAN.to_le_bytes());
     same(r#""string""#, r#""foo""#, b"\x06foo");
-    same(r#""string""#, r#""a\n\"ö\"""#, "\x0ea\n\"ö\"".as_bytes());
+    same(r#""string""#, r#""a\n\"ö\"""#, "\x0ca\n\"ö\"".as_bytes());
     same(r#""bytes""#, "\"\\u0000aÿ\"", &[6, 0, b'a', 0xff]);
     same(r#"{"type":"fixed","name":"F","size":2}"#, r#""aÿ""#, &[b'a', 0xff]);
     same(r#"{"type":"enum","name":"E","symbols":["A","B"]}"#, r#""B""#, &[2]);
@@ -94,7 +94,10 @@ fn what_does_not_fit_is_refused_with_its_place() {
     refused(&|value| value["id"] = json!(2_147_483_648_u32), "at id: expected int, found 2147483648");
     refused(&|value| value["id"] = json!(1.5), "at id: expected int, found 1.5");
     refused(&|value| value["tags"] = json!({}), "at tags: invalid type: map, expected an array");
-    refused(&|value| value["tags"] = json!([{}, {"y": "bare"}]), r#"at tags[1].y: invalid type: string "bare", expected null, or {"<type>": <value>} with type one of string"#);
+    refused(
+        &|value| value["tags"] = json!([{}, {"y": "bare"}]),
+        r#"at tags[1].y: invalid type: string "bare", expected null, or {"<type>": <value>} with type one of string"#,
+    );
     refused(&|value| value["tags"] = json!([{"y": {"int": 1}}]), r#"at tags[0].y: type "int" is not one of null, string"#);
     refused(&|value| value["tags"] = json!([{"y": {}}]), "at tags[0].y: expected null, or");
     refused(&|value| value["tags"] = json!([{"y": {"string": "a", "null": null}}]), "more members");
@@ -193,7 +196,10 @@ fn shape() -> impl Strategy<Value = Shape> {
         prop_oneof![
             inner.clone().prop_map(|shape| Shape::Array(Box::new(shape))),
             inner.clone().prop_map(|shape| Shape::Map(Box::new(shape))),
-            inner.clone().prop_filter("one union", |shape| !matches!(shape, Shape::Maybe(_) | Shape::Plain("null"))).prop_map(|shape| Shape::Maybe(Box::new(shape))),
+            inner
+                .clone()
+                .prop_filter("one union", |shape| !matches!(shape, Shape::Maybe(_) | Shape::Plain("null")))
+                .prop_map(|shape| Shape::Maybe(Box::new(shape))),
             prop::collection::vec(inner, 0..4).prop_map(Shape::Record),
         ]
     })
@@ -221,8 +227,11 @@ fn schema_of(shape: &Shape, names: &mut usize) -> (Value, String) {
         Shape::Maybe(inner) => (json!(["null", schema_of(inner, names).0]), String::new()),
         Shape::Record(fields) => {
             let name = named("R");
-            let fields: Vec<Value> =
-                fields.iter().enumerate().map(|(number, field)| json!({"name": format!("f{number}"), "type": schema_of(field, names).0})).collect();
+            let fields: Vec<Value> = fields
+                .iter()
+                .enumerate()
+                .map(|(number, field)| json!({"name": format!("f{number}"), "type": schema_of(field, names).0}))
+                .collect();
             (json!({"type": "record", "name": name, "fields": fields}), name)
         }
     }
@@ -239,8 +248,12 @@ fn value_of(shape: &Shape, names: &mut usize) -> BoxedStrategy<String> {
         Shape::Plain("boolean") => any::<bool>().prop_map(|value| value.to_string()).boxed(),
         Shape::Plain("int") => any::<i32>().prop_map(|value| value.to_string()).boxed(),
         Shape::Plain("long") => any::<i64>().prop_map(|value| value.to_string()).boxed(),
-        Shape::Plain("float") => any::<f32>().prop_filter("finite", |value| value.is_finite()).prop_map(|value| serde_json::to_string(&value).unwrap()).boxed(),
-        Shape::Plain("double") => any::<f64>().prop_filter("finite", |value| value.is_finite()).prop_map(|value| serde_json::to_string(&value).unwrap()).boxed(),
+        Shape::Plain("float") => {
+            any::<f32>().prop_filter("finite", |value| value.is_finite()).prop_map(|value| serde_json::to_string(&value).unwrap()).boxed()
+        }
+        Shape::Plain("double") => {
+            any::<f64>().prop_filter("finite", |value| value.is_finite()).prop_map(|value| serde_json::to_string(&value).unwrap()).boxed()
+        }
         Shape::Plain("bytes") => latin_1((0..20).into()).boxed(),
         Shape::Plain(_) => any::<String>().prop_map(|text| serde_json::to_string(&text).unwrap()).boxed(),
         Shape::Fixed(size) => {
@@ -254,7 +267,8 @@ fn value_of(shape: &Shape, names: &mut usize) -> BoxedStrategy<String> {
         Shape::Array(items) => prop::collection::vec(value_of(items, names), 0..4).prop_map(|all| format!("[{}]", all.join(","))).boxed(),
         Shape::Map(values) => prop::collection::btree_map(any::<String>(), value_of(values, names), 0..4)
             .prop_map(|all| {
-                let entries: Vec<String> = all.into_iter().map(|(key, value)| format!("{}:{value}", serde_json::to_string(&key).unwrap())).collect();
+                let entries: Vec<String> =
+                    all.into_iter().map(|(key, value)| format!("{}:{value}", serde_json::to_string(&key).unwrap())).collect();
                 format!("{{{}}}", entries.join(","))
             })
             .boxed(),
@@ -268,7 +282,8 @@ fn value_of(shape: &Shape, names: &mut usize) -> BoxedStrategy<String> {
             let values: Vec<BoxedStrategy<String>> = fields.iter().map(|field| value_of(field, names)).collect();
             values
                 .prop_map(|values| {
-                    let members: Vec<String> = values.into_iter().enumerate().map(|(number, value)| format!("\"f{number}\":{value}")).collect();
+                    let members: Vec<String> =
+                        values.into_iter().enumerate().map(|(number, value)| format!("\"f{number}\":{value}")).collect();
                     format!("{{{}}}", members.join(","))
                 })
                 .boxed()
