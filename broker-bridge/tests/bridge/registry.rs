@@ -224,7 +224,12 @@ async fn two_replicas_write_at_once_and_one_is_killed_and_nothing_is_lost_or_dou
     };
     let kill = async {
         let deadline = Instant::now() + Duration::from_secs(60);
-        while get(&one, "/subjects").await.as_array().unwrap().len() < 8 {
+        // Both have written.
+        let begun = |subjects: &Value| {
+            let names: Vec<&str> = subjects.as_array().unwrap().iter().filter_map(Value::as_str).collect();
+            names.len() >= 8 && names.iter().any(|name| name.starts_with("Two"))
+        };
+        while !begun(&get(&one, "/subjects").await) {
             assert!(Instant::now() < deadline, "nothing is registered");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
