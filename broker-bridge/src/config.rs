@@ -363,6 +363,9 @@ pub struct Registry {
     /// What all schemas may need in memory, in bytes. More are refused; a topic that holds more is not served.
     #[serde(deserialize_with = "at_least_one")]
     pub bytes_max: u64,
+    /// What the schemas may need that records were written or read with last (formats avro, jsonschema, protobuf), in bytes, by a guess:
+    /// 4 KiB each, and 16 times its text. The others are read again when they are needed.
+    pub value_schemas_bytes_max: u64,
 }
 
 impl Default for Registry {
@@ -374,6 +377,7 @@ impl Default for Registry {
             freshness: Duration::from_millis(50),
             timeout: Duration::from_secs(15),
             bytes_max: 256 * 1024 * 1024,
+            value_schemas_bytes_max: 64 * 1024 * 1024,
         }
     }
 }

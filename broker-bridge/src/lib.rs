@@ -12,7 +12,7 @@
 //! | `produce` | records in: checks, results per record, repeated batches |
 //! | `session` | records out: consumer instances, their offsets and their end |
 //! | `transaction` | transactions of callers: their leases, writers and ends |
-//! | `codec` | embedded formats: binary, json, text |
+//! | `codec` | embedded formats: binary, json, text; avro, jsonschema, protobuf with schemas of the registry |
 //! | `registry` | schemas: Confluent's registry API, kept in Kafka |
 //! | `topics` | topics and brokers, and how many partitions a topic should have |
 //! | `lag` | how far groups are behind, and how they are |

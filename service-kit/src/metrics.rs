@@ -286,6 +286,13 @@ pub const METRICS: &[Metric] = &[
     ),
     gauge("millrace_bridge_registry_schemas", "schemas", &[], "Versions of all subjects, those softly deleted included."),
     gauge("millrace_bridge_registry_bytes", "bytes", &[], "What the schemas need in memory (registry.bytes_max)."),
+    gauge(
+        "millrace_bridge_value_schemas_bytes",
+        "bytes",
+        &[],
+        "What the schemas may need that are kept for records (registry.value_schemas_bytes_max).",
+    ),
+    counter("millrace_bridge_value_schemas_read_total", "schemas", &[], "Schemas that were read for records because they were not kept."),
     histogram("millrace_bridge_registry_write_seconds", "seconds", &[], "From a write's wait for its turn until it can be read."),
     counter("millrace_bridge_registry_fenced_total", "writes", &[], "Writes that began again because another replica wrote."),
     counter("millrace_bridge_registry_stale_reads_total", "requests", &[], "Requests answered from what was known while Kafka was away."),

@@ -1,7 +1,7 @@
 //! `/consumers/…`: consumer instances over sessions.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -22,7 +22,7 @@ use service_kit::{
 
 use super::{App, V2, base_url, json_response, negotiate, parse, query, segment};
 use crate::{
-    codec::{self, CODECS, Codec},
+    codec::{self, CODECS, Reader, Unreadable},
     config::{BridgeConfig, Compat},
     error::{BridgeError, Code, Result},
     session::{Encode, Limits, Session, Settings},
@@ -290,8 +290,9 @@ pub(super) async fn records(
         bytes_min: session.settings.fetch_min_bytes.min(bytes_max),
         wait: wait.unwrap_or(session.settings.request_timeout).min(consume.request_timeout_max),
     };
+    let reader = Reader::new(codec, app.registry.clone(), consume.response_bytes_max);
     let answer = session
-        .fetch(limits, JsonRecords { codec, compat: app.config.http.compat, bytes_max, body: Vec::new(), blocked: Vec::new() })
+        .fetch(limits, JsonRecords { reader, compat: app.config.http.compat, bytes_max, body: Vec::new(), blocked: Vec::new() })
         .await?;
     // Topic names and numbers make a header value.
     let blocked = HeaderValue::try_from(answer.blocked.join(", ")).ok().filter(|names| !names.is_empty());
@@ -338,7 +339,7 @@ pub(super) async fn committed(State(app): State<App>, Path((group, name)): Insta
 
 /// A JSON array of records, written as they come.
 struct JsonRecords {
-    codec: &'static Codec,
+    reader: Reader,
     compat: Compat,
     bytes_max: usize,
     body: Vec<u8>,
@@ -357,18 +358,18 @@ impl JsonRecords {
 }
 
 /// One record as a JSON object, without any line's end in it.
-pub(super) fn write_record(codec: &Codec, compat: Compat, partition: &TopicPartition, record: &Record, out: &mut Vec<u8>) -> Result<()> {
+pub(super) fn write_record(reader: &Reader, compat: Compat, partition: &TopicPartition, record: &Record, out: &mut Vec<u8>) -> Result<()> {
     let embedded = |field: &str, bytes: &Option<Bytes>, out: &mut Vec<u8>| {
         match bytes {
         None => {
             out.extend_from_slice(b"null");
             Ok(())
         }
-        Some(bytes) => (codec.write)(bytes, out).map_err(|message| {
-            let name = codec.name;
+        Some(bytes) => reader.write(bytes, out).map_err(|Unreadable { code, reason }| {
+            let name = reader.codec.name;
             BridgeError::new(
-                Code::NotAcceptable,
-                format!("the {field} of {partition} at offset {} {message}, so format {name} cannot show it; read it with format binary, or go on behind it with POST …/positions", record.offset),
+                code,
+                format!("the {field} of {partition} at offset {} {reason}, so format {name} cannot show it; read it with format binary, or go on behind it with POST …/positions", record.offset),
             )
         }),
     }
@@ -398,9 +399,12 @@ pub(super) fn write_record(codec: &Codec, compat: Compat, partition: &TopicParti
 
 impl Encode for JsonRecords {
     fn add(&mut self, partition: &TopicPartition, record: &Record) -> Result<bool> {
+        if !self.reader.knows(record) {
+            return Ok(false);
+        }
         let before = self.body.len();
         self.body.push(if before == 0 { b'[' } else { b',' });
-        if let Err(error) = write_record(self.codec, self.compat, partition, record, &mut self.body) {
+        if let Err(error) = write_record(&self.reader, self.compat, partition, record, &mut self.body) {
             self.body.truncate(before);
             return Err(error);
         }
@@ -414,5 +418,13 @@ impl Encode for JsonRecords {
 
     fn blocked(&mut self, partition: &TopicPartition) {
         self.blocked.push(partition.to_string());
+    }
+
+    fn wants(&self, ready: &VecDeque<(TopicPartition, Record)>) -> Vec<i32> {
+        self.reader.wants(ready)
+    }
+
+    fn look_up(&mut self, schemas: Vec<i32>) -> impl Future<Output = Result<()>> + Send {
+        self.reader.look_up(schemas)
     }
 }

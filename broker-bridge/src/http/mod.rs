@@ -355,4 +355,6 @@ fn segment(name: &str) -> String {
 }
 
 #[cfg(test)]
+mod format_tests;
+#[cfg(test)]
 mod tests;

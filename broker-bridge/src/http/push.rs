@@ -10,7 +10,7 @@
 mod socket;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{App, consume, negotiate};
 use crate::{
-    codec::Codec,
+    codec::Reader,
     config::Compat,
     error::{BridgeError, Code, Result},
     session::{Encode, Limits, Position, Session},
@@ -165,7 +165,7 @@ impl Stream {
         let limits = Limits { records_max: records_max.min(BATCH_RECORDS_MAX), bytes_max: BATCH_BYTES_MAX, bytes_min: 1, wait: HEARTBEAT };
         let batch = Batch {
             form: self.form,
-            codec: self.session.settings.codec,
+            reader: Reader::new(self.session.settings.codec, self.app.registry.clone(), self.app.config.consume.response_bytes_max),
             compat: self.app.config.http.compat,
             text: Vec::new(),
             count: 0,
@@ -254,7 +254,7 @@ fn error_text(form: Form, error: &BridgeError) -> Bytes {
 /// Records as they go over the wire, and the offsets behind them.
 struct Batch {
     form: Form,
-    codec: &'static Codec,
+    reader: Reader,
     compat: Compat,
     text: Vec<u8>,
     count: usize,
@@ -276,6 +276,9 @@ impl Batch {
 
 impl Encode for Batch {
     fn add(&mut self, partition: &TopicPartition, record: &Record) -> Result<bool> {
+        if !self.reader.knows(record) {
+            return Ok(false);
+        }
         let (before, after): (&[u8], &[u8]) = match self.form {
             Form::Events => (b"data: ", b"\n\n"),
             Form::Lines => (b"", b"\n"),
@@ -284,7 +287,7 @@ impl Encode for Batch {
         };
         let length = self.text.len();
         self.text.extend_from_slice(before);
-        if let Err(error) = consume::write_record(self.codec, self.compat, partition, record, &mut self.text) {
+        if let Err(error) = consume::write_record(&self.reader, self.compat, partition, record, &mut self.text) {
             self.text.truncate(length);
             return Err(error);
         }
@@ -292,5 +295,13 @@ impl Encode for Batch {
         self.count += 1;
         self.ends.insert(partition.clone(), record.offset + 1);
         Ok(true)
+    }
+
+    fn wants(&self, ready: &VecDeque<(TopicPartition, Record)>) -> Vec<i32> {
+        self.reader.wants(ready)
+    }
+
+    fn look_up(&mut self, schemas: Vec<i32>) -> impl Future<Output = Result<()>> + Send {
+        self.reader.look_up(schemas)
     }
 }

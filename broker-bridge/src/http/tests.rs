@@ -16,27 +16,28 @@ use crate::{
     testing::{self, FakeKafka, MemoryOffsets},
 };
 
-struct Bridge {
-    kafka: FakeKafka,
+pub(super) struct Bridge {
+    pub(super) kafka: FakeKafka,
     store: MemoryOffsets,
     lag: Lag,
+    pub(super) registry: Registry,
     router: Router,
 }
 
 /// What came back.
-struct Answer {
-    status: u16,
-    headers: HeaderMap,
-    text: String,
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) text: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
     }
 
     #[track_caller]
-    fn fails(&self, status: u16, code: u32, message: &str) {
+    pub(super) fn fails(&self, status: u16, code: u32, message: &str) {
         let json = self.json();
         assert_eq!((self.status, json["error_code"].as_u64()), (status, Some(u64::from(code))), "{json}");
         assert!(json["message"].as_str().unwrap().contains(message), "{message:?} is not in {json}");
@@ -44,27 +45,28 @@ impl Answer {
 }
 
 impl Bridge {
-    fn new(compat: Compat) -> Self {
+    pub(super) fn new(compat: Compat) -> Self {
         let kafka = FakeKafka::with_topic("t", 2);
         let store = MemoryOffsets::default();
         let mut config = BridgeConfig::default();
         config.http.compat = compat;
         let lag = testing::lag(&kafka, store.clone());
+        let registry = testing::registry(&kafka);
         let app = App {
             produce: testing::produce(&kafka),
             sessions: testing::sessions(&kafka, &store, config.consume.clone()),
             topics: testing::topics(&kafka),
             lag: lag.clone(),
-            registry: testing::registry(&kafka),
+            registry: registry.clone(),
             transactions: testing::transactions(&kafka),
             manage: Manage::new(&service_kit::kafka::KafkaConfig::new("nowhere:1")),
             config: Arc::new(config),
             readiness: Readiness::default(),
         };
-        Self { kafka, store, lag, router: router(app) }
+        Self { kafka, store, lag, registry, router: router(app) }
     }
 
-    async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    pub(super) async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         let mut request = Request::builder().method(method).uri(path).header("host", "bridge:8082");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -75,20 +77,20 @@ impl Bridge {
         Answer { status: parts.status.as_u16(), headers: parts.headers, text }
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(super) async fn get(&self, path: &str) -> Answer {
         self.call("GET", path, &[], "").await
     }
 
-    async fn post(&self, path: &str, body: &str) -> Answer {
+    pub(super) async fn post(&self, path: &str, body: &str) -> Answer {
         self.call("POST", path, &[("content-type", V2)], body).await
     }
 
-    async fn produce(&self, path: &str, format: &str, body: &str) -> Answer {
+    pub(super) async fn produce(&self, path: &str, format: &str, body: &str) -> Answer {
         self.call("POST", path, &[("content-type", &format!("application/vnd.kafka.{format}.v2+json"))], body).await
     }
 
     /// An instance that reads `t` from its beginning.
-    async fn consumer(&self, config: &str) -> String {
+    pub(super) async fn consumer(&self, config: &str) -> String {
         let created = self.post("/consumers/g", config).await.json();
         let base = created["base_uri"].as_str().unwrap().strip_prefix("http://bridge:8082").unwrap().to_owned();
         assert_eq!(self.post(&format!("{base}/subscription"), r#"{"topics":["t"]}"#).await.status, 204);
@@ -183,7 +185,7 @@ async fn bad_produce_requests_say_where_and_what_to_do() {
     bad("/topics/t", "text", r#"{"records":[{"key":1}]}"#).await.fails(422, 42206, "records[0].key must be a string");
     bad("/topics/t/partitions/1", "json", r#"{"records":[{"value":1,"partition":0}]}"#).await.fails(422, 422, "leave it out");
     bad("/topics/t", "json", r#"{"records":[{"value":1,"timestamp":-1}]}"#).await.fails(422, 422, "timestamp");
-    bad("/topics/t", "avro", r#"{"records":[{"value":1}]}"#).await.fails(415, 415, "application/vnd.kafka.json.v2+json");
+    bad("/topics/t", "thrift", r#"{"records":[{"value":1}]}"#).await.fails(415, 415, "application/vnd.kafka.json.v2+json");
     bad("/topics/t?async=maybe", "json", r#"{"records":[{"value":1}]}"#).await.fails(400, 400, "?async=maybe");
     let html = bridge
         .call(
@@ -278,7 +280,7 @@ async fn strimzis_offsets_are_the_next_to_read_and_its_records_have_timestamps()
 #[tokio::test]
 async fn bad_consumer_requests_say_what_to_do() {
     let bridge = Bridge::new(Compat::Confluent);
-    bridge.post("/consumers/g", r#"{"format":"avro"}"#).await.fails(422, 42204, "binary, json, text");
+    bridge.post("/consumers/g", r#"{"format":"thrift"}"#).await.fails(422, 42204, "binary, json, text, avro, jsonschema, protobuf");
     bridge.post("/consumers/g", r#"{"auto.offset.reset":"smallest"}"#).await.fails(422, 42204, "earliest, latest or none");
     bridge.post("/consumers/g", r#"{"group.protocol":"x"}"#).await.fails(422, 42204, "group.protocol is not a setting");
     bridge.post("/consumers/g", r#"{"name":"a/b"}"#).await.fails(422, 42204, "letters");

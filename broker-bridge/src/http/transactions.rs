@@ -1,6 +1,10 @@
 //! `POST /records` (many topics at once, all or none) and `/transactions`: what the REST proxy does not have.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     extract::{Path, State},
@@ -16,13 +20,25 @@ use super::{
     App, JSON, base_url, json_response, negotiate, parse,
     produce::{Record, out_record},
 };
-use crate::error::Result;
+use crate::{
+    codec::{Schemas, Writer},
+    error::Result,
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Records<'a> {
     #[serde(borrow)]
     records: Vec<TopicRecord<'a>>,
+    /// These hold for each topic, under the subjects that are named by it.
+    #[serde(default)]
+    key_schema: Option<String>,
+    #[serde(default)]
+    key_schema_id: Option<i32>,
+    #[serde(default)]
+    value_schema: Option<String>,
+    #[serde(default)]
+    value_schema_id: Option<i32>,
 }
 
 /// A record of v2 with its topic.
@@ -43,22 +59,35 @@ struct TopicRecord<'a> {
 }
 
 /// Keys and values are in the format of the content type; plain JSON is the json format.
-fn records(headers: &HeaderMap, body: &[u8]) -> Result<Vec<OutRecord>> {
+async fn records(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<Vec<OutRecord>> {
     let codec = negotiate::produce_format_or_json(headers)?;
-    let Records { records } = parse(body)?;
-    let mut topics: HashMap<String, Arc<str>> = HashMap::new();
-    let record = |(index, record): (usize, TopicRecord<'_>)| {
+    let Records { records, key_schema, key_schema_id, value_schema, value_schema_id } = parse(body)?;
+    let schemas = Schemas { key_schema, key_schema_id, value_schema, value_schema_id };
+    let mut topics: HashMap<String, (Arc<str>, Writer)> = HashMap::new();
+    let mut ready = Vec::with_capacity(records.len());
+    for (index, record) in records.into_iter().enumerate() {
         let TopicRecord { topic, key, value, partition, timestamp, headers } = record;
-        let topic = Arc::clone(topics.entry(topic).or_insert_with_key(|name| name.as_str().into()));
-        out_record(codec, &topic, None, index, Record { key, value, partition, timestamp, headers })
-    };
-    records.into_iter().enumerate().map(record).collect()
+        let (topic, writer) = match topics.entry(topic) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                if Writer::needs_schemas(codec) {
+                    // No schema is registered for a topic that is not there.
+                    app.topics.check(new.key(), None).await?;
+                }
+                let writer = Writer::new(codec, &app.registry, new.key(), &schemas).await?;
+                let topic: Arc<str> = new.key().as_str().into();
+                new.insert((topic, writer))
+            }
+        };
+        ready.push(out_record(writer, topic, None, index, Record { key, value, partition, timestamp, headers })?);
+    }
+    Ok(ready)
 }
 
 /// All records are written in one transaction, or none is.
 pub(super) async fn write_all(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Result<Response> {
     negotiate::json_answer(&headers)?;
-    let records = records(&headers, &body)?;
+    let records = records(&app, &headers, &body).await?;
     let count = records.len();
     app.transactions.write_all(records).await?;
     Ok(json_response(StatusCode::OK, JSON, &json!({"records": count})))
@@ -93,7 +122,7 @@ pub(super) async fn begin(State(app): State<App>, headers: HeaderMap, body: Byte
 }
 
 pub(super) async fn produce(State(app): State<App>, Path(id): Path<String>, headers: HeaderMap, body: Bytes) -> Result<Response> {
-    let count = app.transactions.produce(&id, records(&headers, &body)?).await?;
+    let count = app.transactions.produce(&id, records(&app, &headers, &body).await?).await?;
     Ok(json_response(StatusCode::OK, JSON, &json!({"records": count})))
 }
 

@@ -10,9 +10,12 @@
 //! | `level` | which versions a new one is compared with |
 //! | `schema` | a schema of any type; `avro`, `json_schema`, `protobuf` know one each, `text` is JSON in its order |
 //! | `subject` | contexts in the names of subjects |
+//! | `choose` | which schema records are written or read with |
+//! | `values` | their keys and values as bytes, and which schemas are kept for them |
 //! | `error` | codes and words of refusals |
 
 mod avro;
+mod choose;
 mod decide;
 mod error;
 mod http;
@@ -25,6 +28,7 @@ mod state;
 mod subject;
 mod text;
 mod topic;
+mod values;
 #[cfg(test)]
 mod vectors;
 
@@ -34,8 +38,13 @@ use parking_lot::{Mutex, RwLock};
 use service_kit::kafka::KafkaConfig;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::http::routes;
-use self::topic::Topic;
+pub(crate) use self::{
+    choose::{By, Chosen, Strategy, Wanted},
+    http::routes,
+    schema::Kind,
+    values::{ValueSchema, schema_id},
+};
+use self::{topic::Topic, values::Kept};
 use crate::{config, connect::Connection, gate::Gate};
 
 /// What the registry's answers are.
@@ -49,6 +58,7 @@ impl Registry {
     /// Connects when it is first used.
     pub(crate) fn new(config: config::Registry, kafka: KafkaConfig, connection: Connection, gate: Arc<Gate>, tasks: TaskTracker) -> Self {
         Self(Arc::new(Topic {
+            kept: Kept::new(config.value_schemas_bytes_max),
             config,
             kafka,
             connection,
@@ -59,5 +69,18 @@ impl Registry {
             fresh_at: Mutex::new(None),
             writing: Default::default(),
         }))
+    }
+}
+
+#[cfg(test)]
+impl Registry {
+    /// Knows these alone, as (subject, version, id, type, schema), and does not ask Kafka.
+    pub(crate) fn hold(&self, schemas: &[(&str, i32, i32, &str, &str)]) {
+        let mut state = self.0.state.write();
+        for (subject, version, id, kind, schema) in schemas {
+            values::put(&mut state, subject, *version, *id, kind, schema, &[]);
+        }
+        // Long ago enough is never.
+        *self.0.fresh_at.lock() = Some(std::time::Instant::now() + std::time::Duration::from_secs(86_400));
     }
 }

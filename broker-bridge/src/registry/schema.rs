@@ -8,7 +8,7 @@ use super::{
 
 /// What a schema is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Avro,
     Json,
     Protobuf,
@@ -21,7 +21,7 @@ impl Kind {
         Self::ALL.iter().find(|(_, known)| *known == name).map(|(kind, _)| *kind)
     }
 
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("AVRO", |(_, name)| name)
     }
 }

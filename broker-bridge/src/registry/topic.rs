@@ -24,6 +24,7 @@ use super::{
     error::{RegistryError, Result},
     record::Record,
     state::State,
+    values::Kept,
 };
 use crate::{config, connect::Connection, gate::Gate};
 
@@ -38,6 +39,7 @@ pub(super) struct Topic {
     /// When the end of the topic was last asked for, of those that were reached.
     pub(super) fresh_at: Mutex<Option<Instant>>,
     pub(super) writing: AsyncMutex<Writing>,
+    pub(super) kept: Kept,
 }
 
 #[derive(Default)]
@@ -89,6 +91,16 @@ impl Topic {
         answer(&self.state.read())
     }
 
+    /// Answers from what is written now.
+    pub(super) async fn read_now<T>(&self, answer: impl FnOnce(&State) -> Result<T>) -> Result<T> {
+        self.gate.broker()?;
+        match timeout(self.config.timeout, self.sync(Instant::now())).await {
+            Ok(synced) => synced?,
+            Err(_) => return Err(RegistryError::timeout(format!("topic {} was not read in time; try again", self.config.topic))),
+        };
+        answer(&self.state.read())
+    }
+
     /// Reads up to an end of the topic that was asked for after `since`; gives the offset behind it.
     async fn sync(&self, since: Instant) -> Result<i64, Failure> {
         let mut reading = self.reading.lock().await;
@@ -127,15 +139,13 @@ impl Topic {
         };
         let Some(bounds) = bounds else {
             // Nothing was ever registered; or the topic was deleted, and everything with it.
-            *self.state.write() = State::default();
-            reading.next = 0;
+            self.forget(reading);
             self.observe();
             return Ok(());
         };
         if bounds.latest < reading.next {
             tracing::warn!(topic = self.config.topic, "the registry's topic was made anew; reading it from its beginning");
-            *self.state.write() = State::default();
-            reading.next = 0;
+            self.forget(reading);
         }
         let from = reading.next.max(bounds.earliest);
         if from >= bounds.latest {
@@ -165,6 +175,12 @@ impl Topic {
         reading.next = bounds.latest;
         self.observe();
         Ok(())
+    }
+
+    fn forget(&self, reading: &mut Reading) {
+        *self.state.write() = State::default();
+        self.kept.clear();
+        reading.next = 0;
     }
 
     fn within_bound(&self) -> Result<()> {

@@ -31,7 +31,7 @@ mod source;
 mod state;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -142,6 +142,16 @@ pub(crate) trait Encode: Send + 'static {
 
     /// An answer with records lacks those of this partition.
     fn blocked(&mut self, _partition: &TopicPartition) {}
+
+    /// Ids of schemas without which these records cannot be added.
+    fn wants(&self, _ready: &VecDeque<(TopicPartition, Record)>) -> Vec<i32> {
+        Vec::new()
+    }
+
+    /// Makes them known before anything is added. An error is the fetch's; the records stay for the next one.
+    fn look_up(&mut self, _schemas: Vec<i32>) -> impl Future<Output = Result<()>> + Send {
+        async { Ok(()) }
+    }
 }
 
 /// One consumer of a group.
@@ -289,7 +299,14 @@ impl Session {
             }
             let (mut state, delivered) = loop {
                 let limits = Limits { wait: limits.wait.saturating_sub(asked.elapsed()), ..limits };
-                let filled = session.fill(&limits, &answer).await;
+                let mut filled = session.fill(&limits, &answer).await;
+                if filled.is_ok() {
+                    let schemas = {
+                        let state = session.state.lock().await;
+                        encode.wants(&state.ready)
+                    };
+                    filled = encode.look_up(schemas).await;
+                }
                 let mut state = session.state.lock().await;
                 session.touch();
                 let blocked = state.blocked().len();

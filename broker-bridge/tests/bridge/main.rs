@@ -6,6 +6,7 @@
 
 mod cli;
 mod cluster;
+mod formats;
 mod honest;
 mod process;
 mod push;

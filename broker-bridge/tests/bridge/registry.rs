@@ -12,24 +12,32 @@ use super::process::{Bridge, servers, unique};
 const SR: &str = "application/vnd.schemaregistry.v1+json";
 
 /// One registry: a topic and a transactional id that no other test has.
-struct Registry {
+pub(crate) struct Registry {
     topic: String,
 }
 
 impl Registry {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { topic: unique("schemas") }
     }
 
-    async fn replica(&self) -> Bridge {
+    pub(crate) async fn replica(&self) -> Bridge {
         let variables = [("MILLRACE_REGISTRY__TOPIC", self.topic.as_str()), ("MILLRACE_REGISTRY__TRANSACTIONAL_ID", self.topic.as_str())];
         Bridge::start_with(&servers(), &variables).await
     }
 
-    async fn remove(self) {
+    pub(crate) async fn remove(self) {
         let admin = kafka::admin(&KafkaConfig::new(servers())).await.unwrap();
         admin.delete_topic(&self.topic).await.unwrap();
     }
+}
+
+/// Runs a script with Confluent's client; the first time, that is installed.
+pub(crate) async fn python(arguments: &[&str]) {
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/dev/registry/registry");
+    let ran = Command::new(script).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(Duration::from_secs(300), ran).await.expect("the client does not end").unwrap();
+    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
 }
 
 async fn call(bridge: &str, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
@@ -64,10 +72,7 @@ fn record(fields: &[&str]) -> Value {
 async fn python_s_registry_client_and_serialisers_work() {
     let registry = Registry::new();
     let bridge = registry.replica().await;
-    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/dev/registry/registry");
-    let ran = Command::new(script).arg(format!("http://{}", bridge.http)).stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(Duration::from_secs(300), ran).await.expect("the client does not end").unwrap();
-    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    python(&["client", &format!("http://{}", bridge.http)]).await;
     bridge.stop().await;
     registry.remove().await;
 }
@@ -221,7 +226,12 @@ async fn two_replicas_write_at_once_and_one_is_killed_and_nothing_is_lost_or_dou
     };
     let kill = async {
         let deadline = Instant::now() + Duration::from_secs(60);
-        while get(&one, "/subjects").await.as_array().unwrap().len() < 8 {
+        // Both have written.
+        let begun = |subjects: &Value| {
+            let names: Vec<&str> = subjects.as_array().unwrap().iter().filter_map(Value::as_str).collect();
+            names.len() >= 8 && names.iter().any(|name| name.starts_with("Two"))
+        };
+        while !begun(&get(&one, "/subjects").await) {
             assert!(Instant::now() < deadline, "nothing is registered");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

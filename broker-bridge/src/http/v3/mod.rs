@@ -3,6 +3,7 @@
 mod acls;
 mod clusters;
 mod configs;
+mod data;
 mod groups;
 mod partitions;
 mod records;

@@ -20,19 +20,23 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use service_kit::{
     StreamedBody,
     kafka::{OutRecord, Written},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{App, Cluster, JSON, Reply, code, json_response, splitter::Splitter};
+use super::{
+    App, Cluster, JSON, Reply, code,
+    data::{Data, Part},
+    json_response,
+    splitter::Splitter,
+};
 use crate::{
-    codec,
     error::{BridgeError, Code, Result},
     http::negotiate,
     produce::Produce,
+    registry::Registry,
     trace::TRACEPARENT,
 };
 
@@ -61,33 +65,6 @@ struct Header {
     value: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Data<'a> {
-    #[serde(default, rename = "type")]
-    kind: Option<String>,
-    #[serde(default)]
-    subject: Option<String>,
-    #[serde(default)]
-    subject_name_strategy: Option<String>,
-    #[serde(default)]
-    schema_id: Option<i64>,
-    #[serde(default)]
-    schema_version: Option<i64>,
-    #[serde(default)]
-    schema: Option<String>,
-    #[serde(borrow, default)]
-    data: Option<&'a RawValue>,
-}
-
-/// What a record's result tells about a key or value.
-#[derive(Clone, Copy, Serialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    size: usize,
-}
-
 /// A record as it was written, or why it was not.
 #[derive(Serialize)]
 struct Receipt<'a> {
@@ -110,9 +87,9 @@ struct Place<'a> {
     offset: i64,
     timestamp: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<Part>,
+    key: Option<&'a Part>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<Part>,
+    value: Option<&'a Part>,
 }
 
 /// A record ready to be written, and what its receipt repeats.
@@ -126,6 +103,7 @@ struct Ready {
 /// Where records of one request go.
 struct Target {
     produce: Produce,
+    registry: Registry,
     cluster: String,
     topic: Arc<str>,
     traceparent: Option<String>,
@@ -138,7 +116,13 @@ impl Target {
         // Fails now rather than once for each record.
         app.topics.check(topic, None).await?;
         let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Ok(Self { produce: app.produce.clone(), cluster: cluster.id().to_owned(), topic: topic.into(), traceparent })
+        Ok(Self {
+            produce: app.produce.clone(),
+            registry: app.registry.clone(),
+            cluster: cluster.id().to_owned(),
+            topic: topic.into(),
+            traceparent,
+        })
     }
 
     async fn write(&self, ready: &Ready) -> Result<Written> {
@@ -147,15 +131,15 @@ impl Target {
         receipt.results.first().cloned().unwrap_or_else(lost)
     }
 
-    fn place<'a>(&'a self, ready: &Ready, written: Written) -> Place<'a> {
+    fn place<'a>(&'a self, ready: &'a Ready, written: Written) -> Place<'a> {
         Place {
             cluster_id: &self.cluster,
             topic_name: &self.topic,
             partition_id: written.partition,
             offset: written.offset,
             timestamp: instant(ready.timestamp_ms),
-            key: ready.key,
-            value: ready.value,
+            key: ready.key.as_ref(),
+            value: ready.value.as_ref(),
         }
     }
 }
@@ -175,12 +159,12 @@ fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn bad(message: String) -> BridgeError {
+pub(super) fn bad(message: String) -> BridgeError {
     BridgeError::new(Code::BadRequest, format!("Bad Request: {message}"))
 }
 
 impl Record<'_> {
-    fn ready(self, topic: &Arc<str>) -> Result<Ready> {
+    async fn ready(self, target: &Target) -> Result<Ready> {
         if let Some(partition) = self.partition_id.filter(|partition| *partition < 0) {
             return Err(BridgeError::new(Code::PartitionNotFound, format!("partition_id is {partition}; partitions are numbers from 0")));
         }
@@ -198,54 +182,17 @@ impl Record<'_> {
             Ok((header.name, Bytes::from(value)))
         });
         let headers = headers.collect::<Result<_>>()?;
-        let (key, key_part) = self.key.map_or(Ok((None, None)), |data| data.bytes("key"))?;
-        let (value, value_part) = self.value.map_or(Ok((None, None)), |data| data.bytes("value"))?;
-        let record =
-            OutRecord { topic: Arc::clone(topic), partition: self.partition_id, key, value, headers, timestamp_ms: Some(timestamp_ms) };
-        Ok(Ready { record, timestamp_ms, key: key_part, value: value_part })
-    }
-}
-
-impl Data<'_> {
-    fn bytes(self, field: &str) -> Result<(Option<Bytes>, Option<Part>)> {
-        let with_schema = [
-            ("subject", self.subject.is_some()),
-            ("subject_name_strategy", self.subject_name_strategy.is_some()),
-            ("schema_id", self.schema_id.is_some()),
-            ("schema_version", self.schema_version.is_some()),
-            ("schema", self.schema.is_some()),
-        ];
-        let given = with_schema.into_iter().find(|(_, given)| *given).map(|(name, _)| name);
-        let (kind, format) = match (self.kind.as_deref(), given) {
-            (Some("AVRO" | "JSONSCHEMA" | "PROTOBUF"), _) | (None, Some(_)) => {
-                return Err(BridgeError::new(
-                    Code::Serialization,
-                    "Error serializing message. Schema Registry not defined, no Schema Registry client available to deserialize message.",
-                ));
-            }
-            (Some(kind @ ("BINARY" | "JSON" | "STRING")), Some(name)) => {
-                return Err(bad(format!("'type={kind}' cannot be used with '{name}'.")));
-            }
-            (Some("BINARY") | None, None) => ("BINARY", "binary"),
-            (Some("JSON"), None) => ("JSON", "json"),
-            (Some("STRING"), None) => ("STRING", "text"),
-            (Some(other), _) => {
-                return Err(bad(format!(
-                    "{field}.type={other:?} is not known; there are BINARY, JSON, STRING, AVRO, JSONSCHEMA, PROTOBUF"
-                )));
-            }
+        let (key, key_part) = match self.key {
+            Some(data) => data.bytes(&target.registry, &target.topic, true).await?,
+            None => (None, None),
         };
-        let Some(raw) = self.data else { return Ok((None, Some(Part { kind, size: 0 }))) };
-        let codec = codec::by_name(format).ok_or_else(|| BridgeError::new(Code::Internal, format!("no codec {format}")))?;
-        let bytes = (codec.parse)(raw).map_err(|reason| {
-            let shown: String = raw.get().chars().take(40).collect();
-            match kind {
-                "BINARY" => bad(format!("data={shown} is not a base64 string ({field}: {reason}).")),
-                _ => bad(format!("data={shown} is not {kind} ({field}: {reason}).")),
-            }
-        })?;
-        let size = bytes.len();
-        Ok((Some(bytes), Some(Part { kind, size })))
+        let (value, value_part) = match self.value {
+            Some(data) => data.bytes(&target.registry, &target.topic, false).await?,
+            None => (None, None),
+        };
+        let topic = Arc::clone(&target.topic);
+        let record = OutRecord { topic, partition: self.partition_id, key, value, headers, timestamp_ms: Some(timestamp_ms) };
+        Ok(Ready { record, timestamp_ms, key: key_part, value: value_part })
     }
 }
 
@@ -341,14 +288,22 @@ fn receipts<P>(
 where
     P: Stream<Item = Piece>,
 {
-    let receipt = move |piece: Piece| {
+    // One after the other: a record that waits for its schema is not overtaken.
+    let schemas = Arc::clone(&target);
+    let ready = move |piece: Piece| {
+        let target = Arc::clone(&schemas);
+        async move {
+            let (at, object, permit) = piece?;
+            let record: Record<'_> =
+                serde_json::from_slice(&object).map_err(|error| bad(format!("the record that begins at byte {at}: {error}")))?;
+            Ok((record.ready(&target).await?, permit))
+        }
+    };
+    let receipt = move |ready: Result<(Ready, OwnedSemaphorePermit)>| {
         let target = Arc::clone(&target);
         async move {
             let written = async {
-                let (at, object, _permit) = piece?;
-                let record: Record<'_> =
-                    serde_json::from_slice(&object).map_err(|error| bad(format!("the record that begins at byte {at}: {error}")))?;
-                let ready = record.ready(&target.topic)?;
+                let (ready, _permit) = ready?;
                 let written = target.write(&ready).await?;
                 Ok::<_, BridgeError>((ready, written))
             };
@@ -366,7 +321,7 @@ where
             Ok(Bytes::from(line))
         }
     };
-    let answers = pieces.map(receipt).buffered(at_a_time);
+    let answers = pieces.then(ready).map(receipt).buffered(at_a_time);
     answers.chain(stream::once(async move {
         drop(open);
         Ok(Bytes::new())
@@ -428,13 +383,10 @@ pub(in crate::http) async fn records_batch(
     if batch.entries.len() > app.config.produce.batch_records_max {
         return Err(refused("Too many entries in batch.").into());
     }
-    let ready: Vec<(String, Result<Ready>)> = batch
-        .entries
-        .into_iter()
-        .map(|Entry { id, partition_id, headers, key, value, timestamp }| {
-            (id, Record { partition_id, headers, key, value, timestamp }.ready(&target.topic))
-        })
-        .collect();
+    let mut ready: Vec<(String, Result<Ready>)> = Vec::with_capacity(batch.entries.len());
+    for Entry { id, partition_id, headers, key, value, timestamp } in batch.entries {
+        ready.push((id, Record { partition_id, headers, key, value, timestamp }.ready(&target).await));
+    }
     let write = |(id, ready): (String, Result<Ready>)| {
         let target = Arc::clone(&target);
         async move {

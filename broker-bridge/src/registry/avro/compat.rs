@@ -42,13 +42,15 @@ impl Found {
 impl Avro {
     /// Why `self` cannot read what `writer` wrote; nothing where it can. `%s` in a text stands for the reader's name, then the writer's.
     pub(crate) fn cannot_read(&self, writer: &Avro) -> Vec<String> {
-        let mut check = Check { reader: self, writer, path: Vec::new(), under_way: HashSet::new(), left: COMPARISONS_MAX };
+        let mut check = Check { reader: self, writer, path: Vec::new(), under_way: HashSet::new(), left: COMPARISONS_MAX, depth: 0 };
         check.schemas(&self.root, &writer.root).iter().map(Found::text).collect()
     }
 }
 
 /// Records that do not fit are compared again on every path to them.
 const COMPARISONS_MAX: u32 = 200_000;
+/// Types within types, by way of names too: the walk over them is recursive, and a thread has room for these.
+const LEVELS_MAX: usize = 192;
 
 struct Check<'a> {
     reader: &'a Avro,
@@ -58,6 +60,7 @@ struct Check<'a> {
     under_way: HashSet<(&'a str, &'a str)>,
     /// Comparisons that may still be made.
     left: u32,
+    depth: usize,
 }
 
 impl<'a> Check<'a> {
@@ -90,6 +93,16 @@ impl<'a> Check<'a> {
     }
 
     fn schemas(&mut self, reader: &'a Schema, writer: &'a Schema) -> Vec<Found> {
+        if self.depth == LEVELS_MAX {
+            return vec![self.found(Reason::TypeMismatch, format!("types lead to one another through more than {LEVELS_MAX} levels"))];
+        }
+        self.depth += 1;
+        let found = self.compare(reader, writer);
+        self.depth -= 1;
+        found
+    }
+
+    fn compare(&mut self, reader: &'a Schema, writer: &'a Schema) -> Vec<Found> {
         let Some(left) = self.left.checked_sub(1) else {
             return vec![self.found(Reason::TypeMismatch, format!("more than {COMPARISONS_MAX} comparisons"))];
         };

@@ -5,14 +5,16 @@
 //! | `read` | JSON → [`Avro`], with every rule that a schema can break |
 //! | `write` | the canonical and the normal form |
 //! | `compat` | whether a reader's schema can read what a writer's schema wrote |
+//! | `data` | values: JSON ↔ binary |
 
 mod compat;
+mod data;
 mod read;
 mod write;
 
 use std::collections::{HashMap, HashSet};
 
-pub(crate) use self::read::Strictness;
+pub(crate) use self::{data::Coder, read::Strictness};
 use super::text::Json;
 
 /// What a schema has beside what Avro defines, as it was written.
@@ -125,6 +127,14 @@ fn full_name(name: &str, space: Option<&str>) -> String {
 }
 
 impl Avro {
+    /// Of the record that it is; nothing else has one that subjects are named by.
+    pub(super) fn name(&self) -> Option<&str> {
+        match &self.root {
+            Schema::Named(name) if matches!(self.named(name)?.kind, Kind::Record { .. }) => Some(name),
+            _ => None,
+        }
+    }
+
     fn named(&self, name: &str) -> Option<&Named> {
         self.named.get(name)
     }

@@ -226,6 +226,24 @@ fn schema() -> impl Strategy<Value = String> {
     nested.prop_filter("names are there once", |text| Avro::parse(text, &[], Strictness::New).is_ok())
 }
 
+#[test]
+fn a_chain_of_types_that_a_reference_brings_has_an_end() {
+    let chain = |length: usize| {
+        let link = |at: usize| {
+            let of = if at == 0 { "int".to_owned() } else { format!("A{}", at - 1) };
+            format!(r#"{{"name":"f{at}","type":{{"type":"record","name":"A{at}","fields":[{{"name":"a","type":"{of}"}}]}}}}"#)
+        };
+        let fields: Vec<String> = (0..length).map(link).collect();
+        let holder = format!(r#"{{"type":"record","name":"H","fields":[{}]}}"#, fields.join(","));
+        let last = record(&format!(r#"{{"name":"x","type":"A{}"}}"#, length - 1));
+        Avro::parse(&last, &[holder], Strictness::New).unwrap()
+    };
+    let (short, long) = (chain(150), chain(2_000));
+    assert!(short.cannot_read(&short).is_empty());
+    let found = long.cannot_read(&long);
+    assert!(found.len() == 1 && found[0].contains("more than 192 levels"), "{found:?}");
+}
+
 proptest! {
     #[test]
     fn every_schema_reads_itself_and_is_written_the_same_again(text in schema()) {

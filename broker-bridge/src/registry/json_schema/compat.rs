@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use regex::Regex;
 
-use super::{Additional, Array, Criterion, Id, JsonSchema, Number, Object, Rule, Schema};
+use super::{Additional, Array, Criterion, Id, JsonSchema, Number, Object, Rule, Schema, read::with_room};
 
 /// A difference by the name that registries have for it, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +128,13 @@ impl Found {
 impl JsonSchema {
     /// Why what is valid for `writer` may not be valid for `self`. `%s` in a text stands for the reader's name, then the writer's.
     pub(in super::super) fn cannot_read(&self, writer: &JsonSchema) -> Vec<String> {
+        if self.is_deep() || writer.is_deep() {
+            return with_room(|| Ok(self.hindrances(writer))).unwrap_or_else(|reason| vec![reason]);
+        }
+        self.hindrances(writer)
+    }
+
+    fn hindrances(&self, writer: &JsonSchema) -> Vec<String> {
         let (found, complete) = self.compare(writer);
         let mut texts: Vec<String> = found.iter().filter(|one| !COMPATIBLE.contains(&one.name)).map(Found::text).collect();
         if !complete {

@@ -4,10 +4,13 @@
 //! |---|---|
 //! | `read` | JSON → [`JsonSchema`]: each schema as what it says about one kind of value |
 //! | `compat` | the differences between two schemas, and which of them a reader bears |
+//! | `validate` | whether a value is one of the schema's |
 
 mod compat;
 mod read;
+mod validate;
 
+pub(crate) use self::validate::Validator;
 use super::text::Json;
 
 #[derive(Clone, Debug)]
@@ -16,6 +19,8 @@ pub(super) struct JsonSchema {
     root: Id,
     /// By [`Id`].
     all: Vec<Schema>,
+    /// Levels of schemas, by way of `$ref` too.
+    height: usize,
 }
 
 type Id = usize;
@@ -128,6 +133,15 @@ impl JsonSchema {
 
     pub(super) fn normalized(&self) -> String {
         self.text.sorted().to_string()
+    }
+
+    /// Whether walks over it need more room than a thread has.
+    fn is_deep(&self) -> bool {
+        self.height > read::FLAT
+    }
+
+    pub(super) fn name(&self) -> Option<&str> {
+        self.text.get("title").and_then(Json::as_str)
     }
 }
 

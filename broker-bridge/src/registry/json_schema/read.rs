@@ -10,20 +10,57 @@ use super::{
 impl JsonSchema {
     /// Reads a schema and what of the references it uses.
     pub(in super::super) fn parse(text: &str, references: &[Referenced]) -> Result<Self, String> {
+        match Self::parse_within(FLAT, text, references) {
+            Err(reason) if reason == too_deep(FLAT) => with_room(|| Self::parse_within(DEEP_MAX, text, references)),
+            read => read,
+        }
+    }
+
+    fn parse_within(levels_max: usize, text: &str, references: &[Referenced]) -> Result<Self, String> {
         let text = Json::parse(text)?;
         let mut documents = vec![(String::new(), text.clone())];
         for reference in references {
             let json = Json::parse(&reference.text).map_err(|error| format!("reference {}: {error}", reference.name))?;
             documents.push((reference.name.clone(), json));
         }
-        let mut reader = Reader { documents: &documents, ids: HashMap::new(), all: Vec::new(), known: HashMap::new() };
+        let mut reader = Reader {
+            documents: &documents,
+            ids: HashMap::new(),
+            all: Vec::new(),
+            known: HashMap::new(),
+            heights: HashMap::new(),
+            tallest: 0,
+            depth: 0,
+            levels_max,
+        };
         for (_, document) in &documents {
             reader.index(document, "");
         }
         let root = reader.schema(&documents[0].1, Place { document: 0, base: "" })?;
-        let all = reader.all;
-        Ok(JsonSchema { text, root, all })
+        let (all, height) = (reader.all, reader.tallest);
+        Ok(JsonSchema { text, root, all, height })
     }
+}
+
+/// Levels of schemas within schemas, by way of `$ref` too, that every thread has room for: each walk over them is recursive.
+pub(super) const FLAT: usize = 48;
+/// More are refused.
+const DEEP_MAX: usize = 256;
+/// Of a thread for more than `FLAT`: a value of 128 levels may lead through all of the schema's at each of its own, and each needs some
+/// frames. It is only taken where it is used.
+const ROOM_BYTES: usize = DEEP_MAX * 128 * 4 * 1024;
+
+fn too_deep(levels_max: usize) -> String {
+    format!("schemas lead to one another through more than {levels_max} levels")
+}
+
+/// Does it where there is room for `DEEP_MAX` levels.
+pub(super) fn with_room<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(ROOM_BYTES).spawn_scoped(scope, work);
+        let thread = thread.map_err(|error| format!("there is no thread for a schema this deep: {error}"))?;
+        thread.join().unwrap_or_else(|_| Err("the schema cannot be worked with".to_owned()))
+    })
 }
 
 /// Where a schema stands.
@@ -42,6 +79,12 @@ struct Reader<'a> {
     all: Vec<Schema>,
     /// By address: a schema that is met again is the same one, also within itself.
     known: HashMap<*const Json, Id>,
+    /// Levels of schemas below each, by way of `$ref` too.
+    heights: HashMap<Id, usize>,
+    /// Of the schemas that were met within the one that is being read.
+    tallest: usize,
+    depth: usize,
+    levels_max: usize,
 }
 
 const TYPES: &[&str] = &["null", "boolean", "string", "number", "integer", "object", "array"];
@@ -84,7 +127,7 @@ fn reference(json: &Json) -> Result<Option<&str>, String> {
 }
 
 /// A reference seen from `base`: a name beside it unless it is absolute.
-fn absolute(base: &str, reference: &str) -> String {
+pub(super) fn absolute(base: &str, reference: &str) -> String {
     if reference.contains("://") || reference.starts_with("urn:") {
         return reference.to_owned();
     }
@@ -137,6 +180,7 @@ impl<'a> Reader<'a> {
 
     fn schema(&mut self, json: &'a Json, place: Place<'a>) -> Result<Id, String> {
         if let Some(known) = self.known.get(&std::ptr::from_ref(json)) {
+            self.tallest = self.tallest.max(self.heights.get(known).copied().unwrap_or(0));
             return Ok(*known);
         }
         let at = match json {
@@ -146,6 +190,11 @@ impl<'a> Reader<'a> {
             other => return Err(format!("{other} is no schema: it must be an object, true or false")),
         };
         self.known.insert(std::ptr::from_ref(json), at);
+        if self.depth == self.levels_max {
+            return Err(too_deep(self.levels_max));
+        }
+        self.depth += 1;
+        let beside = std::mem::take(&mut self.tallest);
         let text = |key: &str| json.get(key).and_then(Json::as_str).map(str::to_owned);
         let own = id(json);
         let rule = match reference(json)? {
@@ -161,6 +210,13 @@ impl<'a> Reader<'a> {
             connect_bytes: json.get("connect.type").and_then(Json::as_str) == Some("bytes"),
             rule,
         };
+        self.depth -= 1;
+        let height = self.tallest + 1;
+        if height > self.levels_max {
+            return Err(too_deep(self.levels_max));
+        }
+        self.heights.insert(at, height);
+        self.tallest = beside.max(height);
         Ok(at)
     }
 

@@ -117,3 +117,39 @@ fn what_is_no_schema_is_refused_with_the_reason() {
         assert!(error.contains(reason), "{text}: {error}");
     }
 }
+
+#[test]
+fn chains_of_references_are_bounded_and_need_no_luck() {
+    let chain = |levels: usize, last: &str| {
+        let links: Vec<String> = (0..levels).map(|at| format!(r##""a{at}":{{"$ref":"#/definitions/a{}"}}"##, at + 1)).collect();
+        format!(r##"{{"definitions":{{{},"a{levels}":{last}}},"properties":{{"x":{{"$ref":"#/definitions/a0"}}}}}}"##, links.join(","))
+    };
+    // Read from its end, a chain is flat at every step.
+    let from_the_end = |levels: usize| {
+        let links: Vec<String> = (0..levels).rev().map(|at| format!(r##""a{at}":{{"$ref":"#/definitions/a{}"}}"##, at + 1)).collect();
+        let parts: Vec<String> = (0..=levels).rev().map(|at| format!(r##"{{"$ref":"#/definitions/a{at}"}}"##)).collect();
+        format!(r##"{{"definitions":{{"a{levels}":{{"type":"string"}},{}}},"items":[{}]}}"##, links.join(","), parts.join(","))
+    };
+    for text in [chain(250, r#"{"type":"string"}"#), from_the_end(250)] {
+        let read = parse(&text);
+        assert!(read.is_deep());
+        assert!(read.cannot_read(&read).is_empty());
+        Validator::new(&text, &[]).unwrap();
+    }
+    for levels in [4, 40, 250] {
+        let validator = Validator::new(&chain(levels, r##"{"properties":{"x":{"$ref":"#/definitions/a0"}}}"##), &[]).unwrap();
+        validator.check(&format!("{}1{}", r#"{"x":"#.repeat(120), "}".repeat(120))).unwrap();
+    }
+    for text in [chain(3_000, "true"), from_the_end(3_000)] {
+        let error = JsonSchema::parse(&text, &[]).unwrap_err();
+        assert!(error.contains("through more than 256 levels"), "{error}");
+    }
+    for within_itself in [
+        r##"{"$ref":"#"}"##,
+        r##"{"allOf":[{"$ref":"#"}]}"##,
+        r##"{"not":{"$ref":"#"}}"##,
+        r##"{"anyOf":[{"$ref":"#"},{"type":"string"}]}"##,
+    ] {
+        drop(Validator::new(within_itself, &[]).unwrap().check("[1]"));
+    }
+}

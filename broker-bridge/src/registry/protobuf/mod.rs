@@ -1,27 +1,31 @@
 //! Protobuf schemas: read as source or as a serialised descriptor (with references as imports), written as source, compared.
 
 mod compat;
+mod data;
 mod write;
 
 use std::collections::HashMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use prost::Message as _;
+use prost_reflect::DescriptorPool;
 use prost_types::{DescriptorProto, FileDescriptorProto};
 use protox::{
     Compiler, Error,
     file::{ChainFileResolver, File, FileResolver, GoogleFileResolver},
 };
 
+pub(crate) use self::data::Messages;
 use super::schema::Referenced;
 
 #[derive(Clone, Debug)]
-pub(super) struct Protobuf {
+pub(crate) struct Protobuf {
     /// As it was sent, where that was source.
     source: Option<String>,
     file: FileDescriptorProto,
     /// With the imported ones, by full name.
     messages: HashMap<String, Message>,
+    pool: DescriptorPool,
 }
 
 #[derive(Clone, Debug)]
@@ -89,7 +93,7 @@ impl Protobuf {
         }
         let file = own.ok_or("the schema was not read")?;
         let source = descriptor(text).is_none().then(|| text.trim().to_owned());
-        Ok(Self { source, file, messages })
+        Ok(Self { source, file, messages, pool: compiler.descriptor_pool() })
     }
 
     pub(super) fn canonical(&self) -> String {
@@ -98,6 +102,11 @@ impl Protobuf {
 
     pub(super) fn normalized(&self) -> String {
         write::source(&self.file)
+    }
+
+    /// Of its first message.
+    pub(super) fn name(&self) -> Option<String> {
+        Some(full(self.file.package(), self.file.message_type.first()?.name()))
     }
 
     /// The descriptor, in base64.
