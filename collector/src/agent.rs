@@ -7,7 +7,10 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -90,7 +93,10 @@ struct Running {
 struct Shell {
     component: Component,
     counters: Counters,
+    /// What the component goes by: while it stops, it is not paused.
     pause: watch::Sender<bool>,
+    /// What was asked for last.
+    paused: AtomicBool,
     /// Somebody waits for what a sink has taken.
     hurry: watch::Sender<bool>,
     ended: Mutex<Option<Result<(), String>>>,
@@ -112,6 +118,7 @@ impl Shell {
             component,
             counters,
             pause: watch::Sender::new(false),
+            paused: AtomicBool::new(false),
             hurry: watch::Sender::new(false),
             ended: Mutex::new(None),
             trouble: Arc::default(),
@@ -125,7 +132,12 @@ impl Shell {
     }
 
     fn is_paused(&self) -> bool {
-        *self.pause.borrow()
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
+        self.pause.send_replace(paused);
     }
 
     fn state(&self) -> (State, String) {
@@ -241,13 +253,22 @@ impl Agent {
         self.shown.lock().iter().map(in_channel).sum()
     }
 
+    /// Events that the sinks could never deliver.
+    fn put_aside(&self) -> u64 {
+        let of_sink = |shell: &Arc<Shell>| match &shell.counters {
+            Counters::Sink(counters) => counters.dead.get(),
+            _ => 0,
+        };
+        self.shown.lock().iter().map(of_sink).sum()
+    }
+
     /// Stops or continues one source or sink, or all of them when `name` is empty; gives the names.
     pub fn set_paused(&self, name: &str, paused: bool) -> Result<Vec<String>, ServiceError> {
         let shown = self.shown.lock();
         let able = || shown.iter().filter(|shell| shell.component.kind.role != Role::Channel);
         // All of them means their input: what was accepted is still delivered.
         let chosen: Vec<_> = match name {
-            "" => able().filter(|shell| !paused || shell.component.kind.role == Role::Source).collect(),
+            "" => able().filter(|shell| if paused { shell.component.kind.role == Role::Source } else { shell.is_paused() }).collect(),
             name => able().filter(|shell| shell.component.name == name).collect(),
         };
         if chosen.is_empty() && !name.is_empty() {
@@ -261,7 +282,7 @@ impl Agent {
             return Err(ServiceError::not_found(message));
         }
         for shell in &chosen {
-            shell.pause.send_replace(paused);
+            shell.set_paused(paused);
         }
         Ok(chosen.iter().map(|shell| shell.component.name.clone()).collect())
     }
@@ -276,8 +297,6 @@ impl Agent {
             !failed && pipeline.plan.components().any(|old| old.kind.role == component.kind.role && old.same(component))
         };
         let mut changed: Vec<&Component> = plan.components().filter(|component| !same(component)).collect();
-        let unchanged: Vec<String> =
-            plan.components().filter(|component| same(component)).map(|component| component.name.clone()).collect();
         let gone: Vec<(Role, String)> = pipeline
             .plan
             .components()
@@ -325,13 +344,20 @@ impl Agent {
         let freed = stopping.flat_map(|(_, running)| running.shell.listening.lock().clone()).collect();
         let built = self.build(&plan, &changed, &pipeline, freed)?;
         let first = pipeline.plan.components().next().is_none();
-        // Stopping ends a pause, so that what was accepted is delivered.
-        let paused: Vec<(Role, String)> =
-            pipeline.components.iter().filter(|(_, running)| running.shell.is_paused()).map(|(key, _)| key.clone()).collect();
+        if !first {
+            let names: Vec<&str> = changed.iter().map(|component| component.name.as_str()).collect();
+            tracing::info!(changed = names.join(" "), within = ?self.place.drain, "stopping what changes, when what it has read is delivered");
+        }
         pipeline.hurry(true);
         let (old_sources, old_sinks) = pipeline.take(|role, name| role != Role::Channel && reloaded(role, name));
         // Sources first; each waits until its events are delivered, while the old sinks still run.
-        stop_all(old_sources, self.place.drain).await;
+        if !stop_all(old_sources, self.place.drain).await {
+            tracing::warn!(
+                waited = ?self.place.drain,
+                "what changed sources have read is not yet delivered; it stays in their channels and is read again: a sink with a \
+                 transactional id delivers it once, any other twice"
+            );
+        }
         for (role, name) in &gone {
             if *role == Role::Channel {
                 pipeline.drain_channel(name, self.place.drain).await;
@@ -350,12 +376,18 @@ impl Agent {
         }
         let names: Vec<String> =
             changed.iter().map(|component| component.name.clone()).chain(gone.into_iter().map(|(_, name)| name)).collect();
-        self.launch(&mut pipeline, built, &paused);
+        let unchanged = plan.components().filter(|component| !changed.iter().any(|other| std::ptr::eq(*other, *component)));
+        let unchanged: Vec<String> = unchanged.map(|component| component.name.clone()).collect();
+        {
+            // Who pauses or resumes meanwhile is heard: before this by the old ones, after it by the new ones.
+            let mut shown = self.shown.lock();
+            self.launch(&mut pipeline, built, &shown);
+            *shown = plan
+                .components()
+                .filter_map(|component| Some(pipeline.components.get(&(component.kind.role, component.name.clone()))?.shell.clone()))
+                .collect();
+        }
         pipeline.plan = plan.clone();
-        *self.shown.lock() = plan
-            .components()
-            .filter_map(|component| Some(pipeline.components.get(&(component.kind.role, component.name.clone()))?.shell.clone()))
-            .collect();
         *self.plan.lock() = plan;
         if !first {
             tracing::info!(changed = names.join(" "), unchanged = unchanged.join(" "), "configuration reloaded");
@@ -436,12 +468,13 @@ impl Agent {
         Ok(built)
     }
 
-    /// Starts what was built; `paused` from the beginning where it was paused before.
-    fn launch(&self, pipeline: &mut Pipeline, built: Built, paused: &[(Role, String)]) {
+    /// Starts what was built; paused from the beginning where it is in `before`.
+    fn launch(&self, pipeline: &mut Pipeline, built: Built, before: &[Arc<Shell>]) {
         let shell = |component: Component, counters: Counters| {
-            let key = (component.kind.role, component.name.clone());
+            let is_same = |old: &&Arc<Shell>| old.component.kind.role == component.kind.role && old.component.name == component.name;
+            let paused = before.iter().find(is_same).is_some_and(|old| old.is_paused());
             let shell = Shell::new(component, counters);
-            shell.pause.send_replace(paused.contains(&key));
+            shell.set_paused(paused);
             shell
         };
         for (channel, component) in built.resized {
@@ -559,8 +592,13 @@ impl Agent {
             tracing::info!(events = kept, "waiting on disk for the next start");
         }
         if left == 0 {
-            if kept == 0 {
-                tracing::info!("everything accepted is delivered");
+            match self.put_aside() {
+                0 if kept == 0 => tracing::info!("everything accepted is delivered"),
+                0 => {}
+                events => tracing::warn!(
+                    events,
+                    "put aside as dead letters since the start, and not delivered; see where \"put aside\" is logged"
+                ),
             }
             return Ok(());
         }
@@ -641,8 +679,9 @@ impl Pipeline {
     }
 }
 
-/// Tells all to stop, waits up to `bound`, then cuts short what is left.
-async fn stop_all(components: Vec<Running>, bound: Duration) {
+/// Tells all to stop, waits up to `bound`, then cuts short what is left; false when there was something. Who stops is not paused, so
+/// that what was accepted is delivered.
+async fn stop_all(components: Vec<Running>, bound: Duration) -> bool {
     for running in &components {
         running.shell.pause.send_replace(false);
         running.stop.begin.cancel();
@@ -650,7 +689,8 @@ async fn stop_all(components: Vec<Running>, bound: Duration) {
     let abandon: Vec<CancellationToken> = components.iter().map(|running| running.stop.abandon.clone()).collect();
     let mut ends: Vec<_> = components.into_iter().map(|running| running.task).collect();
     let all = futures::future::join_all(ends.iter_mut());
-    if tokio::time::timeout(bound, all).await.is_err() {
+    let in_time = tokio::time::timeout(bound, all).await.is_ok();
+    if !in_time {
         abandon.iter().for_each(CancellationToken::cancel);
         let all = futures::future::join_all(ends.iter_mut().filter(|task| !task.is_finished()));
         // They save what they have; a component that does not even do that is left behind.
@@ -658,6 +698,7 @@ async fn stop_all(components: Vec<Running>, bound: Duration) {
             ends.iter().for_each(tokio::task::JoinHandle::abort);
         }
     }
+    in_time
 }
 
 fn lock(directory: &std::path::Path) -> anyhow::Result<std::fs::File> {

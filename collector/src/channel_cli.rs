@@ -1,7 +1,14 @@
 //! `millrace-collector channel …`: a file channel looked at, checked and emptied without its agent.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line's output")]
 
-use std::{io::Write, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -18,6 +25,7 @@ use crate::channel::file::{
 };
 use crate::channel::flume_log::{self, FlumeLogs};
 use crate::channel::{Channel, Setup};
+use crate::cli::print;
 use crate::config::AgentConfig;
 use crate::event::Event;
 use crate::flume_cli;
@@ -30,7 +38,7 @@ pub struct ChannelArgs {
     command: Verb,
 }
 
-const CODES: &str = "Exit codes: 0 done (verify: all is well); 1 it did not work (verify: something is damaged or missing; drain: a running agent holds the channel); 64 the command line is wrong; 78 the agent's file cannot be used, or does not name the channel.";
+const CODES: &str = "Exit codes: 0 done (verify: all is well); 1 it did not work (verify, drain: something is damaged or missing; drain: a running agent holds the channel); 64 the command line is wrong; 78 the agent's file cannot be used, or does not name the channel.";
 
 #[derive(Subcommand)]
 enum Verb {
@@ -40,7 +48,7 @@ enum Verb {
     /// Reads every record of every segment and checks it, which takes as long as reading all of it. Exit code 1 when something is damaged or missing. Shows no waiting events: for those there is `inspect`. Changes nothing; the agent may run.
     #[command(after_help = CODES)]
     Verify(Which),
-    /// Writes the waiting events to standard output and takes them out of the channel. The agent must be stopped. Flume's own directories stay as they are.
+    /// Writes the waiting events to standard output and takes them out of the channel. The agent must be stopped. What is damaged is told, and its segment kept as `….log.damaged`. Flume's own directories stay as they are.
     #[command(after_help = CODES)]
     Drain {
         #[command(flatten)]
@@ -63,8 +71,11 @@ enum EventFormat {
 #[derive(Args)]
 pub struct Which {
     /// Flume properties file that defines the channel.
-    #[arg(required = true)]
-    pub file: Vec<PathBuf>,
+    #[arg(required_unless_present = "conf_file")]
+    file: Vec<PathBuf>,
+    /// The same, in the agent's words.
+    #[arg(short = 'f', long = "conf-file", value_name = "FILE")]
+    conf_file: Vec<PathBuf>,
     /// The agent; may be left out when the file has only one.
     #[arg(short, long)]
     pub name: Option<String>,
@@ -132,12 +143,16 @@ impl ChannelArgs {
             }
             Verb::Inspect(_) => inspect(&component.name, &file::place(component, setup), which.output).map(|()| true),
             Verb::Verify(_) => verify(&component.name, &file::place(component, setup), which.output),
-            Verb::Drain { keep, events, .. } => drain(component, setup, *keep, *events).map(|()| true),
+            Verb::Drain { keep, events, .. } => drain(component, setup, *keep, *events),
         }
     }
 }
 
 impl Which {
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.file.iter().chain(&self.conf_file).cloned().collect()
+    }
+
     /// Are Flume's files meant? They are where the collector has no channel yet, which would have its acknowledgements there.
     fn is_flumes(&self, component: &Component, setup: &Setup) -> bool {
         let own = file::place(component, setup).checkpoint.join(file::acks::FILE);
@@ -189,6 +204,7 @@ fn look(place: &Place<RealDisk>) -> anyhow::Result<Decision> {
 
 fn inspect(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Result<()> {
     let decision = look(place)?;
+    let mut text = String::new();
     let waiting = |segment: &recovery::Segment| decision.acked.missing(segment.first, segment.next);
     let total: u64 = decision.segments.iter().map(waiting).sum();
     let bytes: u64 = decision.segments.iter().map(|segment| segment.len).sum();
@@ -201,42 +217,52 @@ fn inspect(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Resul
             .collect();
         let aside: Vec<_> =
             decision.aside.iter().map(|(id, directory, why)| json!({ "file": place.path(*id, *directory), "why": why })).collect();
-        println!(
+        writeln!(
+            text,
             "{:#}",
             json!({ "channel": name, "identity": format!("{:016x}", decision.channel), "waiting": total, "bytes": bytes, "missing": lost, "cut_bytes": decision.cut.map(|(_, bytes)| bytes), "segments": segments, "not_read": aside })
-        );
+        )?;
+        print(&text);
         return Ok(());
     }
-    println!("channel {name}, identity {:016x}", decision.channel);
-    println!("{total} events wait, {} segments, {bytes} bytes", decision.segments.len());
+    writeln!(text, "channel {name}, identity {:016x}", decision.channel)?;
+    writeln!(text, "{total} events wait, {} segments, {bytes} bytes", decision.segments.len())?;
     for segment in &decision.segments {
         let path = place.path(segment.id, segment.directory);
-        println!(
+        writeln!(
+            text,
             "  {}  {:>12} bytes  events {}..{}  {} waiting",
             path.display(),
             segment.len,
             segment.first,
             segment.next,
             waiting(segment)
-        );
+        )?;
     }
     for (id, directory, why) in &decision.aside {
-        println!("  {}  {why}; it is not read", place.path(*id, *directory).display());
+        writeln!(text, "  {}  {why}; it is not read", place.path(*id, *directory).display())?;
     }
     for lost in &decision.lost {
-        println!("  {} events before segment {:016x} are missing", lost.events, lost.before);
+        writeln!(text, "  {} events before segment {:016x} are missing", lost.events, lost.before)?;
     }
     if let Some((segment, bytes)) = decision.cut {
-        println!("  segment {segment:016x} ends with {bytes} bytes of an incomplete put (or one that is being written)");
+        writeln!(text, "  segment {segment:016x} ends with {bytes} bytes of an incomplete put (or one that is being written)")?;
     }
+    print(&text);
     Ok(())
 }
 
-/// True when everything is well.
-fn verify(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Result<bool> {
-    let decision = look(place)?;
-    let (mut records, mut missing): (u64, u64) = (0, decision.lost.iter().map(|lost| lost.events).sum());
-    let mut damage = Vec::new();
+/// What reading every record of the segments has found.
+#[derive(Default)]
+struct Scan {
+    records: u64,
+    missing: u64,
+    /// Which bytes of which files.
+    damage: Vec<(PathBuf, u64, u64)>,
+}
+
+fn scan(place: &Place<RealDisk>, decision: &Decision) -> anyhow::Result<Scan> {
+    let mut scan = Scan { missing: decision.lost.iter().map(|lost| lost.events).sum(), ..Scan::default() };
     for segment in &decision.segments {
         let path = place.path(segment.id, segment.directory);
         // A running agent may have removed it since.
@@ -248,7 +274,7 @@ fn verify(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Result
         let mut header = [0; HEADER_BYTES];
         let read = file.read_at(&mut header, 0).unwrap_or_default();
         if Header::decode(&header[..read]).is_err() {
-            damage.push((path.clone(), 0, HEADER_BYTES as u64));
+            scan.damage.push((path.clone(), 0, HEADER_BYTES as u64));
         }
         let numbers = segment.first..segment.next.saturating_add(1);
         let mut walk = Walk::new(&file, HEADER_BYTES as u64, segment.len, numbers).lossy(true);
@@ -256,35 +282,50 @@ fn verify(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Result
         while let Some(next) = walk.advance()? {
             match next {
                 Found::Record { flags, .. } => found += u64::from(flags & NOTE == 0),
-                Found::Damaged { from, to } => damage.push((path.clone(), from, to)),
+                Found::Damaged { from, to } => scan.damage.push((path.clone(), from, to)),
             }
         }
-        missing += (segment.next - segment.first).saturating_sub(found);
-        records += found;
+        scan.missing += (segment.next - segment.first).saturating_sub(found);
+        scan.records += found;
     }
+    Ok(scan)
+}
+
+/// True when everything is well.
+fn verify(name: &str, place: &Place<RealDisk>, format: Format) -> anyhow::Result<bool> {
+    let decision = look(place)?;
+    let Scan { records, missing, damage } = scan(place, &decision)?;
     let well = missing == 0 && damage.is_empty() && decision.aside.is_empty();
+    let mut text = String::new();
     if format == Format::Json {
         let damage: Vec<_> = damage.iter().map(|(path, from, to)| json!({ "file": path, "from": from, "to": to })).collect();
-        println!(
+        writeln!(
+            text,
             "{:#}",
             json!({ "channel": name, "records": records, "missing": missing, "damaged": damage, "not_read": decision.aside.len(), "well": well })
-        );
+        )?;
+        print(&text);
         return Ok(well);
     }
     for (path, from, to) in &damage {
-        println!("{}: bytes {from} to {to} are damaged", path.display());
+        writeln!(text, "{}: bytes {from} to {to} are damaged", path.display())?;
     }
     for (id, directory, why) in &decision.aside {
-        println!("{}: {why}", place.path(*id, *directory).display());
+        writeln!(text, "{}: {why}", place.path(*id, *directory).display())?;
     }
-    println!("{records} records are good, {missing} are missing or damaged: {}", if well { "well" } else { "not well" });
+    writeln!(text, "{records} records are good, {missing} are missing or damaged: {}", if well { "well" } else { "not well" })?;
+    print(&text);
     Ok(well)
 }
 
-fn drain(component: &Component, setup: &Setup, keep: bool, format: EventFormat) -> anyhow::Result<()> {
+/// Writes what waits; true when nothing was damaged. A damaged segment is kept under another name: draining removes it.
+fn drain(component: &Component, setup: &Setup, keep: bool, format: EventFormat) -> anyhow::Result<bool> {
     let place = file::place(component, setup);
     let there = place.disk.list(&place.checkpoint).is_ok();
     anyhow::ensure!(there, "{} is not there: nothing to drain", place.checkpoint.display());
+    let decision = look(&place)?;
+    let scan = scan(&place, &decision)?;
+    let moved = decision.aside.iter().map(|(id, directory, why)| (place.path(*id, *directory), *why)).collect::<Vec<_>>();
     let opened = FileChannel::open_locked(&component.name, place, file::Limits::of(component));
     let channel = Arc::new(opened.map_err(|error| match error.downcast_ref::<InUse>() {
         Some(InUse(directory)) => anyhow::anyhow!(
@@ -293,11 +334,18 @@ fn drain(component: &Component, setup: &Setup, keep: bool, format: EventFormat) 
         ),
         None => error,
     })?);
+    for (path, why) in &moved {
+        eprintln!("error: {}: {why}; it is not read, and is now {}", path.display(), path.with_extension("log.aside").display());
+    }
+    for (path, from, to) in &scan.damage {
+        let kept = if keep { String::new() } else { format!("; the segment is kept as {}", kept(path)?.display()) };
+        eprintln!("error: {}: bytes {from} to {to} are damaged{kept}", path.display());
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let mut out = std::io::stdout().lock();
     let mut held = Vec::new();
     let mut count = 0;
-    let drained = runtime.block_on(async {
+    let drained: anyhow::Result<()> = runtime.block_on(async {
         loop {
             let taken = channel.clone().take(usize::MAX, Duration::ZERO).await;
             if taken.is_empty() {
@@ -312,10 +360,22 @@ fn drain(component: &Component, setup: &Setup, keep: bool, format: EventFormat) 
             if keep { held.push(taken) } else { taken.commit() }
         }
     });
+    let lost = channel.traffic().damaged;
     drop(held);
     channel.close();
-    eprintln!("{count} events{}", if keep { ", left in the channel" } else { " drained" });
-    drained
+    let missing = if lost > 0 { format!(", {lost} damaged or missing") } else { String::new() };
+    eprintln!("{count} events{}{missing}", if keep { ", left in the channel" } else { " drained" });
+    drained?;
+    Ok(lost == 0 && scan.damage.is_empty() && moved.is_empty())
+}
+
+/// A second name for a segment, which no start looks at.
+fn kept(segment: &Path) -> anyhow::Result<PathBuf> {
+    let kept = segment.with_extension("log.damaged");
+    match std::fs::hard_link(segment, &kept) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error).context(kept.display().to_string()),
+        _ => Ok(kept),
+    }
 }
 
 fn write_event(out: &mut impl Write, event: &Event, format: EventFormat) -> anyhow::Result<()> {

@@ -18,7 +18,8 @@ use crate::channel_cli::ChannelArgs;
 use crate::conf_files::Origins;
 use crate::config::{AgentConfig, CollectorConfig};
 use crate::fault::Point;
-use crate::flume_conf::kinds::{self, Kind, MISSING, Type};
+use crate::flume_conf::finding::Shown;
+use crate::flume_conf::kinds::{self, Kind, MISSING};
 use crate::flume_conf::plan::ComponentView;
 use crate::flume_conf::{Finding, Level, Outcome, Plan, Role};
 use crate::ganglia;
@@ -143,6 +144,11 @@ pub fn main() -> ExitCode {
             let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
             // Nothing can be told when even the terminal is gone.
             let _printed = error.print();
+            if !asked {
+                for note in std::env::args().skip(1).filter_map(|word| of_flume_ng(&word)) {
+                    eprintln!("note: {note}");
+                }
+            }
             return if asked { ExitCode::SUCCESS } else { ExitCode::from(exit::USAGE) };
         }
     };
@@ -158,6 +164,34 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// What to do about a word of `flume-ng` that is not known here.
+fn of_flume_ng(word: &str) -> Option<String> {
+    let instead = match word {
+        "-C" | "--classpath" | "--plugins-path" => "for custom classes, which cannot be loaded; leave it out",
+        "-d" | "--dryrun" => "for a dry run; `millrace-collector check FILE` tells what would run",
+        "-z" | "--zkConnString" | "-p" | "--zkBasePath" => {
+            "for files in ZooKeeper, which is not read; give them with --conf-file or --conf-uri"
+        }
+        "avro-client" => {
+            "a command that is not here; an `avro` source takes what Flume's own sends, and an agent with an `avro` sink sends"
+        }
+        word if word.starts_with("-X") => "Java's; leave it out",
+        _ => return None,
+    };
+    Some(format!("`{word}` is {instead}"))
+}
+
+/// Java properties that mean something to `flume-ng` and nothing here.
+fn without_effect(define: &BTreeMap<String, String>) -> impl Iterator<Item = String> + '_ {
+    let known = [
+        ("flume.root.logger", "logs are set by MILLRACE_TELEMETRY__LOG"),
+        ("flume.log.dir", "logs go to standard error"),
+        ("flume.log.file", "logs go to standard error"),
+        ("propertiesImplementation", "write ${env:NAME} for a variable of the environment"),
+    ];
+    known.into_iter().filter(|(name, _)| define.contains_key(*name)).map(|(name, instead)| format!("-D{name} has no effect; {instead}"))
 }
 
 fn defined(texts: &[String]) -> BTreeMap<String, String> {
@@ -196,6 +230,9 @@ fn agent(arguments: AgentArgs) -> ExitCode {
     if let Some(kind) = define.get("flume.monitoring.type").filter(|kind| !known(kind)) {
         eprintln!("note: -Dflume.monitoring.type={kind} has no effect; the metrics page is served over HTTP");
     }
+    for note in without_effect(&define) {
+        eprintln!("note: {note}");
+    }
     let flags = json!({
         "agent": {
             "name": arguments.name,
@@ -231,6 +268,12 @@ fn agent(arguments: AgentArgs) -> ExitCode {
     match one_plan(outcome) {
         Ok((plan, findings)) => {
             let kit = config.kit();
+            // All at once, and before anything runs.
+            let wanted = [("control", config.control.listen), ("metrics", config.metrics.listen)];
+            if let Err((faults, code)) = service_kit::listen::check(&wanted, &config.limits) {
+                faults.iter().for_each(|fault| eprintln!("error: {fault}"));
+                return ExitCode::from(code);
+            }
             service_kit::run(CollectorService { config, plan, findings }, kit)
         }
         Err(findings) => {
@@ -257,7 +300,7 @@ fn raise_file_limit() {
 }
 
 /// Data to standard output. Whoever reads it may stop early (`| head`): that is no failure.
-fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
         && error.kind() != IoErrorKind::BrokenPipe
@@ -278,7 +321,7 @@ fn width() -> usize {
 /// `text` behind `head`, in lines of at most `width` characters; all but the first are indented.
 fn wrapped(head: &str, text: &str, indent: usize, width: usize) -> String {
     let mut result = head.to_owned();
-    let mut at = head.chars().count();
+    let mut at = head.rsplit('\n').next().unwrap_or_default().chars().count();
     let mut begun = false;
     for word in text.split_whitespace() {
         let length = word.chars().count();
@@ -338,7 +381,7 @@ impl CheckArgs {
 
 fn channel(arguments: &ChannelArgs) -> ExitCode {
     let which = arguments.which();
-    let origins = Origins { files: which.file.clone(), ..Origins::default() };
+    let origins = Origins { files: which.files(), ..Origins::default() };
     arguments.run(reload::read(&origins, which.name.as_deref(), false, &BTreeMap::new()))
 }
 
@@ -379,7 +422,8 @@ fn check(arguments: &CheckArgs) -> ExitCode {
         line!(text, "{:#}", json!({ "starts": !outcome.failed(), "agents": agents, "findings": outcome.findings }));
     } else {
         for plan in &outcome.plans {
-            line!(text, "agent {}", plan.agent);
+            let part = if outcome.failed() { ", as far as it can be read" } else { "" };
+            line!(text, "agent {}{part}", plan.agent);
             for component in plan.components() {
                 let tail = exec::tail_of(component, arguments.flume_strict).filter(|_| std::ptr::eq(component.kind, &exec::KIND));
                 let how =
@@ -387,7 +431,11 @@ fn check(arguments: &CheckArgs) -> ExitCode {
                 let channels =
                     if component.channels.is_empty() { String::new() } else { format!("  → {}", component.channels.join(" ")) };
                 let arrow = if component.kind.role == Role::Sink { channels.replace('→', "←") } else { channels };
-                line!(text, "  {:8}{:16}{}{arrow}{how}", component.kind.role.singular(), component.name, component.type_name);
+                let prefix = format!("{}.{}.{}.", plan.agent, component.kind.role.plural(), component.name);
+                let of_it = |finding: &Finding| finding.key.as_ref().is_some_and(|key| key.starts_with(&prefix));
+                let wrong = outcome.findings.iter().any(|finding| finding.level == Level::Error && of_it(finding));
+                let wrong = if wrong { "  (wrong, see below)" } else { "" };
+                line!(text, "  {:8}{:16}{}{arrow}{how}{wrong}", component.kind.role.singular(), component.name, component.type_name);
             }
             for group in &plan.groups {
                 line!(text, "  {:8}{:16}{}  of {}", "group", group.name, group.type_name, group.channels.join(" "));
@@ -405,6 +453,7 @@ fn check(arguments: &CheckArgs) -> ExitCode {
             _ => "it does not start",
         };
         line!(text, "{errors} error{}, {warnings} warning{}: {verdict}", plural(errors), plural(warnings));
+        text = text.lines().map(|line| format!("{}\n", Shown(line))).collect();
     }
     print(&text);
     if outcome.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
@@ -420,7 +469,11 @@ fn components(arguments: &ComponentsArgs) -> ExitCode {
     if chosen.is_empty() {
         let name = arguments.kind.as_deref().unwrap_or_default();
         let missing = Role::ALL.iter().find_map(|role| kinds::find_missing(*role, name));
-        let hint = match (missing, kinds::nearest(name, kinds::built().flat_map(|kind| [kind.alias, kind.class]).flatten())) {
+        let named = || kinds::built().flat_map(|kind| [kind.alias, kind.class]).flatten();
+        let word =
+            |class: &&str| class.rsplit('.').next().is_some_and(|last| last.to_ascii_lowercase().starts_with(&name.to_ascii_lowercase()));
+        let near = kinds::nearest(name, named()).or_else(|| named().filter(|_| name.len() > 2).find(word));
+        let hint = match (missing, near) {
             (Some(missing), _) => format!("Flume has it, this version has not: {}", missing.instead),
             (None, Some(near)) => format!("did you mean `{near}`?"),
             (None, None) => "`millrace-collector components` lists what there is".to_owned(),
@@ -447,7 +500,8 @@ fn components(arguments: &ComponentsArgs) -> ExitCode {
         }
     } else {
         for kind in chosen {
-            text.push_str(&wrapped(&row(kind.role, kind.name()), kind.doc, 8, width));
+            let doc = kind.doc.split_inclusive(". ").next().unwrap_or_default();
+            text.push_str(&wrapped(&row(kind.role, kind.name()), doc.trim_end(), 8, width));
         }
         line!(text, "\nIn Flume, not in this version:");
         for missing in MISSING {
@@ -460,14 +514,16 @@ fn components(arguments: &ComponentsArgs) -> ExitCode {
 }
 
 fn row(role: Role, name: &str) -> String {
-    format!("{:8} {name:42} ", role.singular())
+    let head = format!("{:16} {name:42} ", role.singular());
+    // What is longer than its column has the line for itself.
+    if name.len() > 42 { format!("{head}\n        ") } else { head }
 }
 
 fn as_json(kind: &Kind) -> serde_json::Value {
     let properties: Vec<_> = kind
         .properties
         .iter()
-        .map(|property| json!({ "name": property.name, "type": type_name(property.kind), "default": property.default, "required": property.required, "own": property.own, "doc": property.doc }))
+        .map(|property| json!({ "name": property.name, "type": property.kind.to_string(), "default": property.default, "required": property.required, "own": property.own, "doc": property.doc }))
         .collect();
     json!({ "role": kind.role, "type": kind.name(), "class": kind.class, "doc": kind.doc, "properties": properties, "deprecated": kind.deprecated })
 }
@@ -478,23 +534,32 @@ fn described(property: &kinds::Property) -> String {
         (false, Some(default)) => format!("default {default}"),
         (false, None) => "optional".to_owned(),
     };
-    format!("{}, {default}{}", type_name(property.kind), if property.own { ", Millrace's own" } else { "" })
-}
-
-/// How a value is written.
-pub fn type_name(kind: Type) -> String {
-    match kind {
-        Type::Text => "text".into(),
-        Type::Integer(min, i64::MAX) => format!("number from {min}"),
-        Type::Integer(min, max) => format!("number from {min} to {max}"),
-        Type::Boolean => "true or false".into(),
-        Type::Choice(of) => of.join(", "),
-    }
+    format!("{}, {default}{}", property.kind, if property.own { ", Millrace's own" } else { "" })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::wrapped;
+    use super::{defined, of_flume_ng, row, without_effect, wrapped};
+    use crate::flume_conf::Role;
+
+    #[test]
+    fn words_of_flume_ng_are_answered() {
+        for (word, told) in
+            [("-Xmx512m", "Java's"), ("-C", "custom classes"), ("-z", "ZooKeeper"), ("--dryrun", "millrace-collector check")]
+        {
+            assert!(of_flume_ng(word).is_some_and(|note| note.contains(told)), "{word}");
+        }
+        assert_eq!(of_flume_ng("agent"), None);
+        let define = defined(&["flume.root.logger=DEBUG,console".to_owned(), "x=y".to_owned()]);
+        let notes: Vec<String> = without_effect(&define).collect();
+        assert_eq!(notes, ["-Dflume.root.logger has no effect; logs are set by MILLRACE_TELEMETRY__LOG"]);
+    }
+
+    #[test]
+    fn a_long_name_breaks_no_column() {
+        assert!(row(Role::Sink, &"x".repeat(43)).ends_with("\n        "));
+        assert_eq!(row(Role::Sink, "hdfs").len(), row(Role::Group, "failover").len());
+    }
 
     #[test]
     fn rows_are_wrapped_at_words() {

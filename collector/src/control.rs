@@ -59,7 +59,9 @@ impl Operator {
     fn wrong(&self) -> Option<String> {
         let views = self.agent.view();
         let bad = views.iter().filter(|view| view.state == State::Failed || !view.error.is_empty());
-        let told: Vec<_> = bad.map(|view| format!("{} {}: {}", view.role, view.name, view.error)).collect();
+        let bad = bad.map(|view| format!("{} {}: {}", view.role, view.name, view.error));
+        let stale = self.reloader.failed().map(|error| format!("the agent's files are not what runs: {error}"));
+        let told: Vec<_> = bad.chain(stale).collect();
         (!told.is_empty()).then(|| told.join("; "))
     }
 }
@@ -97,11 +99,11 @@ impl Control for Operator {
     }
 
     async fn pause(&self, component: &str) -> Result<Vec<String>, ServiceError> {
-        self.agent.set_paused(component, true)
+        self.agent.set_paused(by_name(&self.agent.view(), component)?, true)
     }
 
     async fn resume(&self, component: &str) -> Result<Vec<String>, ServiceError> {
-        self.agent.set_paused(component, false)
+        self.agent.set_paused(by_name(&self.agent.view(), component)?, false)
     }
 
     async fn remaining(&self) -> u64 {
@@ -204,6 +206,26 @@ fn shown(seen: Seen) -> v1::TapEvent {
     }
 }
 
+/// The name of a component that is named alone, or with its role as `millrace tap` shows it.
+fn by_name<'a>(views: &[View], component: &'a str) -> Result<&'a str, ServiceError> {
+    let Some((role, name)) = component.split_once('.') else { return Ok(component) };
+    let is = |view: &&View| view.name == name && [Role::Source, Role::Channel, Role::Sink].contains(&view.role);
+    let roles: Vec<&str> = views.iter().filter(is).map(|view| view.role.singular()).collect();
+    if views.iter().any(|view| view.name == component) {
+        return Ok(component);
+    }
+    match roles.iter().find(|known| **known != role) {
+        _ if !["source", "channel", "sink"].contains(&role) => Ok(component),
+        // Both would stand still.
+        Some(other) if roles.contains(&role) && *other != "channel" && role != "channel" => {
+            let message = format!("there are a {role} and a {other} `{name}`, which are only paused and resumed together: say `{name}`");
+            Err(ServiceError::new(ErrorKind::Invalid, message))
+        }
+        Some(other) if !roles.contains(&role) => Err(ServiceError::not_found(format!("there is no {role} `{name}`; say {other}.{name}"))),
+        _ => Ok(name),
+    }
+}
+
 fn value(view: &View, counter: &str) -> f64 {
     view.counters.iter().find(|(name, _)| *name == counter).map_or(0.0, |(_, value)| *value)
 }
@@ -261,6 +283,31 @@ mod tests {
     use super::*;
     use crate::channel::memory::{Limits, MemoryChannel};
     use crate::counters::{ChannelGauges, SinkCounters, SourceCounters};
+
+    #[test]
+    fn a_component_may_be_named_as_a_tap_shows_it() {
+        let view = |role, name: &str| View {
+            role,
+            name: name.into(),
+            type_name: String::new(),
+            state: State::Running,
+            error: String::new(),
+            channels: Vec::new(),
+            counters: Vec::new(),
+        };
+        let views =
+            [view(Role::Source, "r"), view(Role::Channel, "c"), view(Role::Sink, "k"), view(Role::Source, "x"), view(Role::Sink, "x")];
+        let check =
+            |component, expected| assert_eq!(by_name(&views, component).map_err(|error| error.to_string()).ok(), expected, "{component}");
+        for (component, name) in
+            [("", ""), ("r", "r"), ("source.r", "r"), ("sink.k", "k"), ("x", "x"), ("channel.c", "c"), ("sink.none", "none")]
+        {
+            check(component, Some(name));
+        }
+        check("other.r", Some("other.r"));
+        check("sink.r", None);
+        check("source.x", None);
+    }
 
     #[test]
     fn the_page_has_flumes_shape() {

@@ -65,6 +65,17 @@ enum Part {
 /// What may stand after `%` for a part of the time.
 const LETTERS: &str = "aAbBcdDeHIjklmMnpsStyYz";
 
+/// What may stand in a path or topic, for the reference.
+pub const REFERENCE: &[(&str, &str)] = &[
+    ("%{name}", "the event's header `name`; nothing where it has none"),
+    ("%[localhost] %[IP] %[FQDN]", "this machine's name, address and full name"),
+    ("%Y %y %m %n %d %e %j", "year, its last two digits, month, month without zero, day of the month, day without zero, day of the year"),
+    ("%H %k %I %l %p %M %S", "hour, hour without zero, hour of twelve, the same without zero, AM or PM, minute, second"),
+    ("%a %A %b %B %c %D %z", "short and long name of the day, of the month, date and time, `03/31/26`, `+0200`"),
+    ("%s %t", "seconds and milliseconds since 1970"),
+    ("%%", "a percent sign"),
+];
+
 impl Escapes {
     pub fn parse(pattern: &str, time: TimeRule) -> Result<Self, String> {
         let mut parts = Vec::new();
@@ -118,6 +129,11 @@ impl Escapes {
     /// Does the text hang on the event or the time?
     pub fn vary(&self) -> bool {
         self.parts.iter().any(|part| !matches!(part, Part::Text(_)))
+    }
+
+    /// Is there no text for an event without the header `timestamp`?
+    pub fn needs_timestamp(&self) -> bool {
+        self.time.from == TimeFrom::Header && self.parts.iter().any(|part| matches!(part, Part::Time(_)))
     }
 
     /// The text for one event; an error is the reason why the event has none. `now` is in milliseconds since 1970.
@@ -309,6 +325,14 @@ fn host() -> &'static Host {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn every_letter_is_in_the_reference() {
+        for letter in LETTERS.chars() {
+            let written = format!("%{letter}");
+            assert!(REFERENCE.iter().any(|(escapes, _)| escapes.split(' ').any(|escape| escape == written)), "{written}");
+        }
+    }
 
     /// 2026-03-04 17:06:07.089 UTC, a Wednesday.
     const AT: i64 = 1_772_643_967_089;

@@ -4,7 +4,7 @@
 //! (file, trace, acknowledgement) is held once, in its [`Origin`].
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -207,6 +207,11 @@ impl Ledger {
     /// Is a batch of this file on its way?
     pub fn holds(&self, file: u64) -> bool {
         self.open.lock().batches.iter().any(|underway| underway.file == file)
+    }
+
+    /// Files of which a batch is on its way.
+    pub fn held(&self) -> HashSet<u64> {
+        self.open.lock().batches.iter().map(|underway| underway.file).collect()
     }
 
     /// Returns when everything is delivered.

@@ -1,50 +1,59 @@
 //! `millrace-collector channel …` on the directories that Flume's own file channel left. Nothing in them is changed.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line's output")]
 
-use std::io::{StdoutLock, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    io::{StdoutLock, Write as _},
+};
 
 use serde_json::json;
 
 use crate::channel::flume_log::{Damage, FlumeLogs, Replay};
+use crate::cli::print;
 use crate::event::Event;
 
 fn spans(damage: &[Damage]) -> Vec<serde_json::Value> {
     damage.iter().map(|part| json!({ "file": part.path, "from": part.from, "to": part.to, "why": part.why })).collect()
 }
 
-fn tell(replay: &Replay) {
+fn tell(text: &mut String, replay: &Replay) -> fmt::Result {
     for part in &replay.damaged {
-        println!("{}: bytes {} to {} are damaged: {}", part.path.display(), part.from, part.to, part.why);
+        writeln!(text, "{}: bytes {} to {} are damaged: {}", part.path.display(), part.from, part.to, part.why)?;
     }
     for part in &replay.cut {
-        println!("{}: ends with {} bytes of an incomplete record", part.path.display(), part.to - part.from);
+        writeln!(text, "{}: ends with {} bytes of an incomplete record", part.path.display(), part.to - part.from)?;
     }
+    Ok(())
 }
 
 pub fn inspect(name: &str, logs: &FlumeLogs, as_json: bool) -> anyhow::Result<()> {
     let replay = logs.replay()?;
+    let mut text = String::new();
     let bytes: u64 = logs.files().map(|(_, len)| len).sum();
     if as_json {
         let files: Vec<_> = logs.files().map(|(path, len)| json!({ "file": path, "bytes": len })).collect();
-        println!(
+        writeln!(
+            text,
             "{:#}",
             json!({ "channel": name, "of": "flume", "waiting": replay.waiting.len(), "bytes": bytes, "puts": replay.puts, "takes": replay.takes, "unfinished": replay.unfinished, "checkpoint": replay.without_checkpoint.is_none(), "damaged": spans(&replay.damaged), "incomplete": spans(&replay.cut), "logs": files })
-        );
+        )?;
+        print(&text);
         return Ok(());
     }
-    println!("channel {name}, written by Flume");
-    println!("{} events wait, {} logs, {bytes} bytes", replay.waiting.len(), logs.files().count());
+    writeln!(text, "channel {name}, written by Flume")?;
+    writeln!(text, "{} events wait, {} logs, {bytes} bytes", replay.waiting.len(), logs.files().count())?;
     for (path, len) in logs.files() {
-        println!("  {}  {len:>12} bytes", path.display());
+        writeln!(text, "  {}  {len:>12} bytes", path.display())?;
     }
     match &replay.without_checkpoint {
-        None => println!("  since the checkpoint {} puts and {} takes", replay.puts, replay.takes),
-        Some(why) => println!("  {} puts and {} takes; the checkpoint does not count: {why}", replay.puts, replay.takes),
+        None => writeln!(text, "  since the checkpoint {} puts and {} takes", replay.puts, replay.takes)?,
+        Some(why) => writeln!(text, "  {} puts and {} takes; the checkpoint does not count: {why}", replay.puts, replay.takes)?,
     }
     if replay.unfinished > 0 {
-        println!("  {} events of unfinished transactions: their sender was never told that they had arrived", replay.unfinished);
+        writeln!(text, "  {} events of unfinished transactions: their sender was never told that they had arrived", replay.unfinished)?;
     }
-    tell(&replay);
+    tell(&mut text, &replay)?;
+    print(&text);
     Ok(())
 }
 
@@ -55,18 +64,22 @@ pub fn verify(name: &str, logs: &FlumeLogs, as_json: bool) -> anyhow::Result<boo
         replay.waiting.iter().filter_map(|pointer| logs.event(*pointer).err()).map(|error| format!("{error:#}")).collect();
     let well = replay.damaged.is_empty() && unreadable.is_empty();
     let waiting = replay.waiting.len() - unreadable.len();
+    let mut text = String::new();
     if as_json {
-        println!(
+        writeln!(
+            text,
             "{:#}",
             json!({ "channel": name, "of": "flume", "waiting": waiting, "damaged": spans(&replay.damaged), "incomplete": spans(&replay.cut), "unreadable": unreadable, "well": well })
-        );
+        )?;
+        print(&text);
         return Ok(well);
     }
-    tell(&replay);
+    tell(&mut text, &replay)?;
     for why in &unreadable {
-        println!("{why}");
+        writeln!(text, "{why}")?;
     }
-    println!("{waiting} waiting events are good, {} cannot be read: {}", unreadable.len(), if well { "well" } else { "not well" });
+    writeln!(text, "{waiting} waiting events are good, {} cannot be read: {}", unreadable.len(), if well { "well" } else { "not well" })?;
+    print(&text);
     Ok(well)
 }
 

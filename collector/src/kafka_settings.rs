@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use service_kit::kafka::{self, KafkaConfig, KafkaError};
 
 use crate::flume_conf::kinds::nearest;
-use crate::flume_conf::{Component, Finding, Level};
+use crate::flume_conf::{Component, Finding, Level, Role};
 
 pub const SERVERS: &str = "kafka.bootstrap.servers";
 
@@ -166,7 +166,7 @@ pub fn review(component: &Component, clients: &[Client], strict: bool, heard: im
                 && property != "bootstrap.servers"
             {
                 let finding = say(component, wrong, "wrong-value", &key, error.to_string());
-                findings.push(finding.flume(format!("fails when the {role} starts")));
+                findings.push(finding.flume(made_of(&error, role)));
             }
         }
         match config(component, *client) {
@@ -186,7 +186,7 @@ pub fn review(component: &Component, clients: &[Client], strict: bool, heard: im
                 // The message begins with the property's name.
                 let property = message.split([' ', ':']).next().unwrap_or_default();
                 let key = if property == "bootstrap.servers" { SERVERS.to_owned() } else { format!("{}{property}", client.prefix()) };
-                let finding = say(component, wrong, "wrong-value", &key, message).flume(format!("fails when the {role} starts"));
+                let finding = say(component, wrong, "wrong-value", &key, message).flume(made_of(&error, role));
                 if !findings.contains(&finding) {
                     findings.push(finding);
                 }
@@ -214,6 +214,11 @@ pub fn review(component: &Component, clients: &[Client], strict: bool, heard: im
         findings.push(finding.flume("sets it to false without a word").remedy("remove the line"));
     }
     findings
+}
+
+/// What Flume makes of a setting that is not taken here. What is refused is right, and only not there in this build.
+fn made_of(error: &KafkaError, role: Role) -> String {
+    if error.to_string().contains(" is refused: ") { "runs with it".to_owned() } else { format!("fails when the {role} starts") }
 }
 
 /// Files that the clients' TLS settings name and that cannot be used.

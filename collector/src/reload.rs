@@ -2,10 +2,12 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::Arc,
     time::{Instant, SystemTime},
 };
 
+use parking_lot::Mutex;
 use proto::control::v1::ReloadResponse;
 use proto::{ErrorKind, ServiceError};
 use tokio_util::sync::CancellationToken;
@@ -14,9 +16,9 @@ use crate::agent::Agent;
 use crate::channel::{file, flume_log};
 use crate::conf_files::{self, Origins};
 use crate::config::CollectorConfig;
-use crate::flume_conf::{self, ConfFile, Finding, Level, Outcome, Plan};
+use crate::flume_conf::{self, Component, ConfFile, Finding, Level, Outcome, Plan};
 use crate::kafka_settings;
-use crate::source::exec;
+use crate::source::{exec, spooldir, taildir};
 use crate::tls;
 
 /// Reads and checks the files of an agent. Blocks, on URIs and on config filters' commands.
@@ -31,7 +33,11 @@ pub fn read(origins: &Origins, agent: Option<&str>, strict: bool, define: &BTree
             Err(error) => {
                 let uri = origins.uris.len() > texts.len() + unreadable.len();
                 let flume = if uri { "goes on without it" } else { "does not start" };
-                let remedy = if uri { "correct --conf-uri" } else { "correct --conf-file" };
+                let remedy = match (uri, Path::new(&name).is_dir()) {
+                    (true, _) => "correct --conf-uri",
+                    (false, true) => "name the agent's file, not a directory",
+                    (false, false) => "name the agent's file",
+                };
                 unreadable.push(Finding::error("no-file", format!("{name}: {error:#}")).flume(flume).remedy(remedy));
             }
         }
@@ -102,6 +108,13 @@ pub fn look(outcome: &mut Outcome, strict: bool) {
             Err(error) => found.push(say(format!("{path}: {error}"), "correct the path")),
         }
     }
+    for (agent, source) in outcome.plans.iter().flat_map(|plan| plan.sources.iter().map(move |source| (&plan.agent, source))) {
+        found.extend(
+            missing_directories(source)
+                .into_iter()
+                .map(|finding| Finding { key: finding.key.map(|key| format!("{agent}.sources.{}.{key}", source.name)), ..finding }),
+        );
+    }
     for (agent, channel) in outcome.plans.iter().flat_map(|plan| plan.channels.iter().map(move |channel| (&plan.agent, channel))) {
         if channel.kind.property("dataDirs").is_none() {
             continue;
@@ -120,6 +133,34 @@ pub fn look(outcome: &mut Outcome, strict: bool) {
         }
     }
     outcome.findings.extend(found);
+}
+
+/// Directories that a source reads from and that are not there.
+fn missing_directories(source: &Component) -> Vec<Finding> {
+    let of_group = |name: &str| {
+        let key = format!("filegroups.{name}");
+        let (directory, _) = source.text(&key).trim().rsplit_once('/')?;
+        Some((key.clone(), directory.to_owned()))
+    };
+    let directories: Vec<(String, String)> = if std::ptr::eq(source.kind, &taildir::KIND) {
+        source.text("filegroups").split_whitespace().filter_map(of_group).collect()
+    } else if std::ptr::eq(source.kind, &spooldir::KIND) {
+        vec![("spoolDir".to_owned(), source.text("spoolDir").trim().to_owned())]
+    } else {
+        Vec::new()
+    };
+    let missing = directories.into_iter().filter(|(_, directory)| !directory.is_empty() && !Path::new(directory).is_dir());
+    let told = missing.map(|(key, directory)| {
+        let place = source.settings.get(&key).and_then(|setting| setting.place.clone());
+        let remedy = if directory.contains(['*', '?', '[']) {
+            "only the file name is an expression; name one directory for each group"
+        } else {
+            "nothing to do, if it will be made"
+        };
+        let message = format!("there is no directory {directory} now; it is waited for");
+        Finding::warning("no-directory", message).maybe_at(place.as_ref()).key(key).flume("does not get the source started").remedy(remedy)
+    });
+    told.collect()
 }
 
 /// Tells every finding in the log.
@@ -142,11 +183,18 @@ pub fn log(findings: &[Finding]) {
 pub struct Reloader {
     config: CollectorConfig,
     agent: Arc<Agent>,
+    /// Why the last reload failed: what runs is not what the files say.
+    failed: Mutex<Option<String>>,
 }
 
 impl Reloader {
     pub fn new(config: CollectorConfig, agent: Arc<Agent>) -> Self {
-        Self { config, agent }
+        Self { config, agent, failed: Mutex::default() }
+    }
+
+    /// Why what runs is not what the files say.
+    pub fn failed(&self) -> Option<String> {
+        self.failed.lock().clone()
     }
 
     pub fn config(&self) -> &CollectorConfig {
@@ -155,6 +203,13 @@ impl Reloader {
 
     /// A conf with errors, or with a component that cannot be built, leaves the running pipeline in place.
     pub async fn reload(&self) -> Result<ReloadResponse, ServiceError> {
+        let result = self.go_over().await;
+        metrics::gauge!("millrace_collector_reload_failed").set(f64::from(u8::from(result.is_err())));
+        *self.failed.lock() = result.as_ref().err().map(ToString::to_string);
+        result
+    }
+
+    async fn go_over(&self) -> Result<ReloadResponse, ServiceError> {
         let (plan, findings) = self.plan().await?;
         let mut response = self
             .agent
@@ -213,7 +268,7 @@ impl Reloader {
                 continue;
             }
             if let Err(error) = self.reload().await {
-                tracing::error!(%error, "configuration not reloaded");
+                tracing::error!(%error, "configuration not reloaded; to try again, save the file or run `millrace collector reload`");
             }
         }
     }
@@ -233,5 +288,42 @@ impl Reloader {
 
     fn times(&self) -> Vec<Option<SystemTime>> {
         self.config.agent.conf_file.iter().map(|path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn directories_that_are_not_there_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = dir.path().display();
+        let check = |lines: &str| {
+            let path = dir.path().join("a.conf");
+            let text = format!(
+                "a.sources = r\na.channels = c\na.sinks = k\na.sources.r.channels = c\na.channels.c.type = memory\n\
+                 a.sinks.k.type = null\na.sinks.k.channel = c\n{lines}"
+            );
+            std::fs::write(&path, text).unwrap();
+            let mut outcome = read(&Origins { files: vec![path], ..Origins::default() }, None, false, &BTreeMap::new());
+            look(&mut outcome, false);
+            outcome
+                .findings
+                .into_iter()
+                .map(|finding| format!("{} {}", finding.key.unwrap_or_default(), finding.remedy))
+                .collect::<Vec<_>>()
+        };
+        let taildir =
+            |files: &str| check(&format!("a.sources.r.type = TAILDIR\na.sources.r.filegroups = f\na.sources.r.filegroups.f = {files}"));
+        assert_eq!(taildir(&format!("{here}/.*")), [""; 0]);
+        assert_eq!(taildir(&format!("{here}/no/.*")), ["a.sources.r.filegroups.f nothing to do, if it will be made"]);
+        assert!(taildir(&format!("{here}/**/.*"))[0].contains("only the file name is an expression"));
+        assert_eq!(check(&format!("a.sources.r.type = spooldir\na.sources.r.spoolDir = {here}")), [""; 0]);
+        assert_eq!(
+            check("a.sources.r.type = spooldir\na.sources.r.spoolDir = /nonexist"),
+            ["a.sources.r.spoolDir nothing to do, if it will be made"]
+        );
     }
 }

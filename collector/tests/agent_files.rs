@@ -144,6 +144,7 @@ fn every_fault_is_told_once_with_its_remedy() {
     let kafka =
         "a.sinks.k.type = org.apache.flume.sink.kafka.KafkaSink\na.sinks.k.kafka.bootstrap.servers = h:1\na.sinks.k.kafka.topic = t";
     let exec = "a.sources.r.type = exec\na.sources.r.command = cat /x";
+    let hdfs = "a.sinks.k.type = hdfs\na.sinks.k.hdfs.path = file:///x/%Y";
     for (lines, expected) in [
         // Lists and names.
         (
@@ -165,7 +166,7 @@ fn every_fault_is_told_once_with_its_remedy() {
         ("a.sources = r r", &[(Warning, "duplicate-name", "list it once")]),
         ("a.sources = rr", &[(Error, "not-defined", "define a.sources.rr.type"), (Warning, "not-listed", "add `r`")]),
         ("a.sources.r.type = -", &[(Error, "no-type", "add a.sources.r.type")]),
-        ("a.sinkgroups = g", &[(Error, "not-defined", "define a.sinkgroups.g.type")]),
+        ("a.sinkgroups = g", &[(Error, "not-defined", "define a.sinkgroups.g.processor.type")]),
         ("a.configfilters = f", &[(Error, "not-defined", "define a.configfilters.f.type")]),
         // Types.
         ("a.sources.r.type = sequ", &[(Error, "unknown-type", "did you mean `seq`?")]),
@@ -176,7 +177,7 @@ fn every_fault_is_told_once_with_its_remedy() {
         ("a.channels.c.type = jdbc", &[(Error, "not-built", "`memory`")]),
         ("a.sinks.k.type = kafka", &[(Error, "unknown-type", "did you mean `org.apache.flume.sink.kafka.KafkaSink`?")]),
         ("a.sinks.k.type = KafkaSink", &[(Error, "unknown-type", "did you mean `org.apache.flume.sink.kafka.KafkaSink`?")]),
-        ("a.sinks.k.type = hive", &[(Error, "not-built", "let the stream engine write it on")]),
+        ("a.sinks.k.type = hive", &[(Error, "not-built", "let a sink of Kafka Connect write it on")]),
         ("a.sinks.k.type = memory", &[(Error, "unknown-type", "known here")]),
         // Channels.
         ("a.sources.r.channels = -", &[(Warning, "no-channel", "bound to `c`")]),
@@ -223,6 +224,10 @@ fn every_fault_is_told_once_with_its_remedy() {
         ("a.sources.r.batchSize = ${none}", &[(Warning, "unknown-variable", "give a default"), (Error, "wrong-value", "the default is 1")]),
         ("a.sources.r.batchSize = ${none:-3}", &[]),
         (
+            "a.sources.r.type = exec\na.sources.r.command = cat ${BROKERS}",
+            &[(Warning, "no-shell", ""), (Warning, "unknown-variable", "write ${env:BROKERS}")],
+        ),
+        (
             "a.sources.r.batchSize = ${a.sources.r.totalEvents}\na.sources.r.totalEvents = ${a.sources.r.batchSize}",
             &[
                 (Error, "circular-reference", "write the value out"),
@@ -266,6 +271,17 @@ fn every_fault_is_told_once_with_its_remedy() {
             "a.sources.r.type = exec\na.sources.r.command = cat /x\na.sources.r.charset = EBCDIC",
             &[(Error, "wrong-value", "the default is UTF-8")],
         ),
+        ("a.sources.r.type = exec\na.sources.r.command = tail -F /x /y", &[(Warning, "tail-run", "TAILDIR")]),
+        (
+            "a.sources.r.type = exec\na.sources.r.shell = /bin/bash -c\na.sources.r.command = tail -F /x | grep y",
+            &[(Warning, "tail-run", "regex_filter")],
+        ),
+        // hdfs.
+        (hdfs, &[(Warning, "no-timestamp", "set hdfs.useLocalTimeStamp = true")]),
+        (&format!("{hdfs}\na.sinks.k.hdfs.useLocalTimeStamp = true"), &[]),
+        (&format!("{hdfs}\na.sources.r.interceptors = i\na.sources.r.interceptors.i.type = timestamp"), &[]),
+        (&format!("{hdfs}\na.sources.r.type = syslogtcp\na.sources.r.port = 5140"), &[]),
+        ("a.sinks.k.type = hdfs\na.sinks.k.hdfs.path = file:///x/%{host}", &[]),
         // TAILDIR.
         ("a.sources.r.type = TAILDIR\na.sources.r.filegroups = f\na.sources.r.filegroups.f = /var/log/.*\\\\.log", &[]),
         (
@@ -284,8 +300,15 @@ fn every_fault_is_told_once_with_its_remedy() {
             "a.sources.r.type = TAILDIR\na.sources.r.filegroups = f\na.sources.r.filegroups.f = /var/log/\\d+",
             &[(Warning, "lost-backslash", "double it")],
         ),
+        (
+            "a.sources.r.type = TAILDIR\na.sources.r.filegroups = f\na.sources.r.filegroups.f = /var/log/.*\\.log",
+            &[(Warning, "lost-backslash", "double it")],
+        ),
         // netcat.
-        ("a.sources.r.type = netcat\na.sources.r.bind = 0.0.0.0\na.sources.r.port = 70000", &[(Error, "wrong-value", "remove the line")]),
+        (
+            "a.sources.r.type = netcat\na.sources.r.bind = 0.0.0.0\na.sources.r.port = 70000",
+            &[(Error, "wrong-value", "write a number from 0 to 65535")],
+        ),
         // Kafka.
         (kafka, &[]),
         (
@@ -344,6 +367,19 @@ fn kafka_settings_are_checked_before_anything_starts() {
             "{more}: {:?}",
             outcome.findings
         );
+    }
+    let contradiction = "a.sinks.k.kafka.producer.transactional.id = x\na.sinks.k.kafka.producer.acks = 0";
+    let about_acks = |key: &str| key.ends_with(".acks");
+    let told = outcome(&sink(contradiction), false).findings.into_iter().filter(|finding| finding.key.as_deref().is_some_and(about_acks));
+    assert_eq!(told.map(|finding| finding.level).collect::<Vec<_>>(), [Level::Error]);
+    // Java's client has what this build has not.
+    for more in
+        ["SSL\na.sinks.k.kafka.producer.ssl.truststore.location = /x.jks", "SASL_SSL\na.sinks.k.kafka.producer.sasl.mechanism = GSSAPI"]
+    {
+        let outcome = outcome(&sink(&format!("a.sinks.k.kafka.producer.security.protocol = {more}")), false);
+        let refused: Vec<_> =
+            outcome.findings.iter().filter(|finding| finding.level == Level::Error).map(|finding| &finding.flume).collect();
+        assert_eq!(refused, ["runs with it"], "{more}: {:?}", outcome.findings);
     }
     for more in [
         "a.sinks.k.kafka.topic = logs-%Y-%{host}",
@@ -424,6 +460,16 @@ fn strictly_read_it_is_said_what_is_left_out() {
     assert!(said(own, "own-kind").contains("Flume has no source `otlp`; it runs here; Flume: stops the whole agent"));
     assert_eq!(said(own, "left-out"), "");
     assert_eq!(component(&outcome(&with(own), true), "c").integer("transactionCapacity"), 8192);
+}
+
+#[test]
+fn the_key_that_is_told_is_the_one_in_the_file() {
+    let lines = "a.sinkgroups = g\na.sinkgroups.g.sinks = k\na.sinkgroups.g.processor.type = fialover";
+    let told = outcome(&with(lines), false).findings;
+    assert_eq!(
+        told.iter().map(|finding| finding.key.as_deref().unwrap_or_default()).collect::<Vec<_>>(),
+        ["a.sinkgroups.g.processor.type"]
+    );
 }
 
 #[test]

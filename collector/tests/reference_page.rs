@@ -3,13 +3,24 @@
 
 use std::{fmt::Write as _, fs, path::Path};
 
-use collector::cli::type_name;
+use collector::escape;
 use collector::flume_conf::kinds::{MISSING, built};
+use collector::flume_conf::substitute;
 
 fn page() -> String {
     let mut text = String::from(
         "# Agent files: component types and their properties\n\nWritten by a test of the collector from its tables. Properties marked * are Millrace's own; Flume has no such property.\n",
     );
+    let mut list = |title: &str, about: &str, rows: &[(&str, &str)]| {
+        write!(text, "\n## {title}\n\n{about}\n\n| | |\n|---|---|\n").unwrap();
+        for (written, meaning) in rows {
+            writeln!(text, "| `{written}` | {meaning} |").unwrap();
+        }
+    };
+    list("Variables", "In every value, when the file is read:", substitute::REFERENCE);
+    let about = "In `hdfs.path`, `hdfs.filePrefix` and a Kafka sink's `kafka.topic`, for each event. The time is the event's header `timestamp` (milliseconds); \
+                 without it a topic takes the present, and an `hdfs` sink puts the event aside unless `hdfs.useLocalTimeStamp = true`.";
+    list("Escapes", about, escape::REFERENCE);
     for kind in built() {
         let class = kind.class.filter(|class| *class != kind.name()).map_or_else(String::new, |class| format!(" (`{class}`)"));
         write!(
@@ -27,14 +38,7 @@ fn page() -> String {
                 property.default.map_or_else(String::new, |default| format!("`{default}`"))
             };
             let own = if property.own { " *" } else { "" };
-            writeln!(
-                text,
-                "| `{}`{own} | {} | {default} | {} |",
-                property.name,
-                type_name(property.kind),
-                property.doc.replace('|', "\\|")
-            )
-            .unwrap();
+            writeln!(text, "| `{}`{own} | {} | {default} | {} |", property.name, property.kind, property.doc.replace('|', "\\|")).unwrap();
         }
         if !kind.deprecated.is_empty() {
             text.push_str("\nOld names, read with a warning: ");

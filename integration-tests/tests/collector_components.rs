@@ -357,12 +357,16 @@ async fn an_operator_pauses_resumes_and_reloads_by_command() {
     fs::write(bench.path("agent.conf"), "a.sources = x\nthis is no agent\n").expect("the agent's file");
     let (code, text) = millrace(&control, &["reload"]);
     assert!(code != 0 && text.contains("the running pipeline goes on"), "{code} {text}");
+    let told = async |path: &str| reqwest::get(format!("http://{page}/{path}")).await.expect("the page").text().await.expect("text");
+    assert!(told("health").await.contains("degraded") && told("health").await.contains("the agent's files are not what runs"));
+    assert!(told("prometheus").await.contains("millrace_collector_reload_failed 1"));
     bench.write("x.log", 20);
     bench.delivered_once().await;
     bench.conf("x y", &format!("{sources}\nsinks.k.flumeBatchSize = 7"));
     let (code, text) = millrace(&control, &["reload"]);
     // The watcher may have been faster.
     assert!(code == 0 && (text.contains("changed: k") || collector.log().contains("changed=\"k\"")), "{code} {text}");
+    assert!(told("health").await.contains("\"ready\"") && told("prometheus").await.contains("millrace_collector_reload_failed 0"));
     bench.write("x.log", 20);
     bench.delivered_once().await;
     collector.stop().await;

@@ -128,6 +128,12 @@ pub const METRICS: &[Metric] = &[
         &["sink"],
         "Bytes of the bodies that a sink's channel has let go of: delivered, or put aside as dead letters.",
     ),
+    gauge(
+        "millrace_collector_reload_failed",
+        "0 or 1",
+        &[],
+        "1 while what runs is not what the agent's files say, because the last reload failed.",
+    ),
     gauge("millrace_collector_taps", "taps", &[], "Taps that are open (`millrace tap`)."),
     counter(
         "millrace_collector_tap_passed_over_events_total",
@@ -510,7 +516,7 @@ mod tests {
     fn the_reference_page_is_current() {
         let mut page = String::from(
             "# Metrics\n\n<!-- Written by a test of service-kit; renew with `MILLRACE_BLESS=1 cargo test -p service-kit`. -->\n\n\
-             Every service serves them at `/metrics` of its control port, in Prometheus' text format.\n\n\
+             Every service serves them at `/metrics` of its control port, in Prometheus' text format; the collector also at `/prometheus` of its metrics page (port 41414).\n\n\
              | metric | kind | unit | labels | meaning |\n|---|---|---|---|---|\n",
         );
         for Metric { name, kind, unit, labels, help } in METRICS {

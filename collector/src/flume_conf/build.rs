@@ -38,42 +38,15 @@ impl Build<'_> {
         self.unattached();
         for at in 0..self.plan.sinks.len() {
             self.exactly_once(at);
+            self.timestamp(at);
         }
         self.filters();
         self.findings.append(&mut told);
-        self.ports();
+        self.shared();
         if self.strict {
             self.left_out();
         }
         self.plan
-    }
-
-    /// Two sources that listen on the same port.
-    fn ports(&mut self) {
-        let mut held: Vec<(&Component, &str, Vec<String>)> = Vec::new();
-        let mut told = Vec::new();
-        for source in &self.plan.sources {
-            let (key, ports) = listens(source);
-            let host =
-                ["bind", "host"].into_iter().find(|key| source.kind.property(key).is_some()).map_or("", |key| source.text(key).trim());
-            let any = |host: &str| ["0.0.0.0", "::", "[::]"].contains(&host);
-            let same = |other: &str| host.eq_ignore_ascii_case(other) || any(host) || any(other);
-            let taken = held.iter().find_map(|(other, other_host, others)| {
-                let port = others.iter().find(|port| ports.contains(port))?;
-                same(other_host).then_some((*other, port.clone()))
-            });
-            if let Some((other, port)) = taken {
-                let finding = Finding::error(
-                    "port-twice",
-                    format!("source `{}` listens on {host}, {port}, where `{}` does", source.name, other.name),
-                );
-                let place = source.settings.get(key).and_then(|setting| setting.place.as_ref());
-                let finding = finding.maybe_at(place).key(self.key(Role::Source, &source.name, key));
-                told.push(finding.flume("gets only one of them started, and tries again for ever").remedy("give one of them another port"));
-            }
-            held.push((source, host, ports));
-        }
-        self.findings.append(&mut told);
     }
 
     /// In the strict reading: what is listed and not loaded, and what is left.
@@ -95,6 +68,8 @@ impl Build<'_> {
     }
 
     pub(super) fn key(&self, role: Role, name: &str, property: &str) -> String {
+        // The key in the file; the table of kinds looks for `type`.
+        let property = if (role, property) == (Role::Group, "type") { "processor.type" } else { property };
         format!("{}.{}.{name}.{property}", self.plan.agent, role.plural())
     }
 
@@ -133,9 +108,9 @@ impl Build<'_> {
 
     pub(super) fn listed(&mut self, role: Role) -> Vec<(String, Option<Place>)> {
         let Some(list) = self.raw.lists.get(&role) else { return Vec::new() };
-        let mut names = Vec::new();
+        let (mut names, mut seen) = (Vec::new(), BTreeSet::new());
         for name in list.value.split_whitespace() {
-            if names.iter().any(|(known, _)| known == name) {
+            if !seen.insert(name) {
                 let key = format!("{}.{}", self.plan.agent, role.plural());
                 self.findings.push(
                     Finding::warning("duplicate-name", format!("`{name}` is listed twice"))
@@ -285,11 +260,15 @@ impl Build<'_> {
         let fault = component.kind.property(key).and_then(|property| property.fault(&setting.value).map(|fault| (property, fault)));
         if let Some((property, fault)) = fault {
             let role = component.kind.role;
-            let default = property.default.map_or_else(|| "remove the line".to_owned(), |default| format!("the default is {default}"));
+            let remedy = match property.default {
+                Some(default) => format!("the default is {default}"),
+                None if property.required => format!("write a {}", property.kind),
+                None => "remove the line".to_owned(),
+            };
             let finding =
                 Finding::error("wrong-value", fault).maybe_at(setting.place.as_ref()).key(self.key(role, &component.name, written));
             let lenient = leniency(component, property, &setting.value);
-            self.broken(finding.flume(lenient.flume).remedy(default));
+            self.broken(finding.flume(lenient.flume).remedy(remedy));
             if let Some((key, value)) = lenient.instead {
                 component.settings.insert(key.to_owned(), Setting { value: value.to_owned(), place: setting.place });
             }
@@ -385,10 +364,14 @@ impl Build<'_> {
     }
 
     fn bind(&mut self) {
+        let known: BTreeSet<String> = self.plan.channels.iter().map(|channel| channel.name.clone()).collect();
+        let raw = self.raw;
+        let declared: BTreeSet<&str> =
+            raw.lists.get(&Role::Channel).map(|list| list.value.split_whitespace().collect()).unwrap_or_default();
         for role in [Role::Source, Role::Sink] {
             let mut components = std::mem::take(self.plan.of_mut(role));
             components.retain_mut(|component| {
-                let bound = self.bind_one(component);
+                let bound = self.bind_one(component, &known, &declared);
                 if let Some(selector) = &mut component.selector {
                     selector.channels.clone_from(&component.channels);
                 }
@@ -399,14 +382,13 @@ impl Build<'_> {
     }
 
     /// Finds the channels of a source or sink; false when Flume drops it for want of one.
-    fn bind_one(&mut self, component: &mut Component) -> bool {
+    fn bind_one(&mut self, component: &mut Component, known: &BTreeSet<String>, declared: &BTreeSet<&str>) -> bool {
         let role = component.kind.role;
         let (right, wrong) = if role == Role::Source { ("channels", "channel") } else { ("channel", "channels") };
         let properties = self.raw.components.get(&(role, component.name.clone()));
         let at = |key: &str| properties.and_then(|properties| properties.get(key)).cloned();
         let key = self.key(role, &component.name, right);
         let type_place = at("type").and_then(|setting| setting.place);
-        let known: Vec<String> = self.plan.channels.iter().map(|channel| channel.name.clone()).collect();
         let drops = format!("drops the {role}{}", if role == Role::Source { " and collects nothing from it" } else { "" });
         let written = match (at(right), at(wrong)) {
             (Some(setting), _) => setting,
@@ -426,16 +408,19 @@ impl Build<'_> {
                     .maybe_at(type_place.as_ref())
                     .key(&key)
                     .flume(&drops);
-                return match known.as_slice() {
-                    [only] if !self.strict => {
+                return match known.first() {
+                    Some(only) if known.len() == 1 && !self.strict => {
                         component.channels = vec![only.clone()];
                         let finding = finding.remedy(format!("bound to `{only}`, the agent's only channel; add {key} = {only}"));
                         self.findings.push(Finding { level: Level::Warning, ..finding });
                         true
                     }
                     _ => {
-                        let remedy =
-                            if known.is_empty() { format!("add {key} = …") } else { format!("add {key} = one of {}", known.join(", ")) };
+                        let remedy = if known.is_empty() {
+                            format!("add {key} = …")
+                        } else {
+                            format!("add {key} = one of {}", self.channel_names())
+                        };
                         self.broken(finding.remedy(remedy));
                         !self.strict
                     }
@@ -451,10 +436,8 @@ impl Build<'_> {
             self.broken(finding.remedy("name one; define a second sink for the other"));
             return !self.strict;
         }
-        let declared: BTreeSet<&str> =
-            self.raw.lists.get(&Role::Channel).map(|list| list.value.split_whitespace().collect()).unwrap_or_default();
         for name in names {
-            if known.iter().any(|channel| channel == name) {
+            if known.contains(name) {
                 component.channels.push(name.to_owned());
             } else if !declared.contains(name) || self.strict {
                 // A channel that is declared but wrong has its own finding already.
@@ -475,16 +458,22 @@ impl Build<'_> {
         !(self.strict && component.channels.is_empty())
     }
 
+    fn channel_names(&self) -> String {
+        self.plan.channels.iter().map(|channel| channel.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
     /// A batch must fit into its channel's transaction.
     fn batches(&mut self) {
+        let channels: BTreeMap<String, usize> =
+            self.plan.channels.iter().enumerate().map(|(at, channel)| (channel.name.clone(), at)).collect();
         for role in [Role::Source, Role::Sink] {
             let mut components = std::mem::take(self.plan.of_mut(role));
-            components.retain(|component| self.batch_fits(component));
+            components.retain(|component| self.batch_fits(component, &channels));
             *self.plan.of_mut(role) = components;
         }
     }
 
-    fn batch_fits(&mut self, component: &Component) -> bool {
+    fn batch_fits(&mut self, component: &Component, channels: &BTreeMap<String, usize>) -> bool {
         let Some(property) = component.kind.batch else { return true };
         let batch = component.integer(property);
         // Of a kind that Flume does not have there is no reading of Flume's.
@@ -492,8 +481,13 @@ impl Build<'_> {
         let strict = self.strict && known;
         let mut fits = true;
         let (mut told, agent) = (Vec::new(), self.plan.agent.clone());
-        let bounded = |channel: &&mut Component| channel.kind.property("transactionCapacity").is_some();
-        for channel in self.plan.channels.iter_mut().filter(bounded).filter(|channel| component.channels.contains(&channel.name)) {
+        let mut its: Vec<usize> = component.channels.iter().filter_map(|name| channels.get(name).copied()).collect();
+        its.sort_unstable();
+        for at in its {
+            let channel = &mut self.plan.channels[at];
+            if channel.kind.property("transactionCapacity").is_none() {
+                continue;
+            }
             let transaction = channel.integer("transactionCapacity");
             if batch <= transaction {
                 continue;
@@ -529,6 +523,8 @@ impl Build<'_> {
     fn unattached(&mut self) {
         let used: BTreeSet<String> =
             self.plan.sources.iter().chain(&self.plan.sinks).flat_map(|component| component.channels.clone()).collect();
+        let read: BTreeSet<String> = self.plan.sinks.iter().flat_map(|sink| sink.channels.clone()).collect();
+        let told_worse = self.findings.iter().any(|finding| finding.level == Level::Error);
         let mut channels = std::mem::take(&mut self.plan.channels);
         channels.retain(|channel| {
             let place = self
@@ -548,9 +544,7 @@ impl Build<'_> {
                 );
                 return false;
             }
-            let has_sink = self.plan.sinks.iter().any(|sink| sink.channels.contains(&channel.name));
-            let told_worse = self.findings.iter().any(|finding| finding.level == Level::Error);
-            if !has_sink && !told_worse && !crate::channel::is_shared(channel) {
+            if !read.contains(&channel.name) && !told_worse && !crate::channel::is_shared(channel) {
                 let finding =
                     Finding::warning("no-sink", format!("no sink reads channel `{}`; it fills up", channel.name)).maybe_at(place.as_ref());
                 self.findings.push(finding.key(self.key(Role::Channel, &channel.name, "type")).remedy("add a sink for it"));
@@ -558,6 +552,34 @@ impl Build<'_> {
             true
         });
         self.plan.channels = channels;
+    }
+
+    /// Parts of the time in a sink's path, and no source whose events have one.
+    fn timestamp(&mut self, at: usize) {
+        let Some(sink) = self.plan.sinks.get(at) else { return };
+        let Some(key) = crate::sink::hdfs::needs_timestamp(sink) else { return };
+        let without: Vec<&str> = self
+            .plan
+            .sources
+            .iter()
+            .filter(|source| source.channels.iter().any(|channel| sink.channels.contains(channel)))
+            .filter(|source| !crate::source::sets_timestamp(source))
+            .map(|source| source.name.as_str())
+            .collect();
+        if without.is_empty() {
+            return;
+        }
+        let message = format!(
+            "the path holds parts of the time, and nothing here gives the events of `{}` a header `timestamp`; those without are put aside as dead letters",
+            without.join("`, `")
+        );
+        let finding = Finding::warning("no-timestamp", message)
+            .maybe_at(sink.settings.get(key).and_then(|setting| setting.place.as_ref()))
+            .key(self.key(Role::Sink, &sink.name, key))
+            .flume("fails with each batch that has such an event, and tries again for ever");
+        let remedy =
+            "set hdfs.useLocalTimeStamp = true, or give the source the timestamp interceptor; nothing to do, if the senders set the header";
+        self.findings.push(finding.remedy(remedy));
     }
 
     /// File positions inside the sink's transactions: only one sink may then read the channel, and only tailed files have positions.
@@ -625,21 +647,13 @@ impl Build<'_> {
                 );
                 told.push(
                     Finding::warning("exactly-once", message)
-                        .remedy("collect a file with `exec` tail -F or TAILDIR, or use a `file` channel"),
+                        .remedy("collect one file with `exec` tail -F and nothing else, or several with TAILDIR; or use a `file` channel"),
                 );
             }
         }
         let place = place.cloned();
         self.findings.extend(told.into_iter().map(|finding| finding.maybe_at(place.as_ref()).key(key.clone())));
     }
-}
-
-/// The key of a source's ports, and what it listens on: `tcp 4141`.
-fn listens(source: &Component) -> (&'static str, Vec<String>) {
-    let Some(key) = ["port", "ports"].into_iter().find(|key| source.kind.property(key).is_some()) else { return ("", Vec::new()) };
-    let protocol = if source.kind.name().to_ascii_lowercase().contains("udp") { "udp" } else { "tcp" };
-    let ports = source.text(key).split_whitespace().filter(|port| *port != "0");
-    (key, ports.map(|port| format!("{protocol} {port}")).collect())
 }
 
 /// Keys that every component of a role may have.

@@ -95,21 +95,70 @@ impl Finding {
     }
 }
 
-impl fmt::Display for Finding {
+/// Text of a file for a terminal or a log: control characters, which could hide or change what is shown, as escapes.
+pub struct Shown<T>(pub T);
+
+impl<T: fmt::Display> fmt::Display for Shown<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(place) = &self.place {
-            write!(f, "{}:{}: ", place.file, place.line)?;
-        }
-        if let Some(key) = &self.key {
-            write!(f, "{key}: ")?;
-        }
-        f.write_str(&self.message)?;
-        if !self.flume.is_empty() {
-            write!(f, "; Flume: {}", self.flume)?;
-        }
-        if !self.remedy.is_empty() {
-            write!(f, "; {}", self.remedy)?;
+        use fmt::Write as _;
+        write!(Escaping(f), "{}", self.0)
+    }
+}
+
+struct Escaping<'a, 'f>(&'a mut fmt::Formatter<'f>);
+
+impl fmt::Write for Escaping<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        // Those that turn the direction of writing round are no control characters by their category.
+        let is_hidden =
+            |char: char| char.is_control() || ('\u{202a}'..='\u{202e}').contains(&char) || ('\u{2066}'..='\u{2069}').contains(&char);
+        for part in text.split_inclusive(is_hidden) {
+            match part.chars().next_back().filter(|last| is_hidden(*last)) {
+                Some(last) => write!(self.0, "{}{}", &part[..part.len() - last.len_utf8()], last.escape_default())?,
+                None => self.0.write_str(part)?,
+            }
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut f = Escaping(f);
+        fmt::Write::write_fmt(&mut f, format_args!("{}", Plain(self)))
+    }
+}
+
+struct Plain<'a>(&'a Finding);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = &self.0.place {
+            write!(f, "{}:{}: ", place.file, place.line)?;
+        }
+        if let Some(key) = &self.0.key {
+            write!(f, "{key}: ")?;
+        }
+        f.write_str(&self.0.message)?;
+        if !self.0.flume.is_empty() {
+            write!(f, "; Flume: {}", self.0.flume)?;
+        }
+        if !self.0.remedy.is_empty() {
+            write!(f, "; {}", self.0.remedy)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_files_control_bytes_do_not_reach_the_terminal() {
+        let place = Place { file: "a\r.conf".into(), line: 3 };
+        let finding = Finding::error("x", "`\u{1b}[2J` is wrong").at(&place).key("a.\u{7}b").remedy("write é\u{202e}, or\tnothing");
+        assert_eq!(finding.to_string(), "a\\r.conf:3: a.\\u{7}b: `\\u{1b}[2J` is wrong; write é\\u{202e}, or\\tnothing");
+        assert_eq!(Shown("k\n1").to_string(), "k\\n1");
     }
 }

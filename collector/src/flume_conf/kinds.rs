@@ -123,6 +123,19 @@ pub enum Type {
     Choice(&'static [&'static str]),
 }
 
+/// How a value is written.
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Type::Text => f.write_str("text"),
+            Type::Integer(min, i64::MAX) => write!(f, "number from {min}"),
+            Type::Integer(min, max) => write!(f, "number from {min} to {max}"),
+            Type::Boolean => f.write_str("true or false"),
+            Type::Choice(of) => f.write_str(&of.join(", ")),
+        }
+    }
+}
+
 /// One property of a kind. Its documentation is the reference's text.
 #[derive(Clone, Copy, Debug)]
 pub struct Property {
@@ -229,7 +242,7 @@ const fn missing(role: Role, alias: &'static str, class: &'static str, instead: 
 
 const TAIL: &str = "let the sender write a file and collect it with TAILDIR";
 const MEMORY: &str = "`memory`; tailed files lose nothing over it, because positions advance only after the sink";
-const KAFKA: &str = "write to Kafka with org.apache.flume.sink.kafka.KafkaSink and let the stream engine write it on";
+const KAFKA: &str = "write to Kafka with org.apache.flume.sink.kafka.KafkaSink and let a sink of Kafka Connect write it on";
 
 pub const MISSING: &[Missing] = &[
     missing(Role::Source, "jms", "org.apache.flume.source.jms.JMSSource", TAIL),

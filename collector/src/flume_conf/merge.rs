@@ -83,7 +83,12 @@ pub(super) fn merge(files: &[ConfFile<'_>], options: &Options<'_>, findings: &mu
             }
             let message = format!("`${{{unknown}}}` is not known and stays as it is");
             let finding = Finding::warning("unknown-variable", message).maybe_at(setting.place.as_ref()).key(key);
-            findings.push(finding.remedy("set it, or give a default: ${env:NAME:-value}"));
+            let remedy = if !unknown.contains(['.', ':']) && !unknown.contains(char::is_lowercase) {
+                format!("write ${{env:{unknown}}}, if a variable of the environment is meant")
+            } else {
+                "set it, or give a default: ${env:NAME:-value}".to_owned()
+            };
+            findings.push(finding.remedy(remedy));
         }
     }
     filters::apply(&mut merged, options, findings);

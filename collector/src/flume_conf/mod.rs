@@ -8,7 +8,7 @@
 //! | [`kinds`] | which component kinds and properties are there |
 //! | `merge` | which raw components do the files hold |
 //! | `filters` | what do config filters put in |
-//! | `build`, `parts`, `groups` | what becomes of them, and what is wrong |
+//! | `build`, `parts`, `groups`, `shared` | what becomes of them, and what is wrong |
 //! | [`plan`] | which components would run, with which settings |
 //! | [`component`] | the settings of one of them, read by its code |
 //! | [`finding`] | what is to be said to the user |
@@ -24,6 +24,7 @@ mod merge;
 mod parts;
 pub mod plan;
 pub mod properties;
+pub(crate) mod shared;
 pub mod substitute;
 
 pub use component::Component;

@@ -183,7 +183,7 @@ fn unescape(text: &[char], lost: &mut Vec<char>) -> Result<String, String> {
                 units.push(unit.ok_or_else(|| format!("`\\u{digits}` is not `\\u` and four hexadecimal digits"))?);
             }
             Some(other) => {
-                if other.is_ascii_alphanumeric() {
+                if other.is_ascii_alphanumeric() || ".[](){}*+?|^$".contains(other) {
                     lost.push(other);
                 }
                 push(&mut units, other);
@@ -289,7 +289,7 @@ mod tests {
                 check(text, key, value);
             }
         }
-        assert_eq!(parse(r"a=\d\\s\.\w").0[0].lost_escapes, ['d', 'w']);
+        assert_eq!(parse(r"a=\d\\s\.\w").0[0].lost_escapes, ['d', '.', 'w']);
         assert!(parse(r"a=\t\:\=\\d").0[0].lost_escapes.is_empty());
     }
 

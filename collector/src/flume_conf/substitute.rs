@@ -8,6 +8,17 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Local};
 
+/// What may stand in a value, for the reference.
+pub const REFERENCE: &[(&str, &str)] = &[
+    ("${env:NAME}", "a variable of the environment"),
+    ("${sys:name}", "`-Dname=value` of the command line; a few of Java's own: `user.home`, `user.name`, `user.dir`, `java.io.tmpdir`, …"),
+    ("${date:yyyy-MM-dd}", "the time at which the file is read"),
+    ("${other.key}", "another key's value"),
+    ("${env:NAME:-value}", "any of them with a default"),
+    ("${filter['key']}", "what a config filter gives for the key"),
+    ("$${text}", "`${text}` itself"),
+];
+
 /// Where the variables come from. Given in, so that nothing here touches the process.
 pub struct Variables<'a> {
     pub env: &'a dyn Fn(&str) -> Option<String>,

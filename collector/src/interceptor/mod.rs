@@ -40,7 +40,16 @@ pub static INTERCEPTORS: &[InterceptorKind] = &[
 pub trait Interceptor: Send + Sync {
     /// The event as it goes on; `None` when it ends here.
     fn intercept(&self, event: Event) -> Option<Event>;
+
+    /// The same by one that makes an event as large as somebody likes: by `room` bytes at most, which are taken off. An event
+    /// for which that is not enough goes on without this interceptor's work.
+    fn intercept_within(&self, event: Event, _room: &mut usize) -> Option<Event> {
+        self.intercept(event)
+    }
 }
+
+/// Bytes by which interceptors may make a batch's events larger; a small body can be asked to become any size.
+pub(crate) const GROWTH_MAX: usize = 64 << 20;
 
 /// The expression that is set as `key`, or what is wrong with it.
 pub(crate) fn review_regex(
@@ -106,11 +115,12 @@ impl Chain {
     pub fn apply(&self, events: Vec<Event>) -> (Vec<Event>, Vec<Event>) {
         let mut ended = Vec::new();
         let mut going = Vec::with_capacity(events.len());
+        let mut room = GROWTH_MAX;
         'events: for mut event in events {
             for interceptor in &self.0 {
                 // Its origin is still to be told when it ends here.
                 let origin = event.origin.clone();
-                match interceptor.intercept(event) {
+                match interceptor.intercept_within(event, &mut room) {
                     Some(next) => event = next,
                     None => {
                         ended.push(Event { origin, ..Event::default() });

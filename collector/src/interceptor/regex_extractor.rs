@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 
 use super::joda::DatePattern;
-use super::{Failures, Interceptor, review_regex};
+use super::{Failures, GROWTH_MAX, Interceptor, review_regex};
 use crate::event::Event;
 use crate::flume_conf::kinds::adopts_nothing;
 use crate::flume_conf::{Component, Finding, Kind, Property, Role};
@@ -15,7 +15,7 @@ pub static KIND: Kind = Kind {
     role: Role::Interceptor,
     alias: Some("regex_extractor"),
     class: Some("org.apache.flume.interceptor.RegexExtractorInterceptor$Builder"),
-    doc: "Sets headers to what an expression's groups match in the body: the first serializer's header to the first group, and so on. A group that takes no part sets nothing.",
+    doc: "Sets headers to what an expression's groups match in the body: the first serializer's header to the first group, and so on. A group that takes no part sets nothing. Headers that would make a batch more than 64 MiB larger are not set, with one warning and a count.",
     properties: &[
         Property::text("regex", None, "Java regular expression; its first match in the body (UTF-8) counts.").required(),
         Property::text("serializers", None, "Names of the serializers, one for each group, separated by blanks.").required(),
@@ -111,10 +111,20 @@ struct RegexExtractor {
 }
 
 impl Interceptor for RegexExtractor {
-    fn intercept(&self, mut event: Event) -> Option<Event> {
+    fn intercept(&self, event: Event) -> Option<Event> {
+        self.intercept_within(event, &mut { GROWTH_MAX })
+    }
+
+    fn intercept_within(&self, mut event: Event, room: &mut usize) -> Option<Event> {
         let body = event.body.clone();
         let text = String::from_utf8_lossy(&body);
         let groups = self.failures.or(self.regex.groups_of(&text, 0), None).unwrap_or_default();
+        let bytes: usize = groups.iter().skip(1).take(self.extracts.len()).flatten().map(ExactSizeIterator::len).sum();
+        let Some(left) = room.checked_sub(bytes) else {
+            self.failures.or(Err(format!("the headers are {bytes} bytes, which is too much")), ());
+            return Some(event);
+        };
+        *room = left;
         for (extract, group) in self.extracts.iter().zip(groups.into_iter().skip(1)) {
             let Some(found) = group.map(|range| &text[range]) else { continue };
             let value = match &extract.serializer {

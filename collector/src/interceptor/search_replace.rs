@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use anyhow::Context as _;
 use bytes::Bytes;
 
-use super::{Failures, Interceptor, review_regex};
+use super::{Failures, GROWTH_MAX, Interceptor, review_regex};
 use crate::event::Event;
 use crate::flume_conf::kinds::adopts_nothing;
 use crate::flume_conf::{Component, Finding, Kind, Property, Role};
@@ -15,7 +15,7 @@ pub static KIND: Kind = Kind {
     role: Role::Interceptor,
     alias: Some("search_replace"),
     class: Some("org.apache.flume.interceptor.SearchAndReplaceInterceptor$Builder"),
-    doc: "Replaces every match of an expression in the body. A body without a match stays as it is, byte for byte.",
+    doc: "Replaces every match of an expression in the body. A body without a match stays as it is, byte for byte; so does one whose result would make its batch more than 64 MiB larger, with one warning and a count.",
     properties: &[
         Property::text("searchPattern", None, "Java regular expression.").required(),
         Property::text(
@@ -98,10 +98,15 @@ struct SearchReplace {
 }
 
 impl Interceptor for SearchReplace {
-    fn intercept(&self, mut event: Event) -> Option<Event> {
+    fn intercept(&self, event: Event) -> Option<Event> {
+        self.intercept_within(event, &mut { GROWTH_MAX })
+    }
+
+    fn intercept_within(&self, mut event: Event, room: &mut usize) -> Option<Event> {
         let text = self.charset.decode(&event.body);
-        let replaced = self.failures.or(self.regex.replace_all(&text, &self.replacement), Cow::Borrowed(""));
-        if let Cow::Owned(replaced) = replaced {
+        let replaced = self.regex.replace_all(&text, &self.replacement, text.len().saturating_add(*room));
+        if let Cow::Owned(replaced) = self.failures.or(replaced, Cow::Borrowed("")) {
+            *room = room.saturating_sub(replaced.len().saturating_sub(text.len()));
             let body = self.charset.encode(replaced);
             drop(text);
             event.body = body;

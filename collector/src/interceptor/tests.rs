@@ -113,3 +113,18 @@ fn headers_that_stay_are_not_copied() {
     let after = built("remove_header", &[("withName", "b")]).intercept(event).unwrap();
     assert!(Arc::ptr_eq(&before, &after.headers.unwrap()));
 }
+
+/// A body of 2 MB became 11 GB.
+#[test]
+fn a_result_that_would_fill_the_memory_is_not_made_and_its_event_goes_on() {
+    let many = "Q".repeat(10_000);
+    let chain = Chain(vec![built("search_replace", &[("searchPattern", "q"), ("replaceString", &many)])]);
+    let event = |length| Event::new("q".repeat(length));
+    // A bound on the batch: what one event took another one has not.
+    let going = chain.apply([2_000_000, 6_000, 1_000, 1].map(event).into()).0;
+    assert_eq!(going.iter().map(|event| event.body.len()).collect::<Vec<_>>(), [2_000_000, 60_000_000, 1_000, 10_000]);
+    let extract = built("regex_extractor", &[("regex", "(.*)"), ("serializers", "s"), ("serializers.s.name", "h")]);
+    let mut room = 10;
+    let taken = [8, 3, 2].map(|length| extract.intercept_within(event(length), &mut room).unwrap().header("h").map(str::len));
+    assert_eq!((taken, room), ([Some(8), None, Some(2)], 0));
+}

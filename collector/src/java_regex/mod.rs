@@ -60,6 +60,15 @@ impl std::error::Error for Refused {}
 #[error("the expression tried {TRIES_MAX} ways to match and gave up")]
 pub struct GaveUp;
 
+/// Why a text was not replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotReplaced {
+    #[error(transparent)]
+    GaveUp(#[from] GaveUp),
+    #[error("the result is more than {0} bytes")]
+    TooLong(usize),
+}
+
 /// Where the whole match and each group are.
 pub type Groups = Vec<Option<Range<usize>>>;
 
@@ -128,14 +137,18 @@ impl JavaRegex {
         Ok(found.map(|groups| (0..self.names.len()).map(|number| groups.get(number).map(|group| group.range())).collect()))
     }
 
-    /// `Matcher.replaceAll`; borrowed where nothing matches.
-    pub fn replace_all<'t>(&self, text: &'t str, replacement: &Replacement) -> Result<Cow<'t, str>, GaveUp> {
+    /// `Matcher.replaceAll`; borrowed where nothing matches. A result of more than `bytes_max` is not made.
+    pub fn replace_all<'t>(&self, text: &'t str, replacement: &Replacement, bytes_max: usize) -> Result<Cow<'t, str>, NotReplaced> {
         let mut out = String::new();
         let (mut copied, mut from, mut any) = (0, 0, false);
         while let Some(groups) = self.groups_of(text, from)? {
             let Some(Some(range)) = groups.first().cloned() else { break };
             any = true;
-            out.push_str(&text[copied..range.start]);
+            let between = &text[copied..range.start];
+            if out.len() + between.len() + replacement.length(&groups) > bytes_max {
+                return Err(NotReplaced::TooLong(bytes_max));
+            }
+            out.push_str(between);
             replacement.write(&mut out, text, &groups);
             copied = range.end;
             // After an empty match the next one begins a character further; after others it may be empty right there.
@@ -144,6 +157,9 @@ impl JavaRegex {
         }
         if !any {
             return Ok(Cow::Borrowed(text));
+        }
+        if out.len() + text.len() - copied > bytes_max {
+            return Err(NotReplaced::TooLong(bytes_max));
         }
         out.push_str(&text[copied..]);
         Ok(Cow::Owned(out))

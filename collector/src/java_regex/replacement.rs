@@ -64,6 +64,15 @@ impl Replacement {
         Ok(Self(parts))
     }
 
+    /// Bytes of what [`Self::write`] writes.
+    pub(super) fn length(&self, groups: &[Option<Range<usize>>]) -> usize {
+        let length = |part: &Part| match part {
+            Part::Text(literal) => literal.len(),
+            Part::Group(number) => groups.get(*number).and_then(Option::as_ref).map_or(0, ExactSizeIterator::len),
+        };
+        self.0.iter().map(length).sum()
+    }
+
     /// Writes it for one match; a group that took no part is nothing.
     pub(super) fn write(&self, out: &mut String, text: &str, groups: &[Option<Range<usize>>]) {
         for part in &self.0 {

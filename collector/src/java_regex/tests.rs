@@ -45,7 +45,8 @@ fn result(expression: &str, text: &str) -> Result<String, (String, bool)> {
         }
     };
     assert_eq!(regex.find(text), Ok(groups != "-"), "{expression} on {text:?}");
-    let replaced = regex.replace_all(text, &Replacement::parse("<$0>", &regex).unwrap()).map_err(gave_up)?;
+    let replaced =
+        regex.replace_all(text, &Replacement::parse("<$0>", &regex).unwrap(), usize::MAX).map_err(|error| (error.to_string(), false))?;
     let whole = JavaRegex::whole(expression).map_err(told)?.find(text).map_err(gave_up)?;
     Ok(format!("{groups}\t{}\t{whole}", shown(&replaced)))
 }
@@ -103,14 +104,14 @@ fn replacements_name_groups_by_number_and_name() {
         ("$3é", "zé-"),
     ] {
         let replacement = Replacement::parse(replacement, &regex).unwrap();
-        assert_eq!(regex.replace_all("xz-", &replacement).unwrap(), expected);
+        assert_eq!(regex.replace_all("xz-", &replacement, usize::MAX).unwrap(), expected);
     }
     for wrong in ["$", "$x", "$4", "${b}", "${a", "x\\", "${}"] {
         assert!(Replacement::parse(wrong, &regex).is_err(), "{wrong}");
     }
     // The next match may be empty right where the last one ended.
     let regex = JavaRegex::new("a*").unwrap();
-    assert_eq!(regex.replace_all("aaé", &Replacement::parse("<$0>", &regex).unwrap()).unwrap(), "<aa><>é<>");
+    assert_eq!(regex.replace_all("aaé", &Replacement::parse("<$0>", &regex).unwrap(), usize::MAX).unwrap(), "<aa><>é<>");
 }
 
 #[test]
@@ -180,4 +181,15 @@ proptest! {
         let any = regex.any.captures(text.as_str()).unwrap().map(|groups| groups.get(0).unwrap().range());
         prop_assert_eq!(regex.groups_of(&text, 0).unwrap().map(|groups| groups[0].clone().unwrap()), any);
     }
+}
+
+#[test]
+fn a_result_that_is_too_long_is_not_made() {
+    let regex = JavaRegex::new("(q+)").unwrap();
+    let replaced = |with: &str, most| regex.replace_all("qq-q-", &Replacement::parse(with, &regex).unwrap(), most).map(Cow::into_owned);
+    assert_eq!(replaced("$1$1", 8), Ok("qqqq-qq-".to_owned()));
+    for most in [0, 3, 4, 6, 7] {
+        assert_eq!(replaced("$1$1", most), Err(NotReplaced::TooLong(most)));
+    }
+    assert_eq!(replaced("", 2), Ok("--".to_owned()));
 }

@@ -122,7 +122,8 @@ impl Report {
             }
         }
         let failed = self.tests.iter().filter(|test| !test.passed).count();
-        let _written = writeln!(text, "{} tests, {failed} failed", self.tests.len());
+        let count = self.tests.len();
+        let _written = writeln!(text, "{count} test{}, {failed} failed", if count == 1 { "" } else { "s" });
         text
     }
 }

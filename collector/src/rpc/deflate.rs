@@ -1,4 +1,6 @@
 //! A stream that is zlib on the wire, in both directions. Every flush ends a block, so that the other side can read all of it.
+//!
+//! What zlib needs (some 300 KB) and the buffers are there from the first byte on: a connection that is silent costs nothing.
 
 use std::{
     io,
@@ -11,15 +13,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes of the wire kept on each side.
 const BUFFER_BYTES: usize = 16 << 10;
+/// Of the first read, which may wait for long.
+const FIRST_BYTES: usize = 256;
 
 pub struct Deflated<S> {
     inner: S,
-    inflate: Decompress,
+    inflate: Option<Decompress>,
     /// Read from the wire; `taken` of it is inflated.
     input: Vec<u8>,
     taken: usize,
     ended: bool,
-    deflate: Compress,
+    level: Compression,
+    deflate: Option<Compress>,
     /// For the wire; `given` of it is written.
     output: Vec<u8>,
     given: usize,
@@ -32,12 +37,13 @@ impl<S> Deflated<S> {
     pub fn new(inner: S, level: u32) -> Self {
         Self {
             inner,
-            inflate: Decompress::new(true),
-            input: Vec::with_capacity(BUFFER_BYTES),
+            inflate: None,
+            input: Vec::new(),
             taken: 0,
             ended: false,
-            deflate: Compress::new(Compression::new(level), true),
-            output: Vec::with_capacity(BUFFER_BYTES),
+            level: Compression::new(level),
+            deflate: None,
+            output: Vec::new(),
             given: 0,
             unflushed: false,
         }
@@ -45,11 +51,12 @@ impl<S> Deflated<S> {
 
     /// Compresses `data` into the output. Its last block is ended by a flush that is not `None`.
     fn compress(&mut self, mut data: &[u8], flush: FlushCompress) -> io::Result<()> {
+        let deflate = self.deflate.get_or_insert_with(|| Compress::new(self.level, true));
         loop {
             self.output.reserve(BUFFER_BYTES);
-            let before = self.deflate.total_in();
-            self.deflate.compress_vec(data, &mut self.output, flush).map_err(io::Error::other)?;
-            data = &data[usize::try_from(self.deflate.total_in() - before).unwrap_or(data.len())..];
+            let before = deflate.total_in();
+            deflate.compress_vec(data, &mut self.output, flush).map_err(io::Error::other)?;
+            data = &data[usize::try_from(deflate.total_in() - before).unwrap_or(data.len())..];
             // Room left over: there was no more to write.
             if data.is_empty() && self.output.len() < self.output.capacity() {
                 return Ok(());
@@ -84,34 +91,46 @@ impl<S: AsyncRead + Unpin> AsyncRead for Deflated<S> {
             if this.ended || buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            // Also without input: there may be output from before that had no room.
-            let (read, made) = (this.inflate.total_in(), this.inflate.total_out());
-            let status =
-                this.inflate.decompress(&this.input[this.taken..], buf.initialize_unfilled(), FlushDecompress::None).map_err(corrupt)?;
-            let count = |total: u64, before: u64| usize::try_from(total - before).unwrap_or_default();
-            let (read, made) = (count(this.inflate.total_in(), read), count(this.inflate.total_out(), made));
-            this.taken += read;
-            buf.advance(made);
-            this.ended = status == Status::StreamEnd;
-            if made > 0 {
-                return Poll::Ready(Ok(()));
-            }
-            if this.ended || read > 0 {
-                continue;
-            }
-            if this.taken < this.input.len() {
-                return Poll::Ready(Err(corrupt("no progress")));
+            if let Some(inflate) = &mut this.inflate {
+                // Also without input: there may be output from before that had no room.
+                let (read, made) = (inflate.total_in(), inflate.total_out());
+                let status =
+                    inflate.decompress(&this.input[this.taken..], buf.initialize_unfilled(), FlushDecompress::None).map_err(corrupt)?;
+                let count = |total: u64, before: u64| usize::try_from(total - before).unwrap_or_default();
+                let (read, made) = (count(inflate.total_in(), read), count(inflate.total_out(), made));
+                this.taken += read;
+                buf.advance(made);
+                this.ended = status == Status::StreamEnd;
+                if made > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                if this.ended || read > 0 {
+                    continue;
+                }
+                if this.taken < this.input.len() {
+                    return Poll::Ready(Err(corrupt("no progress")));
+                }
             }
             this.taken = 0;
-            this.input.resize(BUFFER_BYTES, 0);
-            let mut wire = ReadBuf::new(&mut this.input);
-            let outcome = Pin::new(&mut this.inner).poll_read(cx, &mut wire);
-            let came = wire.filled().len();
-            this.input.truncate(came);
-            ready!(outcome)?;
+            let came = if this.inflate.is_none() {
+                let mut first = [0; FIRST_BYTES];
+                let mut wire = ReadBuf::new(&mut first);
+                ready!(Pin::new(&mut this.inner).poll_read(cx, &mut wire))?;
+                this.input.extend_from_slice(wire.filled());
+                wire.filled().len()
+            } else {
+                this.input.resize(BUFFER_BYTES, 0);
+                let mut wire = ReadBuf::new(&mut this.input);
+                let outcome = Pin::new(&mut this.inner).poll_read(cx, &mut wire);
+                let came = wire.filled().len();
+                this.input.truncate(came);
+                ready!(outcome)?;
+                came
+            };
             if came == 0 {
                 return Poll::Ready(Ok(()));
             }
+            this.inflate.get_or_insert_with(|| Decompress::new(true));
         }
     }
 }
@@ -152,7 +171,7 @@ mod tests {
     use super::*;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
     }
 
     /// What is flushed can be read before more is written, over a pipe that holds little.
@@ -174,6 +193,20 @@ mod tests {
             }
             near.shutdown().await.unwrap();
             assert_eq!(far.read(&mut [0; 8]).await.unwrap(), 0);
+        });
+    }
+
+    #[test]
+    fn a_silent_connection_holds_no_memory() {
+        block_on(async {
+            let (near, mut far) = tokio::io::duplex(100);
+            let mut near = Deflated::new(near, 6);
+            let waited = tokio::time::timeout(std::time::Duration::ZERO, near.read(&mut [0; 8])).await;
+            assert!(waited.is_err() && near.inflate.is_none() && near.deflate.is_none());
+            assert_eq!(near.input.capacity() + near.output.capacity(), 0);
+            far.write_all(&[0x78, 0x9c]).await.unwrap();
+            let _more = tokio::time::timeout(std::time::Duration::ZERO, near.read(&mut [0; 8])).await;
+            assert!(near.inflate.is_some());
         });
     }
 

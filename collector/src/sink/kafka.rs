@@ -169,10 +169,10 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
         if let Some(value) = component.set(&key).map(str::trim)
             && !is_good(property, value)
         {
-            findings.push(
-                say(Level::Error, "exactly-once", &key, format!("{property} = {value} does not go with transactions"))
-                    .remedy("remove the line"),
-            );
+            let finding = say(Level::Error, "exactly-once", &key, format!("{property} = {value} does not go with transactions"));
+            // What it would come to without them need not be told as well.
+            findings.retain(|told| told.level != Level::Note || told.key != finding.key);
+            findings.push(finding.remedy("remove the line"));
         }
     }
     findings

@@ -2,7 +2,8 @@
 //!
 //! A session begins with a new writer, which fences any older one and ends what it left open, and with the committed
 //! positions. Within it every event at or below its file's committed position is skipped: it was written by an earlier
-//! transaction. After an unknown outcome the session ends and the next one finds out what was committed.
+//! transaction. So is one at or below what the transaction itself has reached: a source that was changed while its lines
+//! could not be delivered reads them again. After an unknown outcome the session ends and the next one finds out what was committed.
 //!
 //! A commit costs some milliseconds whatever the transaction holds, so a transaction takes what is ready up to its
 //! [`Bounds`]: it is sent in parts, and while one part is under way the next one is taken and made into records. It ends
@@ -76,6 +77,8 @@ const FENCED_PAUSE: Duration = Duration::from_secs(2);
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// A transaction that lasts so much longer than it takes events in is told.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// Takes in the order of their events, and how many of the first one's are decided.
 #[derive(Default)]
@@ -144,8 +147,8 @@ struct Limits {
     compressed: bool,
 }
 
-/// Librdkafka's `batch.size` here.
-const REQUEST_BYTES: usize = 1_000_000;
+/// The producer's own `batch.size`.
+const REQUEST_BYTES: usize = 262_144;
 /// What is around the only record of a request, at least.
 const ALONE_BYTES: usize = 70;
 /// A limit may be raised: after this it is tried whether it still holds.
@@ -386,7 +389,20 @@ impl Session<'_> {
                     () = stop.begin.cancelled() => return Ok(Ended::Stopped),
                 }
             }
-            let (attempt, count) = self.attempt(held, most, stop).await?;
+            let (attempt, count) = {
+                let (input, slow) = (self.input, self.transactions.bounds.time + SLOW);
+                let attempt = self.attempt(held, most, stop);
+                tokio::pin!(attempt);
+                match timeout(slow, &mut attempt).await {
+                    Ok(done) => done?,
+                    Err(_) => {
+                        let text = format!("a transaction is open for {} s: Kafka takes it slowly, or not at all", slow.as_secs());
+                        tracing::warn!(sink = input.name(), "{text}");
+                        input.trouble(Some(text));
+                        attempt.await?
+                    }
+                }
+            };
             match attempt {
                 Attempt::Committed => {
                     held.decide(count);
@@ -600,7 +616,8 @@ impl Transactions {
             if let Some(origin) = &event.origin
                 && let Some(file) = &origin.file
             {
-                if offsets.get(&file.id).is_some_and(|&committed| event.end <= committed) {
+                let reached = open.reached.get(&file.id).map(|(_, mark)| mark.offset);
+                if reached.or_else(|| offsets.get(&file.id).copied()).is_some_and(|reached| event.end <= reached) {
                     open.skipped += 1;
                     continue;
                 }

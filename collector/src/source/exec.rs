@@ -12,7 +12,7 @@ use tokio::{
 
 use super::lines::Lines;
 use super::tail::TailSource;
-use super::tail::command::{Begin, TailCommand, recognise};
+use super::tail::command::{Begin, TailCommand, follows, recognise};
 use super::tail::engine::Settings;
 use super::tail::find::Find;
 use super::taildir::{LINE_LENGTH, ROTATE_WAIT};
@@ -118,6 +118,11 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
     } else if component.set("shell").is_none() && command.contains(|char: char| "|&;<>$`\"'*".contains(char)) {
         let message = "there is no shell, so `|`, `>`, `$`, quotes and wildcards reach the command as they are".into();
         findings.push(say(Level::Warning, "no-shell", message).remedy("add shell = /bin/sh -c"));
+    } else if !strict && follows(command) {
+        let message = "the command is run as it is, since it is more than one followed file: a crash loses and repeats lines, and what \
+                       `tail` prints between several files becomes events";
+        let remedy = "follow several files with TAILDIR; filter lines with the regex_filter interceptor";
+        findings.push(say(Level::Warning, "tail-run", message.into()).flume("does the same").remedy(remedy));
     }
     findings
 }

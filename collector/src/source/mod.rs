@@ -41,7 +41,7 @@ use crate::channel::{Channel, PutError};
 use crate::counters::SourceCounters;
 use crate::event::{Event, Origin, acknowledge};
 use crate::flume_conf::{Component, Kind};
-use crate::interceptor::Chain;
+use crate::interceptor::{Chain, timestamp};
 use crate::selector::Selector;
 use crate::tap::{Direction, Point, Taps};
 
@@ -124,6 +124,16 @@ pub fn has_positions(component: &Component, strict: bool) -> bool {
 /// Does the source read again, after the next start, what was not delivered?
 pub fn reads_again(component: &Component, strict: bool) -> bool {
     std::ptr::eq(component.kind, &kafka::KIND) || has_positions(component, strict)
+}
+
+/// Do all of the source's events have a header `timestamp`, by their protocol or by an interceptor?
+pub fn sets_timestamp(source: &Component) -> bool {
+    let kinds: [&Kind; 5] = [&kafka::KIND, &otlp::KIND, &syslog::tcp::KIND, &syslog::multiport::KIND, &syslog::udp::KIND];
+    kinds.iter().any(|kind| std::ptr::eq(source.kind, *kind))
+        || source.interceptors.iter().any(|part| {
+            let named = part.settings.values().any(|setting| setting.value.trim() == "timestamp");
+            named || (std::ptr::eq(part.kind, &timestamp::KIND) && part.set("headerName").is_none())
+        })
 }
 
 /// A source's way into its channels.
@@ -462,7 +472,7 @@ mod tests {
             part(&crate::interceptor::fixed::KIND, "s.interceptors.i1", &[("key", "k"), ("value", "1")]),
             part(&crate::interceptor::fixed::KIND, "s.interceptors.i2", &[("key", "k"), ("value", "2")]),
             part(&crate::interceptor::fixed::KIND, "s.interceptors.i3", &[("key", "l"), ("value", "3"), ("preserveExisting", "false")]),
-            part(&crate::interceptor::timestamp::KIND, "s.interceptors.i4", &[("headerName", "t")]),
+            part(&timestamp::KIND, "s.interceptors.i4", &[("headerName", "t")]),
         ];
         let channels = channels([10, 10]);
         source.channels.truncate(1);

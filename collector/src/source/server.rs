@@ -1,6 +1,7 @@
 //! What sources that listen on TCP share: binding, one accept loop, a bound on connections, the end.
 
 use std::{
+    io::ErrorKind,
     net::{SocketAddr, ToSocketAddrs},
     sync::{Arc, atomic::Ordering::Relaxed},
 };
@@ -21,8 +22,7 @@ pub const CONNECTIONS_MAX: Property =
     Property::integer("maxConnections", 1, 65_536, Some("1024"), "Connections at a time; more wait to be accepted.").own();
 
 pub struct Server {
-    host: String,
-    port: u16,
+    address: Address,
     listener: Option<std::net::TcpListener>,
     connections_max: usize,
 }
@@ -30,19 +30,20 @@ pub struct Server {
 impl Server {
     /// Binds, so that a port in use is told before anything runs.
     pub fn bind(component: &Component, host: &str, port: u16, setup: &Setup) -> anyhow::Result<Self> {
-        let listener = match bind(host, port) {
+        let address = Address::of(component, host, port);
+        let listener = match bind(&address) {
             // On reload an old source still has the port; it is bound when that one has stopped.
             Err(_) if is_freed(host, port, &setup.freed) => None,
             bound => Some(bound?),
         };
-        Ok(Self { host: host.to_owned(), port, listener, connections_max: component.count("maxConnections") })
+        Ok(Self { address, listener, connections_max: component.count("maxConnections") })
     }
 
     /// The socket, for a source that accepts connections itself.
     pub fn listen(self, out: &Output) -> anyhow::Result<TcpListener> {
         let listener = match self.listener {
             Some(listener) => listener,
-            None => bind(&self.host, self.port)?,
+            None => bind(&self.address)?,
         };
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
@@ -145,18 +146,60 @@ pub(super) fn is_freed(host: &str, port: u16, freed: &[SocketAddr]) -> bool {
     })
 }
 
-fn bind(host: &str, port: u16) -> anyhow::Result<std::net::TcpListener> {
-    let listener = std::net::TcpListener::bind((host, port)).map_err(|error| {
-        let remedy = if error.kind() == std::io::ErrorKind::AddrInUse { "; stop what listens there, or set another port" } else { "" };
-        anyhow::anyhow!("cannot listen on {host}:{port}: {error}{remedy}")
-    })?;
+/// Where a source listens, and the properties that say so.
+pub(super) struct Address {
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// Name and place of the properties.
+    host_key: String,
+    port_key: String,
+}
+
+impl Address {
+    pub(super) fn of(component: &Component, host: &str, port: u16) -> Self {
+        let key = |names: [&'static str; 2]| {
+            let key = names.into_iter().find(|key| component.kind.property(key).is_some()).unwrap_or_default();
+            match component.settings.get(key).and_then(|setting| setting.place.as_ref()) {
+                Some(place) => format!("{key}, {}:{}", place.file, place.line),
+                None => key.to_owned(),
+            }
+        };
+        Self { host: host.to_owned(), port, host_key: key(["bind", "host"]), port_key: key(["port", "ports"]) }
+    }
+
+    pub(super) fn refused(&self, error: &std::io::Error) -> anyhow::Error {
+        let (remedy, key) = match error.kind() {
+            ErrorKind::AddrInUse => ("stop what listens there, or set another port", &self.port_key),
+            ErrorKind::PermissionDenied => ("set a port from 1024 on, or give the process CAP_NET_BIND_SERVICE", &self.port_key),
+            _ => ("set an address of this machine, or 0.0.0.0 for all of them", &self.host_key),
+        };
+        anyhow::anyhow!("cannot listen on {}:{}: {error}; {remedy} ({key})", self.host, self.port)
+    }
+}
+
+fn bind(address: &Address) -> anyhow::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind((address.host.as_str(), address.port)).map_err(|error| address.refused(&error))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::is_freed;
+    use super::{Address, bind, is_freed};
+    use crate::flume_conf::{Component, Place, component::Setting};
+
+    #[test]
+    fn an_address_that_cannot_be_had_is_told_with_its_property_and_line() {
+        let mut component = Component::new(&crate::source::netcat::KIND, "r", "netcat");
+        let setting = |line| Setting { value: String::new(), place: Some(Place { file: "a.conf".into(), line }) };
+        component.settings = [("bind".to_owned(), setting(3)), ("port".to_owned(), setting(4))].into();
+        let error = |host, port| bind(&Address::of(&component, host, port)).err().map(|error| error.to_string()).unwrap_or_default();
+        let unknown = error("nohost.invalid", 4141);
+        assert!(unknown.starts_with("cannot listen on nohost.invalid:4141: ") && unknown.ends_with("(bind, a.conf:3)"), "{unknown}");
+        let held = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| Ok((listener.local_addr()?, listener)));
+        let taken = held.map(|(address, _held)| error("127.0.0.1", address.port())).unwrap_or_default();
+        assert!(taken.ends_with("stop what listens there, or set another port (port, a.conf:4)"), "{taken}");
+    }
 
     #[test]
     fn only_the_running_sources_own_port_is_waited_for() {

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use tokio::net::UdpSocket;
 
 use super::peer::Peers;
-use super::server::is_freed;
+use super::server::{Address, is_freed};
 use super::{Output, Setup, Stop};
 use crate::event::Event;
 use crate::flume_conf::{Component, Property};
@@ -43,27 +43,27 @@ pub trait Read: Fn(&[u8], SocketAddr, &mut Vec<Event>) + Sync + Send {}
 impl<F: Fn(&[u8], SocketAddr, &mut Vec<Event>) + Sync + Send> Read for F {}
 
 pub struct Receiver {
-    host: String,
-    port: u16,
+    address: Address,
     buffer_bytes: usize,
     socket: Option<std::net::UdpSocket>,
 }
 
 impl Receiver {
     pub fn bind(component: &Component, host: &str, port: u16, setup: &Setup) -> anyhow::Result<Self> {
-        let socket = match bind(host, port) {
+        let address = Address::of(component, host, port);
+        let socket = match bind(&address) {
             // On reload an old source still has the port; it is bound when that one has stopped.
             Err(_) if is_freed(host, port, &setup.freed) => None,
             bound => Some(bound?),
         };
-        Ok(Self { host: host.to_owned(), port, buffer_bytes: component.count("receiveBufferBytes"), socket })
+        Ok(Self { address, buffer_bytes: component.count("receiveBufferBytes"), socket })
     }
 
     /// Gives every datagram to `read` until [`Stop::begin`], and its events to the channels.
     pub async fn run(self, out: &Output, stop: &Stop, peers: &Peers, read: impl Read) -> anyhow::Result<()> {
         let socket = match self.socket {
             Some(socket) => socket,
-            None => bind(&self.host, self.port)?,
+            None => bind(&self.address)?,
         };
         rustix::net::sockopt::set_socket_recv_buffer_size(&socket, self.buffer_bytes).context("receiveBufferBytes")?;
         // The kernel says twice what it grants.
@@ -153,11 +153,9 @@ async fn batch(
     }
 }
 
-fn bind(host: &str, port: u16) -> anyhow::Result<std::net::UdpSocket> {
-    let socket = std::net::UdpSocket::bind((host, port)).map_err(|error| {
-        let remedy = if error.kind() == std::io::ErrorKind::AddrInUse { "; stop what listens there, or set another port" } else { "" };
-        anyhow::anyhow!("cannot listen on {host}:{port} (UDP): {error}{remedy}")
-    })?;
+fn bind(address: &Address) -> anyhow::Result<std::net::UdpSocket> {
+    let bound = std::net::UdpSocket::bind((address.host.as_str(), address.port));
+    let socket = bound.map_err(|error| address.refused(&error).context("UDP"))?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
@@ -235,7 +233,8 @@ mod tests {
     /// The table's columns are as they are taken to be.
     #[test]
     fn the_kernel_counts_what_a_full_buffer_drops() {
-        let socket = bind("127.0.0.1", 0).unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
         rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 4096).unwrap();
         let inode = rustix::fs::fstat(&socket).unwrap().st_ino;
         let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

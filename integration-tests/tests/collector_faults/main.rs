@@ -3,6 +3,7 @@
 
 mod brokers;
 mod full;
+mod reload;
 mod tail;
 
 use std::{
@@ -53,10 +54,14 @@ impl Agent {
     }
 
     fn start(&self) -> Process {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, more: &[(&str, &str)]) -> Process {
         let (conf, state) = (self.dir.path().join("agent.conf"), self.dir.path().join("state"));
         let args = ["agent", "-n", "a", "-f", &conf.to_string_lossy(), "--state-dir", &state.to_string_lossy()];
         let env = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_METRICS__LISTEN", "127.0.0.1:0")];
-        Process::start("millrace-collector", self.dir.path(), &args, &env)
+        Process::start("millrace-collector", self.dir.path(), &args, &[&env, more].concat())
     }
 
     fn log(&self, name: &str, path: &str) -> Log {

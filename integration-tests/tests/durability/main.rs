@@ -82,7 +82,8 @@ impl Agent {
     /// What waits in the channel, after a recovery.
     fn drain(&self, conf: &str) -> Vec<String> {
         let output = self.channel(conf, &["drain", "--keep", "--events", "raw"]);
-        assert!(output.status.success(), "{output:?}");
+        // 1: something is damaged, and told.
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
         lines(&output.stdout)
     }
 

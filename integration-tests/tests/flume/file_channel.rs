@@ -6,6 +6,7 @@ use std::{
     fs::{self, OpenOptions},
     io::Write,
     path::PathBuf,
+    process::Command,
     sync::Arc,
     sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     time::Duration,
@@ -15,7 +16,7 @@ use integration_tests::{
     eventually,
     flume::free_port,
     kafka,
-    process::{Process, run},
+    process::{Process, binary, run},
     servers::kafka_bootstrap,
     unique,
 };
@@ -247,6 +248,19 @@ async fn what_waits_on_disk_is_shown_checked_and_drained() {
     collector.stop().await;
 
     assert_eq!(json(&["verify", "-o", "json"])["well"], true);
+    // Whoever reads what is told may stop early.
+    for verb in ["inspect", "verify"] {
+        for output in ["table", "json"] {
+            let (reader, writer) = std::io::pipe().expect("a pipe");
+            drop(reader);
+            let command = Command::new(binary("millrace-collector"))
+                .args(["channel", verb, &conf, "--state-dir", &state, "-o", output])
+                .stdout(writer)
+                .output()
+                .expect("it runs");
+            assert!(command.status.success() && command.stderr.is_empty(), "{verb}: {command:?}");
+        }
+    }
     let (code, out, _) = command(&["drain", "--keep", "--events", "raw"]);
     let numbers = |from: usize| (from..5000).map(|number| number.to_string()).collect::<Vec<_>>();
     assert_eq!((code, out.lines().map(str::to_owned).collect::<Vec<_>>()), (0, numbers(0)));
@@ -267,6 +281,7 @@ async fn what_waits_on_disk_is_shown_checked_and_drained() {
     fs::write(&segment, bytes).expect("the segment");
     let (code, out, _) = command(&["verify"]);
     assert!(code == 1 && out.contains("1 are missing or damaged"), "{out}");
+    let whole = fs::read(&segment).expect("the segment");
 
     // With Kafka there again the rest is delivered.
     bench.conf(&bench.bootstrap, &source.replace("5000", "0"));
@@ -282,6 +297,16 @@ async fn what_waits_on_disk_is_shown_checked_and_drained() {
     let seen = bench.texts();
     let all = numbers(0);
     assert_eq!((seen.len(), all.iter().filter(|number| !seen.contains(number)).count()), (4999, 1));
-    let (_, _, said) = command(&["drain"]);
-    assert!(said.contains("0 events drained"), "{said}");
+    let (code, _, said) = command(&["drain"]);
+    assert!(code == 0 && said.contains("0 events drained"), "{said}");
+    // The segment is removed when all else is gone from it; a drain keeps what cannot be read.
+    fs::remove_file(bench.path("checkpoint/acks")).expect("the acknowledgements");
+    fs::write(&segment, &whole).expect("the segment");
+    let (code, _, said) = command(&["drain"]);
+    let kept = segment.with_extension("log.damaged");
+    assert!(
+        code == 1 && said.contains(" damaged or missing") && said.contains(&format!("the segment is kept as {}", kept.display())),
+        "{said}"
+    );
+    assert_eq!(fs::read(&kept).ok(), Some(whole));
 }

@@ -392,4 +392,6 @@ async fn posts_are_repeated_in_order_until_taken_and_refused_ones_are_put_aside(
     assert_eq!(*server.connections.lock().expect("no panic"), 1, "the connection is kept");
     let letters = fs::read_to_string(dir.path().join("state/agent/dead-letter/k.jsonl")).expect("the dead letters");
     assert!(letters.lines().count() == 1 && letters.contains("\"bad\"") && letters.contains("answered 400"), "{letters}");
+    let log = collector.log();
+    assert!(log.contains("put aside as dead letters since the start") && !log.contains("everything accepted is delivered"), "{log}");
 }

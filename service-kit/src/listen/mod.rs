@@ -28,6 +28,7 @@ use tracing::info;
 pub use body::StreamedBody;
 
 use crate::config::LimitsConfig;
+use crate::exit;
 
 /// Names the file that gets the bound addresses as JSON, `{"control":"127.0.0.1:41234"}`, once all are bound.
 const ADDRESS_FILE: &str = "MILLRACE_ADDRESS_FILE";
@@ -75,18 +76,37 @@ impl Listener {
     }
 }
 
+/// What of these would not open now, all of it; and the exit code. For whoever wants to know before anything has begun.
+pub fn check(wanted: &[(&'static str, ListenAddr)], limits: &LimitsConfig) -> Result<(), (Vec<String>, u8)> {
+    let fault = |&(name, address): &(&'static str, ListenAddr)| {
+        if !address.0.ip().is_loopback() && !limits.allow_plaintext {
+            return Some(ListenError::Plaintext { name, address });
+        }
+        let error = std::net::TcpListener::bind(address.0).err()?;
+        Some(ListenError::Bind { name, error: sentence(name, address, &error) })
+    };
+    let faults: Vec<ListenError> = wanted.iter().filter_map(fault).collect();
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let config = faults.iter().any(|fault| matches!(fault, ListenError::Plaintext { .. }));
+    Err((faults.iter().map(ToString::to_string).collect(), if config { exit::CONFIG } else { exit::FAILURE }))
+}
+
+fn sentence(name: &str, address: ListenAddr, error: &io::Error) -> io::Error {
+    let reason = match error.kind() {
+        io::ErrorKind::AddrInUse => "address in use".into(),
+        io::ErrorKind::AddrNotAvailable => "this machine does not have the address".into(),
+        io::ErrorKind::PermissionDenied => "permission denied (ports below 1024 need a privilege)".into(),
+        _ => error.to_string(),
+    };
+    io::Error::new(error.kind(), format!("cannot listen on {address} ({name}): {reason}"))
+}
+
 /// A socket for a protocol other than HTTP; its limits are its owner's. `name` says whose it is. The error is a whole sentence.
 pub async fn bind_tcp(name: &str, address: ListenAddr) -> io::Result<TcpListener> {
     let bound = TcpListener::bind(address.0).await.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
-    let (address, tcp) = bound.map_err(|error| {
-        let reason = match error.kind() {
-            io::ErrorKind::AddrInUse => "address in use".into(),
-            io::ErrorKind::AddrNotAvailable => "this machine does not have the address".into(),
-            io::ErrorKind::PermissionDenied => "permission denied (ports below 1024 need a privilege)".into(),
-            _ => error.to_string(),
-        };
-        io::Error::new(error.kind(), format!("cannot listen on {address} ({name}): {reason}"))
-    })?;
+    let (address, tcp) = bound.map_err(|error| sentence(name, address, &error))?;
     info!(name, %address, "listening");
     Ok(tcp)
 }

@@ -423,6 +423,8 @@ async fn an_address_that_cannot_be_had_is_an_error_with_its_remedy() {
     let open = ListenAddr::new((Ipv4Addr::UNSPECIFIED, 0));
     let error = Listener::bind("http", open, &limits).await.err().unwrap().to_string();
     assert!(error.contains("without TLS on 0.0.0.0:0 (http)") && error.contains("allow_plaintext = true"), "{error}");
+    let (faults, code) = super::check(&[("control", ListenAddr::new(taken)), ("http", open)], &limits).unwrap_err();
+    assert!(code == 78 && faults[0].contains("MILLRACE_CONTROL__LISTEN") && faults[1] == error, "{faults:?}");
     assert!(Listener::bind("http", open, &LimitsConfig { allow_plaintext: true, ..limits }).await.is_ok());
 }
 

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::acks::AckFile;
-use super::disk::{Disk, DiskFile, RealDisk, lock};
+use super::disk::{Disk, DiskFile, RealDisk, Unusable, lock};
 use super::format;
 use super::log::{COPY, Found, Log, Place, Segments, Trouble, Walk};
 use super::queue::{Cursor, Pending, State};
@@ -77,9 +77,11 @@ impl FileChannel<RealDisk> {
     /// With its directories made and locked.
     pub fn open_locked(name: &str, place: Place<RealDisk>, limits: Limits) -> anyhow::Result<Self> {
         let mut locks = Vec::new();
-        for directory in std::iter::once(&place.checkpoint).chain(&place.data) {
-            place.disk.create_dir_all(directory).map_err(|error| anyhow::anyhow!("{}: {error}", directory.display()))?;
-            locks.push(lock(directory)?);
+        let data = place.data.iter().map(|directory| ("dataDirs", directory));
+        for (property, directory) in std::iter::once(("checkpointDir", &place.checkpoint)).chain(data) {
+            let made = place.disk.create_dir_all(directory);
+            made.map_err(|error| Unusable { property, directory: directory.clone(), error })?;
+            locks.push(lock(property, directory)?);
         }
         warn_of_flume(name, &place);
         let channel = Self::open(name, place, limits, true)?;
@@ -94,7 +96,7 @@ fn warn_of_flume(name: &str, place: &Place<RealDisk>) {
         let names = place.disk.list(directory).unwrap_or_default();
         if names.iter().any(|name| name.strip_prefix("log-").is_some_and(|rest| rest.parse::<u64>().is_ok())) {
             let directory = directory.display();
-            tracing::warn!(channel = name, %directory, "Flume's own log files are here; their events are not read. Let Flume empty the channel, then remove them");
+            tracing::warn!(channel = name, %directory, "Flume's own log files are here; their events are not read; `millrace-collector channel drain FILE --flume` gives them out, then remove the logs");
         }
     }
 }

@@ -131,15 +131,23 @@ impl DiskFile for File {
 #[error("another channel or process uses {}; give each file channel its own checkpointDir and dataDirs", .0.display())]
 pub struct InUse(pub PathBuf);
 
+/// A directory that cannot be made or written.
+#[derive(Debug, thiserror::Error)]
+#[error("{property}: {}: {error}; name a directory that this process may write", .directory.display())]
+pub struct Unusable {
+    pub property: &'static str,
+    pub directory: PathBuf,
+    pub error: io::Error,
+}
+
 /// Locks a directory for as long as the file is held: two processes must not write one channel.
-pub fn lock(directory: &Path) -> anyhow::Result<File> {
+pub fn lock(property: &'static str, directory: &Path) -> anyhow::Result<File> {
     let path: PathBuf = directory.join("lock");
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|error| anyhow::anyhow!("{} cannot be written: {error}; give the channel other directories", path.display()))?;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(|error| Unusable {
+        property,
+        directory: directory.to_owned(),
+        error,
+    })?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(_) => Err(InUse(directory.to_owned()).into()),

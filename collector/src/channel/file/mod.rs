@@ -36,11 +36,11 @@ mod tests;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use self::channel::FileChannel;
-use self::disk::RealDisk;
+use self::disk::{RealDisk, Unusable};
 use self::log::Place;
 use super::{Channel, Setup};
 use crate::flume_conf::kinds::adopts_nothing;
-use crate::flume_conf::{Component, Finding, Kind, Level, Property, Role};
+use crate::flume_conf::{Component, Finding, Kind, Level, Property, Role, shared::normal};
 use crate::source::tail::store::file_name;
 
 /// Accepted, and said to be without effect.
@@ -214,8 +214,8 @@ pub(super) fn review(component: &Component, strict: bool) -> Vec<Finding> {
     if component.set("dataDirs").is_some() && data.is_empty() {
         told.push(say(Level::Error, "wrong-value", "dataDirs", "there is no directory in it").remedy("name one, or remove the line"));
     }
-    let twice = data.iter().enumerate().any(|(at, path)| data[..at].contains(path));
-    if twice || component.set("checkpointDir").is_some_and(|checkpoint| data.contains(&checkpoint.trim())) {
+    let all: Vec<PathBuf> = directories_of(component).map(|(_, directory)| directory).collect();
+    if all.iter().enumerate().any(|(at, directory)| all[..at].contains(directory)) {
         let finding = say(Level::Error, "wrong-value", "dataDirs", "a directory is named twice").flume("fails when the channel starts");
         told.push(finding.remedy("give checkpointDir and each of dataDirs a directory of its own"));
     }
@@ -296,6 +296,17 @@ pub fn flume_place(component: &Component) -> Place<RealDisk> {
     }
 }
 
+/// The directories that are written, each with its property, so that they can be compared.
+pub(crate) fn directories_of(component: &Component) -> impl Iterator<Item = (&'static str, PathBuf)> {
+    let data = directories(component.text("dataDirs")).map(|directory| ("dataDirs", directory));
+    component
+        .set("checkpointDir")
+        .map(|directory| ("checkpointDir", directory))
+        .into_iter()
+        .chain(data)
+        .map(|(key, directory)| (key, normal(&at_home(directory))))
+}
+
 /// `~/…` is below the home directory, as Flume's own defaults are written.
 fn at_home(path: &str) -> PathBuf {
     let home = std::env::var_os("HOME").filter(|_| path.starts_with("~/"));
@@ -303,11 +314,18 @@ fn at_home(path: &str) -> PathBuf {
 }
 
 pub(super) fn open(component: &Component, setup: &Setup, limits: Limits) -> anyhow::Result<FileChannel<RealDisk>> {
-    FileChannel::open_locked(&component.name, place(component, setup), limits)
+    FileChannel::open_locked(&component.name, place(component, setup), limits).map_err(|error| match error.downcast::<Unusable>() {
+        Ok(unusable) => match component.settings.get(unusable.property).and_then(|setting| setting.place.as_ref()) {
+            Some(place) => anyhow::anyhow!("{unusable} ({}:{})", place.file, place.line),
+            None => unusable.into(),
+        },
+        Err(other) => other,
+    })
 }
 
 #[cfg(test)]
 mod settings {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::flume_conf::component::Setting;
 
@@ -318,6 +336,7 @@ mod settings {
             (&[], false, &[(Level::Note, "default-directory"), (Level::Note, "default-directory")]),
             (&[("checkpointDir", "/c"), ("dataDirs", "/a, /a")], false, &[(Level::Error, "wrong-value")]),
             (&[("checkpointDir", "/a"), ("dataDirs", "/b,/a")], false, &[(Level::Error, "wrong-value")]),
+            (&[("checkpointDir", "/a"), ("dataDirs", "/b,/c/../a/")], false, &[(Level::Error, "wrong-value")]),
             (&[("checkpointDir", "/a"), ("dataDirs", " , ")], false, &[(Level::Error, "wrong-value")]),
             (&[("checkpointDir", "/c"), ("dataDirs", "/a"), ("use-fast-replay", "true")], false, &[(Level::Note, "no-effect")]),
             (&[("checkpointDir", "/c"), ("dataDirs", "/a"), ("fsyncPerTransaction", "false")], false, &[(Level::Warning, "unsafe")]),
@@ -329,6 +348,18 @@ mod settings {
             component.settings = settings.iter().map(|(key, value)| ((*key).to_owned(), setting(value))).collect();
             let told: Vec<_> = review(&component, strict).iter().map(|finding| (finding.level, finding.code)).collect();
             assert_eq!(told, expected, "{settings:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_told_with_its_property_and_line() {
+        let state = tempfile::tempdir().unwrap();
+        let mut component = Component::new(&KIND, "c", "file");
+        let place = crate::flume_conf::Place { file: "a.conf".into(), line: 7 };
+        for (key, path) in [("checkpointDir", "/proc/cp"), ("dataDirs", "/proc/d")] {
+            component.settings = [(key.to_owned(), Setting { value: path.to_owned(), place: Some(place.clone()) })].into();
+            let error = build(&component, Setup { state_dir: state.path().to_owned() }).err().unwrap().to_string();
+            assert!(error.starts_with(&format!("{key}: {path}: ")) && error.ends_with("may write (a.conf:7)"), "{error}");
         }
     }
 

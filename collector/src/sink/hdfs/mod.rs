@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use object_store::ObjectStore;
 use tokio::time::{Instant, sleep_until};
 
-pub use settings::{HoldBounds, KIND, Where, path_of};
+pub use settings::{HoldBounds, KIND, Where, needs_timestamp, path_of};
 
 use self::files::{Files, Shaping};
 use self::store::Root;
@@ -84,7 +84,8 @@ impl Sink for RolledFiles {
         let gauge = |name: &'static str| metrics::gauge!(name, "sink" => input.name().to_owned());
         let open_files = gauge("millrace_collector_sink_open_files");
         let held_events = gauge("millrace_collector_sink_held_events");
-        let mut work = Work { places: Places { to, in_store, last: None }, files, held: Held::new(bounds), dead, input: input.clone() };
+        let places = Places { to, in_store, last: None };
+        let mut work = Work { places, files, held: Held::new(bounds), dead, aside: None, input: input.clone() };
         let mut failures = 0u32;
         let mut retry_at: Option<Instant> = None;
         let mut told = String::new();
@@ -110,7 +111,7 @@ impl Sink for RolledFiles {
             match result {
                 Ok(()) => {
                     failures = 0;
-                    input.trouble(None);
+                    input.trouble(work.aside.clone());
                     if !std::mem::take(&mut told).is_empty() {
                         tracing::info!(sink = input.name(), "writing again");
                     }
@@ -149,6 +150,8 @@ struct Work {
     files: Files,
     held: Held,
     dead: DeadLetters,
+    /// Why events of the last take were put aside.
+    aside: Option<String>,
     input: Input,
 }
 
@@ -174,6 +177,7 @@ impl Work {
         }
         self.files.settle().await.inspect_err(|_| self.input.counters.failed.add(taken.len() as u64))?;
         let written = taken.len() - letters.len();
+        self.aside = letters.first().map(|(_, reason)| format!("{} of {} events were put aside: {reason}", letters.len(), taken.len()));
         self.dead.put(letters, &self.input.counters.dead).await.context("dead letters")?;
         drop(span);
         if !self.places.in_store {

@@ -134,6 +134,16 @@ pub(super) fn destination(component: &Component) -> Result<Where, Fault> {
     Ok(Where { root, directory, name })
 }
 
+/// The key whose time comes from the events' header `timestamp`, if there is one.
+pub fn needs_timestamp(component: &Component) -> Option<&'static str> {
+    if !std::ptr::eq(component.kind, &KIND) {
+        return None;
+    }
+    let to = destination(component).ok()?;
+    let needs = |of: &Escapes, key| of.needs_timestamp().then_some(key);
+    needs(&to.directory, "hdfs.path").or_else(|| needs(&to.name, "hdfs.filePrefix"))
+}
+
 /// The path and the prefix of the file that an event would be written to at `now`.
 pub fn path_of(component: &Component, event: &Event, now: i64) -> Result<String, String> {
     let part = |key: &str| {

@@ -19,6 +19,7 @@ struct Bench {
     counters: Arc<SinkCounters>,
     stop: Stop,
     hurry: watch::Sender<bool>,
+    trouble: Arc<Mutex<Option<String>>>,
     task: tokio::task::JoinHandle<anyhow::Result<()>>,
     _resume: watch::Sender<bool>,
 }
@@ -51,9 +52,10 @@ impl Bench {
         let channel: Arc<dyn Channel> = Arc::new(MemoryChannel::new(limits));
         let (resume, paused) = watch::channel(false);
         let (counters, stop, hurry) = (SinkCounters::new("k"), Stop::default(), watch::Sender::new(false));
-        let input = Input::new("k", channel.clone(), counters.clone(), paused, Arc::new(Mutex::new(None))).hurried_by(hurry.subscribe());
+        let trouble = Arc::new(Mutex::new(None));
+        let input = Input::new("k", channel.clone(), counters.clone(), paused, trouble.clone()).hurried_by(hurry.subscribe());
         let task = tokio::task::spawn(Box::new(sink).run(input, stop.clone()));
-        Self { channel, counters, stop, hurry, task, _resume: resume }
+        Self { channel, counters, stop, hurry, trouble, task, _resume: resume }
     }
 
     async fn put(&self, events: impl IntoIterator<Item = Event>) {
@@ -140,7 +142,10 @@ async fn an_event_that_has_no_place_is_put_aside_and_the_others_are_written() {
         ])
         .await;
     bench.emptied().await;
+    let trouble = bench.trouble.clone();
     bench.end().await;
+    let told = trouble.lock().clone().unwrap_or_default();
+    assert!(told.starts_with("2 of 3 events were put aside: the path holds parts of the time"), "{told}");
     assert_eq!(tree(&directory.path().join("out")), [("x/y/1970/FlumeData.#".to_owned(), "good\n".to_owned())]);
     let letters = fs::read_to_string(state.join("dead-letter/k.jsonl")).unwrap();
     let reasons: Vec<bool> =

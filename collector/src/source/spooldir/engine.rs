@@ -251,7 +251,7 @@ impl Engine {
     /// What is wrong now.
     pub fn in_trouble(&self) -> Option<String> {
         let aside = self.aside.first().map(|first| {
-            let others = if self.aside.len() > 1 { format!(" (and {} more files)", self.aside.len() - 1) } else { String::new() };
+            let others = if self.aside.len() > 1 { format!(" (and {} more)", self.aside.len() - 1) } else { String::new() };
             format!("{} is set aside: {}{others}", first.path.display(), first.why)
         });
         self.trouble.clone().or(aside)
@@ -347,8 +347,12 @@ impl Engine {
             return Ok(None);
         }
         let directory = picked.path.parent().map(Path::to_path_buf);
-        let taken =
-            |path: &Path| Incomplete::Never(format!("its completed name {} is taken; file names may not be used again", path.display()));
+        let taken = |path: &Path| {
+            Incomplete::Never(format!(
+                "all its events are delivered, but its completed name {} is taken; file names may not be used again",
+                path.display()
+            ))
+        };
         match &self.settings.complete {
             Complete::Delete => fs::remove_file(&picked.path).map_err(later)?,
             Complete::Rename => {
@@ -408,7 +412,7 @@ impl Engine {
     fn set_aside(&mut self, picked: &Picked, why: String) -> anyhow::Result<()> {
         self.faults += 1;
         anyhow::ensure!(!self.settings.strict, "{}: {why}", picked.path.display());
-        let remedy = "it stays where it is; rename it to have it read again, or move it away";
+        let remedy = "it stays where it is; rename it to have all of it read again, what is delivered already too, or move it away";
         tracing::error!(file = %picked.path.display(), why, remedy, "file is set aside; the others go on");
         self.aside.retain(|aside| aside.path != picked.path);
         self.aside.push(Aside { path: picked.path.clone(), dev: picked.inode.device, inode: picked.inode.number, why });

@@ -25,6 +25,9 @@ pub const DATE_FORMAT: Property = Property::text(
     "With `format.regex`: how the timestamp is written, as Java's SimpleDateFormat has it: yMdHhKkmsSEazZX. Names are English, zones GMT, UTC or numbers. Without it no `timestamp` header is set.",
 );
 
+/// No timestamp is as long as this.
+const STAMP_BYTES_MAX: usize = 64 << 10;
+
 /// What is wrong with `format.*`.
 pub fn review(component: &Component) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -123,7 +126,7 @@ impl Format {
 
     fn millis(&self, stamp: &str, now: DateTime<Utc>) -> Option<i64> {
         let stamp = match &self.search {
-            Some((search, replace)) => search.replace_all(stamp, replace).ok()?,
+            Some((search, replace)) => search.replace_all(stamp, replace, STAMP_BYTES_MAX).ok()?,
             None => Cow::Borrowed(stamp),
         };
         self.date.as_ref()?.millis(&stamp, now)

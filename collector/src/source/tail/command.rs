@@ -90,6 +90,16 @@ pub fn recognise(command: &str, shell: Option<&str>) -> Option<TailCommand> {
     follow.then_some(TailCommand { path, begin, by_name })
 }
 
+/// Is there a following `tail` among the commands of a line?
+pub fn follows(command: &str) -> bool {
+    let follow =
+        |word: &str| word.starts_with("--follow") || (word.starts_with('-') && !word.starts_with("--") && word.contains(['f', 'F']));
+    command.split(|char: char| "|;&()'\"`".contains(char)).any(|part| {
+        let mut words = part.split_whitespace();
+        words.any(|word| word == "tail" || word.ends_with("/tail")) && words.any(follow)
+    })
+}
+
 fn lines(text: &str) -> Option<Begin> {
     let number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
     match text.strip_prefix('+') {
@@ -104,6 +114,16 @@ fn lines(text: &str) -> Option<Begin> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tail_among_other_commands_is_seen() {
+        for command in ["tail -F a b", "/usr/bin/tail -f a | grep x", "sh -c 'tail --follow a'", "cat a; tail -n0 -F a"] {
+            assert!(follows(command), "{command}");
+        }
+        for command in ["tail a", "tail a | grep -f words", "grep -f words a", "tailf a", ""] {
+            assert!(!follows(command), "{command}");
+        }
+    }
 
     #[test]
     fn tails() {

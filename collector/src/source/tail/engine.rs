@@ -90,8 +90,12 @@ pub struct Engine {
     open: Vec<Reader>,
     /// What is saved: open files, and closed ones whose last lines are still on their way.
     positions: BTreeMap<u64, Remembered>,
-    /// Remembered from before and not found yet.
-    sought: Vec<Remembered>,
+    /// Remembered from before and not found yet, by inode.
+    sought: BTreeMap<u64, Vec<Remembered>>,
+    /// By id: what was found elsewhere of files that the store has further on.
+    second: HashMap<u64, Remembered>,
+    /// Ids of what the store held at the start, and of what was saved since.
+    on_disk: HashSet<u64>,
     /// Read to their end and delivered. Kept until their positions are gone elsewhere too: what is forgotten here and known
     /// there, or the other way round, would be read again or stay for ever.
     through: BTreeMap<u64, Remembered>,
@@ -105,6 +109,8 @@ pub struct Engine {
     looked: Option<(Instant, Duration)>,
     /// Whose turn it is: a busy file does not keep the others waiting.
     turn: usize,
+    /// Files that may be opened before handles are counted again.
+    spare_handles: usize,
     /// Unterminated last lines of contents that were replaced while nothing could be read.
     waiting: VecDeque<Chunk>,
     /// New files whose ids are not on disk yet.
@@ -129,20 +135,26 @@ pub struct Engine {
 impl Engine {
     pub fn new(settings: Settings, store: Store, earlier: Earlier, ledger: Arc<Ledger>) -> Self {
         let Earlier { known, first, forgotten } = earlier;
-        let mut sought = store.saved().unwrap_or_default().to_vec();
+        let mut sought: BTreeMap<u64, Remembered> = store.saved().unwrap_or_default().iter().map(|file| (file.id, file.clone())).collect();
+        let on_disk = sought.keys().copied().collect();
+        let mut second = HashMap::new();
         for other in known {
-            match sought.iter_mut().find(|file| file.id == other.id) {
+            match sought.get_mut(&other.id) {
                 Some(file) if file.offset < other.offset => *file = other,
-                Some(_) => {}
+                Some(_) => {
+                    second.insert(other.id, other);
+                }
                 // Another source's files may be among them.
-                None if settings.find.owns(&other.path) => sought.push(other),
+                None if settings.find.owns(&other.path) => {
+                    sought.insert(other.id, other);
+                }
                 None => {}
             }
         }
         let mut new = HashSet::new();
         if sought.is_empty() && store.saved().is_none() {
             new.extend(first.iter().map(|file| file.id));
-            sought = first;
+            sought.extend(first.into_iter().map(|file| (file.id, file)));
         }
         Self {
             settings,
@@ -150,7 +162,9 @@ impl Engine {
             ledger,
             open: Vec::new(),
             positions: BTreeMap::new(),
-            sought,
+            sought: by_inode(sought.into_values()),
+            second,
+            on_disk,
             through: BTreeMap::new(),
             told_through: HashSet::new(),
             forgotten,
@@ -158,6 +172,7 @@ impl Engine {
             scanned: (SystemTime::UNIX_EPOCH, Duration::ZERO),
             looked: None,
             turn: 0,
+            spare_handles: 0,
             waiting: VecDeque::new(),
             unsaved: HashSet::new(),
             new,
@@ -252,9 +267,10 @@ impl Engine {
     }
 
     fn try_save(&mut self) -> io::Result<()> {
+        let open: HashMap<u64, usize> = self.open.iter().enumerate().rev().map(|(at, reader)| (reader.file.id, at)).collect();
         for (id, mark) in self.ledger.advance() {
-            if let Some(reader) = self.open.iter().find(|reader| reader.file.id == id) {
-                self.positions.insert(id, reader.file.remember(mark));
+            if let Some(at) = open.get(&id) {
+                self.positions.insert(id, self.open[*at].file.remember(mark));
             } else if let Some(position) = self.positions.get_mut(&id) {
                 *position = position.at(mark);
             }
@@ -265,9 +281,8 @@ impl Engine {
                 *position = reader.file.remember(Mark { offset: position.offset, tail: position.fingerprint.tail });
             }
         }
-        let open: HashSet<u64> = self.open.iter().map(|reader| reader.file.id).collect();
-        let ledger = &self.ledger;
-        let through = self.positions.extract_if(.., |id, _| !open.contains(id) && !ledger.holds(*id));
+        let held = self.ledger.held();
+        let through = self.positions.extract_if(.., |id, _| !open.contains_key(id) && !held.contains(id));
         match &self.forgotten {
             Some(forgotten) => {
                 self.through.extend(through);
@@ -276,9 +291,12 @@ impl Engine {
             }
             None => through.for_each(drop),
         }
-        let mut files: Vec<Remembered> = self.positions.values().chain(&self.sought).chain(self.through.values()).cloned().collect();
+        let mut files: Vec<Remembered> =
+            self.positions.values().chain(self.sought.values().flatten()).chain(self.through.values()).cloned().collect();
         files.sort_by_key(|file| file.id);
+        let ids = files.iter().map(|file| file.id).collect();
         self.store.save(files)?;
+        self.on_disk = ids;
         self.unsaved.clear();
         if let Some(forgotten) = &self.forgotten {
             // Only now: their last positions are on disk.
@@ -363,7 +381,7 @@ impl Engine {
             }
             self.make_room();
             if let Err(error) = self.open[at].reopen() {
-                if !(is_starved(&error) && self.close_one()) {
+                if !(is_starved(&error) && self.close_quarter()) {
                     return Err(error);
                 }
                 self.open[at].reopen()?;
@@ -418,22 +436,37 @@ impl Engine {
 
     /// Closes files until another one may be opened.
     fn make_room(&mut self) {
-        let open = self.handles();
-        for _ in self.settings.handles_max.max(1)..=open {
-            self.close_one();
+        // Counting goes over all files: not for each that is opened.
+        if self.spare_handles == 0 {
+            let most = self.settings.handles_max.max(1);
+            let surplus = (self.handles() + 1).saturating_sub(most);
+            if surplus > 0 {
+                self.close_some(surplus.max(most / 4));
+            }
+            self.spare_handles = most.saturating_sub(self.handles()).max(1);
         }
+        self.spare_handles -= 1;
     }
 
-    /// Closes the file that was of no use the longest; one without a name could not be opened again.
-    fn close_one(&mut self) -> bool {
-        let able = self.open.iter_mut().filter(|reader| reader.is_open() && reader.rotated_at.is_none());
-        able.min_by_key(|reader| reader.used_at).map(Reader::close).is_some()
+    /// Closes so many files that were of no use the longest; one without a name could not be opened again.
+    fn close_some(&mut self, count: usize) -> bool {
+        let mut able: Vec<&mut Reader> = self.open.iter_mut().filter(|reader| reader.is_open() && reader.rotated_at.is_none()).collect();
+        if count < able.len() {
+            able.select_nth_unstable_by_key(count, |reader| reader.used_at);
+        }
+        let closed = able.into_iter().take(count).map(Reader::close).count();
+        closed > 0
+    }
+
+    /// The process has no handle left, whatever this engine may have.
+    fn close_quarter(&mut self) -> bool {
+        self.close_some((self.handles() / 4).max(1))
     }
 
     fn open(&mut self, path: &Path) -> io::Result<(fs::File, fs::Metadata)> {
         self.make_room();
         match open(path) {
-            Err(error) if is_starved(&error) && self.close_one() => open(path),
+            Err(error) if is_starved(&error) && self.close_quarter() => open(path),
             opened => opened,
         }
     }
@@ -461,7 +494,8 @@ impl Engine {
     fn scan_names(&mut self) {
         let first = self.scanned_at.is_none();
         // What is known by no byte of its content says nothing about the file that is there now.
-        let known = |sought: &[Remembered]| sought.iter().filter(|file| file.fingerprint.head.bytes > 0).count();
+        let known =
+            |sought: &BTreeMap<u64, Vec<Remembered>>| sought.values().flatten().filter(|file| file.fingerprint.head.bytes > 0).count();
         let sought = known(&self.sought);
         self.scanned_at = Some(Instant::now());
         let starved = std::mem::take(&mut self.starved);
@@ -602,8 +636,7 @@ impl Engine {
         };
         let (handle, metadata) = self.open(path)?;
         let inode = Inode::from(&metadata);
-        if let Some(at) = self.remembered(&handle, &metadata, path)? {
-            let remembered = self.sought.swap_remove(at);
+        if let Some(remembered) = self.remembered(&handle, &metadata, path)? {
             self.resume(remembered, path, headers, handle, inode)?;
             return Ok(inode);
         }
@@ -622,22 +655,41 @@ impl Engine {
         let file = Arc::new(TailedFile::new(remembered.id, path.to_owned(), inode, head(&handle)?));
         let mark = Mark { offset: remembered.offset, tail: remembered.fingerprint.tail };
         self.positions.insert(file.id, file.remember(mark));
-        if !self.store.saved().is_some_and(|saved| saved.iter().any(|known| known.id == file.id)) {
+        if !self.on_disk.contains(&file.id) {
             self.unsaved.insert(file.id);
         }
         self.open.push(Reader::new(file, inode, headers, handle, remembered.offset)?);
         Ok(())
     }
 
-    /// Where in `sought` this file is; the furthest one if there are several.
-    fn remembered(&self, handle: &fs::File, metadata: &fs::Metadata, path: &Path) -> io::Result<Option<usize>> {
+    /// Takes this file out of `sought`; the furthest one if there are several.
+    fn remembered(&mut self, handle: &fs::File, metadata: &fs::Metadata, path: &Path) -> io::Result<Option<Remembered>> {
+        let Some(near) = self.sought.get_mut(&metadata.ino()) else { return Ok(None) };
         let mut best: Option<usize> = None;
-        for (at, candidate) in self.sought.iter().enumerate() {
-            if candidate.is(handle, metadata, path)? && best.is_none_or(|best| self.sought[best].offset < candidate.offset) {
+        for at in 0..near.len() {
+            let mut fits = near[at].is(handle, metadata, path)?;
+            if !fits && near[at].begins(handle, metadata, path)? {
+                let wrong = near[at].offset;
+                // The same content, and not its position: damaged, or the file was cut while nobody watched.
+                if let Some(second) = self.second.get(&near[at].id)
+                    && second.is(handle, metadata, path)?
+                {
+                    tracing::warn!(file = %path.display(), remembered = wrong, from = second.offset, length = metadata.len(), "the remembered position does not fit the file; the sink's own counts");
+                    near[at] = second.clone();
+                    fits = true;
+                } else if wrong > metadata.len() {
+                    tracing::warn!(file = %path.display(), remembered = wrong, length = metadata.len(), "the remembered position is beyond the file's end: the file was cut while it was not watched, or the position is damaged; it is read from its beginning, and lines may come again");
+                }
+            }
+            if fits && best.is_none_or(|best| near[best].offset < near[at].offset) {
                 best = Some(at);
             }
         }
-        Ok(best)
+        let found = best.map(|at| near.swap_remove(at));
+        if near.is_empty() {
+            self.sought.remove(&metadata.ino());
+        }
+        Ok(found)
     }
 
     /// Closes files that lost their name and have nothing more to say; gives an unterminated last line first.
@@ -646,21 +698,36 @@ impl Engine {
             return None;
         }
         let wait = self.settings.rotate_wait;
-        while let Some(at) = self.open.iter().position(|reader| reader.is_finished(wait) && reader.unread() == 0) {
+        let (mut rest, mut finished) = (None, HashSet::new());
+        for at in 0..self.open.len() {
+            if !(self.open[at].is_finished(wait) && self.open[at].unread() == 0) {
+                continue;
+            }
+            // It may hold lines that nobody could be given yet.
             if self.unsaved.contains(&self.open[at].file.id) && !self.save_when_possible() {
-                // It may hold lines that nobody could be given yet.
-                return None;
+                break;
             }
-            if let Some(chunk) = self.open[at].take_partial() {
-                return Some(chunk);
+            rest = self.open[at].take_partial();
+            if rest.is_some() {
+                break;
             }
-            let reader = self.open.remove(at);
-            self.turn = 0;
+            finished.insert(at);
+        }
+        if finished.is_empty() {
+            return rest;
+        }
+        let mut at = 0;
+        let gone = self.open.extract_if(.., |_| {
+            at += 1;
+            finished.contains(&(at - 1))
+        });
+        for reader in gone {
             self.closed.extend(reader.created().map(|created| (reader.inode, created)));
-            self.closed.drain(..self.closed.len().saturating_sub(CLOSED_MAX));
             tracing::info!(file = %reader.file.path().display(), "rotated file is read to its end and closed");
         }
-        None
+        self.turn = 0;
+        self.closed.drain(..self.closed.len().saturating_sub(CLOSED_MAX));
+        rest
     }
 
     fn io_trouble(&mut self, path: &Path, doing: &str, error: &io::Error) {
@@ -687,6 +754,14 @@ impl Engine {
     pub fn take_failures(&mut self) -> u64 {
         std::mem::take(&mut self.failures)
     }
+}
+
+pub(super) fn by_inode(files: impl IntoIterator<Item = Remembered>) -> BTreeMap<u64, Vec<Remembered>> {
+    let mut sorted: BTreeMap<u64, Vec<Remembered>> = BTreeMap::new();
+    for file in files {
+        sorted.entry(file.inode).or_default().push(file);
+    }
+    sorted
 }
 
 /// CPU time of this thread: what it waits for a disk, or for its turn, costs nobody else anything.

@@ -103,6 +103,12 @@ impl Remembered {
         Ok(near && metadata.len() >= self.offset && self.content_is(file)?)
     }
 
+    /// The same by its beginning alone, whatever the position.
+    pub fn begins(&self, file: &File, metadata: &Metadata, path: &Path) -> io::Result<bool> {
+        let near = metadata.ino() == self.inode && (metadata.dev() == self.dev || path == self.path);
+        Ok(near && self.fingerprint.head.bytes > 0 && self.fingerprint.head.matches(file, 0)?)
+    }
+
     /// Do the fingerprints fit the content?
     pub fn content_is(&self, file: &File) -> io::Result<bool> {
         let before = self.offset.checked_sub(u64::from(self.fingerprint.tail.bytes));

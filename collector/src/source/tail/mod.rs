@@ -35,7 +35,7 @@ use self::{
     reader::{Chunk, open},
     store::Store,
 };
-use super::{Output, Source, Stop};
+use super::{Output, Source, Stop, exec};
 use crate::event::{Event, Headers, Ledger};
 
 /// What a transactional sink found in its topic; `None` until it has looked.
@@ -103,6 +103,17 @@ impl Source for TailSource {
             }
         }
         let Some(store) = until_done(&out, &stop, || Store::open(&self.state_dir, &self.name)).await else { return Ok(()) };
+        let first = match first {
+            Some(first) => first,
+            None => {
+                let is_known = store.saved().is_some() || known.positions.iter().any(|file| self.settings.find.owns(&file.path));
+                let (spare, means) = (is_known || self.begin == Begin::Line(1), exec::describe(self.begin));
+                let means = format!("reading begins at {means} of what was there when this process began");
+                let work = || Store::first_or_aside(&self.state_dir, &self.name, spare, &means, || look.clone());
+                let Some(first) = until_done(&out, &stop, work).await else { return Ok(()) };
+                first
+            }
+        };
         let mut left = Vec::new();
         if store.saved().is_none() {
             match until_done(&out, &stop, || Store::left(&self.state_dir, &self.configured)).await {

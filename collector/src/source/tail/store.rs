@@ -1,7 +1,8 @@
 //! Positions on disk: one small JSON file per source in the state directory, replaced as a whole.
 //!
 //! Promise: after `save` returns the positions survive a crash: temporary file, fsync, rename, fsync of the directory.
-//! A file that cannot be read is kept aside as `….damaged` and told, never silently overwritten.
+//! A file that cannot be read is kept aside as `….damaged` and told, never silently overwritten; one that says where reading
+//! was to begin only where nothing depends on it.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -58,7 +59,7 @@ impl Store {
                 }
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+            Err(error) => return Err(unreadable(&path, &error)),
         };
         Ok(Self { path, written: files })
     }
@@ -115,22 +116,48 @@ impl Store {
     }
 
     /// What the source's very first look found, as it was noted then; looked at and noted now if it was not. So a process
-    /// that is killed before it has saved a position still begins where the first one would have begun.
-    pub fn first(directory: &Path, source: &str, look: impl FnOnce() -> Vec<Remembered>) -> io::Result<Vec<Remembered>> {
+    /// that is killed before it has saved a position still begins where the first one would have begun. `None` where the
+    /// note is damaged.
+    pub fn first(directory: &Path, source: &str, look: impl FnOnce() -> Vec<Remembered>) -> io::Result<Option<Vec<Remembered>>> {
         let path = directory.join(format!("{}{FIRST_END}", file_name(source)));
         match fs::read(&path) {
-            Ok(text) => match serde_json::from_slice::<Document>(&text) {
-                Ok(document) => Ok(document.files),
-                Err(error) => Err(io::Error::other(format!("{}: {error}; remove the file to begin anew", path.display()))),
-            },
+            Ok(text) => Ok(serde_json::from_slice::<Document>(&text).ok().map(|document| document.files)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fs::create_dir_all(directory)?;
                 let document = Document { version: VERSION, files: look() };
                 write_atomically(&path, &serde_json::to_vec_pretty(&document)?)?;
-                Ok(document.files)
+                Ok(Some(document.files))
             }
-            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+            Err(error) => Err(unreadable(&path, &error)),
         }
+    }
+
+    /// [`Self::first`] of a note that may be damaged. With `spare` nothing depends on it: it is put aside and noted anew. Else
+    /// it is an error, which says what removing it `means`.
+    pub fn first_or_aside(
+        directory: &Path,
+        source: &str,
+        spare: bool,
+        means: &str,
+        look: impl Fn() -> Vec<Remembered>,
+    ) -> io::Result<Vec<Remembered>> {
+        if let Some(files) = Self::first(directory, source, &look)? {
+            return Ok(files);
+        }
+        let path = directory.join(format!("{}{FIRST_END}", file_name(source)));
+        if !spare {
+            let noted = fs::metadata(&path).and_then(|metadata| metadata.modified()).map(chrono::DateTime::<chrono::Local>::from);
+            let since = noted.map_or_else(|_| String::new(), |noted| format!(" after {}", noted.format("%F %T")));
+            return Err(io::Error::other(format!(
+                "{} is damaged, which notes where reading begins, and no position is saved yet; without it {means}: what was \
+                 written{since} and lies before that is not read. Remove the file to begin so",
+                path.display()
+            )));
+        }
+        let aside = path.with_extension("json.damaged");
+        fs::rename(&path, &aside)?;
+        tracing::warn!(file = %path.display(), kept = %aside.display(), "the note of the first look is damaged; it is not needed: no line is lost or repeated");
+        Self::first(directory, source, look).map(Option::unwrap_or_default)
     }
 
     pub fn save(&mut self, files: Vec<Remembered>) -> io::Result<()> {
@@ -143,6 +170,11 @@ impl Store {
         self.written = Some(document.files);
         Ok(())
     }
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> io::Error {
+    let remedy = if error.kind() == io::ErrorKind::IsADirectory { "; a file belongs there: remove the directory" } else { "" };
+    io::Error::new(error.kind(), format!("{}: {error}{remedy}", path.display()))
 }
 
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -210,6 +242,35 @@ mod tests {
         assert!(directory.path().join("s.positions.json.damaged").exists());
         fs::write(&path, "{\"version\":2,\"files\":[]}").unwrap();
         assert!(Store::open(directory.path(), "s").err().unwrap().to_string().contains("version 2"));
+    }
+
+    #[test]
+    fn a_damaged_note_of_the_first_look_stops_nothing_that_does_not_need_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.first.json");
+        let first = |spare| Store::first_or_aside(directory.path(), "s", spare, "reading begins at the end", || vec![remembered(1, 9)]);
+        assert_eq!(first(false).unwrap(), [remembered(1, 9)]);
+        fs::write(&path, "{\"version\":1,\"fil").unwrap();
+        assert_eq!(Store::first(directory.path(), "s", Vec::new).unwrap(), None);
+        let error = first(false).unwrap_err().to_string();
+        assert!(error.contains("s.first.json is damaged") && error.contains("without it reading begins at the end: "), "{error}");
+        assert!(path.exists());
+        assert_eq!(first(true).unwrap(), [remembered(1, 9)]);
+        assert!(directory.path().join("s.first.json.damaged").exists());
+        assert_eq!(Store::first(directory.path(), "s", Vec::new).unwrap(), Some(vec![remembered(1, 9)]));
+    }
+
+    #[test]
+    fn a_directory_in_a_files_place_is_told_with_the_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["s.first.json", "s.positions.json"] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        let first = Store::first(directory.path(), "s", Vec::new).err().unwrap().to_string();
+        let saved = Store::open(directory.path(), "s").err().unwrap().to_string();
+        for (error, name) in [(first, "s.first.json"), (saved, "s.positions.json")] {
+            assert!(error.contains(name) && error.ends_with("; a file belongs there: remove the directory"), "{error}");
+        }
     }
 
     #[test]

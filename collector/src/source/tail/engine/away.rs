@@ -2,14 +2,16 @@
 
 use std::{
     cmp::Reverse,
-    collections::HashSet,
+    collections::{BTreeMap, HashMap, HashSet},
+    ffi::{OsStr, OsString},
     fs, io,
+    ops::Bound,
     os::unix::fs::DirEntryExt,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
 
-use super::{Engine, is_starved};
+use super::{Engine, by_inode, is_starved};
 use crate::source::tail::find::{Find, is_rotated_name};
 use crate::source::tail::identity::{Inode, head};
 use crate::source::tail::reader::Reader;
@@ -17,23 +19,51 @@ use crate::source::tail::reader::Reader;
 /// File times are taken from a clock that goes in steps of up to this.
 const BIRTH_STEP: Duration = Duration::from_millis(10);
 
+/// A directory's names, to be looked up without going over all of them.
+struct Beside {
+    names: BTreeMap<OsString, u64>,
+    by_inode: HashMap<u64, Vec<OsString>>,
+}
+
+impl Beside {
+    fn list(directory: &Path) -> io::Result<Self> {
+        let mut all = Self { names: BTreeMap::new(), by_inode: HashMap::new() };
+        for entry in fs::read_dir(directory)?.flatten() {
+            all.names.insert(entry.file_name(), entry.ino());
+            all.by_inode.entry(entry.ino()).or_default().push(entry.file_name());
+        }
+        Ok(all)
+    }
+
+    /// Files of this inode, and those whose names begin so.
+    fn near(&self, inode: u64, begins: Option<&OsStr>) -> impl Iterator<Item = &OsString> {
+        let from =
+            begins.map(|begins| (begins.as_encoded_bytes(), self.names.range::<OsStr, _>((Bound::Included(begins), Bound::Unbounded))));
+        let copies =
+            from.into_iter().flat_map(|(begins, from)| from.take_while(move |(name, _)| name.as_encoded_bytes().starts_with(begins)));
+        let copies = copies.filter(move |(_, number)| **number != inode).map(|(name, _)| name);
+        self.by_inode.get(&inode).into_iter().flatten().chain(copies)
+    }
+}
+
 impl Engine {
     /// Files that were rotated while nobody watched: looked for in their directory by inode and content, or by content alone among
     /// files whose names begin with theirs (the copy that copytruncate made).
     pub(super) fn find_rotated(&mut self, seen: &mut HashSet<Inode>) {
         let mut still_sought = Vec::new();
-        for remembered in std::mem::take(&mut self.sought) {
+        let mut listed: HashMap<PathBuf, Option<Beside>> = HashMap::new();
+        let opened: HashSet<PathBuf> = self.open.iter().map(|reader| reader.file.path()).collect();
+        for remembered in std::mem::take(&mut self.sought).into_values().flatten() {
             let directory = remembered.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let Ok(entries) = fs::read_dir(directory) else {
+            let Some(beside) = listed.entry(directory.to_owned()).or_insert_with(|| Beside::list(directory).ok()) else {
                 // A volume that is not mounted comes back with its files.
                 still_sought.push(remembered);
                 continue;
             };
-            let begins = remembered.path.file_name().unwrap_or_default().as_encoded_bytes();
+            let begins = remembered.path.file_name().unwrap_or_default();
             let is_known = remembered.offset > 0 || remembered.fingerprint.head.bytes > 0;
-            let is_copy = |entry: &fs::DirEntry| is_known && entry.file_name().as_encoded_bytes().starts_with(begins);
-            let near = entries.flatten().filter(|entry| entry.ino() == remembered.inode || is_copy(entry));
-            let mut near: Vec<PathBuf> = near.map(|entry| entry.path()).collect();
+            let mut near: Vec<PathBuf> =
+                beside.near(remembered.inode, is_known.then_some(begins)).map(|name| directory.join(name)).collect();
             // The newest first: an older copy may begin with the same bytes.
             near.sort_by_cached_key(|path| Reverse(fs::metadata(path).and_then(|metadata| metadata.modified()).ok()));
             let mut unseen = false;
@@ -56,7 +86,7 @@ impl Engine {
                     still_sought.push(remembered);
                     continue;
                 }
-                if !self.open.iter().any(|reader| reader.file.path() == remembered.path) || remembered.offset > 0 {
+                if remembered.offset > 0 || !opened.contains(&remembered.path) {
                     tracing::info!(file = %remembered.path.display(), offset = remembered.offset, "file was replaced or removed while it was not watched; what it held after this offset is gone");
                 }
                 if self.forgotten.is_some() {
@@ -75,7 +105,7 @@ impl Engine {
                 reader.rotated_at = Some(Instant::now());
             }
         }
-        self.sought = still_sought;
+        self.sought = by_inode(still_sought);
     }
 
     /// A reader of the copy that was made of the file at `at` before that was emptied; it begins where reading ended. The newest

@@ -88,7 +88,7 @@ impl Trial {
             handles_max: self.handles_max,
         };
         let store = self.store();
-        let first = Store::first(&self.directory.path().join("state"), "s", || settings.find.first_look(self.begin)).unwrap();
+        let first = Store::first(&self.directory.path().join("state"), "s", || settings.find.first_look(self.begin)).unwrap().unwrap();
         self.ledger = Arc::default();
         self.open.clear();
         self.engine = Some(Engine::new(settings, store, Earlier { known, first, forgotten: self.forgotten.clone() }, self.ledger.clone()));

@@ -299,3 +299,24 @@ proptest! {
         prop_assert!(read == whole || read == rest.trim_start_matches('\n') || read == rest, "{:?} of {:?}", read, file);
     }
 }
+
+/// With a position that cannot be, all lines came again, although the sink's transactions knew better.
+#[test]
+fn a_position_beyond_the_files_end_does_not_count_where_the_sink_has_one() {
+    for damaged in [u64::MAX, 1_000_000] {
+        let mut trial = Trial::new(Begin::Line(1));
+        trial.append("app.log", &numbered(0, 50));
+        trial.start().read();
+        trial.deliver();
+        let committed: Vec<Remembered> = trial.engine.as_ref().unwrap().positions().cloned().collect();
+        trial.append("app.log", &numbered(50, 63));
+        trial.engine = None;
+        trial.store().save(committed.iter().map(|file| Remembered { offset: damaged, ..file.clone() }).collect()).unwrap();
+        assert_eq!(trial.start_with(committed.clone()).read(), lines(50, 63));
+        assert_eq!(trial.deliver().saved()[0].id, committed[0].id, "the file keeps its id");
+        // Nobody knows better: repeated rather than lost.
+        trial.engine = None;
+        trial.store().save(committed.iter().map(|file| Remembered { offset: damaged, ..file.clone() }).collect()).unwrap();
+        assert_eq!(trial.start().read(), lines(0, 63));
+    }
+}
