@@ -88,11 +88,13 @@ pub enum Compat {
 pub struct Http {
     pub listen: ListenAddr,
     pub compat: Compat,
+    /// Where the other bridges reach this one: `http://host:port`. Empty: where it listens, by the host's name if that is everywhere.
+    pub advertised: String,
 }
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: ListenAddr::new((Ipv4Addr::LOCALHOST, 8082)), compat: Compat::Confluent }
+        Self { listen: ListenAddr::new((Ipv4Addr::LOCALHOST, 8082)), compat: Compat::Confluent, advertised: String::new() }
     }
 }
 
@@ -184,8 +186,7 @@ impl BridgeConfig {
         if !self.transactions.id.is_empty() {
             return self.transactions.id.clone();
         }
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let store = std::path::absolute(&self.offsets.path).unwrap_or_else(|_| self.offsets.path.clone());
+        let (host, store) = self.offsets.place();
         let place = format!("{}\0{:?}\0{}", host.trim(), self.http.listen, store.display());
         format!("millrace-bridge-{}", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, place.as_bytes()).simple())
     }
@@ -216,6 +217,17 @@ pub struct Consume {
     /// Records on their way to one gRPC consumer, whatever credit it gives.
     #[serde(deserialize_with = "at_least_one")]
     pub credit_records_max: u32,
+    /// The topic that says which bridge holds which consumer instance; created when it is not there. Bridges that name the same one answer for each
+    /// other, and a restarted one goes on. Empty: instances are this process's alone, and end with it.
+    pub sessions_topic: String,
+    /// Consumer instances of all these bridges together.
+    #[serde(deserialize_with = "at_least_one")]
+    pub directory_max: usize,
+    /// A bridge that does not take a connection within this time has lost its instances to the one that was asked.
+    #[serde(with = "period")]
+    pub forward_connect_timeout: Duration,
+    /// Connections to each other bridge that are kept for the next request.
+    pub forward_idle_max: usize,
 }
 
 impl Default for Consume {
@@ -228,6 +240,10 @@ impl Default for Consume {
             response_bytes_max: 64 * 1024 * 1024,
             held_bytes_max: 64 * 1024 * 1024,
             credit_records_max: 100_000,
+            sessions_topic: "_millrace_sessions".to_owned(),
+            directory_max: 100_000,
+            forward_connect_timeout: Duration::from_millis(500),
+            forward_idle_max: 32,
         }
     }
 }
@@ -270,6 +286,28 @@ impl Default for Offsets {
             hbase_table: "millrace_offsets".to_owned(),
             kafka_topic: "_millrace_offsets".to_owned(),
             timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Offsets {
+    /// Host and directory of the embedded store.
+    fn place(&self) -> (String, PathBuf) {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        (host, std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone()))
+    }
+
+    /// Bridges with the same one keep their offsets in the same place: all that name the same kind of outside store, and with sled the same directory.
+    pub(crate) fn identity(&self) -> String {
+        match self.store {
+            Store::Sled => {
+                let (host, path) = self.place();
+                format!("sled at {}:{}", host.trim(), path.display())
+            }
+            Store::Kafka => "kafka".to_owned(),
+            Store::Zookeeper => "zookeeper".to_owned(),
+            Store::Redis => "redis".to_owned(),
+            Store::Hbase => "hbase".to_owned(),
         }
     }
 }

@@ -25,6 +25,7 @@ pub(crate) enum Code {
     InstanceExists,
     IllegalState,
     TooLarge,
+    Misdirected,
     UnsupportedMediaType,
     Unprocessable,
     KeySchemaMissing,
@@ -67,6 +68,8 @@ const TABLE: &[(Code, u32, StatusCode, ErrorKind)] = &[
     (Code::InstanceExists, 40902, StatusCode::CONFLICT, ErrorKind::AlreadyExists),
     (Code::IllegalState, 40903, StatusCode::CONFLICT, ErrorKind::Conflict),
     (Code::TooLarge, 413, StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::Invalid),
+    // Between bridges alone.
+    (Code::Misdirected, 421, StatusCode::MISDIRECTED_REQUEST, ErrorKind::Unavailable),
     (Code::UnsupportedMediaType, 415, StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorKind::Invalid),
     (Code::Unprocessable, 422, StatusCode::UNPROCESSABLE_ENTITY, ErrorKind::Invalid),
     (Code::KeySchemaMissing, 42201, StatusCode::UNPROCESSABLE_ENTITY, ErrorKind::Invalid),

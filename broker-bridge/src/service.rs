@@ -19,13 +19,13 @@ use crate::{
     control::BridgeControl,
     gate::Gate,
     grpc,
-    http::{self, App},
+    http::{self, App, Forward},
     lag::{Lag, Resets, Watch},
     lint::Linter,
     monitor::{Monitor, Seen},
     produce::Produce,
     registry::Registry,
-    session::{Clients, Deps, KafkaClients, Sessions},
+    session::{Clients, Deps, Directory, KafkaClients, Me, Sessions},
     topics::Topics,
     transaction::{KafkaWriters, Transactions},
 };
@@ -76,9 +76,24 @@ impl BridgeService {
             properties.entry(key.to_owned()).or_insert_with(|| value.to_owned());
         }
         let kafka = KafkaConfig::from_properties(properties).map_err(|error| wrong("kafka.properties", error.to_string()))?;
+        let advertised = config.http.advertised.trim();
+        if !advertised.is_empty() && !is_address(advertised) {
+            return Err(wrong(
+                "http.advertised",
+                format!("{advertised:?} is not http://host:port of this bridge; correct it, or leave it empty"),
+            ));
+        }
         let store = outside(&config.offsets, &kafka).map_err(|(key, message)| wrong(key, message))?;
         Ok(Self { config, kafka, store })
     }
+}
+
+/// `http://host:port`, and nothing behind it.
+fn is_address(text: &str) -> bool {
+    let uri: Option<::http::Uri> = text.trim_end_matches('/').parse().ok();
+    uri.is_some_and(|uri| {
+        uri.scheme_str() == Some("http") && uri.port().is_some() && matches!(uri.path(), "" | "/") && uri.query().is_none()
+    })
 }
 
 /// The offset store that is outside of this process, not yet connected; or which key is wrong.
@@ -143,6 +158,15 @@ impl Service for BridgeService {
         let transactions =
             Transactions::new(writers, topics.clone(), Arc::clone(&gate), config.transactional_id(), config.transactions.clone());
         ctx.tasks.spawn(transactions.clone().watch(ctx.shutdown.clone()));
+        let me = Me {
+            advertised: config.http.advertised.trim().trim_end_matches('/').to_owned(),
+            bound: Arc::clone(&ctx.addresses),
+            store: config.offsets.identity(),
+        };
+        let directory = (!config.consume.sessions_topic.is_empty()).then(|| {
+            let (topic, max) = (&config.consume.sessions_topic, config.consume.directory_max);
+            Directory::in_kafka(&kafka, connection.clone(), topic, me, max, config.offsets.timeout)
+        });
         let clients: Arc<dyn Clients> =
             Arc::new(KafkaClients { config: kafka, poll_interval_max: config.consume.session_idle + Duration::from_secs(60) });
         let watch = Watch::new(connection.clone(), Arc::clone(&clients), Arc::clone(&store), config.monitor.clone());
@@ -165,6 +189,7 @@ impl Service for BridgeService {
             tasks: ctx.tasks.clone(),
             shutdown: ctx.shutdown.clone(),
             held_bytes: 0.into(),
+            directory,
         });
 
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -180,6 +205,7 @@ impl Service for BridgeService {
         // Who asks right after the start is neither refused for nothing nor kept waiting for a broker that is away.
         gate.first_look(FIRST_LOOK).await;
         ctx.tasks.spawn(expire(sessions.clone(), config.consume.session_idle, ctx.clone()));
+        ctx.tasks.spawn(look_after(sessions.clone(), config.consume.session_idle, ctx.clone()));
 
         let grpc = grpc::routes(grpc::Services {
             produce: produce.clone(),
@@ -200,6 +226,7 @@ impl Service for BridgeService {
             manage,
             transactions: transactions.clone(),
             registry,
+            forward: Forward::new(&config.consume),
             config: Arc::new(config.clone()),
             readiness: ctx.readiness.clone(),
         };
@@ -238,5 +265,25 @@ async fn expire(sessions: Sessions, idle: Duration, ctx: Context) {
             () = sleep(every) => {}
         }
         sessions.expire().await;
+    }
+}
+
+/// How often a replica looks whether others have taken what it holds.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// Keeps the directory of sessions and this process of one mind, until the shutdown.
+async fn look_after(sessions: Sessions, idle: Duration, ctx: Context) {
+    // Nobody waits for these: they are over already.
+    let (abandoned_every, mut abandoned_at) = ((idle / 4).clamp(LOOK_AFTER, Duration::from_secs(60)), tokio::time::Instant::now());
+    loop {
+        select! {
+            () = ctx.shutdown.cancelled() => return,
+            () = sleep(LOOK_AFTER) => {}
+        }
+        sessions.look_after().await;
+        if abandoned_at.elapsed() >= abandoned_every {
+            abandoned_at = tokio::time::Instant::now();
+            sessions.expire_abandoned().await;
+        }
     }
 }

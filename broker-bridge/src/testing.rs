@@ -32,7 +32,7 @@ use crate::{
     lag::{Lag, Watch, now_ms},
     produce::Produce,
     registry::Registry,
-    session::{Clients, Deps, Sessions, Settings},
+    session::{Clients, Deps, Directory, Sessions, Settings},
     topics::Topics,
     transaction::{Transactions, Writers},
 };
@@ -256,6 +256,10 @@ pub(crate) fn lag(kafka: &FakeKafka, store: MemoryOffsets) -> Lag {
 }
 
 pub(crate) fn sessions(kafka: &FakeKafka, store: &MemoryOffsets, config: config::Consume) -> Sessions {
+    sessions_in(None, kafka, store, config)
+}
+
+pub(crate) fn sessions_in(directory: Option<Directory>, kafka: &FakeKafka, store: &MemoryOffsets, config: config::Consume) -> Sessions {
     Sessions::new(Deps {
         clients: Arc::new(kafka.clone()),
         kafka: kafka.connection(),
@@ -266,6 +270,7 @@ pub(crate) fn sessions(kafka: &FakeKafka, store: &MemoryOffsets, config: config:
         tasks: TaskTracker::new(),
         shutdown: CancellationToken::new(),
         held_bytes: 0.into(),
+        directory,
     })
 }
 
@@ -436,7 +441,13 @@ impl RangeReader for FakeKafka {
 
 #[async_trait]
 impl Clients for FakeKafka {
-    async fn member(&self, group: &str, topics: &[String], settings: &Settings) -> Result<Arc<dyn Member>, KafkaError> {
+    async fn member(
+        &self,
+        group: &str,
+        topics: &[String],
+        settings: &Settings,
+        _instance: Option<&str>,
+    ) -> Result<Arc<dyn Member>, KafkaError> {
         let member = FakeMember {
             kafka: self.clone(),
             group: group.to_owned(),

@@ -134,6 +134,8 @@ async fn live<S: Service>(service: S, kit: KitConfig) -> anyhow::Result<u8> {
             addresses.insert(listener.name, listener.address);
             listeners.push((listener, endpoint.router));
         }
+        // Nobody else sets it.
+        drop(ctx.addresses.set(addresses.clone()));
         for (listener, router) in listeners {
             servers.spawn(listener.serve(router, limits.clone(), ending.clone()));
         }

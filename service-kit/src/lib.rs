@@ -16,7 +16,12 @@
 //! | [`hbase`] | how to speak to HBase |
 //! | [`fault`] | how a debug build is made to fail where a test wants it |
 
-use std::{process::ExitCode, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+};
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -71,6 +76,8 @@ pub struct Context {
     pub tasks: TaskTracker,
     /// The service is ready when every latch taken from here is released.
     pub readiness: Readiness,
+    /// Where the listeners were bound, by name; there before the first request is.
+    pub addresses: Arc<OnceLock<BTreeMap<&'static str, SocketAddr>>>,
 }
 
 /// What a started service gives back.

@@ -188,6 +188,10 @@ pub const METRICS: &[Metric] = &[
     counter("millrace_bridge_dedup_replayed_total", "batches", &[], "Repeated batches answered without writing."),
     gauge("millrace_bridge_sessions", "sessions", &[], "Consumer instances and gRPC consumers (consume.sessions_max)."),
     counter("millrace_bridge_sessions_expired_total", "sessions", &[], "Consumers that left their group because nobody used them."),
+    gauge("millrace_bridge_session_entries", "sessions", &[], "Consumer instances of all bridges that share them (consume.directory_max)."),
+    counter("millrace_bridge_sessions_claimed_total", "sessions", &[], "Consumers taken over from a bridge that is gone."),
+    counter("millrace_bridge_forwarded_requests_total", "requests", &[], "Requests sent on to the bridge that holds the consumer."),
+    counter("millrace_bridge_forward_failures_total", "requests", &[], "Forwarded requests that the other bridge did not answer."),
     gauge(
         "millrace_bridge_session_held_bytes",
         "bytes",

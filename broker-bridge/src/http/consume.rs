@@ -88,13 +88,14 @@ impl Partitions {
 
 pub(super) async fn create(State(app): State<App>, Path(group): Path<String>, headers: HeaderMap, body: Bytes) -> Result<Response> {
     negotiate::json_answer(&headers)?;
-    let (name, settings) = if body.is_empty() {
-        settings(BTreeMap::new(), &app.config)?
+    let fields: BTreeMap<String, Value> = if body.is_empty() {
+        BTreeMap::new()
     } else {
         negotiate::json_body(&headers)?;
-        settings(parse(&body)?, &app.config)?
+        parse(&body)?
     };
-    let session = app.sessions.create(&group, name, settings)?;
+    let (name, settings) = settings(fields.clone(), &app.config)?;
+    let session = app.sessions.create_shared(&group, name, settings, fields).await?;
     let base_uri = format!("{}/consumers/{}/instances/{}", base_url(&headers), segment(&group), segment(&session.name));
     Ok(json_response(StatusCode::OK, V2, &json!({"instance_id": session.name, "base_uri": base_uri})))
 }
@@ -173,7 +174,7 @@ pub(super) fn settings(fields: BTreeMap<String, Value>, config: &BridgeConfig) -
 
 pub(super) async fn remove(State(app): State<App>, Path((group, name)): Instance) -> Result<StatusCode> {
     let session = app.sessions.get(&group, &name)?;
-    app.sessions.remove(&session, true).await;
+    app.sessions.delete(&session, true).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -194,6 +195,7 @@ pub(super) async fn subscribe(
         _ => return Err(BridgeError::new(Code::Unprocessable, "give either topics (one or more) or topic_pattern")),
     };
     session.subscribe(topics).await?;
+    app.sessions.note(&session, &[]).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -213,7 +215,9 @@ pub(super) async fn subscription(State(app): State<App>, Path((group, name)): In
 }
 
 pub(super) async fn unsubscribe(State(app): State<App>, Path((group, name)): Instance) -> Result<StatusCode> {
-    app.sessions.get(&group, &name)?.unsubscribe().await?;
+    let session = app.sessions.get(&group, &name)?;
+    session.unsubscribe().await?;
+    app.sessions.note(&session, &[]).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -221,6 +225,7 @@ pub(super) async fn assign(State(app): State<App>, Path((group, name)): Instance
     let session = app.sessions.get(&group, &name)?;
     negotiate::json_body(&headers)?;
     session.assign(Partitions::parse(&body)?).await?;
+    app.sessions.note(&session, &[]).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -239,7 +244,9 @@ pub(super) async fn seek(State(app): State<App>, Path((group, name)): Instance, 
     let session = app.sessions.get(&group, &name)?;
     negotiate::json_body(&headers)?;
     let positions = parse::<Offsets>(&body)?.offsets.into_iter().map(|at| (TopicPartition::new(at.topic, at.partition), at.offset));
-    session.seek(&positions.collect::<Vec<_>>()).await?;
+    let positions: Vec<_> = positions.collect();
+    session.seek(&positions).await?;
+    app.sessions.note(&session, &positions.into_iter().map(|(partition, _)| partition).collect::<Vec<_>>()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -264,7 +271,9 @@ pub(super) async fn seek_to_end(
 async fn seek_to(app: &App, group: &str, name: &str, headers: &HeaderMap, body: &[u8], beginning: bool) -> Result<StatusCode> {
     let session = app.sessions.get(group, name)?;
     negotiate::json_body(headers)?;
-    session.seek_to_end(&Partitions::parse(body)?, beginning).await?;
+    let partitions = Partitions::parse(body)?;
+    session.seek_to_end(&partitions, beginning).await?;
+    app.sessions.note(&session, &partitions).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -307,6 +316,7 @@ pub(super) async fn commit(State(app): State<App>, Path((group, name)): Instance
     let session = app.sessions.get(&group, &name)?;
     let compat = app.config.http.compat;
     let offsets = if body.is_empty() {
+        session.knows_what_it_gave()?;
         None
     } else {
         negotiate::json_body(&headers)?;

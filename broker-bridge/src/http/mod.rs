@@ -5,6 +5,7 @@
 
 mod burrow;
 mod consume;
+mod forward;
 mod negotiate;
 mod produce;
 mod push;
@@ -12,6 +13,8 @@ mod topics;
 mod transactions;
 mod ui;
 mod v3;
+
+pub(crate) use forward::Forward;
 
 use std::sync::Arc;
 
@@ -50,6 +53,8 @@ pub(crate) struct App {
     pub(crate) registry: Registry,
     pub(crate) config: Arc<BridgeConfig>,
     pub(crate) readiness: Readiness,
+    /// To the replica that holds a session.
+    pub(crate) forward: Forward,
 }
 
 /// One operation.
@@ -193,7 +198,9 @@ fn routes() -> Vec<Route> {
 pub(crate) fn router(app: App) -> Router {
     let mut router = Router::new();
     for Route { path, handler, .. } in routes() {
-        router = router.route(path, handler);
+        let is_of_an_instance = path.starts_with(instance!(""));
+        let hand_over = || axum::middleware::from_fn_with_state(app.clone(), forward::hand_over);
+        router = router.route(path, if is_of_an_instance { handler.route_layer(hand_over()) } else { handler });
     }
     let compat = app.config.http.compat;
     let router = router.fallback(no_route).method_not_allowed_fallback(no_method).layer(axum::middleware::map_response(in_our_form));

@@ -11,7 +11,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::{
-    config::Compat,
+    config::{self, Compat},
     lag::now_ms,
     testing::{self, FakeKafka, MemoryOffsets},
 };
@@ -62,6 +62,7 @@ impl Bridge {
             manage: Manage::new(&service_kit::kafka::KafkaConfig::new("nowhere:1")),
             config: Arc::new(config),
             readiness: Readiness::default(),
+            forward: Forward::new(&config::Consume::default()),
         };
         Self { kafka, store, lag, registry, router: router(app) }
     }

@@ -20,13 +20,18 @@
 //! - An offset holds for the topic it was committed for: one of a topic that was deleted and created anew, or beyond the partition's end, is given
 //!   up, and `auto.offset.reset` decides. Offsets that somebody sets in Kafka itself are not followed; where they differ, the log says so.
 //!
+//! - A session that every replica knows outlives its process: another one takes it over (`sharing`), as the topic of all of them says (`directory`).
+//!
 //! Bounds: records held ready (`consume.response_bytes_max` and one poll; over all sessions `consume.held_bytes_max`), waiting time, number of
 //! sessions, idle time.
 //! Locks: `polling` orders fetches and is held while Kafka is waited for; `state` is held for moments, so commits and seeks do not wait.
 
+mod directory;
+mod log;
 mod marks;
 mod position;
 mod registry;
+mod sharing;
 mod source;
 mod state;
 
@@ -49,8 +54,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use directory::{Directory, Me};
 pub(crate) use position::Position;
 pub(crate) use registry::Sessions;
+pub(crate) use sharing::{Place, answers_at};
 pub(crate) use source::{Clients, KafkaClients};
 use state::{Progress, Source, State};
 
@@ -97,6 +104,8 @@ pub(crate) struct Deps {
     pub(crate) shutdown: CancellationToken,
     /// Bytes that all sessions hold ready, and of answers on their way.
     pub(crate) held_bytes: AtomicU64,
+    /// `None`: no other replica knows of sessions here.
+    pub(crate) directory: Option<Directory>,
 }
 
 impl Deps {
@@ -165,10 +174,12 @@ pub(crate) struct Session {
     used: parking_lot::Mutex<Instant>,
     /// This session's part of `Deps::held_bytes`.
     held: AtomicU64,
+    /// `None`: it is this process's alone.
+    sharing: Option<sharing::Sharing>,
 }
 
 impl Session {
-    fn new(group: String, name: String, settings: Settings, deps: Arc<Deps>) -> Self {
+    fn new(group: String, name: String, settings: Settings, deps: Arc<Deps>, sharing: Option<sharing::Sharing>) -> Self {
         Self {
             group,
             name,
@@ -178,6 +189,7 @@ impl Session {
             state: Mutex::default(),
             used: parking_lot::Mutex::new(Instant::now()),
             held: AtomicU64::new(0),
+            sharing,
         }
     }
 
@@ -196,7 +208,7 @@ impl Session {
             return Ok(());
         }
         self.leave(&mut state).await?;
-        let member = self.deps.clients.member(&self.group, &topics, &self.settings).await?;
+        let member = self.deps.clients.member(&self.group, &topics, &self.settings, self.instance_id().as_deref()).await?;
         state.source = Some(Source { member, subscription: Some(topics) });
         Ok(())
     }
@@ -540,6 +552,7 @@ impl Session {
                     progress.committed = Some(start);
                 }
             }
+            self.seek_again(state, &partition, &stored).await?;
         }
         self.compare_with_kafka(stored);
         Ok(())
@@ -770,7 +783,7 @@ pub(crate) fn instance_not_found(group: &str, name: &str) -> BridgeError {
     BridgeError::new(
         Code::InstanceNotFound,
         format!(
-            "group {group:?} has no instance {name:?}: it expired, was deleted, or the bridge restarted; create it again, the group goes on at its committed offsets"
+            "group {group:?} has no instance {name:?}: it expired or was deleted; create it again, the group goes on at its committed offsets"
         ),
     )
 }

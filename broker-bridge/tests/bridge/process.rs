@@ -83,6 +83,11 @@ impl Bridge {
         }
     }
 
+    /// What it has written until now.
+    pub(crate) fn log(&self) -> String {
+        log(self.directory.path())
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().unwrap()
     }

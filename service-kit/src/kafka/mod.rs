@@ -180,7 +180,8 @@ pub trait TransactionalWriter: Send {
     async fn abort(&mut self) -> Result<(), KafkaError>;
 }
 
-/// A member of a consumer group (classic protocol, `range` assignor unless the configuration says otherwise).
+/// A member of a consumer group (classic protocol, `range` assignor unless the configuration says otherwise). With `group.instance.id` it is a
+/// static one: who joins under the same id takes its place at once, and its calls fail with [`KafkaError::Fenced`] from then on.
 #[async_trait]
 pub trait Member: Send + Sync {
     /// At most `max` records; waits up to `wait` for the first. Must be called at least every `max.poll.interval.ms`.
@@ -195,6 +196,11 @@ pub trait Member: Send + Sync {
     async fn set_paused(&self, partition: &TopicPartition, paused: bool) -> Result<(), KafkaError>;
     /// Leaves the group. Later calls fail.
     async fn close(&self);
+    /// Ends without a word. A static member's (`group.instance.id`) place and partitions are kept for whoever joins under the same id, until its
+    /// session times out; any other member leaves.
+    async fn release(&self) {
+        self.close().await;
+    }
 }
 
 /// A [`Member`] that is read for as long as the process lives: bounded in bytes, held while what it gave is not taken, and with
