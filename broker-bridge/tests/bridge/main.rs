@@ -8,6 +8,7 @@ mod cli;
 mod cluster;
 mod formats;
 mod honest;
+mod idempotence;
 mod process;
 mod push;
 mod registry;
