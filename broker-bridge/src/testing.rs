@@ -130,7 +130,10 @@ impl FakeKafka {
     pub(crate) fn values(&self, topic: &str) -> Vec<String> {
         let topics = self.0.topics.lock();
         let records = topics.get(topic).into_iter().flatten().flatten();
-        records.filter(|record| !is_marker(record)).map(|record| String::from_utf8(record.value.clone().unwrap().to_vec()).unwrap()).collect()
+        records
+            .filter(|record| !is_marker(record))
+            .map(|record| String::from_utf8(record.value.clone().unwrap().to_vec()).unwrap())
+            .collect()
     }
 
     pub(crate) fn records(&self, topic: &str) -> Vec<Record> {
@@ -297,7 +300,13 @@ impl Producer for FakeKafka {
                 let offset = log.len() as i64;
                 let headers = record.headers.into_iter().map(|(key, value)| (key, Some(value))).collect();
                 let now = if record.topic.starts_with('_') { now_ms() } else { 0 };
-                log.push(Record { offset, timestamp_ms: record.timestamp_ms.unwrap_or(now), key: record.key, value: record.value, headers });
+                log.push(Record {
+                    offset,
+                    timestamp_ms: record.timestamp_ms.unwrap_or(now),
+                    key: record.key,
+                    value: record.value,
+                    headers,
+                });
                 Ok(Written { partition, offset })
             });
             let results = results.collect();
@@ -437,12 +446,19 @@ impl RangeReader for FakeKafka {
     }
 
     async fn offsets_at(&self, partitions: &[TopicPartition], timestamp_ms: i64) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
-        let at = |partition: &TopicPartition| {
-            let log = self.log(partition);
-            let found = log.iter().find(|record| record.timestamp_ms >= timestamp_ms).map(|record| record.offset);
-            (partition.clone(), found.unwrap_or(log.len() as i64))
+        let asked = partitions.to_vec();
+        let at = move |kafka: &FakeKafka| -> BTreeMap<TopicPartition, i64> {
+            let young = |record: &Record| record.timestamp_ms >= timestamp_ms;
+            let first = |of: &TopicPartition| Some((of.clone(), kafka.log(of).into_iter().find(young)?.offset));
+            asked.iter().filter_map(first).collect()
         };
-        Ok(partitions.iter().map(at).collect())
+        let mut found = self.call(at).await;
+        // The end is another question.
+        let ends = Admin::bounds(self, partitions).await?;
+        for (partition, bounds) in ends {
+            found.entry(partition).or_insert(bounds.latest);
+        }
+        Ok(found)
     }
 
     fn read(&self, partition: TopicPartition, from: i64, until: i64) -> BoxStream<'static, Result<Vec<Record>, KafkaError>> {

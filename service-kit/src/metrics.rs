@@ -192,7 +192,12 @@ pub const METRICS: &[Metric] = &[
         "Transactions of batches with a key: committed, aborted for a batch that cannot be written, or failed. Batches share them.",
     ),
     counter("millrace_bridge_keyed_claims_lost_total", "claims", &[], "Claims of a key that came after another bridge's."),
-    counter("millrace_bridge_keyed_takeovers_total", "takeovers", &[], "Times that another bridge's transactional ids were taken to end its batches."),
+    counter(
+        "millrace_bridge_keyed_takeovers_total",
+        "takeovers",
+        &[],
+        "Times that another bridge's transactional ids were taken to end its batches.",
+    ),
     gauge("millrace_bridge_sessions", "sessions", &[], "Consumer instances and gRPC consumers (consume.sessions_max)."),
     counter("millrace_bridge_sessions_expired_total", "sessions", &[], "Consumers that left their group because nobody used them."),
     gauge(

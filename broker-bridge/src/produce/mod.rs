@@ -29,8 +29,10 @@ use crate::{
     trace,
 };
 
+#[cfg(test)]
+pub(crate) use self::keyed::Broker;
 use self::keyed::fingerprint;
-pub(crate) use self::keyed::{Broker, KafkaBroker, Keyed};
+pub(crate) use self::keyed::{KafkaBroker, Keyed};
 
 /// One record's result.
 pub(crate) type RecordOutcome = Result<Written>;
@@ -160,7 +162,9 @@ impl Produce {
         let (writer, batch_id) = (Arc::clone(inner), batch_id.to_owned());
         let written = inner.tasks.spawn(async move { writer.write_once(&batch_id, records).await }.in_current_span());
         match timeout(inner.config.timeout + KEYED_MARGIN, written).await {
-            Ok(Ok(Err(error))) if error.code == Code::Timeout => Ok(Receipt { results: Arc::new(vec![Err(error); count]), replayed: false }),
+            Ok(Ok(Err(error))) if error.code == Code::Timeout => {
+                Ok(Receipt { results: Arc::new(vec![Err(error); count]), replayed: false })
+            }
             Ok(Ok(written)) => written,
             Ok(Err(error)) => Err(BridgeError::new(Code::Internal, format!("writing the batch failed: {error}"))),
             Err(_) => {

@@ -58,7 +58,11 @@ impl FakeKafka {
     /// Whether records of the topic are acknowledged, in transactions.
     pub(crate) fn set_slow(&self, topic: &str, is_slow: bool) {
         let mut slow = self.0.transactional.slow.lock();
-        if is_slow { slow.insert(topic.to_owned()) } else { slow.remove(topic) };
+        if is_slow {
+            slow.insert(topic.to_owned())
+        } else {
+            slow.remove(topic)
+        };
     }
 
     /// Values as readers at `read_committed` see them, by partition and offset.
@@ -101,8 +105,7 @@ impl FakeKafka {
     fn committed_log(&self, partition: &TopicPartition, from: i64, until: i64) -> Vec<Record> {
         let end = self.committed_end(partition).min(until);
         let aborted = self.0.transactional.aborted.lock();
-        let is_aborted =
-            |record: &Record| aborted.contains(&(partition.topic.to_string(), partition.partition as usize, record.offset));
+        let is_aborted = |record: &Record| aborted.contains(&(partition.topic.to_string(), partition.partition as usize, record.offset));
         let seen = |record: &Record| (from..end).contains(&record.offset) && !is_marker(record) && !is_aborted(record);
         self.log(partition).into_iter().filter(seen).collect()
     }

@@ -36,7 +36,8 @@ async fn committed(topic: &str, partitions: i32) -> BTreeMap<String, Vec<(i32, i
         while let Some(chunk) = chunks.next().await {
             for record in chunk.unwrap() {
                 let value = String::from_utf8(record.value.unwrap().to_vec()).unwrap();
-                found.entry(value).or_default().push((partition, record.offset));
+                // Embedded JSON.
+                found.entry(value.trim_matches('"').to_owned()).or_default().push((partition, record.offset));
             }
         }
     }

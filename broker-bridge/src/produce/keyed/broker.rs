@@ -33,7 +33,8 @@ impl KafkaBroker {
     pub(crate) fn new(config: KafkaConfig, connection: Connection, produce: &config::Produce) -> Self {
         let mut claims = config.clone();
         let within = produce.timeout.as_millis().clamp(10, 300_000).to_string();
-        for (key, value) in [("acks", "all"), ("enable.idempotence", "true"), ("linger.ms", "1"), ("delivery.timeout.ms", within.as_str())] {
+        for (key, value) in [("acks", "all"), ("enable.idempotence", "true"), ("linger.ms", "1"), ("delivery.timeout.ms", within.as_str())]
+        {
             claims.set(key, value);
         }
         let mut transactional = config.clone();

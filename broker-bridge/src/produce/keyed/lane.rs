@@ -39,7 +39,9 @@ pub(super) struct Job {
 pub(super) enum Verdict {
     Written(Arc<Outcome>),
     /// Certainly not written; it may be claimed again.
-    Void { was_slow: bool },
+    Void {
+        was_slow: bool,
+    },
     /// Certainly nothing is written any more, and the results tell whether it was.
     Ended,
     /// Certainly not written: what became of each record.
@@ -183,7 +185,9 @@ impl Task {
     async fn sort(&mut self, jobs: Vec<Job>, settled: Vec<Option<Vec<Result<Written, KafkaError>>>>) -> Vec<Job> {
         let at_fault = |settled: &Option<Vec<Result<Written, KafkaError>>>| match settled {
             None => true,
-            Some(results) => results.iter().any(|result| result.as_ref().is_err_and(|error| !error.retryable() && !is_of_the_writer(error))),
+            Some(results) => {
+                results.iter().any(|result| result.as_ref().is_err_and(|error| !error.retryable() && !is_of_the_writer(error)))
+            }
         };
         let is_known = settled.iter().any(at_fault);
         self.abort().await;

@@ -13,7 +13,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{StreamExt as _, future::try_join_all};
+use futures::{
+    StreamExt as _,
+    future::{try_join, try_join_all},
+};
 use parking_lot::Mutex;
 use service_kit::kafka::{Isolation, KafkaError, OutRecord, Producer, RangeReader, Record, TopicPartition};
 use tokio::{
@@ -87,7 +90,7 @@ impl Feed {
     }
 }
 
-fn claims_topic(config: &config::Produce) -> String {
+pub(super) fn claims_topic(config: &config::Produce) -> String {
     format!("{}_claims", config.dedup_topic)
 }
 
@@ -107,19 +110,15 @@ pub(super) async fn exists(config: &config::Produce, broker: &dyn Broker) -> Res
 impl Log {
     /// Makes the topics where they are missing. Nothing is read yet.
     pub(super) async fn open(config: &config::Produce, broker: &Arc<dyn Broker>) -> Result<Self> {
-        for topic in [config.dedup_topic.clone(), claims_topic(config)] {
-            ensure(config, broker.as_ref(), &topic).await?;
-        }
-        let limits = Limits {
-            age: config.dedup_age,
-            keep: keep(config),
-            records_max: config.dedup_records_max,
-            young: config.dedup_lease * 5,
-        };
+        let of = broker.as_ref();
+        try_join(ensure(config, of, &config.dedup_topic), ensure(config, of, &claims_topic(config))).await?;
+        let (claims, results) = try_join(Feed::new(config, of, true), Feed::new(config, of, false)).await?;
+        let limits =
+            Limits { age: config.dedup_age, keep: keep(config), records_max: config.dedup_records_max, young: config.dedup_lease * 5 };
         Ok(Self {
             table: Mutex::new(Table::new(config.dedup_partitions, limits)),
-            claims: Feed::new(config, broker.as_ref(), true).await?,
-            results: Feed::new(config, broker.as_ref(), false).await?,
+            claims,
+            results,
             producer: broker.producer().await?,
             broker: Arc::clone(broker),
             config: config.clone(),
@@ -128,19 +127,30 @@ impl Log {
         })
     }
 
-    /// Ends of the claims' partitions.
+    /// Ends of the claims' partitions. Waits for the leaders of topics that were made a moment ago, by another replica.
     pub(super) async fn claims_end(&self) -> Result<Vec<i64>> {
-        let bounds = self.claims.reader.bounds(&self.claims.all()).await?;
-        Ok(bounds.values().map(|bounds| bounds.latest).collect())
+        let deadline = Instant::now() + self.config.timeout;
+        let (claims, results) = (self.claims.all(), self.results.all());
+        loop {
+            match try_join(self.claims.reader.bounds(&claims), self.results.reader.bounds(&results)).await {
+                Ok((claims, _)) => return Ok(claims.values().map(|bounds| bounds.latest).collect()),
+                Err(error) if error.retryable() && Instant::now() < deadline => sleep(POLL).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Reads what is of the window.
     pub(super) async fn load(&self) -> Result<()> {
         let since = now_ms() - i64::try_from(keep(&self.config).as_millis()).unwrap_or(i64::MAX);
         for feed in [&self.claims, &self.results] {
+            // Asked for first: where no record is young enough, the offset of the time is an end of later than that, and what came between would
+            // be missed.
+            let ends = feed.reader.bounds(&feed.all()).await?;
             let from = feed.reader.offsets_at(&feed.all(), since).await?;
             for (partition, offset) in from {
-                self.table.lock().set_next(feed.is_claims, partition.partition, offset);
+                let end = ends.get(&partition).map_or(0, |bounds| bounds.latest);
+                self.table.lock().set_next(feed.is_claims, partition.partition, offset.min(end));
             }
         }
         let asked = Instant::now();

@@ -49,6 +49,7 @@ mod tests;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use parking_lot::Mutex;
 use service_kit::{
     Latch,
@@ -61,8 +62,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(super) use self::record::fingerprint;
 pub(crate) use self::broker::{Broker, KafkaBroker};
+pub(super) use self::record::fingerprint;
 use self::{
     lane::{Job, Lane, Verdict},
     log::Log,
@@ -212,23 +213,24 @@ impl Inner {
             let log = Arc::new(Log::open(&self.config, &self.broker).await?);
             // Before the ids are taken: what this place claimed below is over.
             let below = log.claims_end().await?;
-            let mut lanes = Vec::new();
-            for (number, patience) in LANES.iter().enumerate() {
+            let lane = |(number, patience): (usize, &Patience)| {
                 let id = log::transactional_id(&self.replica, number as u32);
                 let lease = self.config.dedup_lease;
                 let (records, claim) = (lease / patience.records, lease / patience.claim);
                 let (broker, log) = (Arc::clone(&self.broker), Arc::clone(&log));
-                lanes.push(Lane::start(id, broker, log, self.config.keyed_requests_max, records, claim).await?);
-            }
+                Lane::start(id, broker, log, self.config.keyed_requests_max, records, claim)
+            };
+            let lanes = try_join_all(LANES.iter().enumerate().map(lane)).await?;
             log.table(|table| table.set_fenced(&self.replica, &below));
             log.load().await?;
             Ok::<_, BridgeError>(Opened { log, lanes })
         };
         self.opened.get_or_try_init(|| open).await.map_err(|error| {
+            let (results, claims) = (&self.config.dedup_topic, log::claims_topic(&self.config));
             let message = format!(
-                "requests with a key are not possible now, nothing was written: {error} (they need topics {0:?} and {0:?}_claims, and transactional ids \
-                 that begin with {1:?})",
-                self.config.dedup_topic, self.replica
+                "requests with a key are not possible now, nothing was written: {error} (they need topics {results:?} and {claims:?}, and transactional \
+                 ids that begin with {:?})",
+                self.replica
             );
             // It is not a record that was late.
             BridgeError::new(if error.code == Code::Timeout { Code::KafkaRetriable } else { error.code }, message)
@@ -410,7 +412,7 @@ impl Request<'_> {
         let Some(lane) = self.opened.lanes.get(usize::from(is_slow)) else { return Ok(Attempt::Again) };
         let (epoch, claimed_at) = (lane.epoch(), Instant::now());
         let lanes = LANES.len() as u32;
-        let claim = Claim { replica: Arc::clone(&inner.replica), lanes, seen };
+        let claim = Claim { replica: inner.replica.to_string(), lanes, seen };
         let claim = log.claim(&self.key, self.partition, claim).await.map_err(not_written)?;
         if let Err(error) = log.read_back(self.partition, claim + 1).await {
             self.release(claim);

@@ -1,7 +1,5 @@
 //! What stands in the two topics, as JSON under the key's own bytes.
 
-use std::sync::Arc;
-
 use md5::{Digest as _, Md5};
 use serde::{Deserialize, Serialize};
 use service_kit::kafka::{OutRecord, Written};
@@ -21,7 +19,7 @@ pub(super) enum Said {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Claim {
     /// What its transactional ids begin with.
-    pub(super) replica: Arc<str>,
+    pub(super) replica: String,
     /// How many of them there are.
     pub(super) lanes: u32,
     /// Everything below this offset was known when it was decided to claim.
@@ -50,7 +48,7 @@ impl Run {
 }
 
 /// The most that one record needs in an [`Outcome`], in bytes.
-pub(super) const RUN_BYTES_MAX: usize = 40;
+pub(super) const RUN_BYTES_MAX: usize = 48;
 
 impl Outcome {
     pub(super) fn new(claim: i64, fingerprint: &str, written: &[Written]) -> Self {

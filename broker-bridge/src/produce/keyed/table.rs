@@ -143,7 +143,7 @@ impl Table {
         entry.latest = offset;
         entry.claimed_at = since;
         if stands && entry.result.as_ref().is_none_or(|stored| stored.outcome.claim < offset) {
-            entry.holder = Some(Holder { offset, replica: claim.replica, lanes: claim.lanes, since });
+            entry.holder = Some(Holder { offset, replica: claim.replica.into(), lanes: claim.lanes, since });
         }
         self.claimed.push_back((since, key.clone()));
     }
