@@ -245,9 +245,8 @@ impl Inner {
         // In a task: who waits no longer must not make the others begin anew.
         let inner = Arc::clone(self);
         let opening = self.tasks.spawn(async move { inner.open().await.map(drop) });
-        match timeout_at(deadline, opening).await {
-            Ok(opened) => opened.unwrap_or_else(|error| Err(BridgeError::new(Code::Internal, error.to_string())))?,
-            Err(_) => {}
+        if let Ok(opened) = timeout_at(deadline, opening).await {
+            opened.unwrap_or_else(|error| Err(BridgeError::new(Code::Internal, error.to_string())))?;
         }
         self.opened.get().ok_or_else(|| {
             BridgeError::new(

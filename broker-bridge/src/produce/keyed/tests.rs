@@ -228,16 +228,20 @@ async fn results_that_are_young_are_not_given_up_for_others() {
     assert!(send(&keyed, "k", &["x", "y"]).await.unwrap().replayed);
 }
 
+/// A good one: key and offsets.
+type Answer = (u8, Vec<i64>);
+
 /// Replicas as processes that can be killed at any step, on a Kafka whose calls arrive when the test says so.
 struct World {
     kafka: FakeKafka,
     replicas: Vec<(Runtime, Keyed)>,
-    /// Good answers: key and offsets.
-    answers: Arc<Mutex<Vec<(u8, Vec<i64>)>>>,
+    answers: Arc<Mutex<Vec<Answer>>>,
 }
 
 const REPLICAS: u8 = 3;
 const KEYS: u8 = 3;
+/// Of each replica, in milliseconds: one takes over what the others are about, one goes on with what was taken from it.
+const LEASES: [u64; REPLICAS as usize] = [2, 10, 100];
 
 impl World {
     fn new() -> Self {
@@ -248,7 +252,7 @@ impl World {
 
     fn replica(kafka: &FakeKafka, number: u8) -> (Runtime, Keyed) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        (runtime, testing::keyed(kafka, &format!("r{number}"), &config(Duration::from_millis(15))))
+        (runtime, testing::keyed(kafka, &format!("r{number}"), &config(Duration::from_millis(LEASES[usize::from(number)]))))
     }
 
     fn request(&self, replica: u8, key: u8) {
@@ -289,6 +293,8 @@ impl World {
             0..=3 => self.request(number, number / REPLICAS % KEYS),
             4 => self.crash(number),
             5 => self.kafka.lose_next_commit(number % 2 == 0),
+            // Time passes for what is on the wire too.
+            6 => std::thread::sleep(Duration::from_millis(u64::from(number % 16))),
             _ => match self.kafka.held_calls() {
                 0 => {}
                 held => self.kafka.deliver(usize::from(number) % held),
@@ -298,9 +304,9 @@ impl World {
     }
 
     /// No more faults: every key is written in the end.
-    fn finish(mut self) -> (Vec<String>, Vec<(u8, Vec<i64>)>) {
+    fn finish(mut self) -> (Vec<String>, Vec<Answer>) {
         for key in 0..KEYS {
-            self.request(key, key);
+            self.request(REPLICAS - 1, key);
         }
         let started = std::time::Instant::now();
         let is_done = |world: &Self| (0..KEYS).all(|key| world.answers.lock().iter().any(|(answered, _)| *answered == key));
@@ -313,7 +319,7 @@ impl World {
             number += 1;
             if number % 2_000 == 0 {
                 // What was refused, or waited too long, is repeated.
-                (0..KEYS).for_each(|key| self.request(key, key));
+                (0..KEYS).for_each(|key| self.request(REPLICAS - 1, key));
             }
             assert!(started.elapsed() < Duration::from_secs(60), "no end");
         }
