@@ -151,7 +151,7 @@ impl Default for Produce {
             dedup_topic: "_millrace_idempotence".to_owned(),
             dedup_partitions: 4,
             dedup_replication_factor: 0,
-            dedup_lease: Duration::from_secs(2),
+            dedup_lease: Duration::from_secs(3),
             keyed_requests_max: 1_000,
             streams_max: 64,
             stream_records_max: 1_000,

@@ -61,6 +61,17 @@ async fn keyed(http: &reqwest::Client, base: &str, topic: &str, key: &str) -> Re
     }
 }
 
+/// Repeats a request, as its answer says, until it is known what became of it.
+async fn persist(http: &reqwest::Client, base: &str, topic: &str, key: &str) -> (Vec<(i32, i64)>, bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match keyed(http, base, topic, key).await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(error.contains("repeat") && Instant::now() < deadline, "{key}: {error}"),
+        }
+    }
+}
+
 /// Each key's two records are there once, where its answer says.
 fn check(found: &BTreeMap<String, Vec<(i32, i64)>>, answers: &BTreeMap<String, Vec<(i32, i64)>>) {
     let twice: Vec<_> = found.iter().filter(|(_, places)| places.len() > 1).collect();
@@ -76,30 +87,28 @@ fn check(found: &BTreeMap<String, Vec<(i32, i64)>>, answers: &BTreeMap<String, V
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_sent_to_two_bridges_at_once_is_written_once_and_known_after_a_restart_until_its_window_ends() {
     let window = unique("keys");
-    let variables = [("MILLRACE_PRODUCE__DEDUP_TOPIC", window.as_str()), ("MILLRACE_PRODUCE__DEDUP_AGE", "20s")];
+    let variables = [("MILLRACE_PRODUCE__DEDUP_TOPIC", window.as_str()), ("MILLRACE_PRODUCE__DEDUP_AGE", "60s")];
     let bridges = [Bridge::start_with(&servers(), &variables).await, Bridge::start_with(&servers(), &variables).await];
     let client = Client::of(&bridges[0]).await;
     let topic = client.create_topic(2).await;
     let bases = [client.base.clone(), format!("http://{}", bridges[1].http)];
 
-    let started = Instant::now();
     let both = |key: usize| {
         let (http, bases, topic) = (client.http.clone(), bases.clone(), topic.clone());
         async move {
             let key = format!("key-{key}");
-            let both = tokio::join!(keyed(&http, &bases[0], &topic, &key), keyed(&http, &bases[1], &topic, &key));
-            (key, both.0.unwrap(), both.1.unwrap())
+            let both = tokio::join!(persist(&http, &bases[0], &topic, &key), persist(&http, &bases[1], &topic, &key));
+            (key, both.0, both.1)
         }
     };
     let mut answers = BTreeMap::new();
     let mut pairs = futures::stream::iter((0..200).map(both)).buffer_unordered(25);
     while let Some((key, first, second)) = pairs.next().await {
         assert_eq!(first.0, second.0, "{key}");
-        assert!(first.1 != second.1, "{key}: one of them has written it: {first:?} {second:?}");
+        assert!(first.1 || second.1, "{key}: only one of them has written it: {first:?} {second:?}");
         answers.insert(key, first.0);
     }
     check(&committed(&topic, 2).await, &answers);
-    assert!(started.elapsed() < Duration::from_secs(19), "the window is over before the test is");
 
     // The same by gRPC, and an empty batch; another one under a known key is refused.
     let other = Client::of(&bridges[1]).await;
@@ -133,9 +142,7 @@ async fn a_key_sent_to_two_bridges_at_once_is_written_once_and_known_after_a_res
     for base in &again {
         assert_eq!(keyed(&client.http, base, &topic, &fresh).await.unwrap(), (answers[&fresh].clone(), true));
     }
-    if started.elapsed() < Duration::from_secs(19) {
-        assert_eq!(keyed(&client.http, &again[1], &topic, "key-0").await.unwrap(), (answers["key-0"].clone(), true));
-    }
+    assert_eq!(keyed(&client.http, &again[1], &topic, "key-0").await.unwrap(), (answers["key-0"].clone(), true));
     let metrics = client.http.get(format!("{}/metrics", again[1])).send().await.unwrap().text().await.unwrap();
     assert!(metrics.contains("millrace_bridge_dedup_replayed_total") && metrics.contains("millrace_bridge_keyed_requests 0"), "{metrics}");
 
@@ -231,8 +238,7 @@ async fn every_key_is_written_once_while_bridges_are_killed_and_clients_repeat_a
         answers.extend(of_one);
         repeated += repeated_by_one;
     }
-    println!("{} keys, {kills} bridges killed, {repeated} keys answered by the other bridge", answers.len());
-    assert!(kills >= 3 && answers.len() > 100, "{kills} kills, {} keys", answers.len());
+    assert!(kills >= 3 && answers.len() > 100, "{kills} kills, {} keys, {repeated} of them answered by another bridge", answers.len());
     let places: BTreeSet<_> = answers.values().flatten().collect();
     assert_eq!(places.len(), answers.len() * 2, "no two keys in one place");
     check(&committed(&topic, 2).await, &answers);

@@ -423,7 +423,14 @@ async fn ensure(config: &config::Produce, broker: &dyn Broker, name: &str) -> Re
                 Err(KafkaError::AlreadyExists(_)) => {}
                 Err(error) => return Err(error.into()),
             }
-            admin.topic(name).await?
+            // Where another replica has made it a moment ago, the broker asked may not know it yet.
+            let deadline = Instant::now() + config.timeout;
+            loop {
+                match admin.topic(name).await {
+                    Err(KafkaError::UnknownTopic(_)) if Instant::now() < deadline => sleep(POLL).await,
+                    found => break found?,
+                }
+            }
         }
         found => found?,
     };

@@ -79,7 +79,7 @@ use crate::{
 };
 
 /// One writer for what is acknowledged in time, one for topics where something was not: they do not hold the others up.
-const LANES: [Patience; 2] = [Patience { records: 4, claim: 2 }, Patience { records: 2, claim: 4 }];
+const LANES: [Patience; 2] = [Patience { records: 3, claim: 3 }, Patience { records: 2, claim: 4 }];
 /// How long a topic is left to the second writer.
 const SLOW_FOR: Duration = Duration::from_secs(10);
 /// Topics remembered as slow.
