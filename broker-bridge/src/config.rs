@@ -116,6 +116,21 @@ pub struct Produce {
     /// How long a batch's results are kept.
     #[serde(with = "duration")]
     pub dedup_age: Duration,
+    /// The topic of these results. It and a second one with `_claims` behind its name are created with the first batch that has a key. Every
+    /// replica names the same one.
+    pub dedup_topic: String,
+    /// Partitions of both topics. Every replica has the same number here, and it is the topics'.
+    #[serde(deserialize_with = "at_least_one")]
+    pub dedup_partitions: u32,
+    /// Replicas of both topics when they are created; 0: as the brokers' default says.
+    pub dedup_replication_factor: u16,
+    /// How long a replica that claimed a key may take to write it; then another one ends its transactions and writes it itself. A batch is
+    /// given half of it to be acknowledged.
+    #[serde(with = "period")]
+    pub dedup_lease: Duration,
+    /// Requests with a key at a time; more get 429.
+    #[serde(deserialize_with = "at_least_one")]
+    pub keyed_requests_max: usize,
     /// Streams of records (`POST /v3/…/records`) at a time; more get 503.
     #[serde(deserialize_with = "at_least_one")]
     pub streams_max: usize,
@@ -135,6 +150,11 @@ impl Default for Produce {
             in_flight_bytes_max: 32 * 1024 * 1024,
             dedup_records_max: 1_000_000,
             dedup_age: Duration::from_secs(600),
+            dedup_topic: "_millrace_idempotence".to_owned(),
+            dedup_partitions: 4,
+            dedup_replication_factor: 0,
+            dedup_lease: Duration::from_secs(3),
+            keyed_requests_max: 1_000,
             streams_max: 64,
             stream_records_max: 1_000,
             stream_bytes_max: 1024 * 1024,

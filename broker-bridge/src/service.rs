@@ -23,7 +23,7 @@ use crate::{
     lag::{Lag, Resets, Watch},
     lint::Linter,
     monitor::{Monitor, Seen},
-    produce::Produce,
+    produce::{KafkaBroker, Keyed, Produce},
     registry::Registry,
     session::{Clients, Deps, Directory, KafkaClients, Me, Sessions},
     topics::Topics,
@@ -148,7 +148,11 @@ impl Service for BridgeService {
 
         let gate = Arc::new(Gate::new(ctx.shutdown.clone()));
         let topics = Topics::new(connection.clone(), Arc::clone(&gate), Arc::clone(&store), config.topics.clone());
-        let produce = Produce::new(Arc::clone(&producer), topics.clone(), Arc::clone(&gate), config.produce.clone(), ctx.tasks.clone());
+        let keyed = KafkaBroker::new(kafka.clone(), connection.clone(), &config.produce);
+        let (id, keys) = (config.transactional_id(), config.produce.clone());
+        let keyed = Keyed::new(Arc::new(keyed), &id, topics.clone(), Arc::clone(&gate), keys.clone(), ctx.tasks.clone());
+        ctx.tasks.spawn(keyed.clone().watch(ctx.shutdown.clone(), ctx.readiness.latch("idempotence")));
+        let produce = Produce::new(Arc::clone(&producer), keyed, topics.clone(), Arc::clone(&gate), keys, ctx.tasks.clone());
         let manage = Manage::new(&kafka);
         let mut transactional = kafka.clone();
         let transaction_ms = config.transactions.timeout.as_millis().clamp(1_000, i32::MAX as u128);

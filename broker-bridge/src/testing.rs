@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod transactional;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
@@ -30,7 +32,7 @@ use crate::{
     connect::Connection,
     gate::Gate,
     lag::{Lag, Watch, now_ms},
-    produce::Produce,
+    produce::{Broker, Keyed, Produce},
     registry::Registry,
     session::{Clients, Deps, Directory, Sessions, Settings},
     topics::Topics,
@@ -60,6 +62,7 @@ struct Cluster {
     /// Something was written, or moved.
     changed: Notify,
     polls: AtomicUsize,
+    transactional: transactional::Transactional,
 }
 
 #[derive(Default)]
@@ -127,11 +130,14 @@ impl FakeKafka {
     pub(crate) fn values(&self, topic: &str) -> Vec<String> {
         let topics = self.0.topics.lock();
         let records = topics.get(topic).into_iter().flatten().flatten();
-        records.map(|record| String::from_utf8(record.value.clone().unwrap().to_vec()).unwrap()).collect()
+        records
+            .filter(|record| !is_marker(record))
+            .map(|record| String::from_utf8(record.value.clone().unwrap().to_vec()).unwrap())
+            .collect()
     }
 
     pub(crate) fn records(&self, topic: &str) -> Vec<Record> {
-        self.0.topics.lock()[topic].iter().flatten().cloned().collect()
+        self.0.topics.lock()[topic].iter().flatten().filter(|record| !is_marker(record)).cloned().collect()
     }
 
     /// The next record with this value is refused.
@@ -230,10 +236,19 @@ pub(crate) fn topics_with(kafka: &FakeKafka, store: &MemoryOffsets) -> Topics {
 }
 
 pub(crate) fn produce(kafka: &FakeKafka) -> Produce {
-    Produce::new(Arc::new(kafka.clone()), topics(kafka), gate(), config::Produce::default(), TaskTracker::new())
+    produce_with(kafka, config::Produce::default())
 }
 
-/// Without a broker there are none.
+pub(crate) fn produce_with(kafka: &FakeKafka, config: config::Produce) -> Produce {
+    let (keyed, tasks) = (keyed(kafka, "test", &config), TaskTracker::new());
+    Produce::new(Arc::new(kafka.clone()), keyed, topics(kafka), gate(), config, tasks)
+}
+
+/// One replica's.
+pub(crate) fn keyed(kafka: &FakeKafka, replica: &str, config: &config::Produce) -> Keyed {
+    Keyed::new(Arc::new(kafka.clone()), replica, topics(kafka), gate(), config.clone(), TaskTracker::new())
+}
+
 pub(crate) fn transactions(kafka: &FakeKafka) -> Transactions {
     Transactions::new(Arc::new(kafka.clone()), topics(kafka), gate(), "test".into(), config::Transactions::default())
 }
@@ -244,8 +259,8 @@ pub(crate) fn registry(kafka: &FakeKafka) -> Registry {
 
 #[async_trait]
 impl Writers for FakeKafka {
-    async fn writer(&self, _transactional_id: &str) -> Result<Box<dyn TransactionalWriter>, KafkaError> {
-        Err(KafkaError::Unsupported("this Kafka has no transactions".into()))
+    async fn writer(&self, transactional_id: &str) -> Result<Box<dyn TransactionalWriter>, KafkaError> {
+        transactional::writer(self, transactional_id).await
     }
 }
 
@@ -278,23 +293,33 @@ pub(crate) fn sessions_in(directory: Option<Directory>, kafka: &FakeKafka, store
 impl Producer for FakeKafka {
     async fn send(&self, records: Vec<OutRecord>) -> Vec<Result<Written, KafkaError>> {
         self.answering().await;
-        let mut topics = self.0.topics.lock();
-        let results = records.into_iter().map(|record| {
-            let value = String::from_utf8_lossy(record.value.as_deref().unwrap_or_default()).into_owned();
-            if let Some(error) = self.0.failures.lock().remove(&value) {
-                return Err(error);
-            }
-            let partition = record.partition.unwrap_or(0);
-            let log = &mut topics.get_mut(&*record.topic).unwrap()[partition as usize];
-            let offset = log.len() as i64;
-            let headers = record.headers.into_iter().map(|(key, value)| (key, Some(value))).collect();
-            log.push(Record { offset, timestamp_ms: record.timestamp_ms.unwrap_or(0), key: record.key, value: record.value, headers });
-            Ok(Written { partition, offset })
-        });
-        let results = results.collect();
-        drop(topics);
-        self.0.changed.notify_waiters();
-        results
+        let append = move |kafka: &FakeKafka| {
+            let mut topics = kafka.0.topics.lock();
+            let results = records.into_iter().map(|record| {
+                let value = String::from_utf8_lossy(record.value.as_deref().unwrap_or_default()).into_owned();
+                if let Some(error) = kafka.0.failures.lock().remove(&value) {
+                    return Err(error);
+                }
+                let partition = record.partition.unwrap_or(0);
+                let log = &mut topics.get_mut(&*record.topic).unwrap()[partition as usize];
+                let offset = log.len() as i64;
+                let headers = record.headers.into_iter().map(|(key, value)| (key, Some(value))).collect();
+                let now = if record.topic.starts_with('_') { now_ms() } else { 0 };
+                log.push(Record {
+                    offset,
+                    timestamp_ms: record.timestamp_ms.unwrap_or(now),
+                    key: record.key,
+                    value: record.value,
+                    headers,
+                });
+                Ok(Written { partition, offset })
+            });
+            let results = results.collect();
+            drop(topics);
+            kafka.0.changed.notify_waiters();
+            results
+        };
+        self.call(append).await
     }
 
     async fn flush(&self, _timeout: Duration) -> Result<(), KafkaError> {
@@ -401,10 +426,12 @@ impl Admin for FakeKafka {
     }
 
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, Bounds>, KafkaError> {
-        Ok(partitions
-            .iter()
-            .map(|partition| (partition.clone(), Bounds { earliest: 0, latest: self.log(partition).len() as i64 }))
-            .collect())
+        let partitions = partitions.to_vec();
+        let bounds = move |kafka: &FakeKafka| {
+            let bounds = |partition: &TopicPartition| Bounds { earliest: 0, latest: kafka.log(partition).len() as i64 };
+            partitions.iter().map(|partition| (partition.clone(), bounds(partition))).collect()
+        };
+        Ok(self.call(bounds).await)
     }
 
     async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError> {
@@ -424,12 +451,19 @@ impl RangeReader for FakeKafka {
     }
 
     async fn offsets_at(&self, partitions: &[TopicPartition], timestamp_ms: i64) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
-        let at = |partition: &TopicPartition| {
-            let log = self.log(partition);
-            let found = log.iter().find(|record| record.timestamp_ms >= timestamp_ms).map(|record| record.offset);
-            (partition.clone(), found.unwrap_or(log.len() as i64))
+        let asked = partitions.to_vec();
+        let at = move |kafka: &FakeKafka| -> BTreeMap<TopicPartition, i64> {
+            let young = |record: &Record| record.timestamp_ms >= timestamp_ms;
+            let first = |of: &TopicPartition| Some((of.clone(), kafka.log(of).into_iter().find(young)?.offset));
+            asked.iter().filter_map(first).collect()
         };
-        Ok(partitions.iter().map(at).collect())
+        let mut found = self.call(at).await;
+        // The end is another question.
+        let ends = Admin::bounds(self, partitions).await?;
+        for (partition, bounds) in ends {
+            found.entry(partition).or_insert(bounds.latest);
+        }
+        Ok(found)
     }
 
     fn read(&self, partition: TopicPartition, from: i64, until: i64) -> BoxStream<'static, Result<Vec<Record>, KafkaError>> {
@@ -459,8 +493,11 @@ impl Clients for FakeKafka {
         Ok(Arc::new(member))
     }
 
-    async fn reader(&self, _isolation: Isolation) -> Result<Arc<dyn RangeReader>, KafkaError> {
-        Ok(Arc::new(self.clone()))
+    async fn reader(&self, isolation: Isolation) -> Result<Arc<dyn RangeReader>, KafkaError> {
+        Ok(match isolation {
+            Isolation::ReadUncommitted => Arc::new(self.clone()),
+            Isolation::ReadCommitted => Arc::new(transactional::Committed(self.clone())),
+        })
     }
 }
 

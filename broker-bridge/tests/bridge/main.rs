@@ -8,6 +8,7 @@ mod cli;
 mod cluster;
 mod formats;
 mod honest;
+mod idempotence;
 mod process;
 mod push;
 mod registry;
@@ -192,7 +193,9 @@ async fn a_group_goes_on_where_it_was_after_a_stop_and_after_kill_9() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn grpc_writes_a_batch_once_and_consumes_by_credit_and_ack() {
-    let bridge = Bridge::start(&servers()).await;
+    // Ids are known for minutes, to every bridge of the cluster that has the same window.
+    let window = unique("keys");
+    let bridge = Bridge::start_with(&servers(), &[("MILLRACE_PRODUCE__DEDUP_TOPIC", &window)]).await;
     let client = Client::of(&bridge).await;
     let topic = client.create_topic(2).await;
     let group = unique("group");
@@ -249,7 +252,9 @@ async fn grpc_writes_a_batch_once_and_consumes_by_credit_and_ack() {
     found.sort_unstable();
     assert_eq!(found, expected);
 
-    client.delete_topic(&topic).await;
+    for name in [&topic, &window, &format!("{window}_claims")] {
+        client.delete_topic(name).await;
+    }
     bridge.stop().await;
 }
 

@@ -174,6 +174,9 @@ pub trait TransactionalWriter: Send {
     async fn queue(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError>;
     /// Resolves when all records are acknowledged, earlier ones included.
     async fn send(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError>;
+    /// Batches of several callers at once, each with what became of its records, in order; `None`: not all of it was acknowledged
+    /// within `patience`. Anything but `Ok` leaves only `abort`, and a record's error may be the echo of another one's.
+    async fn write(&mut self, batches: Vec<Vec<OutRecord>>, patience: Duration) -> Vec<Option<Vec<Result<Written, KafkaError>>>>;
     /// Offsets of `group` with metadata, inside the transaction, fenced by the transactional id only.
     async fn offsets(&mut self, group: &str, offsets: Vec<(TopicPartition, i64, String)>) -> Result<(), KafkaError>;
     async fn commit(&mut self) -> Result<(), KafkaError>;
