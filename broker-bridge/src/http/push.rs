@@ -134,6 +134,12 @@ fn options_of(
     let mut fields: BTreeMap<String, Value> = options.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
     fields.entry("auto.commit.enable".to_owned()).or_insert_with(|| "false".into());
     let (_, settings) = consume::settings(fields, &app.config)?;
+    if settings.acknowledged.is_some() {
+        return Err(BridgeError::new(
+            Code::InvalidConsumerConfig,
+            "delivery = acknowledged is for fetches; a stream goes on by itself, and its position acknowledges",
+        ));
+    }
     Ok((topics, position, settings))
 }
 
@@ -284,7 +290,7 @@ impl Encode for Batch {
         };
         let length = self.text.len();
         self.text.extend_from_slice(before);
-        if let Err(error) = consume::write_record(self.codec, self.compat, partition, record, &mut self.text) {
+        if let Err(error) = consume::write_record(self.codec, self.compat, partition, record, None, &mut self.text) {
             self.text.truncate(length);
             return Err(error);
         }

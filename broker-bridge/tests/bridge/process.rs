@@ -43,7 +43,6 @@ impl Bridge {
         bridge
     }
 
-
     /// Started; its listeners are there.
     pub(crate) async fn start_unready(servers: &str) -> Self {
         Self::start_unready_with(servers, &[]).await
