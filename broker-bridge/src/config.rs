@@ -237,6 +237,10 @@ pub struct Consume {
     /// Records on their way to one gRPC consumer, whatever credit it gives.
     #[serde(deserialize_with = "at_least_one")]
     pub credit_records_max: u32,
+    /// Records of one partition that an instance with `delivery = acknowledged` may have out, from the lowest unacknowledged one on. Some 4,000 at
+    /// most fit into the offset's metadata.
+    #[serde(deserialize_with = "at_least_one")]
+    pub window_records_max: usize,
     /// The topic that says which bridge holds which consumer instance; created when it is not there. Bridges that name the same one answer for each
     /// other, and a restarted one goes on. Empty: instances are this process's alone, and end with it.
     pub sessions_topic: String,
@@ -260,6 +264,7 @@ impl Default for Consume {
             response_bytes_max: 64 * 1024 * 1024,
             held_bytes_max: 64 * 1024 * 1024,
             credit_records_max: 100_000,
+            window_records_max: 1_000,
             sessions_topic: "_millrace_sessions".to_owned(),
             directory_max: 100_000,
             forward_connect_timeout: Duration::from_millis(500),

@@ -188,12 +188,14 @@ impl Service for BridgeService {
             kafka: connection.clone(),
             store,
             topics: topics.clone(),
+            produce: produce.clone(),
             gate: Arc::clone(&gate),
             config: config.consume.clone(),
             tasks: ctx.tasks.clone(),
             shutdown: ctx.shutdown.clone(),
             held_bytes: 0.into(),
             directory,
+            window_records: 0.into(),
         });
 
         let seen = Arc::new(Mutex::new(Seen::default()));

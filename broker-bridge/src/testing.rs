@@ -59,6 +59,8 @@ struct Cluster {
     groups: Mutex<BTreeMap<String, Group>>,
     /// What Kafka notes of commits, as it does.
     group_log: Mutex<Vec<Record>>,
+    /// Partitions that members of groups do not have now: others have them.
+    away: Mutex<BTreeSet<TopicPartition>>,
     /// Something was written, or moved.
     changed: Notify,
     polls: AtomicUsize,
@@ -192,6 +194,20 @@ impl FakeKafka {
         log.push(Record { offset, timestamp_ms, key: Some(key.into()), value: value.map(Bytes::from), headers: vec![] });
     }
 
+    /// A rebalance gives the partition to somebody else, or back.
+    pub(crate) fn set_away(&self, partition: &TopicPartition, away: bool) {
+        let mut all = self.0.away.lock();
+        if away {
+            all.insert(partition.clone())
+        } else {
+            all.remove(partition)
+        };
+    }
+
+    pub(crate) fn is_away(&self, partition: &TopicPartition) -> bool {
+        self.0.away.lock().contains(partition)
+    }
+
     pub(crate) fn forget_committed(&self, group: &str) {
         self.0.groups.lock().remove(group);
     }
@@ -280,12 +296,14 @@ pub(crate) fn sessions_in(directory: Option<Directory>, kafka: &FakeKafka, store
         kafka: kafka.connection(),
         store: Arc::new(store.clone()),
         topics: topics_with(kafka, store),
+        produce: produce(kafka),
         gate: gate(),
         config,
         tasks: TaskTracker::new(),
         shutdown: CancellationToken::new(),
         held_bytes: 0.into(),
         directory,
+        window_records: 0.into(),
     })
 }
 
@@ -501,7 +519,7 @@ impl Clients for FakeKafka {
     }
 }
 
-/// The only member of its group: gets all partitions with its first poll.
+/// The only member of its group, as far as `FakeKafka::set_away` leaves it: gets all partitions with its first poll, or when they come back.
 struct FakeMember {
     kafka: FakeKafka,
     group: String,
@@ -520,14 +538,15 @@ fn is_marker(record: &Record) -> bool {
 impl FakeMember {
     fn join(&self) {
         let mut positions = self.positions.lock();
-        if !positions.is_empty() {
-            return;
-        }
+        positions.retain(|partition, _| !self.kafka.is_away(partition));
         let committed = self.kafka.committed(&self.group);
         for topic in &self.topics {
             let partitions = self.kafka.0.topics.lock().get(topic).map_or(0, Vec::len);
             for partition in 0..partitions {
                 let partition = TopicPartition::new(topic.as_str(), partition as i32);
+                if self.kafka.is_away(&partition) || positions.contains_key(&partition) {
+                    continue;
+                }
                 let start = if self.earliest { 0 } else { self.kafka.log(&partition).len() as i64 };
                 positions.insert(partition.clone(), committed.get(&partition).copied().unwrap_or(start));
             }
@@ -580,7 +599,7 @@ impl Member for FakeMember {
     }
 
     async fn assignment(&self) -> Vec<TopicPartition> {
-        self.positions.lock().keys().cloned().collect()
+        self.positions.lock().keys().filter(|partition| !self.kafka.is_away(partition)).cloned().collect()
     }
 
     async fn positions(&self) -> BTreeMap<TopicPartition, i64> {
@@ -612,7 +631,14 @@ impl Member for FakeMember {
 
 /// The contract of offset stores, in memory.
 #[derive(Clone, Default)]
-pub(crate) struct MemoryOffsets(Arc<Mutex<BTreeMap<String, GroupOffsets>>>, Arc<Mutex<HashMap<String, [u8; 16]>>>);
+pub(crate) struct MemoryOffsets(Arc<Mutex<BTreeMap<String, GroupOffsets>>>, Arc<Mutex<HashMap<String, [u8; 16]>>>, Arc<AtomicBool>);
+
+impl MemoryOffsets {
+    /// Commits are not answered, until they are again.
+    pub(crate) fn set_away(&self, away: bool) {
+        self.2.store(away, Ordering::Relaxed);
+    }
+}
 
 #[async_trait]
 impl OffsetStore for MemoryOffsets {
@@ -625,6 +651,9 @@ impl OffsetStore for MemoryOffsets {
     }
 
     async fn commit(&self, group: &str, epoch: u64, offsets: &[OffsetCommit]) -> Result<(), OffsetError> {
+        if self.2.load(Ordering::Relaxed) {
+            return Err(OffsetError::Away { path: "memory".into(), message: "as the test wants it".into() });
+        }
         let mut groups = self.0.lock();
         let found = groups.entry(group.to_owned()).or_default();
         if found.epoch != epoch {

@@ -1,13 +1,10 @@
 //! Formats whose keys and values have schemas: those of a request are chosen, those of an answer looked up, before the first value is touched.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
-use service_kit::kafka::{Record, TopicPartition};
+use service_kit::kafka::Record;
 
 use super::{Codec, Form};
 use crate::{
@@ -128,10 +125,10 @@ impl Reader {
     }
 
     /// Ids of schemas that are to be looked up for these records.
-    pub(crate) fn wants(&self, ready: &VecDeque<(TopicPartition, Record)>) -> Vec<i32> {
+    pub(crate) fn wants<'a>(&self, records: impl Iterator<Item = &'a Record>) -> Vec<i32> {
         let mut wanted = Vec::new();
         if matches!(self.codec.form, Form::Schema(_)) {
-            for id in ready.iter().flat_map(|(_, record)| Self::ids(record)) {
+            for id in records.flat_map(Self::ids) {
                 if !self.known.contains_key(&id) && !wanted.contains(&id) {
                     wanted.push(id);
                 }

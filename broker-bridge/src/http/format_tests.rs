@@ -165,6 +165,31 @@ async fn a_record_that_cannot_be_read_blocks_its_partition_until_a_seek() {
 }
 
 #[tokio::test]
+async fn batches_with_schemas_are_given_again_and_what_cannot_be_read_is_a_dead_letter() {
+    let value = |id: u8, rest: &[u8]| [&[0, 0, 0, 0, id][..], rest].concat();
+    let bridge = bridge();
+    bridge.kafka.add_topic("dead", 1);
+    for value in [value(2, &[2, b'A', 0]), value(99, &[0]), value(2, &[2, b'B', 0])] {
+        bridge.kafka.append_value("t", &value);
+    }
+    let base = bridge
+        .consumer(r#"{"format":"avro","auto.offset.reset":"earliest","delivery":"acknowledged","dead.letter.topic":"dead"}"#)
+        .await;
+    let records = format!("{base}/records?timeout=20");
+    let first = bridge.get(&records).await;
+    let names: Vec<Value> = first.json().as_array().unwrap().iter().map(|record| record["value"]["name"].clone()).collect();
+    assert_eq!((names, first.headers["millrace-blocked"].to_str().unwrap()), (vec![json!("A"), json!("B")], "t-0"));
+    let batch = first.headers["millrace-batch"].to_str().unwrap();
+    let again = bridge.get(&records).await;
+    assert_eq!((&again.text, again.headers["millrace-batch"].to_str().unwrap()), (&first.text, batch), "byte for byte");
+    assert_eq!(bridge.get(&format!("{records}&acknowledge={batch}")).await.text, "[]");
+    let dead = bridge.kafka.records("dead");
+    assert_eq!((dead.len(), dead[0].value.as_deref()), (1, Some(&value(99, &[0])[..])));
+    let reason = dead[0].headers.iter().find(|(name, _)| name == "millrace.dead-letter.reason").unwrap().1.clone().unwrap();
+    assert!(String::from_utf8(reason.to_vec()).unwrap().contains("schema 99 is not in the registry"));
+}
+
+#[tokio::test]
 async fn v3_finds_the_schema_in_every_way() {
     let bridge = bridge();
     let v3 = async |data: Value| {

@@ -134,6 +134,7 @@ fn routes() -> Vec<Route> {
         route!(GET instance!("/records"), consume::records),
         route!(GET instance!("/offsets"), consume::committed),
         route!(POST instance!("/offsets"), consume::commit),
+        route!(POST instance!("/acknowledgements"), consume::acknowledge),
         route!(POST instance!("/positions"), consume::seek),
         route!(POST instance!("/positions/beginning"), consume::seek_to_beginning),
         route!(POST instance!("/positions/end"), consume::seek_to_end),

@@ -10,7 +10,7 @@
 mod socket;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -134,6 +134,12 @@ fn options_of(
     let mut fields: BTreeMap<String, Value> = options.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
     fields.entry("auto.commit.enable".to_owned()).or_insert_with(|| "false".into());
     let (_, settings) = consume::settings(fields, &app.config)?;
+    if settings.acknowledged.is_some() {
+        return Err(BridgeError::new(
+            Code::InvalidConsumerConfig,
+            "delivery = acknowledged is for fetches; a stream goes on by itself, and its position acknowledges",
+        ));
+    }
     Ok((topics, position, settings))
 }
 
@@ -287,7 +293,7 @@ impl Encode for Batch {
         };
         let length = self.text.len();
         self.text.extend_from_slice(before);
-        if let Err(error) = consume::write_record(&self.reader, self.compat, partition, record, &mut self.text) {
+        if let Err(error) = consume::write_record(&self.reader, self.compat, partition, record, None, &mut self.text) {
             self.text.truncate(length);
             return Err(error);
         }
@@ -297,8 +303,8 @@ impl Encode for Batch {
         Ok(true)
     }
 
-    fn wants(&self, ready: &VecDeque<(TopicPartition, Record)>) -> Vec<i32> {
-        self.reader.wants(ready)
+    fn wants<'a>(&self, records: impl Iterator<Item = &'a Record>) -> Vec<i32> {
+        self.reader.wants(records)
     }
 
     fn look_up(&mut self, schemas: Vec<i32>) -> impl Future<Output = Result<()>> + Send {

@@ -636,3 +636,85 @@ async fn answers_and_errors_are_those_of_each_dialect() {
         assert_eq!(strimzi.get(path).await.json()["openapi"], "3.1.0");
     }
 }
+
+#[tokio::test]
+async fn batches_are_given_again_until_they_are_acknowledged() {
+    let bridge = Bridge::new(Compat::Confluent);
+    bridge.kafka.add_topic("dead", 1);
+    bridge.kafka.append("t", 0, 3);
+    let base = bridge.consumer(r#"{"format":"json","auto.offset.reset":"earliest","delivery":"acknowledged","visibility.timeout.ms":"60000","delivery.attempts.max":2,"dead.letter.topic":"dead"}"#).await;
+    let records = format!("{base}/records?timeout=20");
+    let first = bridge.get(&records).await;
+    assert_eq!(first.status, 200, "{}", first.text);
+    let record = |offset: i64, attempt: u32| json!({"topic": "t", "key": null, "value": offset, "partition": 0, "offset": offset, "attempt": attempt});
+    assert_eq!(first.json(), json!([record(0, 1), record(1, 1), record(2, 1)]));
+    let batch = first.headers["millrace-batch"].to_str().unwrap();
+    let again = bridge.get(&format!("{records}&max_bytes=1")).await;
+    assert_eq!((&again.text, again.headers["millrace-batch"].to_str().unwrap()), (&first.text, batch), "byte for byte");
+
+    let said = format!("{base}/acknowledgements");
+    let answer = bridge
+        .post(&said, r#"{"acknowledge":[{"topic":"t","partition":0,"offset":0},{"topic":"u","partition":0,"offset":0}],"reject":[{"topic":"t","partition":0,"offset":1,"reason":"odd"}]}"#)
+        .await;
+    assert_eq!(
+        (answer.status, answer.json()),
+        (200, json!({"acknowledged": 1, "rejected": 1, "ignored": [{"topic": "u", "partition": 0, "offset": 0}]}))
+    );
+    let second = bridge.get(&format!("{records}&acknowledge={batch}")).await;
+    assert_eq!(second.json(), json!([record(1, 2)]));
+    assert!(!second.headers.contains_key("millrace-window-full"));
+    assert_eq!(bridge.post(&said, r#"{"reject":[{"topic":"t","partition":0,"offset":1}]}"#).await.json()["rejected"], 1);
+    assert_eq!(bridge.get(&records).await.text, "[]");
+    assert_eq!(bridge.kafka.values("dead"), ["1"]);
+    let offsets = bridge.get(&format!("{base}/offsets")).await.json();
+    assert_eq!(offsets["offsets"][0]["offset"], 3, "{offsets}");
+
+    for (body, status, code, message) in [
+        ("{}", 422, 422, "give batch, acknowledge or reject"),
+        (r#"{"batch":1}"#, 422, 422, "not as expected"),
+        (r#"{"ack":[]}"#, 422, 422, "unknown field"),
+        (r#"{"batch":"x-1"}"#, 409, 40903, "was not given out"),
+        (r#"{"reject":[{"topic":"t","partition":0,"offset":1,"delay_ms":999999999}]}"#, 422, 422, "consume.session_idle"),
+        (r#"{"reject":[{"topic":"t","partition":0,"offset":1,"delay_ms":-1}]}"#, 422, 422, "not as expected"),
+        ("{", 400, 400, "not JSON"),
+    ] {
+        bridge.post(&said, body).await.fails(status, code, message);
+    }
+    let long = json!({"reject": [{"topic": "t", "partition": 0, "offset": 1, "reason": "x".repeat(1_001)}]}).to_string();
+    bridge.post(&said, &long).await.fails(422, 422, "1001 bytes");
+    bridge.get(&format!("{records}&acknowledge=x-1")).await.fails(409, 40903, "fetch without");
+
+    let ordinary = bridge.consumer(r#"{"format":"json"}"#).await;
+    bridge.post(&format!("{ordinary}/acknowledgements"), r#"{"batch":"x-1"}"#).await.fails(409, 40903, "delivery");
+    bridge.get(&format!("{ordinary}/records?acknowledge=x-1")).await.fails(409, 40903, "delivery = acknowledged");
+}
+
+#[tokio::test]
+async fn settings_of_delivery_are_checked() {
+    let bridge = Bridge::new(Compat::Confluent);
+    bridge.kafka.add_topic("dead", 1);
+    for (settings, message) in [
+        (r#"{"delivery":"never"}"#, "continuous or acknowledged"),
+        (r#"{"visibility.timeout.ms":1000}"#, "belong to delivery = acknowledged"),
+        (r#"{"delivery":"continuous","dead.letter.topic":"dead"}"#, "belong to delivery = acknowledged"),
+        (
+            r#"{"delivery":"acknowledged","visibility.timeout.ms":0}"#,
+            "visibility.timeout.ms = 0 is not possible; give 1 to 300000 (consume.session_idle)",
+        ),
+        (r#"{"delivery":"acknowledged","visibility.timeout.ms":"300001"}"#, "consume.session_idle"),
+        (r#"{"delivery":"acknowledged","delivery.attempts.max":3}"#, "needs dead.letter.topic"),
+        (r#"{"delivery":"acknowledged","delivery.attempts.max":53,"dead.letter.topic":"dead"}"#, "1 to 52"),
+        (r#"{"delivery":"acknowledged","delivery.attempts.max":0,"dead.letter.topic":"dead"}"#, "1 to 52"),
+        (r#"{"delivery":"acknowledged","auto.commit.enable":true}"#, "contradicts"),
+        (r#"{"delivery":"acknowledged","visibility.timeout.ms":-1}"#, "a number of milliseconds"),
+        (r#"{"delivery":"acknowledged","delivery.attempts.max":"many"}"#, "a number of attempts"),
+        (r#"{"deliver":"acknowledged"}"#, "delivery.attempts.max"),
+    ] {
+        bridge.post("/consumers/g", settings).await.fails(422, 42204, message);
+    }
+    bridge.post("/consumers/g", r#"{"delivery":"acknowledged","dead.letter.topic":"none"}"#).await.fails(404, 40401, "none");
+    let accepted = r#"{"delivery":"acknowledged","auto.commit.enable":"false","dead.letter.topic":"dead","delivery.attempts.max":"52"}"#;
+    assert_eq!(bridge.post("/consumers/g", accepted).await.status, 200);
+    let stream = bridge.call("GET", "/consumers/g/stream?topics=t&delivery=acknowledged", &[("accept", "text/event-stream")], "").await;
+    stream.fails(422, 42204, "a stream goes on by itself");
+}

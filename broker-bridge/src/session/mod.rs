@@ -15,6 +15,7 @@
 //!   so that a group that has read everything has no lag.
 //! - A record that cannot be shown in the session's format blocks its partition until a seek; the others go on, and its error comes when they have
 //!   nothing.
+//! - All this is the REST proxies' way. A session with `delivery = acknowledged` repeats a batch until it is acknowledged: `acknowledged.rs`.
 //! - An offset below the stored one is refused, unless the client sought back before: then the group is reset, and a new epoch
 //!   fences whatever is still on its way. A session that meets a new epoch reads the offsets again and goes where the reset put them.
 //! - An offset holds for the topic it was committed for: one of a topic that was deleted and created anew, or beyond the partition's end, is given
@@ -26,6 +27,8 @@
 //! sessions, idle time.
 //! Locks: `polling` orders fetches and is held while Kafka is waited for; `state` is held for moments, so commits and seeks do not wait.
 
+mod acknowledged;
+mod batches;
 mod directory;
 mod log;
 mod marks;
@@ -34,9 +37,10 @@ mod registry;
 mod sharing;
 mod source;
 mod state;
+mod window;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -45,7 +49,7 @@ use std::{
 };
 
 use service_kit::{
-    kafka::{Bounds, Isolation, Record, TopicPartition},
+    kafka::{Bounds, Isolation, Member, Record, TopicPartition},
     offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
 };
 use tokio::{
@@ -54,6 +58,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use acknowledged::{Acknowledged, Reject, Settlement};
 pub(crate) use directory::{Directory, Me};
 pub(crate) use position::Position;
 pub(crate) use registry::Sessions;
@@ -67,6 +72,7 @@ use crate::{
     connect::Connection,
     error::{BridgeError, Code, Result},
     gate::{Gate, Work},
+    produce::Produce,
     topics::Topics,
 };
 
@@ -90,6 +96,8 @@ pub(crate) struct Settings {
     /// A fetch waits for this many bytes, or its time.
     pub(crate) fetch_min_bytes: usize,
     pub(crate) request_timeout: Duration,
+    /// `None`: each fetch goes on, and a commit acknowledges.
+    pub(crate) acknowledged: Option<Acknowledged>,
 }
 
 /// What every session needs.
@@ -98,6 +106,8 @@ pub(crate) struct Deps {
     pub(crate) kafka: Connection,
     pub(crate) store: Arc<dyn OffsetStore>,
     pub(crate) topics: Topics,
+    /// For dead letters.
+    pub(crate) produce: Produce,
     pub(crate) gate: Arc<Gate>,
     pub(crate) config: config::Consume,
     pub(crate) tasks: TaskTracker,
@@ -106,6 +116,8 @@ pub(crate) struct Deps {
     pub(crate) held_bytes: AtomicU64,
     /// `None`: no other replica knows of sessions here.
     pub(crate) directory: Option<Directory>,
+    /// Records in the windows of all sessions.
+    pub(crate) window_records: AtomicU64,
 }
 
 impl Deps {
@@ -153,7 +165,7 @@ pub(crate) trait Encode: Send + 'static {
     fn blocked(&mut self, _partition: &TopicPartition) {}
 
     /// Ids of schemas without which these records cannot be added.
-    fn wants(&self, _ready: &VecDeque<(TopicPartition, Record)>) -> Vec<i32> {
+    fn wants<'a>(&self, _records: impl Iterator<Item = &'a Record>) -> Vec<i32> {
         Vec::new()
     }
 
@@ -161,6 +173,18 @@ pub(crate) trait Encode: Send + 'static {
     fn look_up(&mut self, _schemas: Vec<i32>) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
     }
+}
+
+/// Builds a batch of a session with `delivery = acknowledged`.
+pub(crate) trait EncodeBatch: Encode {
+    /// As `add`, for a record that is delivered for the `attempt`th time.
+    fn add_attempt(&mut self, partition: &TopicPartition, record: &Record, attempt: u32) -> Result<bool>;
+
+    /// What follows is an answer that was given before: this request's bounds are not its own.
+    fn unbounded(&mut self);
+
+    /// Forgets what was added.
+    fn clear(&mut self);
 }
 
 /// One consumer of a group.
@@ -176,6 +200,8 @@ pub(crate) struct Session {
     held: AtomicU64,
     /// `None`: it is this process's alone.
     sharing: Option<sharing::Sharing>,
+    /// This session's part of `Deps::window_records`.
+    windowed: AtomicU64,
 }
 
 impl Session {
@@ -190,6 +216,7 @@ impl Session {
             used: parking_lot::Mutex::new(Instant::now()),
             held: AtomicU64::new(0),
             sharing,
+            windowed: AtomicU64::new(0),
         }
     }
 
@@ -279,6 +306,9 @@ impl Session {
                 progress.rewound = progress.committed.is_some_and(|committed| *offset < committed);
             }
         }
+        if self.settings.acknowledged.is_some() {
+            return self.keep_sought(state, positions).await;
+        }
         Ok(())
     }
 
@@ -315,7 +345,7 @@ impl Session {
                 if filled.is_ok() {
                     let schemas = {
                         let state = session.state.lock().await;
-                        encode.wants(&state.ready)
+                        encode.wants(state.ready.iter().map(|(_, record)| record))
                     };
                     filled = encode.look_up(schemas).await;
                 }
@@ -360,6 +390,9 @@ impl Session {
 
     /// Acknowledges: everything delivered (`None`), or these offsets (next to read).
     pub(crate) async fn commit(&self, offsets: Option<Vec<OffsetCommit>>) -> Result<()> {
+        if self.settings.acknowledged.is_some() {
+            return self.settle_below(offsets).await;
+        }
         let mut state = self.open().await?;
         let explicit = offsets.is_some();
         let offsets = match offsets {
@@ -519,15 +552,27 @@ impl Session {
         }
         let gone: Vec<TopicPartition> = state.partitions.keys().filter(|partition| !assigned.contains(*partition)).cloned().collect();
         for partition in gone {
-            state.partitions.remove(&partition);
+            if let Some(progress) = state.partitions.remove(&partition)
+                && self.settings.acknowledged.is_some()
+            {
+                state.parked.insert(partition.clone(), progress.window);
+            }
             state.drop_ready(&partition);
         }
+        let rebalanced = !assigned.is_empty();
         let new: Vec<TopicPartition> = assigned.into_iter().filter(|partition| !state.partitions.contains_key(partition)).collect();
         if new.is_empty() {
+            if rebalanced {
+                state.parked.clear();
+            }
             return Ok(());
         }
         for topic in new.iter().map(|partition| &partition.topic).collect::<BTreeSet<_>>() {
             self.deps.topics.recognise(topic).await?;
+        }
+        if let Some(acknowledged) = &self.settings.acknowledged {
+            self.check_dead_letters(acknowledged, &new)?;
+            self.fence(state).await?;
         }
         let stored = self.deps.store.get(&self.group, Some(&new)).await?;
         if state.partitions.is_empty() {
@@ -547,12 +592,24 @@ impl Session {
             }
             state.partitions.insert(partition.clone(), Progress::default());
             if let Some(start) = start {
-                self.seek_one(state, &partition, start).await?;
+                if let Err(error) = self.seek_one(state, &partition, start).await {
+                    // The next call tries again.
+                    state.partitions.remove(&partition);
+                    return Err(error);
+                }
                 if let Some(progress) = state.partitions.get_mut(&partition) {
                     progress.committed = Some(start);
                 }
             }
-            self.seek_again(state, &partition, &stored).await?;
+            if self.settings.acknowledged.is_some() {
+                self.take_over(state, &stored, &partition, start);
+            } else {
+                self.seek_again(state, &partition, &stored).await?;
+            }
+        }
+        if self.settings.acknowledged.is_some() {
+            state.parked.clear();
+            self.keep(state).await?;
         }
         self.compare_with_kafka(stored);
         Ok(())
@@ -595,6 +652,9 @@ impl Session {
         let Some(bounds) = bounds else { return Ok(()) };
         if floor > bounds.latest {
             progress.floor = 0;
+            // Where it is read now, that is below what was acknowledged.
+            progress.window = progress.window.anew(None);
+            progress.rewound |= self.settings.acknowledged.is_some();
             tracing::warn!(
                 group = self.group,
                 instance = self.name,
@@ -608,9 +668,21 @@ impl Session {
             let start = self.give_up(state, partition, stored.offset, bounds).await?;
             if let Some(progress) = state.partitions.get_mut(partition) {
                 progress.committed = Some(start);
+                progress.window = progress.window.anew(None);
             }
         }
         Ok(())
+    }
+
+    /// A dead letter that came back as a record would be one again, for ever.
+    fn check_dead_letters(&self, acknowledged: &Acknowledged, read: &[TopicPartition]) -> Result<()> {
+        let Some(letters) = &acknowledged.dead_letters else { return Ok(()) };
+        match read.iter().any(|partition| partition.topic == letters.topic) {
+            true => {
+                Err(self.illegal(&format!("reads {}, its own dead-letter topic; name another one, or read other topics", letters.topic)))
+            }
+            false => Ok(()),
+        }
     }
 
     /// Tells when Kafka's offsets are not the copy of the stored ones: somebody set them there. In the background: reading does not depend on it.
@@ -659,7 +731,8 @@ impl Session {
         let position_then = member.positions().await.get(partition).copied();
         if let Some(progress) = state.partitions.get_mut(partition) {
             let Progress { committed, rewound, .. } = *progress;
-            *progress = Progress { committed, rewound, floor: offset, sought, position_then, ..Progress::default() };
+            let window = progress.window.anew(Some(offset));
+            *progress = Progress { committed, rewound, floor: offset, sought, position_then, window, ..Progress::default() };
         }
         Ok(())
     }
@@ -669,6 +742,12 @@ impl Session {
         let stored = self.store(&mut state, offsets, explicit).await?;
         let member = state.source.as_ref().map(|source| Arc::clone(&source.member));
         drop(state);
+        self.mirror(member, stored).await;
+        Ok(())
+    }
+
+    /// Gives Kafka its copy of stored offsets.
+    async fn mirror(&self, member: Option<Arc<dyn Member>>, stored: Vec<(TopicPartition, i64)>) {
         if let (Some(member), false) = (member, stored.is_empty() || self.deps.store.is_kafka()) {
             let mirrored = timeout(MIRROR_WAIT_MAX, member.commit(stored)).await;
             if !matches!(mirrored, Ok(Ok(()))) {
@@ -676,7 +755,6 @@ impl Session {
                 tracing::debug!(?mirrored, group = self.group, "offsets are stored, Kafka did not take its copy");
             }
         }
-        Ok(())
     }
 
     /// Stores offsets under the session's epoch; gives what was stored.
@@ -766,9 +844,13 @@ impl Session {
 
     /// Keeps the sum over all sessions.
     fn measure(&self, state: &State) {
-        let held = state.ready_bytes as u64;
+        let held = (state.ready_bytes + state.window_bytes()) as u64;
         let before = self.held.swap(held, Ordering::Relaxed);
         self.deps.hold(held.wrapping_sub(before));
+        let records = state.window_records() as u64;
+        let change = records.wrapping_sub(self.windowed.swap(records, Ordering::Relaxed));
+        let all = self.deps.window_records.fetch_add(change, Ordering::Relaxed).wrapping_add(change);
+        metrics::gauge!("millrace_bridge_window_records").set(all as f64);
     }
 }
 
@@ -788,5 +870,7 @@ pub(crate) fn instance_not_found(group: &str, name: &str) -> BridgeError {
     )
 }
 
+#[cfg(test)]
+mod acknowledged_tests;
 #[cfg(test)]
 mod tests;

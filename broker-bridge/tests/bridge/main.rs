@@ -17,6 +17,7 @@ mod stores;
 mod transactions;
 mod v3;
 mod watch;
+mod window;
 
 use std::time::Duration;
 
@@ -264,8 +265,21 @@ async fn consume(
     topic: &str,
     credit: u32,
 ) -> (mpsc::Sender<ConsumeRequest>, tonic::Streaming<proto::data::v1::ConsumeResponse>) {
+    let subscribe = Subscribe {
+        group: group.to_owned(),
+        topics: vec![topic.to_owned()],
+        auto_offset_reset: "earliest".into(),
+        credit,
+        redelivery: None,
+    };
+    subscribed(client, subscribe).await
+}
+
+async fn subscribed(
+    client: &Client,
+    subscribe: Subscribe,
+) -> (mpsc::Sender<ConsumeRequest>, tonic::Streaming<proto::data::v1::ConsumeResponse>) {
     let (requests, receiver) = mpsc::channel(8);
-    let subscribe = Subscribe { group: group.to_owned(), topics: vec![topic.to_owned()], auto_offset_reset: "earliest".into(), credit };
     requests.send(message(Request::Subscribe(subscribe))).await.unwrap();
     let batches = client.data().consume(ReceiverStream::new(receiver)).await.unwrap().into_inner();
     (requests, batches)
@@ -571,8 +585,13 @@ async fn a_grpc_consumer_that_does_not_read_does_not_keep_the_bridge_from_ending
         client.data().produce(request).await.unwrap();
     }
     let (requests, receiver) = mpsc::channel(1);
-    let subscribe =
-        Subscribe { group: unique("group"), topics: vec![topic.clone()], auto_offset_reset: "earliest".into(), credit: 100_000 };
+    let subscribe = Subscribe {
+        group: unique("group"),
+        topics: vec![topic.clone()],
+        auto_offset_reset: "earliest".into(),
+        credit: 100_000,
+        redelivery: None,
+    };
     requests.send(ConsumeRequest { request: Some(Request::Subscribe(subscribe)) }).await.unwrap();
     let mut stream = client.data().consume(ReceiverStream::new(receiver)).await.unwrap().into_inner();
     // Something has come; from now on nobody reads, while more is there than the connection takes.

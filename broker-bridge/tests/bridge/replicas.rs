@@ -459,3 +459,65 @@ async fn a_replica_with_offsets_of_its_own_hands_on_and_does_not_take_over_and_w
     client.delete_topic(&directory).await;
     second.stop().await;
 }
+
+/// Values and attempts of the next batch, and its id; asked until one comes.
+async fn batch(url: &str) -> (Vec<(i64, i64)>, String) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let answer = http().get(format!("{url}/records?timeout=500")).header("accept", JSON).send().await.unwrap();
+        let id = answer.headers().get("millrace-batch").map(|id| id.to_str().unwrap().to_owned());
+        let (status, text) = (answer.status(), answer.text().await.unwrap());
+        assert_eq!(status, 200, "{text}");
+        if let Some(id) = id {
+            let records: Vec<Value> = serde_json::from_str(&text).unwrap();
+            let seen = |record: &Value| (record["value"].as_i64().unwrap(), record["attempt"].as_i64().unwrap());
+            return (records.iter().map(seen).collect(), id);
+        }
+        assert!(Instant::now() < deadline, "no batch came");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_acknowledged_comes_again_from_the_replica_that_takes_over_and_what_is_does_not() {
+    let directory = unique("sessions");
+    let variables = [("MILLRACE_OFFSETS__STORE", "kafka"), ("MILLRACE_CONSUME__SESSIONS_TOPIC", directory.as_str())];
+    let servers = servers();
+    let (first, mut second) = tokio::join!(Bridge::start_with(&servers, &variables), Bridge::start_with(&servers, &variables));
+    let mut client = Client::of(&second).await;
+    let (topic, group) = (client.create_topic(1).await, unique("group"));
+    client.produce(&topic, 0..6).await;
+    let more = json!({"delivery": "acknowledged", "visibility.timeout.ms": 60_000});
+    create(&format!("http://{}", first.http), &group, "one", &topic, more).await;
+    // The other replica is asked, and hands on.
+    let url = |client: &Client| format!("{}/consumers/{group}/instances/one", client.base);
+    let at = |offset: i64| json!({"topic": topic, "partition": 0, "offset": offset});
+    let (seen, early) = batch(&url(&client)).await;
+    assert_eq!(seen, (0..6).map(|value| (value, 1)).collect::<Vec<_>>());
+    let said = client
+        .post(&format!("{}/acknowledgements", url(&client)), V2, &json!({"acknowledge": [at(1), at(3)], "reject": [at(2)]}))
+        .await;
+    assert_eq!(said, (200, json!({"acknowledged": 2, "rejected": 1, "ignored": []})));
+    assert!(metric(&second, "millrace_bridge_forwarded_requests_total").await >= 2.0);
+
+    first.kill().await;
+    let (seen, late) = batch(&url(&client)).await;
+    assert_eq!(seen, [(0, 2), (2, 2), (4, 2), (5, 2)]);
+    assert!(metric(&second, "millrace_bridge_sessions_claimed_total").await >= 1.0);
+    let acknowledge = async |client: &Client, batch: &str| {
+        client.post(&format!("{}/acknowledgements", url(client)), V2, &json!({"batch": batch})).await
+    };
+    assert_eq!(acknowledge(&client, &early).await.0, 409, "a batch of the replica that is gone");
+    assert_eq!(acknowledge(&client, &late).await, (200, json!({"acknowledged": 4, "rejected": 0, "ignored": []})));
+
+    // A seek is known to whoever goes on.
+    assert_eq!(client.post(&format!("{}/positions", url(&client)), V2, &json!({"offsets": [at(4)]})).await.0, 204);
+    second = second.kill_and_restart().await;
+    client = Client::of(&second).await;
+    let (seen, last) = batch(&url(&client)).await;
+    assert_eq!(seen, [(4, 1), (5, 1)]);
+    assert_eq!(acknowledge(&client, &last).await.0, 200);
+    client.delete(&url(&client)).await;
+    client.delete_topic(&topic).await;
+    client.delete_topic(&directory).await;
+    second.stop().await;
+}

@@ -29,6 +29,7 @@ where
     let store = open().await;
     an_unknown_group_is_empty_at_epoch_zero(&*store).await;
     an_offset_moves_forward_only(&*store).await;
+    the_same_offset_again_replaces_the_metadata(&*store).await;
     a_commit_is_taken_as_a_whole(&*store).await;
     a_reset_rewinds_and_fences(&*store).await;
     a_deleted_group_stays_deleted(&*store).await;
@@ -68,6 +69,21 @@ async fn an_offset_moves_forward_only(store: &dyn OffsetStore) {
     assert_eq!(offset(store, "forward", logs(1)).await, Some(0));
     // Only what was asked for is answered.
     assert_eq!(store.get("forward", Some(&[logs(1), logs(7)])).await.unwrap().offsets.len(), 1);
+}
+
+async fn the_same_offset_again_replaces_the_metadata(store: &dyn OffsetStore) {
+    let longest = "a1.".repeat(METADATA_BYTES_MAX / 3);
+    for metadata in ["", "first", &longest, "", &longest, "shorter"] {
+        store.commit("again", 0, &[at(logs(0), 10, metadata)]).await.unwrap();
+        let found = store.get("again", Some(&[logs(0)])).await.unwrap();
+        assert_eq!(found.offsets[&logs(0)], StoredOffset { offset: 10, metadata: metadata.to_owned() }, "{} bytes", metadata.len());
+    }
+    // A reset of nothing only fences, also a group that nobody has committed to.
+    assert_eq!(store.reset("fenced", &[]).await.unwrap(), 1);
+    assert!(matches!(store.commit("fenced", 0, &[at(logs(0), 1, "")]).await, Err(OffsetError::Fenced { current: 1, .. })));
+    let found = store.get("fenced", None).await.unwrap();
+    assert_eq!((found.epoch, found.offsets.len()), (1, 0));
+    assert!(!store.groups().await.unwrap().contains(&"fenced".to_owned()));
 }
 
 async fn a_commit_is_taken_as_a_whole(store: &dyn OffsetStore) {
@@ -312,6 +328,7 @@ where
     Open: AsyncFn() -> Arc<dyn OffsetStore>,
 {
     let store = open().await;
+    assert_eq!(store.get("again", None).await.unwrap().offsets[&logs(0)], StoredOffset { offset: 10, metadata: "shorter".to_owned() });
     assert_eq!(offset(&*store, "forward", logs(0)).await, Some(11));
     let found = store.get("reset", None).await.unwrap();
     assert_eq!((found.epoch, found.offsets[&logs(0)].offset), (2, 4));

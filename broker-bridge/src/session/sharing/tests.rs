@@ -68,6 +68,7 @@ fn settings() -> Settings {
         isolation: Isolation::ReadUncommitted,
         fetch_min_bytes: 1,
         request_timeout: Duration::from_secs(1),
+        acknowledged: None,
     }
 }
 
