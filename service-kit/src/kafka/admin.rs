@@ -142,7 +142,7 @@ impl Native {
     async fn visible(&self, name: &str) {
         let known = async {
             while !self.lookup.topic(name).await.is_ok_and(|topic| topic.partitions.iter().all(|one| one.leader.is_some())) {
-                tokio::time::sleep(VISIBLE_INTERVAL).await;
+                sleep(VISIBLE_INTERVAL).await;
             }
         };
         if tokio::time::timeout(self.lookup.timeout, known).await.is_err() {
