@@ -5,9 +5,13 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use service_kit::{
     KitConfig, ListenAddr,
-    config::{ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig, at_least_one, duration, period},
+    config::{ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig, TlsConfig, at_least_one, duration, period},
     kafka::{deserialize_properties, deserialize_servers},
 };
+
+mod auth;
+
+pub use auth::{Algorithm, Audit, Auth, CertificateName, Jwt, Quota};
 
 /// The whole configuration of `millrace-bridge`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,6 +30,7 @@ pub struct BridgeConfig {
     pub topics: Topics,
     pub monitor: Monitor,
     pub registry: Registry,
+    pub auth: Auth,
 }
 
 impl Default for BridgeConfig {
@@ -44,6 +49,7 @@ impl Default for BridgeConfig {
             topics: Topics::default(),
             monitor: Monitor::default(),
             registry: Registry::default(),
+            auth: Auth::default(),
         }
     }
 }
@@ -88,11 +94,13 @@ pub enum Compat {
 pub struct Http {
     pub listen: ListenAddr,
     pub compat: Compat,
+    /// As `[control.tls]`.
+    pub tls: TlsConfig,
 }
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: ListenAddr::new((Ipv4Addr::LOCALHOST, 8082)), compat: Compat::Confluent }
+        Self { listen: ListenAddr::new((Ipv4Addr::LOCALHOST, 8082)), compat: Compat::Confluent, tls: TlsConfig::default() }
     }
 }
 

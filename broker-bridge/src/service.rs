@@ -6,14 +6,15 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use service_kit::{
-    ConfigErrors, Context, HttpEndpoint, Latch, Running, Service,
-    config::ConfigError,
+    ConfigErrors, Context, Guard, HttpEndpoint, Latch, Running, Service,
+    config::{ClientAuth, ConfigError},
     kafka::{self, KafkaConfig, Manage},
     offsets::{self, OffsetStore, SledOffsets},
 };
 use tokio::{select, time::sleep};
 
 use crate::{
+    auth::{self, Auth},
     config::{BridgeConfig, Offsets, Store},
     connect::Connection,
     control::BridgeControl,
@@ -45,6 +46,7 @@ pub(crate) struct BridgeService {
     kafka: KafkaConfig,
     /// `None`: the embedded one, which is opened at the start.
     store: Option<Arc<dyn OffsetStore>>,
+    auth: Option<Auth>,
 }
 
 impl BridgeService {
@@ -77,7 +79,17 @@ impl BridgeService {
         }
         let kafka = KafkaConfig::from_properties(properties).map_err(|error| wrong("kafka.properties", error.to_string()))?;
         let store = outside(&config.offsets, &kafka).map_err(|(key, message)| wrong(key, message))?;
-        Ok(Self { config, kafka, store })
+        let asked = [&config.http.tls, &config.control.tls].into_iter().any(|tls| tls.client_auth != ClientAuth::None);
+        let auth = Auth::open(&config.auth, asked).map_err(|error| ConfigErrors(vec![error]))?;
+        for (name, listen) in [("http", config.http.listen), ("control", config.control.listen)] {
+            if auth.is_none() && !config.auth.allow_open && !listen.is_loopback() {
+                let message = format!(
+                    "other machines can reach {listen}, and authentication is off: name a policy in auth.policy_file, listen on a loopback address, or allow it with [auth] allow_open = true"
+                );
+                return Err(wrong(&format!("{name}.listen"), message));
+            }
+        }
+        Ok(Self { config, kafka, store, auth })
     }
 }
 
@@ -112,8 +124,16 @@ fn outside(config: &Offsets, kafka: &KafkaConfig) -> Result<Option<Arc<dyn Offse
 impl Service for BridgeService {
     const NAME: &'static str = "millrace-bridge";
 
+    fn guard(&self) -> Option<Guard> {
+        let auth = self.auth.clone()?;
+        Some(Box::new(move |router| auth::guard_grpc(auth, router)))
+    }
+
     async fn start(self, ctx: Context) -> anyhow::Result<Running> {
-        let Self { config, kafka, store } = self;
+        let Self { config, kafka, store, auth } = self;
+        if let Some(auth) = &auth {
+            ctx.tasks.spawn(auth.clone().watch(ctx.clone()));
+        }
         for note in kafka.notes() {
             tracing::info!(note, "kafka setting");
         }
@@ -202,8 +222,10 @@ impl Service for BridgeService {
             registry,
             config: Arc::new(config.clone()),
             readiness: ctx.readiness.clone(),
+            auth,
         };
-        let http = vec![HttpEndpoint { name: "http", listen: config.http.listen, router: http::router(app) }];
+        let (listen, tls) = (config.http.listen, config.http.tls.clone());
+        let http = vec![HttpEndpoint { name: "http", listen, tls, router: http::router(app) }];
         let drain = config.shutdown.deadline;
         let control = Arc::new(BridgeControl { config, gate, sessions: sessions.clone(), seen });
         let done = async move {

@@ -16,6 +16,21 @@ use crate::{
     testing::{self, FakeKafka, MemoryOffsets},
 };
 
+pub(super) fn app(kafka: &FakeKafka, store: &MemoryOffsets, config: BridgeConfig, auth: Option<Auth>) -> App {
+    App {
+        produce: testing::produce(kafka),
+        sessions: testing::sessions(kafka, store, config.consume.clone()),
+        topics: testing::topics(kafka),
+        lag: testing::lag(kafka, store.clone()),
+        registry: testing::registry(kafka),
+        transactions: testing::transactions(kafka),
+        manage: Manage::new(&service_kit::kafka::KafkaConfig::new("nowhere:1")),
+        config: Arc::new(config),
+        readiness: Readiness::default(),
+        auth,
+    }
+}
+
 struct Bridge {
     kafka: FakeKafka,
     store: MemoryOffsets,
@@ -49,19 +64,8 @@ impl Bridge {
         let store = MemoryOffsets::default();
         let mut config = BridgeConfig::default();
         config.http.compat = compat;
-        let lag = testing::lag(&kafka, store.clone());
-        let app = App {
-            produce: testing::produce(&kafka),
-            sessions: testing::sessions(&kafka, &store, config.consume.clone()),
-            topics: testing::topics(&kafka),
-            lag: lag.clone(),
-            registry: testing::registry(&kafka),
-            transactions: testing::transactions(&kafka),
-            manage: Manage::new(&service_kit::kafka::KafkaConfig::new("nowhere:1")),
-            config: Arc::new(config),
-            readiness: Readiness::default(),
-        };
-        Self { kafka, store, lag, router: router(app) }
+        let app = app(&kafka, &store, config, None);
+        Self { kafka, store, lag: app.lag.clone(), router: router(app) }
     }
 
     async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {

@@ -7,7 +7,10 @@ use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
 use super::{Deps, Session, Settings, instance_not_found};
-use crate::error::{BridgeError, Code, Result};
+use crate::{
+    auth::{self, Kind, Verb},
+    error::{BridgeError, Code, Result},
+};
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -27,6 +30,7 @@ impl Sessions {
 
     /// `name: None` takes a name of its own.
     pub(crate) fn create(&self, group: &str, name: Option<String>, settings: Settings) -> Result<Arc<Session>> {
+        auth::check(Verb::Read, Kind::Group, group)?;
         let max = self.inner.deps.config.sessions_max;
         let name = name.unwrap_or_else(|| format!("millrace-{}", uuid::Uuid::new_v4()));
         let mut by_name = self.inner.by_name.lock();
@@ -55,6 +59,7 @@ impl Sessions {
     pub(crate) fn get(&self, group: &str, name: &str) -> Result<Arc<Session>> {
         let found = self.inner.by_name.lock().get(&(group.to_owned(), name.to_owned())).cloned();
         let session = found.ok_or_else(|| instance_not_found(group, name))?;
+        auth::check_owner(session.owner.as_ref(), || format!("instance {name:?} of group {group:?}"))?;
         session.touch();
         Ok(session)
     }

@@ -29,6 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{App, Cluster, JSON, Reply, code, json_response, splitter::Splitter};
 use crate::{
+    auth::{Carrier, carrier},
     codec,
     error::{BridgeError, Code, Result},
     http::negotiate,
@@ -129,6 +130,8 @@ struct Target {
     cluster: String,
     topic: Arc<str>,
     traceparent: Option<String>,
+    /// Records are written after the request was answered.
+    carrier: Carrier,
 }
 
 impl Target {
@@ -138,11 +141,12 @@ impl Target {
         // Fails now rather than once for each record.
         app.topics.check(topic, None).await?;
         let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Ok(Self { produce: app.produce.clone(), cluster: cluster.id().to_owned(), topic: topic.into(), traceparent })
+        Ok(Self { produce: app.produce.clone(), cluster: cluster.id().to_owned(), topic: topic.into(), traceparent, carrier: carrier() })
     }
 
     async fn write(&self, ready: &Ready) -> Result<Written> {
-        let receipt = self.produce.send(None, vec![ready.record.clone()], self.traceparent.as_deref()).await?;
+        let sending = self.produce.send(None, vec![ready.record.clone()], self.traceparent.as_deref());
+        let receipt = self.carrier.clone().run(sending).await?;
         let lost = || Err(BridgeError::new(Code::OutcomeUnknown, "the producer gave no result"));
         receipt.results.first().cloned().unwrap_or_else(lost)
     }
