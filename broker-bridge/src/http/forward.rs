@@ -187,7 +187,10 @@ fn connections(config: &BridgeConfig) -> Result<Connections, String> {
     let (consume, tls) = (&config.consume, &config.http.tls);
     let secure = tls.is_on() || !consume.forward_ca.as_os_str().is_empty() || config.http.advertised.trim().starts_with("https:");
     let identity = tls.is_on().then_some((tls.cert.as_path(), tls.key.as_path()));
-    let trusted = if secure { trust::client(&consume.forward_ca, identity)? } else { trust::nobody()? };
+    let ca = &consume.forward_ca;
+    // What is wrong with the certificate, its listener tells; and who has no other bridges needs no authorities.
+    let otherwise = |_| if ca.as_os_str().is_empty() { trust::nobody() } else { trust::client(ca, None) };
+    let trusted = if secure { trust::client(ca, identity).or_else(otherwise)? } else { trust::nobody()? };
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(consume.forward_connect_timeout));
     connector.set_nodelay(true);
