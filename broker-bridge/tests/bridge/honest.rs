@@ -43,7 +43,8 @@ async fn bad_requests_get_a_precise_refusal_and_cost_no_memory() {
     // Path, content type, body; status, error_code, a part of the message.
     let cases: &[(&str, &str, &str, u16, u64, &str)] = &[
         (&to, "text/plain", "{}", 415, 415, "application/vnd.kafka.json.v2+json"),
-        (&to, "application/vnd.kafka.avro.v2+json", r#"{"records":[{"value":1}]}"#, 415, 415, "Content-Type"),
+        (&to, "application/vnd.kafka.xml.v2+json", r#"{"records":[{"value":1}]}"#, 415, 415, "Content-Type"),
+        (&to, "application/vnd.kafka.avro.v2+json", r#"{"records":[{"value":1}]}"#, 422, 42202, "value_schema_id"),
         (&none, JSON, r#"{"records":[{"value":1}]}"#, 404, 40401, "does not exist"),
         (&to, JSON, "{\"records\":[{\"value\":1}", 400, 400, "line 1 column 23"),
         (&to, JSON, "{\"records\":[{\"value\":\u{1}}]}", 400, 400, "line 1 column 22"),

@@ -12,9 +12,10 @@ use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::groups::GroupInfo;
+use tokio::{select, time::sleep};
 use tracing::debug;
 
-use super::context::{Elsewhere, Watch, client_config};
+use super::context::{Elsewhere, Watch, blocking, client_config};
 use super::lookup::{Lookup, list};
 use super::properties::Role;
 use super::{
@@ -42,7 +43,29 @@ pub(super) async fn topic_config(config: &KafkaConfig, name: &str) -> Result<Vec
     describe(&client(config)?, config.api_timeout(), name).await
 }
 
-type Client = Elsewhere<AdminClient<Watch>>;
+type Client = Arc<Elsewhere<AdminClient<Watch>>>;
+
+/// So long an answer may take before the brokers are asked who there is.
+const RENEWAL: Duration = Duration::from_secs(1);
+
+/// librdkafka sends admin requests to the controller that its last metadata named. Where that broker is gone, the request waits for it to come back
+/// until its time is over, and the next one too: a client that only administers has its metadata renewed every five minutes. So it is renewed while
+/// an answer is waited for, and the request goes to whom it names then.
+async fn answered<T>(client: &Client, request: impl Future<Output = T>) -> T {
+    let mut request = std::pin::pin!(request);
+    loop {
+        select! {
+            answer = &mut request => return answer,
+            () = sleep(RENEWAL) => {}
+        }
+        let asked = Arc::clone(client);
+        let renewal = blocking(move || Ok(drop(asked.inner().fetch_metadata(None, RENEWAL))));
+        select! {
+            answer = &mut request => return answer,
+            _ = renewal => {}
+        }
+    }
+}
 
 fn client(config: &KafkaConfig) -> Result<Client, KafkaError> {
     let watch = Watch::new(config);
@@ -50,7 +73,7 @@ fn client(config: &KafkaConfig) -> Result<Client, KafkaError> {
     // Nobody serves this client's log lines; the lookup client beside it tells of outages.
     client.set_log_level(RDKafkaLogLevel::Emerg);
     AdminClient::from_config_and_context(&client, watch.clone())
-        .map(Elsewhere::new)
+        .map(|client| Arc::new(Elsewhere::new(client)))
         .map_err(|error| watch.explain(&error, "making a Kafka admin client"))
 }
 
@@ -60,7 +83,8 @@ const DESCRIBED_AT_ONCE: usize = 500;
 async fn describe(client: &Client, bound: Duration, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
     let what = format!("reading the configuration of topic \"{name}\"");
     let options = AdminOptions::new().request_timeout(Some(bound));
-    let answer = client.describe_configs([&ResourceSpecifier::Topic(name)], &options).await;
+    let wanted = [ResourceSpecifier::Topic(name)];
+    let answer = answered(client, client.describe_configs(&wanted, &options)).await;
     let resources = answer.map_err(|error| client.inner().context().explain(&error, &what))?;
     let mut all = Vec::new();
     for resource in resources {
@@ -202,7 +226,7 @@ impl Admin for Native {
         for names in names.chunks(DESCRIBED_AT_ONCE) {
             let wanted: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
             let options = AdminOptions::new().request_timeout(Some(self.lookup.timeout));
-            let answer = self.client.describe_configs(wanted.iter(), &options).await;
+            let answer = answered(&self.client, self.client.describe_configs(wanted.iter(), &options)).await;
             let resources = answer.map_err(|error| self.lookup.watch.explain(&error, "reading the configuration of topics"))?;
             for mut resource in resources.into_iter().flatten().filter(|resource| !resource.entries.is_empty()) {
                 let specifier = std::mem::replace(&mut resource.specifier, OwnedResourceSpecifier::Broker(-1));
@@ -233,7 +257,7 @@ impl Admin for Native {
         }
         let what = format!("creating topic \"{name}\"");
         let options = self.options().validate_only(validate_only);
-        let answer = self.client.create_topics([&topic], &options).await;
+        let answer = answered(&self.client, self.client.create_topics([&topic], &options)).await;
         let results = answer.map_err(|error| self.lookup.watch.explain(&error, &what))?;
         for result in results {
             result.map_err(|(_, code)| match code {
@@ -251,7 +275,8 @@ impl Admin for Native {
 
     async fn delete_topic(&self, name: &str) -> Result<(), KafkaError> {
         let what = format!("deleting topic \"{name}\"");
-        let answer = self.client.delete_topics(&[name], &self.options()).await;
+        let (names, options) = ([name], self.options());
+        let answer = answered(&self.client, self.client.delete_topics(&names, &options)).await;
         let results = answer.map_err(|error| self.lookup.watch.explain(&error, &what))?;
         for result in results {
             result.map_err(|(_, code)| match code {
