@@ -5,9 +5,13 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use service_kit::{
     KitConfig, ListenAddr,
-    config::{ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig, at_least_one, duration, period},
+    config::{ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig, TlsConfig, at_least_one, duration, period},
     kafka::{deserialize_properties, deserialize_servers},
 };
+
+mod auth;
+
+pub use auth::{Algorithm, Audit, Auth, CertificateName, Jwt, Quota};
 
 /// The whole configuration of `millrace-bridge`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,6 +30,7 @@ pub struct BridgeConfig {
     pub topics: Topics,
     pub monitor: Monitor,
     pub registry: Registry,
+    pub auth: Auth,
 }
 
 impl Default for BridgeConfig {
@@ -44,6 +49,7 @@ impl Default for BridgeConfig {
             topics: Topics::default(),
             monitor: Monitor::default(),
             registry: Registry::default(),
+            auth: Auth::default(),
         }
     }
 }
@@ -88,13 +94,20 @@ pub enum Compat {
 pub struct Http {
     pub listen: ListenAddr,
     pub compat: Compat,
-    /// Where the other bridges reach this one: `http://host:port`. Empty: where it listens, by the host's name if that is everywhere.
+    /// Where the other bridges reach this one: `http://host:port`, or `https://` with TLS. Empty: where it listens, by the host's name if that is everywhere.
     pub advertised: String,
+    /// As `[control.tls]`.
+    pub tls: TlsConfig,
 }
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: ListenAddr::new((Ipv4Addr::LOCALHOST, 8082)), compat: Compat::Confluent, advertised: String::new() }
+        Self {
+            listen: ListenAddr::new((Ipv4Addr::LOCALHOST, 8082)),
+            compat: Compat::Confluent,
+            advertised: String::new(),
+            tls: TlsConfig::default(),
+        }
     }
 }
 
@@ -252,6 +265,8 @@ pub struct Consume {
     pub forward_connect_timeout: Duration,
     /// Connections to each other bridge that are kept for the next request.
     pub forward_idle_max: usize,
+    /// PEM file of the authorities that the other bridges' certificates come from, where `[http.tls]` is set. Empty: the system's.
+    pub forward_ca: PathBuf,
 }
 
 impl Default for Consume {
@@ -269,6 +284,7 @@ impl Default for Consume {
             directory_max: 100_000,
             forward_connect_timeout: Duration::from_millis(500),
             forward_idle_max: 32,
+            forward_ca: PathBuf::new(),
         }
     }
 }

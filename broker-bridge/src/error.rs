@@ -10,6 +10,7 @@ use service_kit::{kafka::KafkaError, offsets::OffsetError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Code {
     BadRequest,
+    Unauthenticated,
     NoRoute,
     TopicNotFound,
     PartitionNotFound,
@@ -52,6 +53,7 @@ pub(crate) enum Code {
 /// `(code, error_code, HTTP status, kind)`; every code once.
 const TABLE: &[(Code, u32, StatusCode, ErrorKind)] = &[
     (Code::BadRequest, 400, StatusCode::BAD_REQUEST, ErrorKind::Invalid),
+    (Code::Unauthenticated, 40101, StatusCode::UNAUTHORIZED, ErrorKind::Unauthenticated),
     (Code::Forbidden, 40301, StatusCode::FORBIDDEN, ErrorKind::Forbidden),
     (Code::NoRoute, 404, StatusCode::NOT_FOUND, ErrorKind::NotFound),
     (Code::TopicNotFound, 40401, StatusCode::NOT_FOUND, ErrorKind::NotFound),

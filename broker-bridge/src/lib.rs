@@ -6,6 +6,7 @@
 //! | `cli` | the command line |
 //! | `service` | how the parts are put together, started and drained |
 //! | `connect` | the bridge's own connection to Kafka |
+//! | `auth` | who calls, what they may do, how much of it |
 //! | `error` | every error a caller can meet: code, status, kind |
 //! | `http` | Confluent REST v2, Strimzi's admin path and v3; translates, then calls the parts below |
 //! | `grpc` | the same by gRPC, with streams |
@@ -21,6 +22,7 @@
 //! | `gate` | whether work is taken now: paused, broker away, draining |
 //! | `control` | status, pause and drain for operators |
 
+mod auth;
 mod cli;
 mod codec;
 pub mod config;
@@ -42,5 +44,6 @@ mod testing;
 mod topics;
 mod trace;
 mod transaction;
+mod trust;
 
 pub use cli::main;

@@ -6,6 +6,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use service_kit::kafka::{Bounds as Ends, Isolation, RangeReader, TopicPartition};
 
 use crate::{
+    auth::{self, Kind, Verb},
     config,
     error::Result,
     lag::{GroupLag, Lag, now_ms},
@@ -35,8 +36,12 @@ impl Linter {
     pub(crate) async fn lint(&self, names: &[String], consumers: u32, producers: u32) -> Result<Vec<(Facts, Vec<Finding>)>> {
         let names: Vec<String> = match names {
             [] => self.topics.list().await?.into_iter().map(|topic| topic.name).filter(|name| !name.starts_with("__")).collect(),
-            names => names.to_vec(),
+            names => {
+                names.iter().try_for_each(|name| auth::check(Verb::DescribeConfigs, Kind::Topic, name))?;
+                names.to_vec()
+            }
         };
+        let names: Vec<String> = names.into_iter().filter(|name| auth::sees(Verb::DescribeConfigs, Kind::Topic, name)).collect();
         let groups = self.lag.all().await?;
         let brokers = u32::try_from(self.topics.cluster().await?.brokers.len()).unwrap_or(u32::MAX);
         // Made for this only: a reader goes on fetching what it has read.

@@ -6,14 +6,15 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use service_kit::{
-    ConfigErrors, Context, HttpEndpoint, Latch, Running, Service,
-    config::ConfigError,
+    ConfigErrors, Context, Guard, HttpEndpoint, Latch, Running, Service,
+    config::{ClientAuth, ConfigError},
     kafka::{self, KafkaConfig, Manage},
     offsets::{self, OffsetStore, SledOffsets},
 };
 use tokio::{select, time::sleep};
 
 use crate::{
+    auth::{self, Auth},
     config::{BridgeConfig, Offsets, Store},
     connect::Connection,
     control::BridgeControl,
@@ -45,6 +46,8 @@ pub(crate) struct BridgeService {
     kafka: KafkaConfig,
     /// `None`: the embedded one, which is opened at the start.
     store: Option<Arc<dyn OffsetStore>>,
+    auth: Option<Auth>,
+    forward: Forward,
 }
 
 impl BridgeService {
@@ -80,19 +83,33 @@ impl BridgeService {
         if !advertised.is_empty() && !is_address(advertised) {
             return Err(wrong(
                 "http.advertised",
-                format!("{advertised:?} is not http://host:port of this bridge; correct it, or leave it empty"),
+                format!("{advertised:?} is not http://host:port or https://host:port of this bridge; correct it, or leave it empty"),
             ));
         }
         let store = outside(&config.offsets, &kafka).map_err(|(key, message)| wrong(key, message))?;
-        Ok(Self { config, kafka, store })
+        let asked = [&config.http.tls, &config.control.tls].into_iter().any(|tls| tls.client_auth != ClientAuth::None);
+        let auth = Auth::open(&config.auth, asked).map_err(|error| ConfigErrors(vec![error]))?;
+        for (name, listen) in [("http", config.http.listen), ("control", config.control.listen)] {
+            if auth.is_none() && !config.auth.allow_open && !listen.is_loopback() {
+                let message = format!(
+                    "other machines can reach {listen}, and authentication is off: name a policy in auth.policy_file, listen on a loopback address, or allow it with [auth] allow_open = true"
+                );
+                return Err(wrong(&format!("{name}.listen"), message));
+            }
+        }
+        let forward = Forward::new(&config).map_err(|message| wrong("consume.forward_ca", message))?;
+        Ok(Self { config, kafka, store, auth, forward })
     }
 }
 
-/// `http://host:port`, and nothing behind it.
+/// `http://host:port` or `https://host:port`, and nothing behind it.
 fn is_address(text: &str) -> bool {
     let uri: Option<::http::Uri> = text.trim_end_matches('/').parse().ok();
     uri.is_some_and(|uri| {
-        uri.scheme_str() == Some("http") && uri.port().is_some() && matches!(uri.path(), "" | "/") && uri.query().is_none()
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.port().is_some()
+            && matches!(uri.path(), "" | "/")
+            && uri.query().is_none()
     })
 }
 
@@ -127,8 +144,16 @@ fn outside(config: &Offsets, kafka: &KafkaConfig) -> Result<Option<Arc<dyn Offse
 impl Service for BridgeService {
     const NAME: &'static str = "millrace-bridge";
 
+    fn guard(&self) -> Option<Guard> {
+        let auth = self.auth.clone()?;
+        Some(Box::new(move |router| auth::guard_grpc(auth, router)))
+    }
+
     async fn start(self, ctx: Context) -> anyhow::Result<Running> {
-        let Self { config, kafka, store } = self;
+        let Self { config, kafka, store, auth, forward } = self;
+        if let Some(auth) = &auth {
+            ctx.tasks.spawn(auth.clone().watch(ctx.clone()));
+        }
         for note in kafka.notes() {
             tracing::info!(note, "kafka setting");
         }
@@ -164,6 +189,7 @@ impl Service for BridgeService {
         ctx.tasks.spawn(transactions.clone().watch(ctx.shutdown.clone()));
         let me = Me {
             advertised: config.http.advertised.trim().trim_end_matches('/').to_owned(),
+            tls: config.http.tls.is_on(),
             bound: Arc::clone(&ctx.addresses),
             store: config.offsets.identity(),
         };
@@ -232,11 +258,13 @@ impl Service for BridgeService {
             manage,
             transactions: transactions.clone(),
             registry,
-            forward: Forward::new(&config.consume),
+            forward,
             config: Arc::new(config.clone()),
             readiness: ctx.readiness.clone(),
+            auth,
         };
-        let http = vec![HttpEndpoint { name: "http", listen: config.http.listen, router: http::router(app) }];
+        let (listen, tls) = (config.http.listen, config.http.tls.clone());
+        let http = vec![HttpEndpoint { name: "http", listen, tls, router: http::router(app) }];
         let drain = config.shutdown.deadline;
         let control = Arc::new(BridgeControl { config, gate, sessions: sessions.clone(), seen });
         let done = async move {

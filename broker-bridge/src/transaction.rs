@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config,
+    auth, config,
     error::{BridgeError, Code, Result},
     gate::{Gate, Work},
     topics::Topics,
@@ -82,6 +82,8 @@ struct Slot {
 }
 
 struct Transaction {
+    /// Who began it.
+    owner: Option<Arc<str>>,
     lease: Duration,
     /// Kafka lets no transaction live longer, whoever renews its lease.
     end: Instant,
@@ -123,8 +125,8 @@ impl Transactions {
         let state = self.open().await?;
         let now = Instant::now();
         let id = uuid::Uuid::new_v4().to_string();
-        let transaction =
-            Transaction { lease, end: now + inner.config.timeout, until: Mutex::new(now + lease), state: tokio::sync::Mutex::new(state) };
+        let (until, state) = (Mutex::new(now + lease), tokio::sync::Mutex::new(state));
+        let transaction = Transaction { owner: auth::owner(), lease, end: now + inner.config.timeout, until, state };
         inner.open.lock().insert(id.clone(), Arc::new(transaction));
         Ok(Begun { id, lease })
     }
@@ -192,6 +194,12 @@ impl Transactions {
         self.inner.idle.lock().free.push(slot.number);
     }
 
+    /// An error where somebody else began it.
+    fn check_owner(&self, id: &str) -> Result<()> {
+        let owner = self.inner.open.lock().get(id).map(|transaction| transaction.owner.clone());
+        owner.map_or(Ok(()), |owner| auth::check_owner(owner.as_deref(), || format!("transaction {id:?}")))
+    }
+
     /// The open transaction of an id, its lease renewed; the time of the call does not count.
     async fn of<T>(&self, id: &str, call: impl AsyncFnOnce(&mut State) -> Result<T>) -> Result<T> {
         let transaction = self.inner.open.lock().get(id).cloned().ok_or_else(|| unknown(id))?;
@@ -207,6 +215,7 @@ impl Transactions {
     /// Resolves when the records are acknowledged. An error leaves nothing but to abort.
     pub(crate) async fn produce(&self, id: &str, records: Vec<OutRecord>) -> Result<usize> {
         let count = records.len();
+        self.check_owner(id)?;
         self.of(id, async |state| {
             self.check(&records, state.records).await?;
             state.writer()?.send(records).await?;
@@ -221,6 +230,8 @@ impl Transactions {
         if group.is_empty() {
             return Err(BridgeError::new(Code::Unprocessable, "group is empty; name the group whose offsets these are"));
         }
+        self.check_owner(id)?;
+        auth::check_subscription(group, offsets.iter().map(|(partition, ..)| &*partition.topic))?;
         if let Some((partition, offset, _)) = offsets.iter().find(|(_, offset, _)| *offset < 0) {
             return Err(BridgeError::new(Code::Unprocessable, format!("{partition}: {offset} is not an offset")));
         }
@@ -243,6 +254,7 @@ impl Transactions {
 
     /// In a task of its own, for a caller that hangs up.
     async fn finish(&self, id: &str, commit: bool) -> Result<()> {
+        self.check_owner(id)?;
         let (transactions, id) = (self.clone(), id.to_owned());
         let finished = tokio::spawn(async move {
             let ended = transactions
@@ -317,6 +329,7 @@ impl Transactions {
         if records.is_empty() {
             return Err(BridgeError::new(Code::Unprocessable, "records is empty; send at least one record"));
         }
+        auth::check_records(records)?;
         if before + records.len() > max {
             return Err(BridgeError::new(
                 Code::TooLarge,

@@ -15,6 +15,7 @@
 //! | [`offsets`] | where consumer offsets are kept |
 //! | [`hbase`] | how to speak to HBase |
 //! | [`fault`] | how a debug build is made to fail where a test wants it |
+//! | [`files`] | which files have changed |
 
 use std::{
     collections::BTreeMap,
@@ -33,6 +34,7 @@ mod admin;
 mod app;
 pub mod config;
 pub mod fault;
+pub mod files;
 #[cfg(test)]
 mod generated;
 pub mod hbase;
@@ -45,7 +47,7 @@ pub mod telemetry;
 
 pub use app::exit;
 pub use config::{ConfigErrors, KitConfig, Secret};
-pub use listen::{HttpEndpoint, ListenAddr, StreamedBody};
+pub use listen::{HttpEndpoint, ListenAddr, Peer, StreamedBody};
 pub use readiness::{Latch, Readiness};
 
 /// Runs a service to its end and gives the process's exit code.
@@ -65,7 +67,15 @@ pub trait Service: Send + 'static {
     /// Checks what can be checked and starts the service's tasks. Waiting for an outside party (a broker, a store) belongs in a task behind a
     /// [`Readiness`] latch, not here. An error ends the process with code 1.
     async fn start(self, ctx: Context) -> anyhow::Result<Running>;
+
+    /// Put before everything on the control port, from its first request on. `None`: whoever reaches the port may call.
+    fn guard(&self) -> Option<Guard> {
+        None
+    }
 }
+
+/// Wraps what is served, so that it is asked first.
+pub type Guard = Box<dyn FnOnce(axum::Router) -> axum::Router + Send>;
 
 /// What a service was given. Cheap to clone.
 #[derive(Clone, Default)]

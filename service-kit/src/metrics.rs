@@ -349,6 +349,27 @@ pub const METRICS: &[Metric] = &[
         &[],
         "Records of the registry's topic that say what cannot be.",
     ),
+    counter(
+        "millrace_bridge_auth_total",
+        "requests",
+        &["credential", "outcome"],
+        "Requests by what their caller showed (certificate, password, token, api_key, forwarded, none), and whether it was accepted, refused, or could not be checked.",
+    ),
+    counter("millrace_bridge_auth_denied_total", "requests", &["verb"], "Requests of known callers that the policy does not allow."),
+    counter(
+        "millrace_bridge_auth_reloads_total",
+        "files",
+        &["file", "outcome"],
+        "Times that policy, users, api_keys, forward_secret or jwks changed and were read, or refused and left as before.",
+    ),
+    gauge("millrace_bridge_auth_passwords_remembered", "passwords", &[], "Right passwords that are remembered (auth.remembered_max)."),
+    counter(
+        "millrace_bridge_quota_refused_total",
+        "requests",
+        &["what"],
+        "Requests refused because their principal's requests or bytes were used up.",
+    ),
+    gauge("millrace_bridge_quota_principals", "principals", &[], "Principals whose use is kept (auth.quota.principals_max)."),
     gauge("millrace_bridge_under_replicated_partitions", "partitions", &[], "Partitions whose ISR is smaller than their replica list."),
     gauge(
         "millrace_bridge_under_min_isr_partitions",

@@ -21,6 +21,7 @@ use tonic::{Status, Streaming};
 
 use super::Services;
 use crate::{
+    auth,
     codec::CODECS,
     error::{BridgeError, Code, Result},
     session::{self, Acknowledged, Encode, EncodeBatch, Limits, Session, Settings, Settlement},
@@ -42,11 +43,12 @@ pub(super) fn stream(services: Services, requests: Streaming<ConsumeRequest>) ->
     let (batches, receiver) = mpsc::channel(QUEUE_BATCHES_MAX + 1);
     let last_word = batches.clone().try_reserve_owned();
     let tasks = services.sessions.tasks();
-    tasks.spawn(async move {
+    let carrier = auth::carrier();
+    tasks.spawn(carrier.run(async move {
         if let (Err(error), Ok(last_word)) = (serve(&services, requests, &batches).await, last_word) {
             last_word.send(Err(error));
         }
-    });
+    }));
     Box::pin(ReceiverStream::new(receiver))
 }
 

@@ -13,6 +13,7 @@ use service_kit::kafka::{GroupView, TopicPartition, TopicView};
 use tonic::{Request, Response, Status};
 
 use super::Services;
+use crate::auth::{self, Kind, Verb};
 use crate::lag::{GroupLag, Pace, Place, Status as GroupStatus};
 use crate::topics::{Advice, MIN_ISR, NewTopic, ReplicaState};
 
@@ -29,7 +30,9 @@ impl Bridge for Services {
     }
 
     async fn describe_topic(&self, request: Request<DescribeTopicRequest>) -> Result<Response<DescribeTopicResponse>, Status> {
-        let found = self.topics.describe(&request.into_inner().name).await?;
+        let name = request.into_inner().name;
+        auth::check(Verb::Describe, Kind::Topic, &name)?;
+        let found = self.topics.describe(&name).await?;
         let partitions = found.topic.partitions.iter().map(|partition| {
             let bounds = found.bounds.get(&TopicPartition::new(found.topic.name.as_str(), partition.id));
             Partition {
@@ -41,7 +44,8 @@ impl Bridge for Services {
                 end_offset: bounds.map_or(-1, |bounds| bounds.latest),
             }
         });
-        let config = found.config.iter().filter(|entry| !entry.is_default);
+        let shown = auth::sees(Verb::DescribeConfigs, Kind::Topic, &name);
+        let config = found.config.iter().filter(|entry| shown && !entry.is_default);
         let config = config.map(|entry| (entry.name.clone(), entry.value.clone().unwrap_or_else(|| "***".to_owned()))).collect();
         Ok(Response::new(DescribeTopicResponse { partitions: partitions.collect(), topic: Some(wire_topic(&found.topic)), config }))
     }
@@ -74,7 +78,9 @@ impl Bridge for Services {
     }
 
     async fn delete_topic(&self, request: Request<DeleteTopicRequest>) -> Result<Response<DeleteTopicResponse>, Status> {
-        self.topics.delete(&request.into_inner().name).await?;
+        let name = request.into_inner().name;
+        auth::check(Verb::Delete, Kind::Topic, &name)?;
+        self.topics.delete(&name).await?;
         Ok(Response::new(DeleteTopicResponse {}))
     }
 
@@ -90,7 +96,9 @@ impl Bridge for Services {
     }
 
     async fn group_lag(&self, request: Request<GroupLagRequest>) -> Result<Response<GroupLagResponse>, Status> {
-        let lag = self.lag.of(&request.into_inner().group).await?;
+        let group = request.into_inner().group;
+        auth::check(Verb::Describe, Kind::Group, &group)?;
+        let lag = self.lag.of(&group).await?;
         let partitions = lag.partitions.iter().map(|row| PartitionLag {
             topic: row.partition.topic.to_string(),
             partition: row.partition.partition,

@@ -11,6 +11,13 @@ use serde_json::{Value, json};
 
 use super::{App, JSON, Route, json_response};
 use crate::{
+    auth::{
+        Access,
+        Kind::{Group, Topic},
+        OPEN, Verb,
+        Verb::{Delete, Describe, DescribeConfigs},
+        on_any, on_cluster, on_topic, sees,
+    },
     error::Result,
     lag::{Commit, GroupState, PartitionState, Status, now_ms},
 };
@@ -19,29 +26,34 @@ use crate::{
 #[rustfmt::skip] // a table: one line an operation
 pub(super) fn routes() -> Vec<Route> {
     vec![
-        Route::get("/burrow/admin", async || "GOOD"),
-        Route::get("/burrow/admin/ready", ready),
-        Route::get("/v3/kafka", clusters),
-        Route::get("/v3/kafka/{cluster}", cluster),
-        Route::get("/v3/kafka/{cluster}/topic", topics),
-        Route::get("/v3/kafka/{cluster}/topic/{topic}", topic),
-        Route::get("/v3/kafka/{cluster}/topic/{topic}/consumers", topic_consumers),
-        Route::get("/v3/kafka/{cluster}/consumer", consumers),
-        Route::get("/v3/kafka/{cluster}/consumer/{consumer}", consumer),
-        Route::delete("/v3/kafka/{cluster}/consumer/{consumer}", forget),
-        Route::delete("/v3/kafka/{cluster}/consumer/{consumer}/topic/{topic}", forget_topic),
-        Route::get("/v3/kafka/{cluster}/consumer/{consumer}/status", status),
-        Route::get("/v3/kafka/{cluster}/consumer/{consumer}/lag", lag),
-        Route::get("/v3/config", config),
-        Route::get("/v3/config/cluster", config_clusters),
-        Route::get("/v3/config/cluster/{cluster}", cluster),
-        Route::get("/v3/config/storage", config_modules),
-        Route::get("/v3/config/storage/{name}", config_storage),
-        Route::get("/v3/config/evaluator", config_modules),
-        Route::get("/v3/config/evaluator/{name}", config_evaluator),
-        Route::get("/v3/config/consumer", config_modules),
-        Route::get("/v3/config/notifier", config_notifiers),
+        Route::get("/burrow/admin", OPEN, async || "GOOD"),
+        Route::get("/burrow/admin/ready", OPEN, ready),
+        Route::get("/v3/kafka", on_cluster(Describe), clusters),
+        Route::get("/v3/kafka/{cluster}", on_cluster(Describe), cluster),
+        Route::get("/v3/kafka/{cluster}/topic", on_any(Describe, Topic), topics),
+        Route::get("/v3/kafka/{cluster}/topic/{topic}", on_topic(Describe), topic),
+        Route::get("/v3/kafka/{cluster}/topic/{topic}/consumers", on_topic(Describe), topic_consumers),
+        Route::get("/v3/kafka/{cluster}/consumer", on_any(Describe, Group), consumers),
+        Route::get("/v3/kafka/{cluster}/consumer/{consumer}", of_consumer(Describe), consumer),
+        Route::delete("/v3/kafka/{cluster}/consumer/{consumer}", of_consumer(Delete), forget),
+        Route::delete("/v3/kafka/{cluster}/consumer/{consumer}/topic/{topic}", of_consumer(Delete), forget_topic),
+        Route::get("/v3/kafka/{cluster}/consumer/{consumer}/status", of_consumer(Describe), status),
+        Route::get("/v3/kafka/{cluster}/consumer/{consumer}/lag", of_consumer(Describe), lag),
+        Route::get("/v3/config", on_cluster(DescribeConfigs), config),
+        Route::get("/v3/config/cluster", on_cluster(DescribeConfigs), config_clusters),
+        Route::get("/v3/config/cluster/{cluster}", on_cluster(DescribeConfigs), cluster),
+        Route::get("/v3/config/storage", on_cluster(DescribeConfigs), config_modules),
+        Route::get("/v3/config/storage/{name}", on_cluster(DescribeConfigs), config_storage),
+        Route::get("/v3/config/evaluator", on_cluster(DescribeConfigs), config_modules),
+        Route::get("/v3/config/evaluator/{name}", on_cluster(DescribeConfigs), config_evaluator),
+        Route::get("/v3/config/consumer", on_cluster(DescribeConfigs), config_modules),
+        Route::get("/v3/config/notifier", on_cluster(DescribeConfigs), config_notifiers),
     ]
+}
+
+/// A group, as Burrow's paths call it.
+fn of_consumer(verb: Verb) -> Access {
+    Access::Of(verb, Group, "consumer")
 }
 
 /// What Burrow calls its only storage, evaluator and consumer here.
@@ -109,7 +121,7 @@ async fn topics(State(app): State<App>, Path(cluster): Path<String>, uri: Uri) -
     if !is_ours(&app, &cluster).await? {
         return Ok(missing(&uri, "cluster not found"));
     }
-    let topics: Vec<String> = app.lag.watch().table().topics().into_keys().collect();
+    let topics: Vec<String> = app.lag.watch().table().topics().into_keys().filter(|topic| sees(Describe, Topic, topic)).collect();
     Ok(found(&uri, "topic list returned", json!({"topics": topics})))
 }
 
@@ -127,7 +139,8 @@ async fn topic_consumers(State(app): State<App>, Path((cluster, topic)): Path<(S
     if !is_ours(&app, &cluster).await? {
         return Ok(missing(&uri, "cluster not found"));
     }
-    let consumers = app.lag.watch().table().readers(&topic);
+    let mut consumers = app.lag.watch().table().readers(&topic);
+    consumers.retain(|group| sees(Describe, Group, group));
     Ok(found(&uri, "consumers of topic returned", json!({"consumers": consumers})))
 }
 
@@ -135,7 +148,8 @@ async fn consumers(State(app): State<App>, Path(cluster): Path<String>, uri: Uri
     if !is_ours(&app, &cluster).await? {
         return Ok(missing(&uri, "cluster not found"));
     }
-    let consumers = app.lag.watch().table().committed_groups();
+    let mut consumers = app.lag.watch().table().committed_groups();
+    consumers.retain(|group| sees(Describe, Group, group));
     Ok(found(&uri, "consumer list returned", json!({"consumers": consumers})))
 }
 

@@ -172,9 +172,8 @@ async fn batches_with_schemas_are_given_again_and_what_cannot_be_read_is_a_dead_
     for value in [value(2, &[2, b'A', 0]), value(99, &[0]), value(2, &[2, b'B', 0])] {
         bridge.kafka.append_value("t", &value);
     }
-    let base = bridge
-        .consumer(r#"{"format":"avro","auto.offset.reset":"earliest","delivery":"acknowledged","dead.letter.topic":"dead"}"#)
-        .await;
+    let base =
+        bridge.consumer(r#"{"format":"avro","auto.offset.reset":"earliest","delivery":"acknowledged","dead.letter.topic":"dead"}"#).await;
     let records = format!("{base}/records?timeout=20");
     let first = bridge.get(&records).await;
     let names: Vec<Value> = first.json().as_array().unwrap().iter().map(|record| record["value"]["name"].clone()).collect();

@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{App, consume, negotiate};
 use crate::{
+    auth::carrier,
     codec::Reader,
     config::Compat,
     error::{BridgeError, Code, Result},
@@ -95,7 +96,7 @@ pub(super) async fn stream(
         return Ok(socket::upgrade(upgrade, stream));
     }
     let (batches, receiver) = mpsc::channel(1);
-    app.sessions.tasks().spawn(stream.write(batches));
+    app.sessions.tasks().spawn(carrier().run(stream.write(batches)));
     let content_type = if form == Form::Events { "text/event-stream" } else { "application/x-ndjson" };
     let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<_, std::convert::Infallible>));
     let mut response = ([(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, "no-store")], body).into_response();

@@ -11,10 +11,26 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::{
-    config::{self, Compat},
+    config::Compat,
     lag::now_ms,
     testing::{self, FakeKafka, MemoryOffsets},
 };
+
+pub(super) fn app(kafka: &FakeKafka, store: &MemoryOffsets, config: BridgeConfig, auth: Option<Auth>) -> App {
+    App {
+        produce: testing::produce(kafka),
+        sessions: testing::sessions(kafka, store, config.consume.clone()),
+        topics: testing::topics(kafka),
+        lag: testing::lag(kafka, store.clone()),
+        registry: testing::registry(kafka),
+        transactions: testing::transactions(kafka),
+        manage: Manage::new(&service_kit::kafka::KafkaConfig::new("nowhere:1")),
+        forward: Forward::new(&config).unwrap(),
+        config: Arc::new(config),
+        readiness: Readiness::default(),
+        auth,
+    }
+}
 
 pub(super) struct Bridge {
     pub(super) kafka: FakeKafka,
@@ -50,21 +66,8 @@ impl Bridge {
         let store = MemoryOffsets::default();
         let mut config = BridgeConfig::default();
         config.http.compat = compat;
-        let lag = testing::lag(&kafka, store.clone());
-        let registry = testing::registry(&kafka);
-        let app = App {
-            produce: testing::produce(&kafka),
-            sessions: testing::sessions(&kafka, &store, config.consume.clone()),
-            topics: testing::topics(&kafka),
-            lag: lag.clone(),
-            registry: registry.clone(),
-            transactions: testing::transactions(&kafka),
-            manage: Manage::new(&service_kit::kafka::KafkaConfig::new("nowhere:1")),
-            config: Arc::new(config),
-            readiness: Readiness::default(),
-            forward: Forward::new(&config::Consume::default()),
-        };
-        Self { kafka, store, lag, registry, router: router(app) }
+        let app = app(&kafka, &store, config, None);
+        Self { kafka, store, lag: app.lag.clone(), registry: app.registry.clone(), router: router(app) }
     }
 
     pub(super) async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {

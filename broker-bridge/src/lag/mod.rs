@@ -31,6 +31,7 @@ pub(crate) use table::{GroupState, Pace, PartitionState};
 pub(crate) use watch::{Watch, now_ms};
 
 use crate::{
+    auth::{self, Kind, Verb},
     connect::Connection,
     error::{BridgeError, Code, Result},
     gate::Gate,
@@ -110,7 +111,7 @@ impl Lag {
         &self.watch
     }
 
-    /// Kafka's groups, and those that only the offset store knows; ascending by id.
+    /// Kafka's groups, and those that only the offset store knows, as far as the caller may see them; ascending by id.
     pub(crate) async fn groups(&self) -> Result<Vec<GroupView>> {
         self.gate.broker()?;
         let mut groups: BTreeMap<String, GroupView> =
@@ -118,6 +119,7 @@ impl Lag {
         for id in self.store.groups().await? {
             groups.entry(id.clone()).or_insert_with(|| without_members(id));
         }
+        groups.retain(|id, _| auth::sees(Verb::Describe, Kind::Group, id));
         Ok(groups.into_values().collect())
     }
 
@@ -137,7 +139,11 @@ impl Lag {
     pub(crate) async fn all(&self) -> Result<Vec<GroupLag>> {
         self.gate.broker()?;
         match self.watch.pass().await {
-            Ok(()) => Ok(self.watch.table().all(now_ms())),
+            Ok(()) => {
+                let mut all = self.watch.table().all(now_ms());
+                all.retain(|lag| auth::sees(Verb::Describe, Kind::Group, &lag.group.id));
+                Ok(all)
+            }
             Err(error) if error.code == Code::Forbidden => self.one_by_one().await,
             Err(error) => Err(error),
         }

@@ -9,6 +9,7 @@ use service_kit::{
 
 use super::Lag;
 use crate::{
+    auth::{self, Kind, Verb},
     connect::Connection,
     error::{BridgeError, Code, Result},
     session::Clients,
@@ -46,6 +47,8 @@ pub(crate) struct Change {
 impl Resets {
     /// What changes, by partition; with `dry_run` nothing does.
     pub(crate) async fn reset(&self, group: &str, topic: &str, place: Place, dry_run: bool) -> Result<Vec<Change>> {
+        auth::check(Verb::Alter, Kind::Group, group)?;
+        auth::check(Verb::Read, Kind::Topic, topic)?;
         let found = self.topics.describe(topic).await?;
         // Offsets of a topic that was created anew meanwhile are no place to come from.
         self.topics.recognise(topic).await?;

@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::{
-    config,
+    auth, config,
     error::{BridgeError, Code, Result},
     gate::{Gate, Work},
     topics::Topics,
@@ -104,6 +104,9 @@ impl Produce {
     /// Writes a batch. An error means that nothing was written; otherwise every record has its own result.
     /// `traceparent` is what the caller sent, for a bridge that does not trace.
     pub(crate) async fn send(&self, batch_id: Option<&str>, mut records: Vec<OutRecord>, traceparent: Option<&str>) -> Result<Receipt> {
+        auth::check_records(&records)?;
+        check_batch_id(batch_id)?;
+        let batch_id = batch_id.map(auth::own_id);
         let span = if telemetry::tracing_on() {
             let topic = records.first().map_or("", |record| &*record.topic);
             tracing::info_span!(
@@ -119,13 +122,14 @@ impl Produce {
         if let Some(traceparent) = trace::outgoing(&span, traceparent) {
             trace::inject(&mut records, &traceparent);
         }
-        self.send_once(batch_id, records).instrument(span).await
+        self.send_once(batch_id.as_deref(), records).instrument(span).await
     }
 
     /// Writes a batch whose results nobody waits for; failures are counted and logged.
     pub(crate) fn send_unattended(&self, batch_id: Option<&str>, records: Vec<OutRecord>, traceparent: Option<&str>) -> Result<()> {
         // What can be known now, the caller still learns.
         drop(self.inner.gate.enter(Work::Produce, 0)?);
+        auth::check_records(&records)?;
         check_batch_id(batch_id)?;
         let (produce, batch_id, traceparent) = (self.clone(), batch_id.map(str::to_owned), traceparent.map(str::to_owned));
         let written = async move {
@@ -137,7 +141,7 @@ impl Produce {
                 tracing::warn!(%error, "records of an unattended request were not written");
             }
         };
-        self.inner.tasks.spawn(written.in_current_span());
+        self.inner.tasks.spawn(auth::carrier().run(written.in_current_span()));
         Ok(())
     }
 
@@ -156,7 +160,6 @@ impl Produce {
         let Some(batch_id) = batch_id.filter(|id| !id.is_empty()) else {
             return Ok(Receipt { results: Arc::new(inner.write(records).await?), replayed: false });
         };
-        check_batch_id(Some(batch_id))?;
         let (count, topic) = (records.len(), records.first().map(|record| Arc::clone(&record.topic)));
         // A task of its own: when the caller hangs up or has waited long enough, its repetition must find the results.
         let (writer, batch_id) = (Arc::clone(inner), batch_id.to_owned());

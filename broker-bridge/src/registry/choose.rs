@@ -11,7 +11,10 @@ use super::{
     subject,
     values::{ValueSchema, name_of},
 };
-use crate::error::{BridgeError, Code, Result};
+use crate::{
+    auth::{self, Kind as Thing, Verb},
+    error::{BridgeError, Code, Result},
+};
 
 /// How a subject is named where the caller does not name it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -135,6 +138,7 @@ impl Registry {
         }
         let found = found.ok_or_else(|| refused(&what(), &RegistryError::no_schema(Some(&id.to_string()))))?;
         let (schema, subject, version, known) = found?;
+        auth::check(Verb::Read, Thing::Subject, &subject::normal(&subject))?;
         let version = version.ok_or_else(|| {
             let what = format!("Error when fetching schema version. subject = {subject}, schema id = {id}");
             let why = if known { RegistryError::no_schema(None) } else { RegistryError::no_subject(&subject) };
@@ -145,6 +149,7 @@ impl Registry {
 
     /// A version of a subject (-1: the newest), if it is there.
     async fn newest(&self, wanted: &Wanted<'_>, subject: &str, version: i32) -> Result<Option<Chosen>> {
+        auth::check(Verb::Read, Thing::Subject, &subject::normal(subject))?;
         let look = |state: &State| {
             let Some(stored) = state.version(subject, version, Filter::Live) else { return Ok(None) };
             let made = self.made(state, stored).map(|schema| Chosen { schema, subject: subject.to_owned(), version: stored.version });
@@ -168,6 +173,8 @@ impl Registry {
             _ => name_of(&Parsed::parse(kind, text, &[], true).map_err(|reason| unreadable(kind, &reason))?),
         };
         let subject = wanted.subject(name.as_deref())?;
+        let normal = subject::normal(&subject);
+        auth::check(Verb::Read, Thing::Subject, &normal)?;
         let look = |state: &State| match decide::look_up(state, &subject, &submitted, false, Filter::Live) {
             Ok(stored) => Ok(Ok(Some(self.written(state, stored)))),
             Err(error) if error.code == INVALID_SCHEMA => Ok(Err(unreadable(kind, &error.message))),
@@ -177,6 +184,7 @@ impl Registry {
         if let Some(found) = self.0.read(look).await.map_err(passing)?? {
             return found;
         }
+        auth::check(Verb::Write, Thing::Subject, &normal)?;
         let registered = {
             let (subject, submitted) = (subject.clone(), submitted.clone());
             self.0.write(move |state| decide::register(state, &subject, &submitted, Registering::default())).await

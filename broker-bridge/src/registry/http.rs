@@ -21,58 +21,66 @@ use super::{
     state::{Filter, LEVEL, State, Stored},
     subject,
 };
-use crate::http::{App, Route};
+use crate::{
+    auth::{
+        KNOWN,
+        Kind::Subject,
+        Verb::{AlterConfigs, Delete, DescribeConfigs, Read, Write},
+        on_all, on_any, on_subject, sees,
+    },
+    http::{App, Route},
+};
 
 /// Everything that the registry serves.
 #[rustfmt::skip] // a table: one line an operation
 pub(crate) fn routes() -> Vec<Route> {
     macro_rules! route {
-        (GET $path:expr, $handler:expr) => { Route { method: "GET", path: $path, handler: get($handler) } };
-        (POST $path:expr, $handler:expr) => { Route { method: "POST", path: $path, handler: post($handler) } };
-        (PUT $path:expr, $handler:expr) => { Route { method: "PUT", path: $path, handler: put($handler) } };
-        (DELETE $path:expr, $handler:expr) => { Route { method: "DELETE", path: $path, handler: delete($handler) } };
+        (GET $path:expr, $access:expr, $handler:expr) => { Route { method: "GET", path: $path, access: $access, handler: get($handler) } };
+        (POST $path:expr, $access:expr, $handler:expr) => { Route { method: "POST", path: $path, access: $access, handler: post($handler) } };
+        (PUT $path:expr, $access:expr, $handler:expr) => { Route { method: "PUT", path: $path, access: $access, handler: put($handler) } };
+        (DELETE $path:expr, $access:expr, $handler:expr) => { Route { method: "DELETE", path: $path, access: $access, handler: delete($handler) } };
     }
     vec![
-        route!(GET "/subjects", subjects),
-        route!(POST "/subjects/{subject}", look_up),
-        route!(DELETE "/subjects/{subject}", delete_subject),
-        route!(GET "/subjects/{subject}/metadata", with_metadata),
-        route!(GET "/subjects/{subject}/versions", versions),
-        route!(POST "/subjects/{subject}/versions", register),
-        route!(GET "/subjects/{subject}/versions/{version}", version),
-        route!(DELETE "/subjects/{subject}/versions/{version}", delete_version),
-        route!(GET "/subjects/{subject}/versions/{version}/schema", version_text),
-        route!(GET "/subjects/{subject}/versions/{version}/referencedby", referenced_by),
+        route!(GET "/subjects", on_any(Read, Subject), subjects),
+        route!(POST "/subjects/{subject}", on_subject(Read), look_up),
+        route!(DELETE "/subjects/{subject}", on_subject(Delete), delete_subject),
+        route!(GET "/subjects/{subject}/metadata", on_subject(Read), with_metadata),
+        route!(GET "/subjects/{subject}/versions", on_subject(Read), versions),
+        route!(POST "/subjects/{subject}/versions", on_subject(Write), register),
+        route!(GET "/subjects/{subject}/versions/{version}", on_subject(Read), version),
+        route!(DELETE "/subjects/{subject}/versions/{version}", on_subject(Delete), delete_version),
+        route!(GET "/subjects/{subject}/versions/{version}/schema", on_subject(Read), version_text),
+        route!(GET "/subjects/{subject}/versions/{version}/referencedby", on_subject(Read), referenced_by),
 
-        route!(GET "/schemas", schemas),
-        route!(GET "/schemas/types", types),
-        route!(GET "/schemas/ids/{id}", by_id),
-        route!(GET "/schemas/ids/{id}/schema", by_id_text),
-        route!(GET "/schemas/ids/{id}/subjects", by_id_subjects),
-        route!(GET "/schemas/ids/{id}/versions", by_id_versions),
-        route!(GET "/schemas/guids/{guid}", by_guid),
-        route!(GET "/schemas/guids/{guid}/ids", by_guid_ids),
+        route!(GET "/schemas", on_any(Read, Subject), schemas),
+        route!(GET "/schemas/types", KNOWN, types),
+        route!(GET "/schemas/ids/{id}", on_any(Read, Subject), by_id),
+        route!(GET "/schemas/ids/{id}/schema", on_any(Read, Subject), by_id_text),
+        route!(GET "/schemas/ids/{id}/subjects", on_any(Read, Subject), by_id_subjects),
+        route!(GET "/schemas/ids/{id}/versions", on_any(Read, Subject), by_id_versions),
+        route!(GET "/schemas/guids/{guid}", on_any(Read, Subject), by_guid),
+        route!(GET "/schemas/guids/{guid}/ids", on_any(Read, Subject), by_guid_ids),
 
-        route!(POST "/compatibility/subjects/{subject}/versions", compatible_with_subject),
-        route!(POST "/compatibility/subjects/{subject}/versions/{version}", compatible_with_version),
+        route!(POST "/compatibility/subjects/{subject}/versions", on_subject(Read), compatible_with_subject),
+        route!(POST "/compatibility/subjects/{subject}/versions/{version}", on_subject(Read), compatible_with_version),
 
-        route!(GET "/config", async |app, query| config(app, Path(String::new()), query).await),
-        route!(PUT "/config", async |app, body| set_config(app, Path(String::new()), body).await),
-        route!(DELETE "/config", async |app| delete_config(app, Path(String::new())).await),
-        route!(GET "/config/{subject}", config),
-        route!(PUT "/config/{subject}", set_config),
-        route!(DELETE "/config/{subject}", delete_config),
-        route!(GET "/mode", async |app, query| mode(app, Path(String::new()), query).await),
-        route!(PUT "/mode", async |app, query, body| set_mode(app, Path(String::new()), query, body).await),
-        route!(DELETE "/mode", async |app, query| delete_mode(app, Path(String::new()), query).await),
-        route!(GET "/mode/{subject}", mode),
-        route!(PUT "/mode/{subject}", set_mode),
-        route!(DELETE "/mode/{subject}", delete_mode),
+        route!(GET "/config", on_all(DescribeConfigs, Subject), async |app, query| config(app, Path(String::new()), query).await),
+        route!(PUT "/config", on_all(AlterConfigs, Subject), async |app, body| set_config(app, Path(String::new()), body).await),
+        route!(DELETE "/config", on_all(AlterConfigs, Subject), async |app| delete_config(app, Path(String::new())).await),
+        route!(GET "/config/{subject}", on_subject(DescribeConfigs), config),
+        route!(PUT "/config/{subject}", on_subject(AlterConfigs), set_config),
+        route!(DELETE "/config/{subject}", on_subject(AlterConfigs), delete_config),
+        route!(GET "/mode", on_all(DescribeConfigs, Subject), async |app, query| mode(app, Path(String::new()), query).await),
+        route!(PUT "/mode", on_all(AlterConfigs, Subject), async |app, query, body| set_mode(app, Path(String::new()), query, body).await),
+        route!(DELETE "/mode", on_all(AlterConfigs, Subject), async |app, query| delete_mode(app, Path(String::new()), query).await),
+        route!(GET "/mode/{subject}", on_subject(DescribeConfigs), mode),
+        route!(PUT "/mode/{subject}", on_subject(AlterConfigs), set_mode),
+        route!(DELETE "/mode/{subject}", on_subject(AlterConfigs), delete_mode),
 
-        route!(GET "/contexts", contexts),
-        route!(DELETE "/contexts/{context}", delete_context),
-        route!(GET "/v1/metadata/id", metadata_id),
-        route!(GET "/v1/metadata/version", metadata_version),
+        route!(GET "/contexts", on_any(Read, Subject), contexts),
+        route!(DELETE "/contexts/{context}", on_all(Delete, Subject), delete_context),
+        route!(GET "/v1/metadata/id", KNOWN, metadata_id),
+        route!(GET "/v1/metadata/version", KNOWN, metadata_version),
     ]
 }
 
@@ -205,7 +213,7 @@ async fn subjects(Extracted(app): AppState, query: Asked) -> Result<Response> {
                     Filter::OnlyDeleted => versions.values().all(|stored| stored.deleted),
                     other => versions.values().any(|stored| other.takes(stored.deleted)),
                 };
-                takes && has_prefix(subject, prefix)
+                takes && has_prefix(subject, prefix) && sees(Read, Subject, subject)
             });
             Ok(answer(&json!(page(&query, SUBJECTS_MAX, having.map(|(subject, _)| subject))?)))
         })
@@ -292,7 +300,7 @@ fn find<'a>(state: &'a State, subject: &str, version: &str, filter: Filter) -> R
         let (context, name) = subject::split(subject);
         let contexts = state.contexts().into_iter().filter(|_| context == subject::DEFAULT);
         let mut found = contexts.filter_map(|context| state.version(&subject::join(context, name), version, filter));
-        found.next()
+        found.find(|stored| sees(Read, Subject, &stored.subject))
     };
     own.or_else(elsewhere).ok_or_else(|| {
         if state.has(subject, filter) {
@@ -329,7 +337,9 @@ async fn referenced_by(Extracted(app): AppState, Path((subject, version)): Path<
     app.registry
         .read(|state| {
             let stored = find(state, &subject, &version, Filter::WithDeleted)?;
-            let ids: BTreeSet<i32> = state.referring(&stored.subject, stored.version, filter(&query)).map(|one| one.id).collect();
+            let referring =
+                state.referring(&stored.subject, stored.version, filter(&query)).filter(|one| sees(Read, Subject, &one.subject));
+            let ids: BTreeSet<i32> = referring.map(|one| one.id).collect();
             Ok(answer(&json!(page(&query, SCHEMAS_MAX, ids.into_iter())?)))
         })
         .await
@@ -340,7 +350,7 @@ async fn schemas(Extracted(app): AppState, query: Asked) -> Result<Response> {
     let filter = filter(&query);
     app.registry
         .read(|state| {
-            let having = state.subjects.iter().filter(|(subject, _)| has_prefix(subject, prefix));
+            let having = state.subjects.iter().filter(|(subject, _)| has_prefix(subject, prefix) && sees(Read, Subject, subject));
             let all = having.flat_map(|(_, versions)| {
                 let mut taken: Vec<&Stored> = versions.values().filter(|stored| filter.takes(stored.deleted)).collect();
                 if flag(&query, "latestOnly") {
@@ -363,6 +373,7 @@ fn having<'a>(state: &'a State, id: i32, query: &Asked) -> Vec<&'a Stored> {
     let (context, name) = subject::split(text(query, "subject"));
     let in_context = |context: &str| {
         let of = state.having(context, id).filter(|stored| name.is_empty() || subject::split(&stored.subject).1 == name);
+        let of = of.filter(|stored| sees(Read, Subject, &stored.subject));
         of.collect::<Vec<_>>()
     };
     let own = in_context(context);
@@ -372,12 +383,22 @@ fn having<'a>(state: &'a State, id: i32, query: &Asked) -> Vec<&'a Stored> {
     own
 }
 
+/// Whether a subject that has the id may be read.
+fn sees_id(state: &State, context: &str, id: i32) -> bool {
+    state.having(context, id).any(|stored| sees(Read, Subject, &stored.subject))
+}
+
 /// The schema of an id; a subject that does not have it only says the context.
 fn of_id<'a>(state: &'a State, id: &str, query: &Asked) -> Result<&'a Stored> {
     let number = schema_id(id)?;
     let found = having(state, number, query);
     let best = found.iter().find(|stored| !stored.deleted).or(found.first()).copied();
-    best.or_else(|| state.by_id(subject::split(text(query, "subject")).0, number)).ok_or_else(|| RegistryError::no_schema(Some(id)))
+    let by_id = || {
+        state
+            .by_id(subject::split(text(query, "subject")).0, number)
+            .filter(|_| sees_id(state, subject::split(text(query, "subject")).0, number))
+    };
+    best.or_else(by_id).ok_or_else(|| RegistryError::no_schema(Some(id)))
 }
 
 async fn by_id(Extracted(app): AppState, Path(id): Path<String>, query: Asked) -> Result<Response> {
@@ -431,7 +452,8 @@ fn of_guid(text: &str) -> Result<Uuid> {
 async fn by_guid(Extracted(app): AppState, Path(guid): Path<String>, query: Asked) -> Result<Response> {
     app.registry
         .read(|state| {
-            let found = state.ids_of(of_guid(&guid)?).into_iter().find_map(|(context, id)| state.by_id(context, id));
+            let ids = state.ids_of(of_guid(&guid)?).into_iter().filter(|(context, id)| sees_id(state, context, *id));
+            let found = ids.into_iter().find_map(|(context, id)| state.by_id(context, id));
             let stored = found.ok_or_else(|| RegistryError::no_schema(Some(&guid)))?;
             Ok(answer(&Value::Object(body(state, stored, &query))))
         })
@@ -441,7 +463,7 @@ async fn by_guid(Extracted(app): AppState, Path(guid): Path<String>, query: Aske
 async fn by_guid_ids(Extracted(app): AppState, Path(guid): Path<String>) -> Result<Response> {
     app.registry
         .read(|state| {
-            let all = state.ids_of(of_guid(&guid)?).into_iter();
+            let all = state.ids_of(of_guid(&guid)?).into_iter().filter(|(context, id)| sees_id(state, context, *id));
             Ok(answer(&all.map(|(context, id)| json!({"context": context, "id": id})).collect()))
         })
         .await

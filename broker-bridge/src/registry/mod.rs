@@ -25,7 +25,7 @@ mod protobuf;
 mod record;
 mod schema;
 mod state;
-mod subject;
+pub(crate) mod subject;
 mod text;
 mod topic;
 mod values;

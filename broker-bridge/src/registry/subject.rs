@@ -8,7 +8,7 @@ const GLOBAL: &str = ".__GLOBAL";
 pub(super) const WILDCARD: &str = ":*:";
 
 /// Context and name.
-pub(super) fn split(subject: &str) -> (&str, &str) {
+pub(crate) fn split(subject: &str) -> (&str, &str) {
     match subject.strip_prefix(':').filter(|rest| rest.starts_with('.')) {
         Some(rest) => rest.split_once(':').unwrap_or((rest, "")),
         None => (DEFAULT, subject),
@@ -16,7 +16,7 @@ pub(super) fn split(subject: &str) -> (&str, &str) {
 }
 
 /// What a subject is stored under: the default context is not written.
-pub(super) fn normal(subject: &str) -> String {
+pub(crate) fn normal(subject: &str) -> String {
     let (context, name) = split(subject);
     join(context, name)
 }

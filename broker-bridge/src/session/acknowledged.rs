@@ -44,6 +44,7 @@ use super::{
     window::{ATTEMPTS_MAX, Held, Settled, Window},
 };
 use crate::{
+    auth::{self, Kind, Verb},
     error::{BridgeError, Code, Result},
     gate::Work,
 };
@@ -221,6 +222,11 @@ impl Session {
     }
 
     async fn fetch_after<E: EncodeBatch>(self: &Arc<Self>, limits: Limits, may_repeat: bool, encode: E) -> Result<Fetched<E>> {
+        let reads = self.reads.lock().clone();
+        auth::check_subscription(&self.group, reads.iter().map(String::as_str))?;
+        if let Some(letters) = &self.acknowledged()?.dead_letters {
+            auth::check(Verb::Write, Kind::Topic, &letters.topic)?;
+        }
         let (answer, answered) = oneshot::channel();
         let session = Arc::clone(self);
         // A task of its own: a caller that hangs up must not take polled records with it. A batch that nobody was there for is given again.
@@ -458,6 +464,7 @@ impl Session {
     /// Acknowledges and rejects; stored when it answers.
     pub(crate) async fn settle(&self, wanted: Settlement) -> Result<Outcome> {
         self.acknowledged()?;
+        auth::check_subscription(&self.group, [])?;
         let mut state = self.open().await?;
         self.follow_assignment(&mut state).await?;
         let batches: Vec<u64> = wanted.batches.iter().map(|id| state.batch_number(id)).collect::<Result<_>>()?;

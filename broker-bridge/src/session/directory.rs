@@ -63,8 +63,11 @@ const VISIBLE_INTERVAL: Duration = Duration::from_millis(2);
 /// What the directory says of a session. Fields that a later version adds are passed over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
-    /// Where the replica that holds it is reached: `http://host:port`.
+    /// Where the replica that holds it is reached: `http://host:port`, or `https://`.
     pub(crate) owner: String,
+    /// Who created it; nobody else may use it. `None`: nobody was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) principal: Option<String>,
     /// Where the owner keeps offsets; only a replica that keeps them there too may go on.
     pub(crate) store: String,
     /// So long after its last use the session is over.
@@ -189,6 +192,8 @@ pub(super) trait Log: Send + Sync + 'static {
 pub(crate) struct Me {
     /// `http.advertised`, where it is set.
     pub(crate) advertised: String,
+    /// Whether it listens with TLS.
+    pub(crate) tls: bool,
     /// Where the listeners are bound.
     pub(crate) bound: Arc<OnceLock<BTreeMap<&'static str, SocketAddr>>>,
     /// Where offsets are kept.
@@ -238,11 +243,12 @@ impl Directory {
         }
         let Some(bound) = self.me.bound.get().and_then(|bound| bound.get("http")) else { return "" };
         self.address.get_or_init(|| {
+            let scheme = if self.me.tls { "https" } else { "http" };
             if !bound.ip().is_unspecified() {
-                return format!("http://{bound}");
+                return format!("{scheme}://{bound}");
             }
             let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-            format!("http://{}:{}", host.trim(), bound.port())
+            format!("{scheme}://{}:{}", host.trim(), bound.port())
         })
     }
 

@@ -67,6 +67,7 @@ pub(crate) use source::{Clients, KafkaClients};
 use state::{Progress, Source, State};
 
 use crate::{
+    auth,
     codec::Codec,
     config,
     connect::Connection,
@@ -192,6 +193,10 @@ pub(crate) struct Session {
     pub(crate) group: String,
     pub(crate) name: String,
     pub(crate) settings: Settings,
+    /// Who created it; nobody else may use it.
+    owner: Option<Arc<str>>,
+    /// What it was last asked to read: its owner must be allowed to, each time.
+    reads: parking_lot::Mutex<Vec<String>>,
     deps: Arc<Deps>,
     polling: Mutex<()>,
     state: Mutex<State>,
@@ -210,6 +215,8 @@ impl Session {
             group,
             name,
             settings,
+            owner: auth::owner(),
+            reads: parking_lot::Mutex::default(),
             deps,
             polling: Mutex::default(),
             state: Mutex::default(),
@@ -222,6 +229,7 @@ impl Session {
 
     /// Joins the group for these topics, in place of an earlier subscription. One topic that begins with `^` is a pattern.
     pub(crate) async fn subscribe(&self, topics: Vec<String>) -> Result<()> {
+        auth::check_subscription(&self.group, topics.iter().map(String::as_str))?;
         for topic in topics.iter().filter(|topic| !topic.starts_with('^')) {
             self.deps.topics.check(topic, None).await?;
         }
@@ -236,6 +244,7 @@ impl Session {
         }
         self.leave(&mut state).await?;
         let member = self.deps.clients.member(&self.group, &topics, &self.settings, self.instance_id().as_deref()).await?;
+        *self.reads.lock() = topics.clone();
         state.source = Some(Source { member, subscription: Some(topics) });
         Ok(())
     }
@@ -259,6 +268,8 @@ impl Session {
 
     /// Reads these partitions, without group membership, in place of earlier ones.
     pub(crate) async fn assign(&self, partitions: Vec<TopicPartition>) -> Result<()> {
+        let topics: BTreeSet<&str> = partitions.iter().map(|partition| &*partition.topic).collect();
+        auth::check_subscription(&self.group, topics.iter().copied())?;
         for partition in &partitions {
             self.deps.topics.check(&partition.topic, Some(partition.partition)).await?;
         }
@@ -271,6 +282,7 @@ impl Session {
             let reader = self.deps.clients.reader(self.settings.isolation).await?;
             let admin = Arc::clone(self.deps.kafka.admin().await?);
             let member = Arc::new(source::Direct::new(&self.group, &self.settings, reader, admin, &partitions));
+            *self.reads.lock() = topics.into_iter().map(str::to_owned).collect();
             state.source = Some(Source { member, subscription: None });
             self.follow_assignment(&mut state).await?;
         }
@@ -314,6 +326,7 @@ impl Session {
 
     /// Seeks to the first (or behind the last) record of each partition.
     pub(crate) async fn seek_to_end(&self, partitions: &[TopicPartition], beginning: bool) -> Result<()> {
+        auth::check_subscription(&self.group, partitions.iter().map(|partition| &*partition.topic))?;
         for partition in partitions {
             self.deps.topics.check(&partition.topic, Some(partition.partition)).await?;
         }
@@ -325,6 +338,8 @@ impl Session {
 
     /// Records, as many as fit, into `encode`. Waits for the first ones. With auto-commit, acknowledges the answer before.
     pub(crate) async fn fetch<E: Encode>(self: &Arc<Self>, limits: Limits, mut encode: E) -> Result<E> {
+        let reads = self.reads.lock().clone();
+        auth::check_subscription(&self.group, reads.iter().map(String::as_str))?;
         let (answer, answered) = oneshot::channel();
         let session = Arc::clone(self);
         // A task of its own: a caller that hangs up must not take polled records with it.
@@ -390,6 +405,7 @@ impl Session {
 
     /// Acknowledges: everything delivered (`None`), or these offsets (next to read).
     pub(crate) async fn commit(&self, offsets: Option<Vec<OffsetCommit>>) -> Result<()> {
+        auth::check_subscription(&self.group, offsets.iter().flatten().map(|commit| &*commit.partition.topic))?;
         if self.settings.acknowledged.is_some() {
             return self.settle_below(offsets).await;
         }
@@ -423,6 +439,7 @@ impl Session {
 
     /// The group's offsets: the store's, else Kafka's.
     pub(crate) async fn committed(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, StoredOffset>> {
+        auth::check_subscription(&self.group, partitions.iter().map(|partition| &*partition.topic))?;
         let mut found = self.deps.store.get(&self.group, Some(partitions)).await?.offsets;
         let missing: Vec<TopicPartition> = partitions.iter().filter(|partition| !found.contains_key(*partition)).cloned().collect();
         if !missing.is_empty() {

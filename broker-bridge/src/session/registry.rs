@@ -6,7 +6,10 @@ use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
 use super::{Deps, Session, Settings, instance_not_found, sharing::Sharing};
-use crate::error::{BridgeError, Code, Result};
+use crate::{
+    auth::{self, Kind, Verb},
+    error::{BridgeError, Code, Result},
+};
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -30,6 +33,10 @@ impl Sessions {
     }
 
     pub(super) fn insert(&self, group: &str, name: Option<String>, settings: Settings, sharing: Option<Sharing>) -> Result<Arc<Session>> {
+        auth::check(Verb::Read, Kind::Group, group)?;
+        if let Some(letters) = settings.acknowledged.as_ref().and_then(|acknowledged| acknowledged.dead_letters.as_ref()) {
+            auth::check(Verb::Write, Kind::Topic, &letters.topic)?;
+        }
         let name = name.unwrap_or_else(|| format!("millrace-{}", uuid::Uuid::new_v4()));
         let mut by_name = self.inner.by_name.lock();
         if by_name.len() >= self.inner.deps.config.sessions_max {
@@ -93,6 +100,7 @@ impl Sessions {
     pub(crate) fn get(&self, group: &str, name: &str) -> Result<Arc<Session>> {
         let found = self.inner.by_name.lock().get(&(group.to_owned(), name.to_owned())).cloned();
         let session = found.ok_or_else(|| instance_not_found(group, name))?;
+        auth::check_owner(session.owner.as_deref(), || format!("instance {name:?} of group {group:?}"))?;
         session.touch();
         Ok(session)
     }

@@ -16,6 +16,8 @@
 //! done. Subscription, assignment and positions say what is to be, not how it changes; a commit of offsets that are stored already is
 //! none; records that nobody got are given again, since nothing acknowledged them; to delete what is gone is to find it gone.
 //!
+//! **Who may use it**: its creator, whose name the entry has, at every replica; before it is forwarded, taken over or deleted.
+//!
 //! Streams (gRPC, SSE, WebSocket) are not shared: they end with their connection, and their client connects again with its position.
 
 use std::{
@@ -39,6 +41,7 @@ use super::{
     state::{Source, State},
 };
 use crate::{
+    auth,
     error::{BridgeError, Code, Result},
     lag::now_ms,
 };
@@ -94,6 +97,7 @@ impl Session {
             Reads::Topics(topics) => {
                 // Whether the topics are there was asked when the client subscribed.
                 let member = self.deps.clients.member(&self.group, topics, &self.settings, self.instance_id().as_deref()).await?;
+                self.reads.lock().clone_from(topics);
                 self.state.lock().await.source = Some(Source { member, subscription: Some(topics.clone()) });
                 Ok(())
             }
@@ -208,7 +212,7 @@ impl Sessions {
             if known.as_ref().is_some_and(|known| known.entry.is_some()) {
                 return Err(exists());
             }
-            let entry = self.entry(directory, fields, Reads::Nothing, Vec::new());
+            let entry = self.entry(directory, session.owner.as_deref(), fields, Reads::Nothing, Vec::new());
             match directory.change(&key, known.map_or(0, |known| known.turn), Some(&entry)).await? {
                 true => Ok(()),
                 false => Err(exists()),
@@ -221,15 +225,26 @@ impl Sessions {
         Ok(session)
     }
 
-    fn entry(&self, directory: &Directory, fields: BTreeMap<String, Value>, reads: Reads, sought: Vec<Sought>) -> Entry {
+    fn entry(
+        &self,
+        directory: &Directory,
+        principal: Option<&str>,
+        fields: BTreeMap<String, Value>,
+        reads: Reads,
+        sought: Vec<Sought>,
+    ) -> Entry {
         let idle_ms = u64::try_from(self.inner.deps.config.session_idle.as_millis()).unwrap_or(u64::MAX);
-        Entry { owner: directory.me().to_owned(), store: directory.store().to_owned(), idle_ms, fields, reads, sought }
+        let (owner, store, principal) = (directory.me().to_owned(), directory.store().to_owned(), principal.map(str::to_owned));
+        Entry { owner, principal, store, idle_ms, fields, reads, sought }
     }
 
     /// `anew`: what is known is not enough.
     pub(crate) async fn find(&self, group: &str, name: &str, anew: bool) -> Result<Place> {
-        if let Ok(session) = self.get(group, name) {
-            return Ok(Place::Here(session));
+        match self.get(group, name) {
+            Ok(session) => return Ok(Place::Here(session)),
+            Err(error) if error.code == Code::InstanceNotFound => {}
+            // It is somebody else's.
+            Err(error) => return Err(error),
         }
         let Some(directory) = self.directory() else { return Ok(Place::Nowhere) };
         let key = (group.to_owned(), name.to_owned());
@@ -241,7 +256,10 @@ impl Sessions {
             found = of(directory.known(&key));
         }
         Ok(match found {
-            Some((turn, entry)) => Place::There(turn, entry),
+            Some((turn, entry)) => {
+                auth::check_owner(entry.principal.as_deref(), || format!("instance {name:?} of group {group:?}"))?;
+                Place::There(turn, entry)
+            }
             None => Place::Nowhere,
         })
     }
@@ -273,7 +291,7 @@ impl Sessions {
             return Ok(Some(session));
         }
         self.has_room()?;
-        let taken = self.entry(directory, entry.fields.clone(), entry.reads.clone(), entry.sought.clone());
+        let taken = self.entry(directory, entry.principal.as_deref(), entry.fields.clone(), entry.reads.clone(), entry.sought.clone());
         if !directory.change(&key, turn, Some(&taken)).await? {
             return Ok(None);
         }
@@ -282,7 +300,8 @@ impl Sessions {
             sought: Mutex::new(taken.sought.into_iter().map(|sought| (sought.partition(), sought)).collect()),
             revived: AtomicBool::new(true),
         };
-        let session = Session::new(group.to_owned(), name.to_owned(), settings, Arc::clone(&self.inner.deps), Some(sharing));
+        let mut session = Session::new(group.to_owned(), name.to_owned(), settings, Arc::clone(&self.inner.deps), Some(sharing));
+        session.owner = entry.principal.as_deref().map(Arc::from);
         // Where this fails the entry is ours nevertheless, and the next request tries again.
         session.revive(entry).await?;
         metrics::counter!("millrace_bridge_sessions_claimed_total").increment(1);
@@ -309,7 +328,7 @@ impl Sessions {
         let _alone = directory.lock(&key).await;
         let known = directory.known(&key);
         let (reads, sought) = session.standing(sharing, moved).await;
-        let entry = self.entry(directory, sharing.fields.clone(), reads, sought);
+        let entry = self.entry(directory, session.owner.as_deref(), sharing.fields.clone(), reads, sought);
         let before = known.as_ref().map(|known| known.entry.as_deref());
         if why == Why::Changed && before == Some(Some(&entry)) {
             return Ok(());
@@ -473,7 +492,7 @@ fn moved_away(session: &Session) -> BridgeError {
 
 /// Whether somebody takes connections there.
 pub(crate) async fn answers_at(address: &str, bound: Duration) -> bool {
-    let Some(address) = address.strip_prefix("http://") else { return false };
+    let Some(address) = address.strip_prefix("http://").or_else(|| address.strip_prefix("https://")) else { return false };
     matches!(timeout(bound, TcpStream::connect(address)).await, Ok(Ok(_)))
 }
 

@@ -22,6 +22,7 @@ use advice::count;
 pub(crate) use health::{Health, Kind};
 
 use crate::{
+    auth::{self, Kind as Thing, Verb},
     config,
     connect::Connection,
     error::{BridgeError, Code, Result},
@@ -152,9 +153,11 @@ impl Topics {
         Ok(found?)
     }
 
-    /// Ascending by name.
+    /// Those that the caller may see, ascending by name.
     pub(crate) async fn list(&self) -> Result<Vec<TopicView>> {
-        Ok(self.admin().await?.topics().await?)
+        let mut topics = self.admin().await?.topics().await?;
+        topics.retain(|topic| auth::sees(Verb::Describe, Thing::Topic, &topic.name));
+        Ok(topics)
     }
 
     pub(crate) async fn describe(&self, name: &str) -> Result<Described> {
@@ -220,6 +223,7 @@ impl Topics {
 
     pub(crate) async fn create(&self, new: NewTopic) -> Result<Created> {
         check_name(&new.name)?;
+        auth::check(Verb::Create, Thing::Topic, &new.name)?;
         self.check_partitions(new.partitions)?;
         let advice = self.advise(new.consumers, new.producers).await?;
         let partitions = if new.partitions == 0 { advice.partitions } else { new.partitions };
@@ -263,6 +267,7 @@ impl Topics {
     /// Creates a topic whose replicas the caller places; brokers by partition.
     pub(crate) async fn create_assigned(&self, manage: &Manage, new: NewTopic, assignments: &BTreeMap<i32, Vec<i32>>) -> Result<()> {
         check_name(&new.name)?;
+        auth::check(Verb::Create, Thing::Topic, &new.name)?;
         self.inner.gate.broker()?;
         let partitions = u32::try_from(assignments.len()).unwrap_or(u32::MAX);
         self.check_partitions(partitions)?;

@@ -161,11 +161,16 @@ pub(crate) async fn millrace(bridge: &Bridge, words: &[&str]) -> String {
 
 /// As [`millrace`], with its exit code; what it printed is its error where it printed nothing else.
 pub(crate) async fn millrace_exits(bridge: &Bridge, words: &[&str]) -> (i32, String) {
+    millrace_as(bridge, words, &[]).await
+}
+
+/// As [`millrace_exits`], with these variables.
+pub(crate) async fn millrace_as(bridge: &Bridge, words: &[&str], variables: &[(&str, &str)]) -> (i32, String) {
     // Cargo puts the binaries of the workspace side by side.
     let binary = Path::new(env!("CARGO_BIN_EXE_millrace-bridge")).with_file_name("millrace");
     assert!(binary.is_file(), "{} is not built: run `cargo build --workspace --bins`", binary.display());
     let mut command = Command::new(binary);
-    let running = command.args(["--bridge", &bridge.control]).args(words).stdin(Stdio::null()).output();
+    let running = command.args(["--bridge", &bridge.control]).args(words).envs(variables.iter().copied()).stdin(Stdio::null()).output();
     let output = timeout(PATIENCE, running).await.expect("millrace does not end").unwrap();
     let told = if output.stdout.is_empty() { output.stderr } else { output.stdout };
     (output.status.code().unwrap(), String::from_utf8(told).unwrap())

@@ -493,9 +493,8 @@ async fn what_is_not_acknowledged_comes_again_from_the_replica_that_takes_over_a
     let at = |offset: i64| json!({"topic": topic, "partition": 0, "offset": offset});
     let (seen, early) = batch(&url(&client)).await;
     assert_eq!(seen, (0..6).map(|value| (value, 1)).collect::<Vec<_>>());
-    let said = client
-        .post(&format!("{}/acknowledgements", url(&client)), V2, &json!({"acknowledge": [at(1), at(3)], "reject": [at(2)]}))
-        .await;
+    let said =
+        client.post(&format!("{}/acknowledgements", url(&client)), V2, &json!({"acknowledge": [at(1), at(3)], "reject": [at(2)]})).await;
     assert_eq!(said, (200, json!({"acknowledged": 2, "rejected": 1, "ignored": []})));
     assert!(metric(&second, "millrace_bridge_forwarded_requests_total").await >= 2.0);
 
@@ -503,9 +502,8 @@ async fn what_is_not_acknowledged_comes_again_from_the_replica_that_takes_over_a
     let (seen, late) = batch(&url(&client)).await;
     assert_eq!(seen, [(0, 2), (2, 2), (4, 2), (5, 2)]);
     assert!(metric(&second, "millrace_bridge_sessions_claimed_total").await >= 1.0);
-    let acknowledge = async |client: &Client, batch: &str| {
-        client.post(&format!("{}/acknowledgements", url(client)), V2, &json!({"batch": batch})).await
-    };
+    let acknowledge =
+        async |client: &Client, batch: &str| client.post(&format!("{}/acknowledgements", url(client)), V2, &json!({"batch": batch})).await;
     assert_eq!(acknowledge(&client, &early).await.0, 409, "a batch of the replica that is gone");
     assert_eq!(acknowledge(&client, &late).await, (200, json!({"acknowledged": 4, "rejected": 0, "ignored": []})));
 

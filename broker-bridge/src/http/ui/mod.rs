@@ -20,6 +20,12 @@ use serde_json::{Value, json};
 
 use super::{App, JSON, Route, json_response, query};
 use crate::{
+    auth::{
+        KNOWN,
+        Kind::{Group, Topic},
+        Verb::Describe,
+        on_any, on_cluster, on_group, sees,
+    },
     error::{BridgeError, Code, Result},
     lag::{GroupState, now_ms},
     topics::{Brokers, ReplicaState},
@@ -35,16 +41,16 @@ const ROWS: usize = 200;
 #[rustfmt::skip] // a table: one line an operation
 pub(super) fn routes() -> Vec<Route> {
     vec![
-        Route::get("/ui", cluster_page),
-        Route::get("/ui/topics", topics_page),
-        Route::get("/ui/groups", groups_page),
-        Route::get("/ui/groups/{group}", group_page),
-        Route::get("/ui/assets/style.css", async || asset("text/css; charset=utf-8", STYLE)),
-        Route::get("/ui/assets/page.js", async || asset("text/javascript; charset=utf-8", SCRIPT)),
-        Route::get("/ui/api/cluster", cluster_json),
-        Route::get("/ui/api/topics", topics_json),
-        Route::get("/ui/api/groups", groups_json),
-        Route::get("/ui/api/groups/{group}", group_json),
+        Route::get("/ui", on_cluster(Describe), cluster_page),
+        Route::get("/ui/topics", on_any(Describe, Topic), topics_page),
+        Route::get("/ui/groups", on_any(Describe, Group), groups_page),
+        Route::get("/ui/groups/{group}", on_group(Describe), group_page),
+        Route::get("/ui/assets/style.css", KNOWN, async || asset("text/css; charset=utf-8", STYLE)),
+        Route::get("/ui/assets/page.js", KNOWN, async || asset("text/javascript; charset=utf-8", SCRIPT)),
+        Route::get("/ui/api/cluster", on_cluster(Describe), cluster_json),
+        Route::get("/ui/api/topics", on_any(Describe, Topic), topics_json),
+        Route::get("/ui/api/groups", on_any(Describe, Group), groups_json),
+        Route::get("/ui/api/groups/{group}", on_group(Describe), group_json),
     ]
 }
 
@@ -142,7 +148,7 @@ fn group_rows(app: &App) -> Vec<GroupRow> {
     let now_ms = now_ms();
     let mut rows: Vec<GroupRow> = {
         let table = app.lag.watch().table();
-        let groups = table.committed_groups().into_iter();
+        let groups = table.committed_groups().into_iter().filter(|group| sees(Describe, Group, group));
         groups.filter_map(|id| Some(GroupRow { state: table.state(&id, now_ms)?, id })).collect()
     };
     rows.sort_by(|a, b| (b.state.status, b.state.total_lag).cmp(&(a.state.status, a.state.total_lag)).then_with(|| a.id.cmp(&b.id)));

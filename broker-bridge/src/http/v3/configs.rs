@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 use service_kit::kafka::{ConfigChange, ConfigDetail, ConfigOf};
 
 use super::{App, Cluster, Reply, body, done, ok};
-use crate::error::{BridgeError, Code, Result};
+use crate::{
+    auth::{Kind::Topic, Verb::DescribeConfigs, sees},
+    error::{BridgeError, Code, Result},
+};
 
 type Named = Path<(String, String)>;
 type Setting = Path<(String, String, String)>;
@@ -175,7 +178,8 @@ pub(in crate::http) async fn topic_configs(State(app): State<App>, Path((name, t
 /// Those of every topic.
 pub(in crate::http) async fn all_topic_configs(State(app): State<App>, Path(name): Path<String>, headers: HeaderMap) -> Reply {
     let cluster = Cluster::named(&app, &headers, &name).await?;
-    let topics = app.topics.list().await?;
+    let mut topics = app.topics.list().await?;
+    topics.retain(|topic| sees(DescribeConfigs, Topic, &topic.name));
     let of: Vec<ConfigOf<'_>> = topics.iter().map(|topic| ConfigOf::Topic(&topic.name)).collect();
     let found = app.manage.configs(&of).await?;
     let mut data = Vec::new();

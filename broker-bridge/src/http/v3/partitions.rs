@@ -9,6 +9,7 @@ use service_kit::kafka::{PartitionView, Reassignment, TopicPartition, TopicView}
 
 use super::{App, Cluster, Reply, ok};
 use crate::{
+    auth::{Kind::Topic, Verb::Describe, sees},
     error::{BridgeError, Code, Result},
     http::partition_id,
 };
@@ -120,6 +121,7 @@ pub(in crate::http) async fn replica(
 async fn reassignments(app: &App, cluster: &Cluster, topic: Option<&str>, place: &str) -> Reply {
     let under_way = app.manage.reassignments().await?;
     let of_topic = under_way.iter().filter(|moved| topic.is_none_or(|topic| topic == moved.topic));
+    let of_topic = of_topic.filter(|moved| sees(Describe, Topic, &moved.topic));
     Ok(cluster.list("KafkaReassignmentList", place, of_topic.map(|moved| reassignment_json(cluster, moved)).collect()))
 }
 

@@ -33,6 +33,7 @@ use super::{
     splitter::Splitter,
 };
 use crate::{
+    auth::{Carrier, carrier},
     error::{BridgeError, Code, Result},
     http::negotiate,
     produce::Produce,
@@ -107,6 +108,8 @@ struct Target {
     cluster: String,
     topic: Arc<str>,
     traceparent: Option<String>,
+    /// Records are written after the request was answered.
+    carrier: Carrier,
 }
 
 impl Target {
@@ -122,11 +125,13 @@ impl Target {
             cluster: cluster.id().to_owned(),
             topic: topic.into(),
             traceparent,
+            carrier: carrier(),
         })
     }
 
     async fn write(&self, ready: &Ready) -> Result<Written> {
-        let receipt = self.produce.send(None, vec![ready.record.clone()], self.traceparent.as_deref()).await?;
+        let sending = self.produce.send(None, vec![ready.record.clone()], self.traceparent.as_deref());
+        let receipt = self.carrier.clone().run(sending).await?;
         let lost = || Err(BridgeError::new(Code::OutcomeUnknown, "the producer gave no result"));
         receipt.results.first().cloned().unwrap_or_else(lost)
     }
@@ -296,7 +301,7 @@ where
             let (at, object, permit) = piece?;
             let record: Record<'_> =
                 serde_json::from_slice(&object).map_err(|error| bad(format!("the record that begins at byte {at}: {error}")))?;
-            Ok((record.ready(&target).await?, permit))
+            Ok((target.carrier.clone().run(record.ready(&target)).await?, permit))
         }
     };
     let receipt = move |ready: Result<(Ready, OwnedSemaphorePermit)>| {

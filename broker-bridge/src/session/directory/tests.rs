@@ -61,7 +61,7 @@ fn directory(log: &Shared, name: &str) -> Directory {
 }
 
 pub(in crate::session) fn directory_with(log: &Shared, name: &str, store: &str) -> Directory {
-    let me = Me { advertised: name.to_owned(), bound: Arc::default(), store: store.to_owned() };
+    let me = Me { advertised: name.to_owned(), tls: false, bound: Arc::default(), store: store.to_owned() };
     Directory::new(log.clone(), me, 2, Duration::from_secs(5))
 }
 
@@ -151,7 +151,7 @@ async fn the_address_is_the_advertised_one_or_where_it_listens() {
     let log = Shared::default();
     let at = |advertised: &str, bound: &str| {
         let bound = Arc::new(OnceLock::from(BTreeMap::from([("http", bound.parse().unwrap())])));
-        let me = Me { advertised: advertised.to_owned(), bound, store: String::new() };
+        let me = Me { advertised: advertised.to_owned(), tls: false, bound, store: String::new() };
         Directory::new(log.clone(), me, 1, Duration::from_secs(1)).me().to_owned()
     };
     assert_eq!(at("http://bridge-0:8082", "0.0.0.0:1"), "http://bridge-0:8082");
