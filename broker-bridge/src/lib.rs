@@ -7,6 +7,7 @@
 //! | `service` | how the parts are put together, started and drained |
 //! | `connect` | the bridge's own connection to Kafka |
 //! | `auth` | who calls, what they may do, how much of it |
+//! | `trust` | TLS as a client |
 //! | `error` | every error a caller can meet: code, status, kind |
 //! | `http` | Confluent REST v2, Strimzi's admin path and v3; translates, then calls the parts below |
 //! | `grpc` | the same by gRPC, with streams |
@@ -21,6 +22,9 @@
 //! | `monitor` | the broker's health, watched in the background; gauges |
 //! | `gate` | whether work is taken now: paused, broker away, draining |
 //! | `control` | status, pause and drain for operators |
+
+// A stream of records under its caller nests deeper than the default.
+#![recursion_limit = "256"]
 
 mod auth;
 mod cli;

@@ -599,7 +599,10 @@ impl Member for FakeMember {
     }
 
     async fn assignment(&self) -> Vec<TopicPartition> {
-        self.positions.lock().keys().filter(|partition| !self.kafka.is_away(partition)).cloned().collect()
+        // What was seen to be away has no position when it comes back.
+        let mut positions = self.positions.lock();
+        positions.retain(|partition, _| !self.kafka.is_away(partition));
+        positions.keys().cloned().collect()
     }
 
     async fn positions(&self) -> BTreeMap<TopicPartition, i64> {

@@ -212,6 +212,7 @@ async fn a_token_that_ends_ends_what_it_began() {
             by: Credential::Token,
             address: None,
             until: Some(until),
+            body: None,
             asked: Mutex::new(None),
         }))
     };

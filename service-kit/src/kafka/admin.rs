@@ -77,6 +77,10 @@ fn client(config: &KafkaConfig) -> Result<Client, KafkaError> {
         .map_err(|error| watch.explain(&error, "making a Kafka admin client"))
 }
 
+/// How long a broker may not have heard of a topic that another one knows.
+const UNHEARD_MAX: Duration = Duration::from_secs(2);
+const UNHEARD_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Topics asked for in one request.
 const DESCRIBED_AT_ONCE: usize = 500;
 
@@ -212,13 +216,19 @@ impl Admin for Native {
     }
 
     async fn topic_config(&self, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
-        let entries = describe(&self.client, self.lookup.timeout, name).await?;
-        if entries.is_empty() {
-            // The binding drops the reason: either there is no such topic, or it may not be looked at.
+        let deadline = Instant::now() + UNHEARD_MAX;
+        loop {
+            let entries = describe(&self.client, self.lookup.timeout, name).await?;
+            if !entries.is_empty() {
+                return Ok(entries);
+            }
+            // The binding drops the reason: there is no such topic, or the broker that was asked has not heard of it yet, or it may not be looked at.
             self.lookup.topic(name).await?;
-            return Err(KafkaError::Auth(format!("the configuration of topic \"{name}\" may not be read")));
+            if Instant::now() >= deadline {
+                return Err(KafkaError::Auth(format!("the configuration of topic \"{name}\" may not be read")));
+            }
+            sleep(UNHEARD_INTERVAL).await;
         }
-        Ok(entries)
     }
 
     async fn topic_configs(&self, names: &[String]) -> Result<BTreeMap<String, Vec<ConfigEntry>>, KafkaError> {

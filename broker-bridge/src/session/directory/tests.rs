@@ -19,6 +19,7 @@ fn record(offset: i64, key: &Key, turn: u64, entry: Option<&Entry>) -> Record {
 fn entry(owner: &str) -> Entry {
     Entry {
         owner: owner.to_owned(),
+        principal: None,
         store: "redis".to_owned(),
         idle_ms: 1_000,
         fields: BTreeMap::new(),
