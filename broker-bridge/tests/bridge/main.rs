@@ -17,6 +17,7 @@ mod replicas;
 mod stores;
 mod transactions;
 mod v3;
+mod versions;
 mod watch;
 mod window;
 
