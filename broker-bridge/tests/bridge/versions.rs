@@ -46,7 +46,8 @@ fn kafka_2_8_takes_the_tests_of_produce_groups_and_transactions() {
     let servers = script("start", directory.path(), &["--version", "2.8"]);
     let kafka = Kafka { directory, servers };
     let mut tests = Command::new(env::current_exe().unwrap());
-    let output = tests.args(["--exact", "--test-threads", "3"]).args(TESTS).env("KAFKA_BOOTSTRAP_SERVERS", &kafka.servers).output().unwrap();
+    let output =
+        tests.args(["--exact", "--test-threads", "3"]).args(TESTS).env("KAFKA_BOOTSTRAP_SERVERS", &kafka.servers).output().unwrap();
     let told = text(&output);
     assert!(output.status.success() && told.contains(&format!("{} passed; 0 failed", TESTS.len())), "{told}");
 }
