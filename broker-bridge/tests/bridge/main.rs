@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod abuse;
 mod auth;
 mod cli;
 mod cluster;
