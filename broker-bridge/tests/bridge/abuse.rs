@@ -95,23 +95,23 @@ async fn floods_of_http2_frames_cost_no_memory_and_keep_nobody_waiting() {
     let before = resident(bridge.pid());
     let whole = END_HEADERS | END_STREAM;
     let stream = |number: u32| 2 * number + 1;
-    let address = bridge.http.as_str();
+    let address = bridge.http.clone();
     let block = "x".repeat(16_000);
     let floods = async {
         // Opened and reset; opened and left; a header without an end; bodies of nothing; questions and settings without an end.
-        flood(address, Vec::new(), |n| {
+        flood(&address, Vec::new(), |n| {
             [frame(HEADERS, whole, stream(n), &headers(GET)), frame(RST_STREAM, 0, stream(n), &[0, 0, 0, 8])].concat()
         })
         .await;
-        flood(address, Vec::new(), |n| frame(HEADERS, END_HEADERS, stream(n), &headers(POST))).await;
-        flood(address, frame(HEADERS, 0, 1, &headers(GET)), |_| frame(CONTINUATION, 0, 1, block.as_bytes())).await;
-        flood(address, frame(HEADERS, END_HEADERS, 1, &headers(POST)), |_| frame(DATA, 0, 1, &[])).await;
-        flood(address, Vec::new(), |n| frame(PING, 0, 0, &u64::from(n).to_be_bytes())).await;
-        flood(address, Vec::new(), |_| frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0])).await;
+        flood(&address, Vec::new(), |n| frame(HEADERS, END_HEADERS, stream(n), &headers(POST))).await;
+        flood(&address, frame(HEADERS, 0, 1, &headers(GET)), |_| frame(CONTINUATION, 0, 1, block.as_bytes())).await;
+        flood(&address, frame(HEADERS, END_HEADERS, 1, &headers(POST)), |_| frame(DATA, 0, 1, &[])).await;
+        flood(&address, Vec::new(), |n| frame(PING, 0, 0, &u64::from(n).to_be_bytes())).await;
+        flood(&address, Vec::new(), |_| frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0])).await;
         // Answers that nobody takes: every stream's window is shut.
         let mut shut = Vec::new();
         for _ in 0..50 {
-            let mut socket = begin(address, &[0, 4, 0, 0, 0, 0]).await;
+            let mut socket = begin(&address, &[0, 4, 0, 0, 0, 0]).await;
             for number in 0..50 {
                 // The bridge may have had enough of it.
                 drop(socket.write_all(&frame(HEADERS, whole, stream(number), &headers(GET))).await);
