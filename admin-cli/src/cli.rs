@@ -1,10 +1,14 @@
 //! The command line: what holds for every command, and how the words become a `Session`.
 
-use std::{ffi::OsString, fmt, str::FromStr, time::Duration};
+use std::{ffi::OsString, fmt, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, ValueEnum};
+use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, ValueEnum, error::ErrorKind};
 
-use crate::{commands::Command, connect::Trace, output::Output};
+use crate::{
+    commands::Command,
+    connect::{Credential, Tls, Trace},
+    output::Output,
+};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -13,7 +17,8 @@ Exit codes:
   2   a service cannot be reached
   64  wrong command line
 
-Data goes to stdout, everything else to stderr. A call carries the W3C trace context found in TRACEPARENT.";
+Data goes to stdout, everything else to stderr. A call carries the W3C trace context found in TRACEPARENT, and says
+who calls by MILLRACE_BEARER_TOKEN (a bearer token), MILLRACE_API_KEY or MILLRACE_USER (name:password), if one is set.";
 
 /// Operates Millrace: the collector, the broker bridge and the stream engine.
 #[derive(Debug, Parser)]
@@ -58,6 +63,14 @@ struct Global {
         default_value = "127.0.0.1:7103"
     )]
     engine: Address,
+    /// Speak TLS with the control ports; their certificates must come from an authority in this PEM file.
+    #[arg(long, global = true, value_name = "FILE", env = "MILLRACE_CA_FILE", hide_env_values = true)]
+    ca_file: Option<PathBuf>,
+    /// With --ca-file: the certificate to show, in a PEM file, and its key.
+    #[arg(long, global = true, value_name = "FILE", env = "MILLRACE_CERT_FILE", hide_env_values = true, requires_all = ["ca_file", "key_file"])]
+    cert_file: Option<PathBuf>,
+    #[arg(long, global = true, value_name = "FILE", env = "MILLRACE_KEY_FILE", hide_env_values = true, requires = "cert_file")]
+    key_file: Option<PathBuf>,
     /// `table` for people, `json` for programs: raw numbers, and names that only grow.
     #[arg(long, short, global = true, value_name = "FORMAT", value_enum, default_value = "table")]
     output: Format,
@@ -123,7 +136,7 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
         if bare.contains("://") {
-            return Err("the control port speaks plain gRPC; give HOST:PORT".to_owned());
+            return Err("the control port speaks gRPC; give HOST:PORT, and --ca-file for TLS".to_owned());
         }
         let wrong = || "expected HOST:PORT, e.g. 127.0.0.1:7101 or [::1]:7101".to_owned();
         let (host, port) = bare.rsplit_once(':').ok_or_else(wrong)?;
@@ -141,6 +154,10 @@ impl FromStr for Address {
 impl Address {
     pub(crate) fn uri(&self) -> String {
         format!("http://{}", self.0)
+    }
+
+    pub(crate) fn https(&self) -> String {
+        format!("https://{}", self.0)
     }
 }
 
@@ -167,6 +184,8 @@ pub(crate) struct Session {
     engine: Address,
     timeout: Option<Duration>,
     pub(crate) trace: Option<Trace>,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) credential: Option<Credential>,
     pub(crate) out: Output,
 }
 
@@ -223,8 +242,10 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<(Comman
             None
         }
     };
-    let Global { collector, bridge, engine, timeout, .. } = global;
-    Ok((command, Session { collector, bridge, engine, timeout, trace, out }))
+    let credential = Credential::from_environment().map_err(|reason| Cli::command().error(ErrorKind::ValueValidation, reason))?;
+    let Global { collector, bridge, engine, timeout, ca_file, cert_file, key_file, .. } = global;
+    let tls = ca_file.map(|ca| Tls { ca, identity: cert_file.zip(key_file) });
+    Ok((command, Session { collector, bridge, engine, timeout, trace, tls, credential, out }))
 }
 
 #[cfg(test)]

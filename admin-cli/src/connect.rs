@@ -1,12 +1,20 @@
 //! The way to a service: one connection, one deadline over connecting and answering, and errors that name the remedy.
 
-use std::{error::Error, future::Future, io, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    future::Future,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio::time::Instant;
 use tonic::{
     Code, Request, Response, Status,
     metadata::{Ascii, MetadataValue},
-    transport::{Channel, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
 use crate::{
@@ -34,6 +42,55 @@ impl Trace {
     }
 }
 
+/// How a control port with TLS is spoken to.
+#[derive(Debug)]
+pub(crate) struct Tls {
+    pub(crate) ca: PathBuf,
+    /// Certificate and key to show.
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
+}
+
+impl Tls {
+    fn config(&self) -> Result<ClientTlsConfig, Failure> {
+        let read = |path: &Path| std::fs::read(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())));
+        let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&self.ca)?));
+        Ok(match &self.identity {
+            Some((certificate, key)) => config.identity(Identity::from_pem(read(certificate)?, read(key)?)),
+            None => config,
+        })
+    }
+}
+
+/// Says who calls. From the environment, for command lines are seen by others.
+#[derive(Clone)]
+pub(crate) struct Credential(&'static str, MetadataValue<Ascii>);
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ***", self.0)
+    }
+}
+
+impl Credential {
+    /// The first of those that are set; an error where it cannot be sent.
+    pub(crate) fn from_environment() -> Result<Option<Self>, String> {
+        const FORMS: [(&str, &str); 3] =
+            [("MILLRACE_BEARER_TOKEN", "authorization"), ("MILLRACE_API_KEY", "x-api-key"), ("MILLRACE_USER", "authorization")];
+        for (variable, header) in FORMS {
+            let Some(text) = std::env::var(variable).ok().filter(|text| !text.is_empty()) else { continue };
+            let value = match variable {
+                "MILLRACE_BEARER_TOKEN" => format!("Bearer {text}"),
+                "MILLRACE_USER" => format!("Basic {}", STANDARD.encode(text)),
+                _ => text,
+            };
+            let mut value: MetadataValue<Ascii> = value.parse().map_err(|_| format!("{variable} has letters that cannot be sent"))?;
+            value.set_sensitive(true);
+            return Ok(Some(Self(header, value)));
+        }
+        Ok(None)
+    }
+}
+
 /// A connected service.
 pub(crate) struct Link {
     service: Service,
@@ -42,6 +99,7 @@ pub(crate) struct Link {
     wait: Duration,
     deadline: Instant,
     trace: Option<Trace>,
+    credential: Option<Credential>,
 }
 
 impl Session {
@@ -54,7 +112,12 @@ impl Session {
     pub(crate) async fn connect_within(&self, service: Service, wait: Duration) -> Result<Link, Failure> {
         let address = self.address(service).clone();
         let deadline = Instant::now() + wait;
-        let endpoint = Endpoint::from_shared(address.uri()).map_err(|error| Failure::usage(format!("{address} is no address: {error}")))?;
+        let uri = if self.tls.is_some() { address.https() } else { address.uri() };
+        let endpoint = Endpoint::from_shared(uri).map_err(|error| Failure::usage(format!("{address} is no address: {error}")))?;
+        let endpoint = match &self.tls {
+            Some(tls) => endpoint.tls_config(tls.config()?).map_err(|error| Failure::usage(format!("--ca-file: {}", reason(&error))))?,
+            None => endpoint,
+        };
         // A service that is there accepts at once; only the answer may take as long as `wait`.
         let endpoint = endpoint.connect_timeout(wait.min(self.timeout()));
         let cannot = |reason: String| {
@@ -68,7 +131,7 @@ impl Session {
             Ok(Err(error)) => return Err(cannot(reason(&error))),
             Err(_) => return Err(cannot(format!("no connection within {}", human::duration(wait)))),
         };
-        Ok(Link { service, address, channel, wait, deadline, trace: self.trace.clone() })
+        Ok(Link { service, address, channel, wait, deadline, trace: self.trace.clone(), credential: self.credential.clone() })
     }
 }
 
@@ -89,6 +152,9 @@ impl Link {
         let mut request = Request::new(message);
         if let Some(Trace(value)) = &self.trace {
             request.metadata_mut().insert("traceparent", value.clone());
+        }
+        if let Some(Credential(header, value)) = &self.credential {
+            request.metadata_mut().insert(*header, value.clone());
         }
         request
     }
@@ -192,6 +258,7 @@ mod tests {
             wait: Duration::from_secs(1),
             deadline: Instant::now(),
             trace: None,
+            credential: None,
         };
         for message in [
             "protocol error: received message with invalid compression flag: 123 (valid flags are 0 and 1) while receiving response with status: 404 Not Found",

@@ -24,6 +24,8 @@ fn every_listing_is_a_table_and_a_document() {
         ("topic_list", &["topic", "list"]),
         ("topic_describe", &["topic", "describe", "logs_topic"]),
         ("topic_advise", &["topic", "advise", "--consumers", "3", "--producers", "2"]),
+        ("topic_lint", &["topic", "lint"]),
+        ("topic_lint_clean", &["topic", "lint", "clean"]),
         ("group_list", &["group", "list"]),
         ("group_lag", &["group", "lag", "spark-group"]),
         ("group_lags", &["group", "lag"]),

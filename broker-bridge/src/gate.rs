@@ -110,6 +110,11 @@ impl Gate {
         self.suspicion.notify_one();
     }
 
+    /// Resolves when the bridge begins to shut down.
+    pub(crate) fn draining(&self) -> tokio_util::sync::WaitForCancellationFutureOwned {
+        self.shutdown.clone().cancelled_owned()
+    }
+
     /// Waits for `suspect`.
     pub(crate) async fn suspected(&self) {
         self.suspicion.notified().await;

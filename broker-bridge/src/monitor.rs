@@ -3,16 +3,13 @@
 //! While Kafka is away it asks every second; the gate refuses work meanwhile.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use service_kit::{
-    Latch,
-    kafka::{KafkaError, TopicView},
-};
+use service_kit::{Latch, kafka::KafkaError};
 use tokio::{
     select,
     time::{Instant, sleep, timeout},
@@ -22,17 +19,16 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config,
     connect::Connection,
+    error::BridgeError,
     gate::Gate,
-    lag::Lag,
-    topics::{MIN_ISR, ReplicaState, Topics},
+    lag::{Lag, Pace, Status},
+    topics::{ReplicaState, Topics},
 };
 
 /// How often Kafka is asked while it is away.
 const AWAY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long Kafka has to say that it is there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a topic's `min.insync.replicas` is believed.
-const MIN_ISR_AGE: Duration = Duration::from_secs(300);
 
 pub(crate) struct Monitor {
     pub(crate) kafka: Connection,
@@ -54,9 +50,9 @@ pub(crate) struct Seen {
 /// What must be known from round to round.
 #[derive(Default)]
 struct Memory {
-    /// Lag gauges that are set, to be zeroed when their partition goes.
-    lag_series: HashSet<(String, Arc<str>, i32)>,
-    min_isr: HashMap<String, (Instant, u32)>,
+    /// What has gauges: partitions of groups, groups.
+    partitions: Series<(String, Arc<str>, i32)>,
+    groups: Series<String>,
     /// Kafka is away since then.
     away_since: Option<Instant>,
     /// The last look was not complete.
@@ -130,105 +126,125 @@ impl Monitor {
         }
     }
 
-    async fn look(&self, memory: &mut Memory) -> Result<(), crate::error::BridgeError> {
+    async fn look(&self, memory: &mut Memory) -> Result<(), BridgeError> {
         let topics = self.topics.list().await?;
-        let replicas = ReplicaState::of(&topics);
+        let learnt = self.topics.learn_min_isr(&topics).await;
+        let brokers = self.topics.brokers().await?;
         {
             let mut seen = self.seen.lock();
             seen.topics = topics.len();
-            seen.replicas = replicas;
+            seen.replicas = ReplicaState::of(&topics);
         }
-        metrics::gauge!("millrace_bridge_under_replicated_partitions").set(f64::from(replicas.under_replicated));
-        metrics::gauge!("millrace_bridge_offline_partitions").set(f64::from(replicas.offline));
-        metrics::gauge!("millrace_bridge_under_min_isr_partitions").set(f64::from(self.under_min_isr(&topics, memory).await));
+        let health = &brokers.health;
+        metrics::gauge!("millrace_bridge_under_replicated_partitions").set(f64::from(health.under_replicated));
+        metrics::gauge!("millrace_bridge_offline_partitions").set(f64::from(health.offline));
+        metrics::gauge!("millrace_bridge_under_min_isr_partitions").set(f64::from(health.under_min_isr));
+        metrics::gauge!("millrace_bridge_not_preferred_leader_partitions").set(f64::from(health.not_preferred));
+        metrics::gauge!("millrace_bridge_brokers").set(brokers.cluster.brokers.len() as f64);
 
-        for (id, load) in self.topics.brokers().await?.load {
+        for (id, load) in &brokers.load {
             let broker = id.to_string();
             metrics::gauge!("millrace_bridge_broker_partitions", "broker" => broker.clone()).set(f64::from(load.partitions));
             metrics::gauge!("millrace_bridge_broker_leaders", "broker" => broker.clone()).set(f64::from(load.leaders));
+            let balance = health.balance.get(id).copied().unwrap_or_default();
+            metrics::gauge!("millrace_bridge_broker_leader_imbalance_ratio", "broker" => broker.clone()).set(balance.imbalance());
             if let Some(bytes) = load.log_bytes {
                 metrics::gauge!("millrace_bridge_broker_log_bytes", "broker" => broker).set(bytes as f64);
             }
         }
-        self.measure_lag(memory).await
+        self.measure_lag(memory).await?;
+        learnt
     }
 
-    /// Only topics that miss replicas are asked for their setting: a partition with all replicas in its ISR has enough.
-    async fn under_min_isr(&self, topics: &[TopicView], memory: &mut Memory) -> u32 {
-        let mut under = 0;
-        memory.min_isr.retain(|_, (at, _)| at.elapsed() < MIN_ISR_AGE);
-        for topic in topics {
-            let smallest = topic
-                .partitions
-                .iter()
-                .filter(|partition| partition.isr.len() < partition.replicas.len())
-                .map(|partition| partition.isr.len());
-            let Some(smallest) = smallest.min() else { continue };
-            let known = memory.min_isr.get(&topic.name).map(|(_, min)| *min);
-            let min = match known {
-                Some(min) => min,
-                None => {
-                    let config = self.topics.config(&topic.name).await.unwrap_or_default();
-                    let value = config.iter().find(|entry| entry.name == MIN_ISR).and_then(|entry| entry.value.as_deref()?.parse().ok());
-                    let min: u32 = value.unwrap_or(1);
-                    memory.min_isr.insert(topic.name.clone(), (Instant::now(), min));
-                    min
-                }
-            };
-            if smallest < min as usize {
-                let short = topic.partitions.iter().filter(|partition| partition.isr.len() < min as usize).count();
-                under += u32::try_from(short).unwrap_or(u32::MAX);
-            }
-        }
-        under
-    }
-
-    async fn measure_lag(&self, memory: &mut Memory) -> Result<(), crate::error::BridgeError> {
-        let gauge = |group: &str, topic: &Arc<str>, partition: i32, lag: i64| {
-            metrics::gauge!("millrace_bridge_group_lag_records", "group" => group.to_owned(), "topic" => topic.to_string(), "partition" => partition.to_string())
-                .set(lag as f64);
-        };
-        let mut series = BTreeMap::new();
+    async fn measure_lag(&self, memory: &mut Memory) -> Result<(), BridgeError> {
+        let mut partitions = BTreeMap::new();
+        let mut groups = BTreeMap::new();
+        let mut by_status = BTreeMap::from([(Status::Ok, 0), (Status::Warn, 0), (Status::Error, 0)]);
         for group in self.lag.all().await? {
             for row in &group.partitions {
                 if let Some(lag) = row.lag() {
-                    series.insert((group.group.id.clone(), Arc::clone(&row.partition.topic), row.partition.partition), lag);
+                    partitions.insert((group.group.id.clone(), Arc::clone(&row.partition.topic), row.partition.partition), lag);
                 }
             }
-        }
-        // A series that has a gauge keeps it; new ones get one while there is room.
-        let mut shown: HashSet<_> = memory.lag_series.iter().filter(|key| series.contains_key(*key)).cloned().collect();
-        let mut left_out = 0;
-        for key in series.keys() {
-            if shown.contains(key) {
-                continue;
-            }
-            if shown.len() < self.config.lag_series_max {
-                shown.insert(key.clone());
-            } else {
-                left_out += 1;
+            if let Some(state) = group.state {
+                *by_status.entry(state.status).or_default() += 1;
+                groups.insert(group.group.id, (state.status, state.pace));
             }
         }
-        for (group, topic, partition) in memory.lag_series.difference(&shown) {
-            gauge(group, topic, *partition, 0);
+        let max = self.config.lag_series_max;
+        let left_out = memory.partitions.show(&partitions, max, |(group, topic, partition), lag| {
+            metrics::gauge!("millrace_bridge_group_lag_records", "group" => group.clone(), "topic" => topic.to_string(), "partition" => partition.to_string())
+                .set(lag.copied().unwrap_or(0) as f64);
+        });
+        metrics::gauge!("millrace_bridge_group_lag_series_left_out").set(left_out as f64);
+        // How a group moves is not always known: NaN then. Who alerts on it sees neither a lag nor none.
+        let unknown = |value: Option<f64>| value.unwrap_or(f64::NAN);
+        memory.groups.show(&groups, max, |group, found| {
+            let (status, pace) = found.copied().unwrap_or((Status::NotFound, Pace::default()));
+            metrics::gauge!("millrace_bridge_group_status", "group" => group.clone()).set(f64::from(status as u8));
+            metrics::gauge!("millrace_bridge_group_lag_seconds", "group" => group.clone()).set(unknown(pace.lag_seconds));
+            metrics::gauge!("millrace_bridge_group_lag_trend_records_per_second", "group" => group.clone()).set(unknown(pace.trend));
+            metrics::gauge!("millrace_bridge_group_catch_up_seconds", "group" => group.clone()).set(unknown(pace.catch_up_seconds));
+        });
+        for (status, count) in by_status {
+            metrics::gauge!("millrace_bridge_groups", "status" => status.name()).set(f64::from(count));
         }
-        for key in &shown {
-            if let Some(lag) = series.get(key) {
-                gauge(&key.0, &key.1, key.2, *lag);
-            }
-        }
-        metrics::gauge!("millrace_bridge_group_lag_series_left_out").set(f64::from(left_out));
-        memory.lag_series = shown;
         Ok(())
+    }
+}
+
+/// Things that have a gauge. One that has it keeps it while it is there; new ones get one while there is room.
+struct Series<K>(BTreeSet<K>);
+
+impl<K> Default for Series<K> {
+    fn default() -> Self {
+        Self(BTreeSet::new())
+    }
+}
+
+impl<K: Ord + Clone> Series<K> {
+    /// Sets a gauge by `set`, with `None` once for what is gone; gives how many had no room.
+    fn show<V>(&mut self, found: &BTreeMap<K, V>, max: usize, set: impl Fn(&K, Option<&V>)) -> usize {
+        self.0.retain(|key| {
+            let kept = found.contains_key(key);
+            if !kept {
+                set(key, None);
+            }
+            kept
+        });
+        for key in found.keys() {
+            if self.0.len() >= max {
+                break;
+            }
+            self.0.insert(key.clone());
+        }
+        self.0.iter().for_each(|key| set(key, found.get(key)));
+        found.len() - self.0.len()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use service_kit::Readiness;
 
     use super::*;
     use crate::testing::{self, FakeKafka, MemoryOffsets};
+
+    #[test]
+    fn gauges_are_bounded_and_what_is_gone_is_told_once() {
+        let told = RefCell::new(Vec::new());
+        let mut series = Series::default();
+        let mut show = |found: &[&'static str]| {
+            let found = found.iter().map(|key| (*key, ())).collect();
+            let left_out = series.show(&found, 2, |key, value| told.borrow_mut().push((*key, value.is_some())));
+            (left_out, told.take())
+        };
+        assert_eq!(show(&["b", "c", "d"]), (1, vec![("b", true), ("c", true)]));
+        assert_eq!(show(&["a", "c", "d"]), (1, vec![("b", false), ("a", true), ("c", true)]));
+        assert_eq!(show(&[]), (0, vec![("a", false), ("c", false)]));
+    }
 
     #[tokio::test]
     async fn a_question_that_kafka_does_not_answer_does_not_keep_it_from_ending() {

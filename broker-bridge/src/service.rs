@@ -6,29 +6,36 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use service_kit::{
-    ConfigErrors, Context, HttpEndpoint, Running, Service,
-    config::ConfigError,
-    kafka::{self, KafkaConfig},
-    offsets::{OffsetStore, SledOffsets},
+    ConfigErrors, Context, Guard, HttpEndpoint, Latch, Running, Service,
+    config::{ClientAuth, ConfigError},
+    kafka::{self, KafkaConfig, Manage},
+    offsets::{self, OffsetStore, SledOffsets},
 };
 use tokio::{select, time::sleep};
 
 use crate::{
-    config::{BridgeConfig, Store},
+    auth::{self, Auth},
+    config::{BridgeConfig, Offsets, Store},
     connect::Connection,
     control::BridgeControl,
     gate::Gate,
     grpc,
-    http::{self, App},
-    lag::{Lag, Resets},
+    http::{self, App, Forward},
+    lag::{Lag, Resets, Watch},
+    lint::Linter,
     monitor::{Monitor, Seen},
-    produce::Produce,
-    session::{Clients, Deps, KafkaClients, Sessions},
+    produce::{KafkaBroker, Keyed, Produce},
+    registry::Registry,
+    session::{Clients, Deps, Directory, KafkaClients, Me, Sessions},
     topics::Topics,
+    transaction::{KafkaWriters, Transactions},
 };
 
 /// Longest wait for the first answer of a broker before the listeners open.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
+
+/// How often an offset store that is away at the start is looked for.
+const STORE_LOOK: Duration = Duration::from_secs(1);
 
 /// Java's default of `delivery.timeout.ms`.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -37,6 +44,10 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(120);
 pub(crate) struct BridgeService {
     config: BridgeConfig,
     kafka: KafkaConfig,
+    /// `None`: the embedded one, which is opened at the start.
+    store: Option<Arc<dyn OffsetStore>>,
+    auth: Option<Auth>,
+    forward: Forward,
 }
 
 impl BridgeService {
@@ -68,21 +79,90 @@ impl BridgeService {
             properties.entry(key.to_owned()).or_insert_with(|| value.to_owned());
         }
         let kafka = KafkaConfig::from_properties(properties).map_err(|error| wrong("kafka.properties", error.to_string()))?;
-        Ok(Self { config, kafka })
+        let advertised = config.http.advertised.trim();
+        if !advertised.is_empty() && !is_address(advertised) {
+            return Err(wrong(
+                "http.advertised",
+                format!("{advertised:?} is not http://host:port or https://host:port of this bridge; correct it, or leave it empty"),
+            ));
+        }
+        let store = outside(&config.offsets, &kafka).map_err(|(key, message)| wrong(key, message))?;
+        let asked = [&config.http.tls, &config.control.tls].into_iter().any(|tls| tls.client_auth != ClientAuth::None);
+        let auth = Auth::open(&config.auth, asked).map_err(|error| ConfigErrors(vec![error]))?;
+        for (name, listen) in [("http", config.http.listen), ("control", config.control.listen)] {
+            if auth.is_none() && !config.auth.allow_open && !listen.is_loopback() {
+                let message = format!(
+                    "other machines can reach {listen}, and authentication is off: name a policy in auth.policy_file, listen on a loopback address, or allow it with [auth] allow_open = true"
+                );
+                return Err(wrong(&format!("{name}.listen"), message));
+            }
+        }
+        let forward = Forward::new(&config).map_err(|message| wrong("consume.forward_ca", message))?;
+        Ok(Self { config, kafka, store, auth, forward })
     }
+}
+
+/// `http://host:port` or `https://host:port`, and nothing behind it.
+fn is_address(text: &str) -> bool {
+    let uri: Option<::http::Uri> = text.trim_end_matches('/').parse().ok();
+    uri.is_some_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.port().is_some()
+            && matches!(uri.path(), "" | "/")
+            && uri.query().is_none()
+    })
+}
+
+/// The offset store that is outside of this process, not yet connected; or which key is wrong.
+fn outside(config: &Offsets, kafka: &KafkaConfig) -> Result<Option<Arc<dyn OffsetStore>>, (&'static str, String)> {
+    const ADDRESS: &str = "offsets.address";
+    let address = config.address.trim();
+    let (name, form) = match config.store {
+        Store::Sled | Store::Kafka if address.is_empty() => ("", ""),
+        Store::Sled | Store::Kafka => {
+            return Err((ADDRESS, "belongs to store = \"redis\", \"zookeeper\" or \"hbase\"; set offsets.store, or remove it".to_owned()));
+        }
+        Store::Redis => ("redis", "redis://host:port/database"),
+        Store::Zookeeper => ("zookeeper", "host:port,host:port/chroot"),
+        Store::Hbase => ("hbase", "http://host:port of its REST gateway"),
+    };
+    if address.is_empty() && !name.is_empty() {
+        return Err((ADDRESS, format!("is missing; store = \"{name}\" needs {form}")));
+    }
+    let wrong = |key| move |error: offsets::OffsetError| (key, error.to_string());
+    let store: Arc<dyn OffsetStore> = match config.store {
+        Store::Sled => return Ok(None),
+        Store::Kafka => Arc::new(offsets::kafka(kafka, &config.kafka_topic, config.timeout).map_err(wrong("offsets.kafka_topic"))?),
+        Store::Redis => Arc::new(offsets::redis(address, config.timeout).map_err(wrong(ADDRESS))?),
+        Store::Zookeeper => Arc::new(offsets::zookeeper(address, config.timeout).map_err(wrong(ADDRESS))?),
+        Store::Hbase => Arc::new(offsets::hbase(address, &config.hbase_table, config.timeout).map_err(wrong(ADDRESS))?),
+    };
+    Ok(Some(store))
 }
 
 #[async_trait]
 impl Service for BridgeService {
     const NAME: &'static str = "millrace-bridge";
 
+    fn guard(&self) -> Option<Guard> {
+        let auth = self.auth.clone()?;
+        Some(Box::new(move |router| auth::guard_grpc(auth, router)))
+    }
+
     async fn start(self, ctx: Context) -> anyhow::Result<Running> {
-        let Self { config, kafka } = self;
+        let Self { config, kafka, store, auth, forward } = self;
+        if let Some(auth) = &auth {
+            ctx.tasks.spawn(auth.clone().watch(ctx.clone()));
+        }
         for note in kafka.notes() {
             tracing::info!(note, "kafka setting");
         }
-        let store: Arc<dyn OffsetStore> = match config.offsets.store {
-            Store::Sled => {
+        let store: Arc<dyn OffsetStore> = match store {
+            Some(store) => {
+                ctx.tasks.spawn(until_reached(Arc::clone(&store), ctx.clone(), ctx.readiness.latch("offsets")));
+                store
+            }
+            None => {
                 let path = config.offsets.path.clone();
                 let opened = tokio::task::spawn_blocking(move || SledOffsets::open(&path)).await?;
                 Arc::new(opened.context("[offsets] path")?)
@@ -93,10 +173,35 @@ impl Service for BridgeService {
 
         let gate = Arc::new(Gate::new(ctx.shutdown.clone()));
         let topics = Topics::new(connection.clone(), Arc::clone(&gate), Arc::clone(&store), config.topics.clone());
-        let produce = Produce::new(Arc::clone(&producer), topics.clone(), Arc::clone(&gate), config.produce.clone(), ctx.tasks.clone());
-        let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate));
+        let keyed = KafkaBroker::new(kafka.clone(), connection.clone(), &config.produce);
+        let (id, keys) = (config.transactional_id(), config.produce.clone());
+        let keyed = Keyed::new(Arc::new(keyed), &id, topics.clone(), Arc::clone(&gate), keys.clone(), ctx.tasks.clone());
+        ctx.tasks.spawn(keyed.clone().watch(ctx.shutdown.clone(), ctx.readiness.latch("idempotence")));
+        let produce = Produce::new(Arc::clone(&producer), keyed, topics.clone(), Arc::clone(&gate), keys, ctx.tasks.clone());
+        let manage = Manage::new(&kafka);
+        let mut transactional = kafka.clone();
+        let transaction_ms = config.transactions.timeout.as_millis().clamp(1_000, i32::MAX as u128);
+        transactional.set("transaction.timeout.ms", transaction_ms.to_string());
+        let writers = Arc::new(KafkaWriters { config: transactional });
+        let registry = Registry::new(config.registry.clone(), kafka.clone(), connection.clone(), Arc::clone(&gate), ctx.tasks.clone());
+        let transactions =
+            Transactions::new(writers, topics.clone(), Arc::clone(&gate), config.transactional_id(), config.transactions.clone());
+        ctx.tasks.spawn(transactions.clone().watch(ctx.shutdown.clone()));
+        let me = Me {
+            advertised: config.http.advertised.trim().trim_end_matches('/').to_owned(),
+            tls: config.http.tls.is_on(),
+            bound: Arc::clone(&ctx.addresses),
+            store: config.offsets.identity(),
+        };
+        let directory = (!config.consume.sessions_topic.is_empty()).then(|| {
+            let (topic, max) = (&config.consume.sessions_topic, config.consume.directory_max);
+            Directory::in_kafka(&kafka, connection.clone(), topic, me, max, config.offsets.timeout)
+        });
         let clients: Arc<dyn Clients> =
             Arc::new(KafkaClients { config: kafka, poll_interval_max: config.consume.session_idle + Duration::from_secs(60) });
+        let watch = Watch::new(connection.clone(), Arc::clone(&clients), Arc::clone(&store), config.monitor.clone());
+        let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate), watch);
+        let linter = Linter { topics: topics.clone(), lag: lag.clone(), clients: Arc::clone(&clients), config: config.topics.clone() };
         let resets = Resets {
             lag: lag.clone(),
             topics: topics.clone(),
@@ -109,11 +214,14 @@ impl Service for BridgeService {
             kafka: connection.clone(),
             store,
             topics: topics.clone(),
+            produce: produce.clone(),
             gate: Arc::clone(&gate),
             config: config.consume.clone(),
             tasks: ctx.tasks.clone(),
             shutdown: ctx.shutdown.clone(),
             held_bytes: 0.into(),
+            directory,
+            window_records: 0.into(),
         });
 
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -129,19 +237,34 @@ impl Service for BridgeService {
         // Who asks right after the start is neither refused for nothing nor kept waiting for a broker that is away.
         gate.first_look(FIRST_LOOK).await;
         ctx.tasks.spawn(expire(sessions.clone(), config.consume.session_idle, ctx.clone()));
+        ctx.tasks.spawn(look_after(sessions.clone(), config.consume.session_idle, ctx.clone()));
 
         let grpc = grpc::routes(grpc::Services {
             produce: produce.clone(),
+            transactions: transactions.clone(),
             sessions: sessions.clone(),
             topics: topics.clone(),
             lag: lag.clone(),
             resets,
+            linter,
             consume: config.consume.clone(),
             shutdown: ctx.shutdown.clone(),
         });
-        let app =
-            App { produce, sessions: sessions.clone(), topics, lag, config: Arc::new(config.clone()), readiness: ctx.readiness.clone() };
-        let http = vec![HttpEndpoint { name: "http", listen: config.http.listen, router: http::router(app) }];
+        let app = App {
+            produce,
+            sessions: sessions.clone(),
+            topics,
+            lag,
+            manage,
+            transactions: transactions.clone(),
+            registry,
+            forward,
+            config: Arc::new(config.clone()),
+            readiness: ctx.readiness.clone(),
+            auth,
+        };
+        let (listen, tls) = (config.http.listen, config.http.tls.clone());
+        let http = vec![HttpEndpoint { name: "http", listen, tls, router: http::router(app) }];
         let drain = config.shutdown.deadline;
         let control = Arc::new(BridgeControl { config, gate, sessions: sessions.clone(), seen });
         let done = async move {
@@ -154,6 +277,18 @@ impl Service for BridgeService {
     }
 }
 
+/// Waits for a store that is outside; its absence is logged by the store itself.
+async fn until_reached(store: Arc<dyn OffsetStore>, ctx: Context, latch: Latch) {
+    while let Err(error) = store.groups().await {
+        tracing::debug!(%error, "waiting for the offset store");
+        select! {
+            () = ctx.shutdown.cancelled() => return,
+            () = sleep(STORE_LOOK) => {}
+        }
+    }
+    latch.release();
+}
+
 /// Ends idle consumers until the shutdown.
 async fn expire(sessions: Sessions, idle: Duration, ctx: Context) {
     // Often enough that an instance lives a tenth longer than it may.
@@ -164,5 +299,25 @@ async fn expire(sessions: Sessions, idle: Duration, ctx: Context) {
             () = sleep(every) => {}
         }
         sessions.expire().await;
+    }
+}
+
+/// How often a replica looks whether others have taken what it holds.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// Keeps the directory of sessions and this process of one mind, until the shutdown.
+async fn look_after(sessions: Sessions, idle: Duration, ctx: Context) {
+    // Nobody waits for these: they are over already.
+    let (abandoned_every, mut abandoned_at) = ((idle / 4).clamp(LOOK_AFTER, Duration::from_secs(60)), tokio::time::Instant::now());
+    loop {
+        select! {
+            () = ctx.shutdown.cancelled() => return,
+            () = sleep(LOOK_AFTER) => {}
+        }
+        sessions.look_after().await;
+        if abandoned_at.elapsed() >= abandoned_every {
+            abandoned_at = tokio::time::Instant::now();
+            sessions.expire_abandoned().await;
+        }
     }
 }

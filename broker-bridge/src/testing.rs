@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod transactional;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
@@ -17,8 +19,8 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use parking_lot::Mutex;
 use service_kit::{
     kafka::{
-        Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GroupMemberView, GroupView, Isolation, KafkaError, Member, OutRecord,
-        PartitionView, Producer, RangeReader, Record, TopicPartition, TopicView, Written,
+        Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GROUP_LOG, GroupMemberView, GroupView, Isolation, KafkaConfig, KafkaError,
+        Member, OutRecord, PartitionView, Producer, RangeReader, Record, TopicPartition, TopicView, TransactionalWriter, Written,
     },
     offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
 };
@@ -29,10 +31,12 @@ use crate::{
     config,
     connect::Connection,
     gate::Gate,
-    lag::Lag,
-    produce::Produce,
-    session::{Clients, Deps, Sessions, Settings},
+    lag::{Lag, Watch, now_ms},
+    produce::{Broker, Keyed, Produce},
+    registry::Registry,
+    session::{Clients, Deps, Directory, Sessions, Settings},
     topics::Topics,
+    transaction::{Transactions, Writers},
 };
 
 /// Cheap to clone; clones are the same cluster.
@@ -53,9 +57,14 @@ struct Cluster {
     config: Mutex<BTreeMap<String, String>>,
     lookups: AtomicUsize,
     groups: Mutex<BTreeMap<String, Group>>,
+    /// What Kafka notes of commits, as it does.
+    group_log: Mutex<Vec<Record>>,
+    /// Partitions that members of groups do not have now: others have them.
+    away: Mutex<BTreeSet<TopicPartition>>,
     /// Something was written, or moved.
     changed: Notify,
     polls: AtomicUsize,
+    transactional: transactional::Transactional,
 }
 
 #[derive(Default)]
@@ -123,11 +132,14 @@ impl FakeKafka {
     pub(crate) fn values(&self, topic: &str) -> Vec<String> {
         let topics = self.0.topics.lock();
         let records = topics.get(topic).into_iter().flatten().flatten();
-        records.map(|record| String::from_utf8(record.value.clone().unwrap().to_vec()).unwrap()).collect()
+        records
+            .filter(|record| !is_marker(record))
+            .map(|record| String::from_utf8(record.value.clone().unwrap().to_vec()).unwrap())
+            .collect()
     }
 
     pub(crate) fn records(&self, topic: &str) -> Vec<Record> {
-        self.0.topics.lock()[topic].iter().flatten().cloned().collect()
+        self.0.topics.lock()[topic].iter().flatten().filter(|record| !is_marker(record)).cloned().collect()
     }
 
     /// The next record with this value is refused.
@@ -166,6 +178,34 @@ impl FakeKafka {
 
     pub(crate) fn set_committed(&self, group: &str, offsets: &[(TopicPartition, i64)]) {
         self.0.groups.lock().entry(group.to_owned()).or_default().committed.extend(offsets.iter().cloned());
+        let now = now_ms();
+        offsets.iter().for_each(|(partition, offset)| self.note_commit(group, partition, Some(*offset), now));
+    }
+
+    /// Writes a commit of some time, or `None` for its end, into the log of groups alone.
+    pub(crate) fn note_commit(&self, group: &str, partition: &TopicPartition, offset: Option<i64>, timestamp_ms: i64) {
+        let string = |text: &str| [&(text.len() as i16).to_be_bytes(), text.as_bytes()].concat();
+        let key = [&1i16.to_be_bytes()[..], &string(group), &string(&partition.topic), &partition.partition.to_be_bytes()].concat();
+        let value = offset.map(|offset| {
+            [&3i16.to_be_bytes()[..], &offset.to_be_bytes(), &(-1i32).to_be_bytes(), &string(""), &timestamp_ms.to_be_bytes()].concat()
+        });
+        let mut log = self.0.group_log.lock();
+        let offset = log.len() as i64;
+        log.push(Record { offset, timestamp_ms, key: Some(key.into()), value: value.map(Bytes::from), headers: vec![] });
+    }
+
+    /// A rebalance gives the partition to somebody else, or back.
+    pub(crate) fn set_away(&self, partition: &TopicPartition, away: bool) {
+        let mut all = self.0.away.lock();
+        if away {
+            all.insert(partition.clone())
+        } else {
+            all.remove(partition)
+        };
+    }
+
+    pub(crate) fn is_away(&self, partition: &TopicPartition) -> bool {
+        self.0.away.lock().contains(partition)
     }
 
     pub(crate) fn forget_committed(&self, group: &str) {
@@ -192,6 +232,9 @@ impl FakeKafka {
     }
 
     fn log(&self, partition: &TopicPartition) -> Vec<Record> {
+        if *partition.topic == *GROUP_LOG {
+            return self.0.group_log.lock().clone();
+        }
         self.0.topics.lock().get(&*partition.topic).and_then(|logs| logs.get(partition.partition as usize)).cloned().unwrap_or_default()
     }
 }
@@ -209,24 +252,58 @@ pub(crate) fn topics_with(kafka: &FakeKafka, store: &MemoryOffsets) -> Topics {
 }
 
 pub(crate) fn produce(kafka: &FakeKafka) -> Produce {
-    Produce::new(Arc::new(kafka.clone()), topics(kafka), gate(), config::Produce::default(), TaskTracker::new())
+    produce_with(kafka, config::Produce::default())
+}
+
+pub(crate) fn produce_with(kafka: &FakeKafka, config: config::Produce) -> Produce {
+    let (keyed, tasks) = (keyed(kafka, "test", &config), TaskTracker::new());
+    Produce::new(Arc::new(kafka.clone()), keyed, topics(kafka), gate(), config, tasks)
+}
+
+/// One replica's.
+pub(crate) fn keyed(kafka: &FakeKafka, replica: &str, config: &config::Produce) -> Keyed {
+    Keyed::new(Arc::new(kafka.clone()), replica, topics(kafka), gate(), config.clone(), TaskTracker::new())
+}
+
+pub(crate) fn transactions(kafka: &FakeKafka) -> Transactions {
+    Transactions::new(Arc::new(kafka.clone()), topics(kafka), gate(), "test".into(), config::Transactions::default())
+}
+
+pub(crate) fn registry(kafka: &FakeKafka) -> Registry {
+    Registry::new(config::Registry::default(), KafkaConfig::new("nowhere:1"), kafka.connection(), gate(), TaskTracker::new())
+}
+
+#[async_trait]
+impl Writers for FakeKafka {
+    async fn writer(&self, transactional_id: &str) -> Result<Box<dyn TransactionalWriter>, KafkaError> {
+        transactional::writer(self, transactional_id).await
+    }
 }
 
 pub(crate) fn lag(kafka: &FakeKafka, store: MemoryOffsets) -> Lag {
-    Lag::new(kafka.connection(), Arc::new(store), gate())
+    let store: Arc<dyn OffsetStore> = Arc::new(store);
+    let watch = Watch::new(kafka.connection(), Arc::new(kafka.clone()), Arc::clone(&store), config::Monitor::default());
+    Lag::new(kafka.connection(), store, gate(), watch)
 }
 
 pub(crate) fn sessions(kafka: &FakeKafka, store: &MemoryOffsets, config: config::Consume) -> Sessions {
+    sessions_in(None, kafka, store, config)
+}
+
+pub(crate) fn sessions_in(directory: Option<Directory>, kafka: &FakeKafka, store: &MemoryOffsets, config: config::Consume) -> Sessions {
     Sessions::new(Deps {
         clients: Arc::new(kafka.clone()),
         kafka: kafka.connection(),
         store: Arc::new(store.clone()),
         topics: topics_with(kafka, store),
+        produce: produce(kafka),
         gate: gate(),
         config,
         tasks: TaskTracker::new(),
         shutdown: CancellationToken::new(),
         held_bytes: 0.into(),
+        directory,
+        window_records: 0.into(),
     })
 }
 
@@ -234,23 +311,33 @@ pub(crate) fn sessions(kafka: &FakeKafka, store: &MemoryOffsets, config: config:
 impl Producer for FakeKafka {
     async fn send(&self, records: Vec<OutRecord>) -> Vec<Result<Written, KafkaError>> {
         self.answering().await;
-        let mut topics = self.0.topics.lock();
-        let results = records.into_iter().map(|record| {
-            let value = String::from_utf8_lossy(record.value.as_deref().unwrap_or_default()).into_owned();
-            if let Some(error) = self.0.failures.lock().remove(&value) {
-                return Err(error);
-            }
-            let partition = record.partition.unwrap_or(0);
-            let log = &mut topics.get_mut(&*record.topic).unwrap()[partition as usize];
-            let offset = log.len() as i64;
-            let headers = record.headers.into_iter().map(|(key, value)| (key, Some(value))).collect();
-            log.push(Record { offset, timestamp_ms: record.timestamp_ms.unwrap_or(0), key: record.key, value: record.value, headers });
-            Ok(Written { partition, offset })
-        });
-        let results = results.collect();
-        drop(topics);
-        self.0.changed.notify_waiters();
-        results
+        let append = move |kafka: &FakeKafka| {
+            let mut topics = kafka.0.topics.lock();
+            let results = records.into_iter().map(|record| {
+                let value = String::from_utf8_lossy(record.value.as_deref().unwrap_or_default()).into_owned();
+                if let Some(error) = kafka.0.failures.lock().remove(&value) {
+                    return Err(error);
+                }
+                let partition = record.partition.unwrap_or(0);
+                let log = &mut topics.get_mut(&*record.topic).unwrap()[partition as usize];
+                let offset = log.len() as i64;
+                let headers = record.headers.into_iter().map(|(key, value)| (key, Some(value))).collect();
+                let now = if record.topic.starts_with('_') { now_ms() } else { 0 };
+                log.push(Record {
+                    offset,
+                    timestamp_ms: record.timestamp_ms.unwrap_or(now),
+                    key: record.key,
+                    value: record.value,
+                    headers,
+                });
+                Ok(Written { partition, offset })
+            });
+            let results = results.collect();
+            drop(topics);
+            kafka.0.changed.notify_waiters();
+            results
+        };
+        self.call(append).await
     }
 
     async fn flush(&self, _timeout: Duration) -> Result<(), KafkaError> {
@@ -276,7 +363,9 @@ impl Admin for FakeKafka {
                 .map(|id| PartitionView { id: id as i32, leader: Some(1), replicas: vec![1], isr: vec![1] })
                 .collect(),
         };
-        Ok(topics.iter().map(view).collect())
+        let groups = (GROUP_LOG.to_owned(), vec![Vec::new()]);
+        let has_groups = !self.0.group_log.lock().is_empty();
+        Ok(topics.iter().map(view).chain(has_groups.then(|| view((&groups.0, &groups.1)))).collect())
     }
 
     async fn topic(&self, name: &str) -> Result<TopicView, KafkaError> {
@@ -289,6 +378,14 @@ impl Admin for FakeKafka {
             |name: &str, value: &str| ConfigEntry { name: name.into(), value: Some(value.into()), is_default: true, is_sensitive: false };
         let set = self.0.config.lock();
         Ok(std::iter::once(entry("retention.ms", "604800000")).chain(set.iter().map(|(name, value)| entry(name, value))).collect())
+    }
+
+    async fn topic_configs(&self, names: &[String]) -> Result<BTreeMap<String, Vec<ConfigEntry>>, KafkaError> {
+        let mut found = BTreeMap::new();
+        for name in names {
+            found.insert(name.clone(), self.topic_config(name).await?);
+        }
+        Ok(found)
     }
 
     async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError> {
@@ -347,10 +444,12 @@ impl Admin for FakeKafka {
     }
 
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, Bounds>, KafkaError> {
-        Ok(partitions
-            .iter()
-            .map(|partition| (partition.clone(), Bounds { earliest: 0, latest: self.log(partition).len() as i64 }))
-            .collect())
+        let partitions = partitions.to_vec();
+        let bounds = move |kafka: &FakeKafka| {
+            let bounds = |partition: &TopicPartition| Bounds { earliest: 0, latest: kafka.log(partition).len() as i64 };
+            partitions.iter().map(|partition| (partition.clone(), bounds(partition))).collect()
+        };
+        Ok(self.call(bounds).await)
     }
 
     async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError> {
@@ -370,12 +469,19 @@ impl RangeReader for FakeKafka {
     }
 
     async fn offsets_at(&self, partitions: &[TopicPartition], timestamp_ms: i64) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
-        let at = |partition: &TopicPartition| {
-            let log = self.log(partition);
-            let found = log.iter().find(|record| record.timestamp_ms >= timestamp_ms).map(|record| record.offset);
-            (partition.clone(), found.unwrap_or(log.len() as i64))
+        let asked = partitions.to_vec();
+        let at = move |kafka: &FakeKafka| -> BTreeMap<TopicPartition, i64> {
+            let young = |record: &Record| record.timestamp_ms >= timestamp_ms;
+            let first = |of: &TopicPartition| Some((of.clone(), kafka.log(of).into_iter().find(young)?.offset));
+            asked.iter().filter_map(first).collect()
         };
-        Ok(partitions.iter().map(at).collect())
+        let mut found = self.call(at).await;
+        // The end is another question.
+        let ends = Admin::bounds(self, partitions).await?;
+        for (partition, bounds) in ends {
+            found.entry(partition).or_insert(bounds.latest);
+        }
+        Ok(found)
     }
 
     fn read(&self, partition: TopicPartition, from: i64, until: i64) -> BoxStream<'static, Result<Vec<Record>, KafkaError>> {
@@ -387,7 +493,13 @@ impl RangeReader for FakeKafka {
 
 #[async_trait]
 impl Clients for FakeKafka {
-    async fn member(&self, group: &str, topics: &[String], settings: &Settings) -> Result<Arc<dyn Member>, KafkaError> {
+    async fn member(
+        &self,
+        group: &str,
+        topics: &[String],
+        settings: &Settings,
+        _instance: Option<&str>,
+    ) -> Result<Arc<dyn Member>, KafkaError> {
         let member = FakeMember {
             kafka: self.clone(),
             group: group.to_owned(),
@@ -399,12 +511,15 @@ impl Clients for FakeKafka {
         Ok(Arc::new(member))
     }
 
-    async fn reader(&self, _isolation: Isolation) -> Result<Arc<dyn RangeReader>, KafkaError> {
-        Ok(Arc::new(self.clone()))
+    async fn reader(&self, isolation: Isolation) -> Result<Arc<dyn RangeReader>, KafkaError> {
+        Ok(match isolation {
+            Isolation::ReadUncommitted => Arc::new(self.clone()),
+            Isolation::ReadCommitted => Arc::new(transactional::Committed(self.clone())),
+        })
     }
 }
 
-/// The only member of its group: gets all partitions with its first poll.
+/// The only member of its group, as far as `FakeKafka::set_away` leaves it: gets all partitions with its first poll, or when they come back.
 struct FakeMember {
     kafka: FakeKafka,
     group: String,
@@ -423,14 +538,15 @@ fn is_marker(record: &Record) -> bool {
 impl FakeMember {
     fn join(&self) {
         let mut positions = self.positions.lock();
-        if !positions.is_empty() {
-            return;
-        }
+        positions.retain(|partition, _| !self.kafka.is_away(partition));
         let committed = self.kafka.committed(&self.group);
         for topic in &self.topics {
             let partitions = self.kafka.0.topics.lock().get(topic).map_or(0, Vec::len);
             for partition in 0..partitions {
                 let partition = TopicPartition::new(topic.as_str(), partition as i32);
+                if self.kafka.is_away(&partition) || positions.contains_key(&partition) {
+                    continue;
+                }
                 let start = if self.earliest { 0 } else { self.kafka.log(&partition).len() as i64 };
                 positions.insert(partition.clone(), committed.get(&partition).copied().unwrap_or(start));
             }
@@ -483,7 +599,10 @@ impl Member for FakeMember {
     }
 
     async fn assignment(&self) -> Vec<TopicPartition> {
-        self.positions.lock().keys().cloned().collect()
+        // What was seen to be away has no position when it comes back.
+        let mut positions = self.positions.lock();
+        positions.retain(|partition, _| !self.kafka.is_away(partition));
+        positions.keys().cloned().collect()
     }
 
     async fn positions(&self) -> BTreeMap<TopicPartition, i64> {
@@ -515,7 +634,14 @@ impl Member for FakeMember {
 
 /// The contract of offset stores, in memory.
 #[derive(Clone, Default)]
-pub(crate) struct MemoryOffsets(Arc<Mutex<BTreeMap<String, GroupOffsets>>>, Arc<Mutex<HashMap<String, [u8; 16]>>>);
+pub(crate) struct MemoryOffsets(Arc<Mutex<BTreeMap<String, GroupOffsets>>>, Arc<Mutex<HashMap<String, [u8; 16]>>>, Arc<AtomicBool>);
+
+impl MemoryOffsets {
+    /// Commits are not answered, until they are again.
+    pub(crate) fn set_away(&self, away: bool) {
+        self.2.store(away, Ordering::Relaxed);
+    }
+}
 
 #[async_trait]
 impl OffsetStore for MemoryOffsets {
@@ -528,6 +654,9 @@ impl OffsetStore for MemoryOffsets {
     }
 
     async fn commit(&self, group: &str, epoch: u64, offsets: &[OffsetCommit]) -> Result<(), OffsetError> {
+        if self.2.load(Ordering::Relaxed) {
+            return Err(OffsetError::Away { path: "memory".into(), message: "as the test wants it".into() });
+        }
         let mut groups = self.0.lock();
         let found = groups.entry(group.to_owned()).or_default();
         if found.epoch != epoch {

@@ -11,7 +11,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use serde_json::json;
-use service_kit::exit;
+use service_kit::{config::TlsConfig, exit};
 
 use crate::CollectorService;
 use crate::channel_cli::ChannelArgs;
@@ -269,7 +269,8 @@ fn agent(arguments: AgentArgs) -> ExitCode {
         Ok((plan, findings)) => {
             let kit = config.kit();
             // All at once, and before anything runs.
-            let wanted = [("control", config.control.listen), ("metrics", config.metrics.listen)];
+            let wanted =
+                [("control", config.control.listen, &config.control.tls), ("metrics", config.metrics.listen, &TlsConfig::default())];
             if let Err((faults, code)) = service_kit::listen::check(&wanted, &config.limits) {
                 faults.iter().for_each(|fault| eprintln!("error: {fault}"));
                 return ExitCode::from(code);

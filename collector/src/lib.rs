@@ -33,7 +33,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use service_kit::{Context, HttpEndpoint, Running, Service};
+use service_kit::{Context, HttpEndpoint, Running, Service, config::TlsConfig};
 
 pub mod agent;
 pub mod channel;
@@ -118,7 +118,12 @@ impl Service for CollectorService {
         let shutdown = ctx.shutdown.clone();
         Ok(Running {
             grpc: operator.grpc(),
-            http: vec![HttpEndpoint { name: "metrics", listen: self.config.metrics.listen, router: operator.http() }],
+            http: vec![HttpEndpoint {
+                name: "metrics",
+                listen: self.config.metrics.listen,
+                tls: TlsConfig::default(),
+                router: operator.http(),
+            }],
             control: Arc::new(operator),
             done: Box::pin(async move {
                 shutdown.cancelled().await;

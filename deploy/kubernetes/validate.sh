@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks what is deployed, without a cluster and without a Docker engine: manifests (built by kustomize, against Kubernetes' schemas and the
-# Pod Security level "restricted"), the pods' programs with the pods' own files, images and topics. Needs the programs: cargo build --workspace --bins.
+# Pod Security level "restricted"), the pods' programs with the pods' own files, images, topics and alert rules. Needs the programs: cargo build --workspace --bins.
 # Installs what it needs into the cache, once: a Python virtual environment and kustomize.
 source "$(dirname "$0")/../dev/lib.sh"
 HERE="$(cd "$(dirname "$0")" && pwd)"
@@ -41,7 +41,7 @@ flock -u 9
 export KUSTOMIZE="$bin/kustomize" PYTHONDONTWRITEBYTECODE=1
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$MILLRACE_CACHE/target}"
 status=0
-for part in kubernetes/validate.py kubernetes/pods.py images/validate.py kafka/validate.py; do
+for part in kubernetes/validate.py kubernetes/pods.py images/validate.py kafka/validate.py prometheus/validate.py; do
   "$venv/bin/python" "$HERE/../$part" || status=1
 done
 exit $status

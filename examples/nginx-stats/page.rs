@@ -19,7 +19,7 @@ use redis::{AsyncCommands, AsyncIter, aio::ConnectionManager};
 use serde::{Deserialize, Serialize};
 use service_kit::{
     Context, Control, HttpEndpoint, KitConfig, ListenAddr, Running, Service,
-    config::{self, ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig},
+    config::{self, ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig, TlsConfig},
 };
 
 /// Windows shown; ten minutes of ten seconds.
@@ -84,7 +84,7 @@ impl Service for Page {
         Ok(Running {
             control: Arc::new(PageControl(self.config)),
             grpc: tonic::service::Routes::default(),
-            http: vec![HttpEndpoint { name: "page", listen, router }],
+            http: vec![HttpEndpoint { name: "page", listen, tls: TlsConfig::default(), router }],
             done: Box::pin(async move {
                 shutdown.cancelled().await;
                 Ok(())

@@ -19,7 +19,7 @@ use axum::{Router, http::StatusCode, routing::post};
 use serde::{Deserialize, Serialize};
 use service_kit::{
     Context, Control, HttpEndpoint, KitConfig, ListenAddr, Running, Service,
-    config::{ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig, duration, load, render},
+    config::{ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig, TlsConfig, duration, load, render},
 };
 use tracing::info;
 
@@ -115,7 +115,7 @@ impl Service for Jobs {
         Ok(Running {
             control: Arc::new(Operator { open, config: config.clone() }),
             grpc: tonic::service::Routes::default(),
-            http: vec![HttpEndpoint { name: "http", listen: config.http.listen, router }],
+            http: vec![HttpEndpoint { name: "http", listen: config.http.listen, tls: TlsConfig::default(), router }],
             done: Box::pin(async move {
                 shutdown.cancelled().await;
                 Ok(())

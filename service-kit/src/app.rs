@@ -71,7 +71,8 @@ pub(crate) fn run<S: Service>(service: S, kit: KitConfig) -> ExitCode {
 /// Logs what ends the process and gives the exit code.
 fn failure(error: &anyhow::Error) -> u8 {
     error!("{error:#}");
-    let config = error.is::<ConfigErrors>() || matches!(error.downcast_ref(), Some(ListenError::Plaintext { .. }));
+    let config =
+        error.is::<ConfigErrors>() || matches!(error.downcast_ref(), Some(ListenError::Plaintext { .. } | ListenError::Tls { .. }));
     if config { exit::CONFIG } else { exit::FAILURE }
 }
 
@@ -110,8 +111,13 @@ async fn live<S: Service>(service: S, kit: KitConfig) -> anyhow::Result<u8> {
         service: OnceLock::new(),
     });
     let later = Arc::new(OnceLock::new());
+    let guard = service.guard();
     let (router, reporter) = admin::router(operator.clone(), later.clone()).await;
-    let control = Listener::bind("control", kit.control.listen, &limits).await?;
+    let router = match guard {
+        Some(guard) => guard(router),
+        None => router,
+    };
+    let control = Listener::bind("control", kit.control.listen, &kit.control.tls, &limits).await?;
     let reflection = control.address.ip().is_loopback();
     let mut addresses = BTreeMap::from([(control.name, control.address)]);
     let control_server = tokio::spawn(control.serve(router, limits.clone(), control_ending.clone()));
@@ -130,10 +136,12 @@ async fn live<S: Service>(service: S, kit: KitConfig) -> anyhow::Result<u8> {
     let opened = async {
         let mut listeners = Vec::new();
         for endpoint in running.http {
-            let listener = Listener::bind(endpoint.name, endpoint.listen, &limits).await?;
+            let listener = Listener::bind(endpoint.name, endpoint.listen, &endpoint.tls, &limits).await?;
             addresses.insert(listener.name, listener.address);
             listeners.push((listener, endpoint.router));
         }
+        // Nobody else sets it.
+        drop(ctx.addresses.set(addresses.clone()));
         for (listener, router) in listeners {
             servers.spawn(listener.serve(router, limits.clone(), ending.clone()));
         }

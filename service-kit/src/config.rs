@@ -6,7 +6,7 @@
 mod load;
 mod parse;
 
-use std::{fmt, net::Ipv4Addr, num::NonZeroU32, time::Duration};
+use std::{fmt, net::Ipv4Addr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -62,13 +62,46 @@ section! {
     ControlConfig, "control", {
         /// Where the control port listens; port 0 takes a free one. Each service has its own default port.
         listen: ListenAddr = ListenAddr::new((Ipv4Addr::LOCALHOST, 0)); "address"
+        /// TLS of the control port; its keys follow.
+        #[serde(default)]
+        tls: TlsConfig = TlsConfig::default(); "section"
+    }
+}
+
+section! {
+    /// `[control.tls]`, and `tls` below the section of any other listener that has one. The files are read again when they change.
+    TlsConfig, "control.tls", {
+        /// PEM file with the certificate and those that signed it. Empty: no TLS.
+        cert: PathBuf = PathBuf::new(); "path"
+        /// PEM file with the certificate's private key, not encrypted.
+        key: PathBuf = PathBuf::new(); "path"
+        /// PEM file with the authorities whose certificates clients may show.
+        client_ca: PathBuf = PathBuf::new(); "path"
+        /// Whether clients are asked for a certificate: `none`, `want` (they may come without) or `need`.
+        client_auth: ClientAuth = ClientAuth::None; "none, want or need"
+    }
+}
+
+/// Whether clients are asked for a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuth {
+    #[default]
+    None,
+    Want,
+    Need,
+}
+
+impl TlsConfig {
+    pub fn is_on(&self) -> bool {
+        !self.cert.as_os_str().is_empty()
     }
 }
 
 impl ControlConfig {
     /// Loopback, at a service's own default port.
     pub fn on_port(port: u16) -> Self {
-        Self { listen: ListenAddr::new((Ipv4Addr::LOCALHOST, port)) }
+        Self { listen: ListenAddr::new((Ipv4Addr::LOCALHOST, port)), tls: TlsConfig::default() }
     }
 }
 
@@ -212,8 +245,10 @@ mod tests {
 
     #[test]
     fn the_reference_page_has_every_key_and_is_current() {
-        let keys: Vec<&Key> =
-            [ControlConfig::KEYS, TelemetryConfig::KEYS, ShutdownConfig::KEYS, LimitsConfig::KEYS].into_iter().flatten().collect();
+        let keys: Vec<&Key> = [ControlConfig::KEYS, TlsConfig::KEYS, TelemetryConfig::KEYS, ShutdownConfig::KEYS, LimitsConfig::KEYS]
+            .into_iter()
+            .flatten()
+            .collect();
         let defaults = serde_json::to_value(KitConfig::default()).unwrap();
         let mut page = String::from(
             "# Configuration that every service has\n\n\
@@ -223,11 +258,19 @@ mod tests {
         );
         for Key { key, kind, meaning } in &keys {
             let default = defaults.pointer(&format!("/{}", key.replace('.', "/"))).unwrap_or_else(|| panic!("{key} is not a key"));
-            let default = if default.is_null() { "unset".into() } else { format!("`{}`", default.to_string().trim_matches('"')) };
+            let default = match default.to_string().trim_matches('"') {
+                "null" => "unset".to_owned(),
+                "" => "empty".to_owned(),
+                _ if default.is_object() => String::new(),
+                text => format!("`{text}`"),
+            };
             writeln!(page, "| `{key}` | {kind} | {default} |{} |", meaning.concat()).unwrap();
         }
-        let sections = defaults.as_object().unwrap().values();
-        assert_eq!(keys.len(), sections.map(|section| section.as_object().unwrap().len()).sum::<usize>());
+        fn count(value: &serde_json::Value) -> usize {
+            value.as_object().map_or(0, |keys| keys.len() + keys.values().map(count).sum::<usize>())
+        }
+        // The top level has four sections.
+        assert_eq!(keys.len() + 4, count(&defaults));
         crate::generated::check("config-kit.md", &page);
     }
 

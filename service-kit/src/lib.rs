@@ -15,8 +15,14 @@
 //! | [`offsets`] | where consumer offsets are kept |
 //! | [`hbase`] | how to speak to HBase |
 //! | [`fault`] | how a debug build is made to fail where a test wants it |
+//! | [`files`] | which files have changed |
 
-use std::{process::ExitCode, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+};
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -28,6 +34,7 @@ mod admin;
 mod app;
 pub mod config;
 pub mod fault;
+pub mod files;
 #[cfg(test)]
 mod generated;
 pub mod hbase;
@@ -40,7 +47,7 @@ pub mod telemetry;
 
 pub use app::exit;
 pub use config::{ConfigErrors, KitConfig, Secret};
-pub use listen::{HttpEndpoint, ListenAddr};
+pub use listen::{HttpEndpoint, ListenAddr, Peer, StreamedBody};
 pub use readiness::{Latch, Readiness};
 
 /// Runs a service to its end and gives the process's exit code.
@@ -60,7 +67,15 @@ pub trait Service: Send + 'static {
     /// Checks what can be checked and starts the service's tasks. Waiting for an outside party (a broker, a store) belongs in a task behind a
     /// [`Readiness`] latch, not here. An error ends the process with code 1.
     async fn start(self, ctx: Context) -> anyhow::Result<Running>;
+
+    /// Put before everything on the control port, from its first request on. `None`: whoever reaches the port may call.
+    fn guard(&self) -> Option<Guard> {
+        None
+    }
 }
+
+/// Wraps what is served, so that it is asked first.
+pub type Guard = Box<dyn FnOnce(axum::Router) -> axum::Router + Send>;
 
 /// What a service was given. Cheap to clone.
 #[derive(Clone, Default)]
@@ -71,6 +86,8 @@ pub struct Context {
     pub tasks: TaskTracker,
     /// The service is ready when every latch taken from here is released.
     pub readiness: Readiness,
+    /// Where the listeners were bound, by name; there before the first request is.
+    pub addresses: Arc<OnceLock<BTreeMap<&'static str, SocketAddr>>>,
 }
 
 /// What a started service gives back.

@@ -110,7 +110,11 @@ pub struct RunConfig(pub EngineConfig);
 impl Default for RunConfig {
     fn default() -> Self {
         let free = ListenAddr::new((Ipv4Addr::LOCALHOST, 0));
-        Self(EngineConfig { control: ControlConfig { listen: free }, page: PageConfig { listen: free }, ..EngineConfig::default() })
+        Self(EngineConfig {
+            control: ControlConfig { listen: free, ..ControlConfig::default() },
+            page: PageConfig { listen: free },
+            ..EngineConfig::default()
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, mpsc};
 
 use async_trait::async_trait;
-use service_kit::{Context, HttpEndpoint, Running, Service};
+use service_kit::{Context, HttpEndpoint, Running, Service, config::TlsConfig};
 use tokio::sync::watch;
 
 use crate::batch::{Program, clock::SystemClock, runner::Mode};
@@ -97,7 +97,7 @@ impl Service for EngineService {
         Ok(Running {
             control: Arc::new(control::EngineControl::new(registry.clone(), config.clone())),
             grpc: control::routes(registry.clone()),
-            http: vec![HttpEndpoint { name: "page", listen: config.page.listen, router: ui::router(registry) }],
+            http: vec![HttpEndpoint { name: "page", listen: config.page.listen, tls: TlsConfig::default(), router: ui::router(registry) }],
             done: Box::pin(async move {
                 match job {
                     Some(job) => {

@@ -407,17 +407,27 @@ impl Bridge for Answers {
             end_offset: 1_048_576,
             lag,
             member: member.into(),
+            pace: (committed >= 0).then_some(pace()),
+            status: if committed < 0 { "" } else { "WARN" }.into(),
         };
         Ok(Response::new(GroupLagResponse {
             group: Some(group()),
             total_lag: 1_049_600,
+            pace: Some(pace()),
+            status: "WARN".into(),
             partitions: vec![lag(0, 1_047_552, 1_024, "spark-group-0"), lag(1, -1, 1_048_576, "")],
         }))
     }
 
     async fn group_lags(&self, request: Request<GroupLagsRequest>) -> Answer<GroupLagsResponse> {
         self.note(&request);
-        let lag = |group: Group, total_lag: i64| GroupLagResponse { group: Some(group), total_lag, partitions: vec![] };
+        let lag = |group: Group, total_lag: i64| GroupLagResponse {
+            pace: (total_lag > 0).then_some(pace()),
+            status: if total_lag > 0 { "WARN" } else { "" }.into(),
+            group: Some(group),
+            total_lag,
+            partitions: vec![],
+        };
         let idle = Group { id: "idle".into(), state: "Empty".into(), members: 0, protocol: String::new() };
         Ok(Response::new(GroupLagsResponse { groups: vec![lag(group(), 1_049_600), lag(idle, 0)] }))
     }
@@ -445,14 +455,57 @@ impl Bridge for Answers {
             partitions: 40,
             leaders: 14,
             log_bytes,
+            preferred: 16,
+            leader_imbalance: 0.125,
+        };
+        let problem = |partition: i32, kind: &str, leader: i32, isr: Vec<i32>| PartitionProblem {
+            topic: "logs_topic".into(),
+            partition,
+            kind: kind.into(),
+            leader,
+            replicas: vec![1, 2, 3],
+            isr,
+            min_isr: 2,
         };
         Ok(Response::new(BrokersResponse {
             cluster_id: "4L6g3nShT-eMCtK--X86sw".into(),
             brokers: vec![broker(1, true, 5_368_709_120), broker(2, false, -1)],
             under_replicated: 2,
-            offline: 0,
+            offline: 1,
+            under_min_isr: 2,
+            not_preferred: 4,
+            problems: vec![problem(0, "offline", -1, vec![]), problem(1, "under-min-isr", 1, vec![1])],
         }))
     }
+
+    async fn lint_topics(&self, request: Request<LintTopicsRequest>) -> Answer<LintTopicsResponse> {
+        self.note(&request);
+        let finding = |level: &str, rule: &str, message: &str, remedy: &str| Finding {
+            level: level.into(),
+            rule: rule.into(),
+            message: message.into(),
+            remedy: remedy.into(),
+        };
+        let error =
+            finding("error", "replication", "a single copy, and the cluster has 3 brokers", "reassign its partitions to 3 replicas");
+        let warning = finding("warning", "retention-unbounded", "neither retention.ms nor retention.bytes bounds it", "set retention.ms");
+        let topic = |topic: &str, findings: Vec<Finding>| TopicFindings {
+            topic: topic.into(),
+            records_per_second: Some(12.5),
+            keyed: Some(true),
+            consumers: 1,
+            findings,
+        };
+        let all = vec![topic("clean", vec![]), topic("logs_topic", vec![error, warning])];
+        let wanted = request.into_inner().topics;
+        Ok(Response::new(LintTopicsResponse {
+            topics: all.into_iter().filter(|topic| wanted.is_empty() || wanted.contains(&topic.topic)).collect(),
+        }))
+    }
+}
+
+fn pace() -> LagPace {
+    LagPace { lag_seconds: Some(75.25), trend: Some(-512.0), catch_up_seconds: Some(2_050.0) }
 }
 
 fn group() -> Group {

@@ -4,9 +4,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::Codec;
+use super::{Codec, Form};
 
-pub(super) const CODEC: Codec = Codec { name: "binary", content_type: "application/vnd.kafka.binary.v2+json", parse, write };
+pub(super) const CODEC: Codec =
+    Codec { name: "binary", content_type: "application/vnd.kafka.binary.v2+json", form: Form::Plain { parse, write } };
 
 fn parse(raw: &RawValue) -> Result<Bytes, String> {
     let text: String = serde_json::from_str(raw.get()).map_err(|_| "must be a base64 string in the binary format".to_owned())?;

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::Codec;
+use super::{Codec, Form};
 
-pub(super) const CODEC: Codec = Codec { name: "json", content_type: "application/vnd.kafka.json.v2+json", parse, write };
+pub(super) const CODEC: Codec =
+    Codec { name: "json", content_type: "application/vnd.kafka.json.v2+json", form: Form::Plain { parse, write } };
 
 #[allow(clippy::unnecessary_wraps)] // the signature is every codec's
 fn parse(raw: &RawValue) -> Result<Bytes, String> {
@@ -19,7 +20,7 @@ fn write(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), String> {
 }
 
 /// Drops white space outside of strings. The input is valid JSON; numbers keep their digits.
-fn compact(json: &str) -> Bytes {
+pub(crate) fn compact(json: &str) -> Bytes {
     if !json.bytes().any(|byte| byte.is_ascii_whitespace()) {
         return Bytes::copy_from_slice(json.as_bytes());
     }

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::Codec;
+use super::{Codec, Form};
 
-pub(super) const CODEC: Codec = Codec { name: "text", content_type: "application/vnd.kafka.text.v2+json", parse, write };
+pub(super) const CODEC: Codec =
+    Codec { name: "text", content_type: "application/vnd.kafka.text.v2+json", form: Form::Plain { parse, write } };
 
 fn parse(raw: &RawValue) -> Result<Bytes, String> {
     let text: String = serde_json::from_str(raw.get()).map_err(|error| match raw.get().starts_with('"') {

@@ -1,6 +1,7 @@
 //! `Consume`: a session behind a stream. The client gives credit in records, the bridge sends no more; an ack moves the group's offsets.
 //!
-//! The session lives as long as the stream. What was not acked when it ends is delivered again, to whoever reads the partition next.
+//! The session lives as long as the stream. What was not acked when it ends is delivered again, to whoever reads the partition next. With
+//! `Subscribe.redelivery` it is sent again in the stream, too: when it was rejected, or its time is over.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,7 +11,9 @@ use std::{
 };
 
 use futures::{Stream, StreamExt as _};
-use proto::data::v1::{ConsumeRequest, ConsumeResponse, Header, Record as WireRecord, Subscribe, consume_request::Request};
+use proto::data::v1::{
+    ConsumeRequest, ConsumeResponse, Header, Record as WireRecord, Redelivery, Reject, Subscribe, consume_request::Request,
+};
 use service_kit::kafka::{Isolation, Record, TopicPartition};
 use tokio::{select, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,9 +21,10 @@ use tonic::{Status, Streaming};
 
 use super::Services;
 use crate::{
+    auth,
     codec::CODECS,
     error::{BridgeError, Code, Result},
-    session::{Encode, Limits, Session, Settings},
+    session::{self, Acknowledged, Encode, EncodeBatch, Limits, Session, Settings, Settlement},
 };
 
 /// Largest batch in bytes: a client's default for a message is 4 MiB.
@@ -39,11 +43,12 @@ pub(super) fn stream(services: Services, requests: Streaming<ConsumeRequest>) ->
     let (batches, receiver) = mpsc::channel(QUEUE_BATCHES_MAX + 1);
     let last_word = batches.clone().try_reserve_owned();
     let tasks = services.sessions.tasks();
-    tasks.spawn(async move {
+    let carrier = auth::carrier();
+    tasks.spawn(carrier.run(async move {
         if let (Err(error), Ok(last_word)) = (serve(&services, requests, &batches).await, last_word) {
             last_word.send(Err(error));
         }
-    });
+    }));
     Box::pin(ReceiverStream::new(receiver))
 }
 
@@ -79,6 +84,10 @@ async fn open(services: &Services, subscribe: Subscribe) -> Result<Arc<Session>>
         "earliest" | "latest" | "none" => subscribe.auto_offset_reset,
         other => return wrong(&format!("auto_offset_reset = {other:?} is not possible; give earliest, latest or none")),
     };
+    let acknowledged = match subscribe.redelivery {
+        None => None,
+        Some(redelivery) => Some(acknowledged(services, redelivery).await?),
+    };
     let settings = Settings {
         codec: &CODECS[0],
         auto_commit: false,
@@ -86,6 +95,7 @@ async fn open(services: &Services, subscribe: Subscribe) -> Result<Arc<Session>>
         isolation: Isolation::ReadUncommitted,
         fetch_min_bytes: 1,
         request_timeout: FETCH_WAIT,
+        acknowledged,
     };
     let session = services.sessions.create(&subscribe.group, None, settings)?;
     if let Err(error) = session.subscribe(subscribe.topics).await {
@@ -95,17 +105,38 @@ async fn open(services: &Services, subscribe: Subscribe) -> Result<Arc<Session>>
     Ok(session)
 }
 
+async fn acknowledged(services: &Services, redelivery: Redelivery) -> Result<Acknowledged> {
+    let Redelivery { visibility_timeout_ms, attempts_max, dead_letter_topic } = redelivery;
+    let given = |number: u64| (number > 0).then_some(number);
+    let dead_letters = (!dead_letter_topic.is_empty()).then_some(dead_letter_topic);
+    let visibility = given(visibility_timeout_ms).map(Duration::from_millis);
+    let acknowledged = Acknowledged::new(visibility, given(u64::from(attempts_max)), dead_letters, services.consume.session_idle)?;
+    if let Some(letters) = &acknowledged.dead_letters {
+        services.topics.check(&letters.topic, None).await?;
+    }
+    Ok(acknowledged)
+}
+
 struct Consumer<'a> {
     services: &'a Services,
     session: &'a Arc<Session>,
     batches: &'a Sender,
     /// Records that may still be sent.
     credit: u64,
-    /// Sent and not acked: batch and the offsets behind it. Bounded by the credit.
-    unacked: VecDeque<(u64, BTreeMap<TopicPartition, i64>)>,
+    /// Sent and not acked. Bounded by the credit.
+    unacked: VecDeque<Sent>,
     last: u64,
     /// Fetched, waiting for a place in the queue.
     ready: Option<ConsumeResponse>,
+}
+
+/// A batch that was sent.
+struct Sent {
+    batch: u64,
+    /// The offsets behind it.
+    ends: BTreeMap<TopicPartition, i64>,
+    /// What the session calls it, with redelivery.
+    id: Option<String>,
 }
 
 impl Consumer<'_> {
@@ -116,7 +147,7 @@ impl Consumer<'_> {
             if self.credit > 0 && fetch.is_none() && self.ready.is_none() {
                 let records_max = usize::try_from(self.credit).unwrap_or(usize::MAX).min(BATCH_RECORDS_MAX);
                 let limits = Limits { records_max, bytes_max: BATCH_BYTES_MAX, bytes_min: 1, wait: FETCH_WAIT };
-                fetch = Some(Box::pin(self.session.fetch(limits, WireRecords::default())));
+                fetch = Some(Box::pin(fetched(self.session, limits)));
             }
             let fetched = async {
                 match &mut fetch {
@@ -132,9 +163,10 @@ impl Consumer<'_> {
                     None => return Ok(()),
                     Some(request) => self.hear(request).await?,
                 },
-                records = fetched => {
+                fetched = fetched => {
                     fetch = None;
-                    self.prepare(records?);
+                    let (records, id) = fetched?;
+                    self.prepare(records, id);
                 }
                 place = self.batches.reserve(), if self.ready.is_some() => match (place, self.ready.take()) {
                     (Ok(place), Some(batch)) => place.send(Ok(batch)),
@@ -155,18 +187,19 @@ impl Consumer<'_> {
                 Ok(())
             }
             Some(Request::Ack(ack)) => Ok(self.acknowledge(ack.batch).await?),
+            Some(Request::Reject(reject)) => Ok(self.reject(reject).await?),
             Some(Request::Subscribe(_)) => Err(Status::failed_precondition("this stream is subscribed already; open another one")),
-            None => Err(Status::invalid_argument("the message is empty; send Credit or Ack")),
+            None => Err(Status::invalid_argument("the message is empty; send Credit, Ack or Reject")),
         }
     }
 
-    fn prepare(&mut self, records: WireRecords) {
+    fn prepare(&mut self, records: WireRecords, id: Option<String>) {
         if records.records.is_empty() {
             return;
         }
         self.last += 1;
         self.credit = self.credit.saturating_sub(records.records.len() as u64);
-        self.unacked.push_back((self.last, records.ends));
+        self.unacked.push_back(Sent { batch: self.last, ends: records.ends, id });
         self.ready = Some(ConsumeResponse { batch: self.last, records: records.records });
     }
 
@@ -174,12 +207,34 @@ impl Consumer<'_> {
         if batch > self.last {
             return Err(BridgeError::new(Code::Unprocessable, format!("batch {batch} was not sent; the last one is {}", self.last)));
         }
-        let mut ends = BTreeMap::new();
-        while let Some((_, acked)) = self.unacked.pop_front_if(|(sent, _)| *sent <= batch) {
-            ends.extend(acked);
+        let (mut ends, mut batches) = (BTreeMap::new(), Vec::new());
+        while let Some(acked) = self.unacked.pop_front_if(|sent| sent.batch <= batch) {
+            ends.extend(acked.ends);
+            batches.extend(acked.id);
         }
-        self.session.acknowledge_assigned(ends).await
+        if self.session.settings.acknowledged.is_none() {
+            return self.session.acknowledge_assigned(ends).await;
+        }
+        // What moved to another member is delivered there.
+        self.session.settle(Settlement { batches, ..Settlement::default() }).await.map(drop)
     }
+
+    async fn reject(&mut self, reject: Reject) -> Result<()> {
+        let Reject { topic, partition, offset, delay_ms, reason } = reject;
+        let reason = (!reason.is_empty()).then_some(reason);
+        let at = TopicPartition::new(topic, partition);
+        let reject = session::Reject::new(at, offset, Duration::from_millis(delay_ms), reason, self.services.consume.session_idle)?;
+        self.session.settle(Settlement { reject: vec![reject], ..Settlement::default() }).await.map(drop)
+    }
+}
+
+/// The next records, with the batch's name where there is redelivery.
+async fn fetched(session: &Arc<Session>, limits: Limits) -> Result<(WireRecords, Option<String>)> {
+    if session.settings.acknowledged.is_none() {
+        return Ok((session.fetch(limits, WireRecords::default()).await?, None));
+    }
+    let fetched = session.fetch_on(limits, WireRecords::default()).await?;
+    Ok((fetched.answer, fetched.batch))
 }
 
 /// Records as they go over the wire, and the offsets behind them.
@@ -200,7 +255,24 @@ impl Encode for WireRecords {
             headers: record.headers.iter().map(|(key, value)| Header { key: key.clone(), value: value.clone() }).collect(),
             timestamp_ms: (record.timestamp_ms >= 0).then_some(record.timestamp_ms),
             offset: record.offset,
+            attempt: 0,
         });
         Ok(true)
+    }
+}
+
+impl EncodeBatch for WireRecords {
+    fn add_attempt(&mut self, partition: &TopicPartition, record: &Record, attempt: u32) -> Result<bool> {
+        let added = self.add(partition, record)?;
+        if let Some(last) = self.records.last_mut() {
+            last.attempt = attempt;
+        }
+        Ok(added)
+    }
+
+    fn unbounded(&mut self) {}
+
+    fn clear(&mut self) {
+        *self = Self::default();
     }
 }

@@ -4,16 +4,17 @@ use std::collections::HashMap;
 
 use proto::control::v1::{
     Advice as WireAdvice, AdviseTopicRequest, AdviseTopicResponse, Broker, BrokersRequest, BrokersResponse, CreateTopicRequest,
-    CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeTopicRequest, DescribeTopicResponse, Group, GroupLagRequest,
-    GroupLagResponse, GroupLagsRequest, GroupLagsResponse, ListGroupsRequest, ListGroupsResponse, ListTopicsRequest, ListTopicsResponse,
-    OffsetChange, Partition, PartitionLag, ResetOffsetsRequest, ResetOffsetsResponse, Topic, bridge_server::Bridge,
-    reset_offsets_request::To,
+    CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeTopicRequest, DescribeTopicResponse, Finding, Group,
+    GroupLagRequest, GroupLagResponse, GroupLagsRequest, GroupLagsResponse, LagPace, LintTopicsRequest, LintTopicsResponse,
+    ListGroupsRequest, ListGroupsResponse, ListTopicsRequest, ListTopicsResponse, OffsetChange, Partition, PartitionLag, PartitionProblem,
+    ResetOffsetsRequest, ResetOffsetsResponse, Topic, TopicFindings, bridge_server::Bridge, reset_offsets_request::To,
 };
 use service_kit::kafka::{GroupView, TopicPartition, TopicView};
 use tonic::{Request, Response, Status};
 
 use super::Services;
-use crate::lag::Place;
+use crate::auth::{self, Kind, Verb};
+use crate::lag::{GroupLag, Pace, Place, Status as GroupStatus};
 use crate::topics::{Advice, MIN_ISR, NewTopic, ReplicaState};
 
 /// A topic's `retention.ms`.
@@ -29,7 +30,9 @@ impl Bridge for Services {
     }
 
     async fn describe_topic(&self, request: Request<DescribeTopicRequest>) -> Result<Response<DescribeTopicResponse>, Status> {
-        let found = self.topics.describe(&request.into_inner().name).await?;
+        let name = request.into_inner().name;
+        auth::check(Verb::Describe, Kind::Topic, &name)?;
+        let found = self.topics.describe(&name).await?;
         let partitions = found.topic.partitions.iter().map(|partition| {
             let bounds = found.bounds.get(&TopicPartition::new(found.topic.name.as_str(), partition.id));
             Partition {
@@ -41,7 +44,8 @@ impl Bridge for Services {
                 end_offset: bounds.map_or(-1, |bounds| bounds.latest),
             }
         });
-        let config = found.config.iter().filter(|entry| !entry.is_default);
+        let shown = auth::sees(Verb::DescribeConfigs, Kind::Topic, &name);
+        let config = found.config.iter().filter(|entry| shown && !entry.is_default);
         let config = config.map(|entry| (entry.name.clone(), entry.value.clone().unwrap_or_else(|| "***".to_owned()))).collect();
         Ok(Response::new(DescribeTopicResponse { partitions: partitions.collect(), topic: Some(wire_topic(&found.topic)), config }))
     }
@@ -74,7 +78,9 @@ impl Bridge for Services {
     }
 
     async fn delete_topic(&self, request: Request<DeleteTopicRequest>) -> Result<Response<DeleteTopicResponse>, Status> {
-        self.topics.delete(&request.into_inner().name).await?;
+        let name = request.into_inner().name;
+        auth::check(Verb::Delete, Kind::Topic, &name)?;
+        self.topics.delete(&name).await?;
         Ok(Response::new(DeleteTopicResponse {}))
     }
 
@@ -90,7 +96,9 @@ impl Bridge for Services {
     }
 
     async fn group_lag(&self, request: Request<GroupLagRequest>) -> Result<Response<GroupLagResponse>, Status> {
-        let lag = self.lag.of(&request.into_inner().group).await?;
+        let group = request.into_inner().group;
+        auth::check(Verb::Describe, Kind::Group, &group)?;
+        let lag = self.lag.of(&group).await?;
         let partitions = lag.partitions.iter().map(|row| PartitionLag {
             topic: row.partition.topic.to_string(),
             partition: row.partition.partition,
@@ -98,22 +106,15 @@ impl Bridge for Services {
             end_offset: row.end,
             lag: row.lag().unwrap_or(-1),
             member: row.member.as_ref().map(|owner| owner.id.clone()).unwrap_or_default(),
+            pace: Some(wire_pace(row.pace)),
+            status: lag.status_of(&row.partition).map_or("", GroupStatus::name).to_owned(),
         });
-        Ok(Response::new(GroupLagResponse {
-            partitions: partitions.collect(),
-            group: Some(wire_group(&lag.group)),
-            total_lag: lag.total(),
-        }))
+        Ok(Response::new(GroupLagResponse { partitions: partitions.collect(), ..wire_lag(&lag) }))
     }
 
     async fn group_lags(&self, _request: Request<GroupLagsRequest>) -> Result<Response<GroupLagsResponse>, Status> {
         let groups = self.lag.all().await?;
-        let groups = groups.iter().map(|lag| GroupLagResponse {
-            group: Some(wire_group(&lag.group)),
-            total_lag: lag.total(),
-            partitions: Vec::new(),
-        });
-        Ok(Response::new(GroupLagsResponse { groups: groups.collect() }))
+        Ok(Response::new(GroupLagsResponse { groups: groups.iter().map(wire_lag).collect() }))
     }
 
     async fn reset_offsets(&self, request: Request<ResetOffsetsRequest>) -> Result<Response<ResetOffsetsResponse>, Status> {
@@ -135,6 +136,7 @@ impl Bridge for Services {
         let found = self.topics.brokers().await?;
         let brokers = found.cluster.brokers.iter().map(|broker| {
             let load = found.load.get(&broker.id).copied().unwrap_or_default();
+            let balance = found.health.balance.get(&broker.id).copied().unwrap_or_default();
             Broker {
                 id: broker.id,
                 host: broker.host.clone(),
@@ -143,15 +145,64 @@ impl Bridge for Services {
                 partitions: load.partitions,
                 leaders: load.leaders,
                 log_bytes: load.log_bytes.unwrap_or(-1),
+                preferred: balance.preferred,
+                leader_imbalance: balance.imbalance(),
             }
+        });
+        let problems = found.health.problems.iter().map(|problem| PartitionProblem {
+            topic: problem.topic.clone(),
+            partition: problem.partition,
+            kind: problem.kind.name().to_owned(),
+            leader: problem.leader.unwrap_or(-1),
+            replicas: problem.replicas.clone(),
+            isr: problem.isr.clone(),
+            min_isr: problem.min_isr,
         });
         Ok(Response::new(BrokersResponse {
             brokers: brokers.collect(),
             cluster_id: found.cluster.id.clone().unwrap_or_default(),
-            under_replicated: found.replicas.under_replicated,
-            offline: found.replicas.offline,
+            under_replicated: found.health.under_replicated,
+            offline: found.health.offline,
+            under_min_isr: found.health.under_min_isr,
+            not_preferred: found.health.not_preferred,
+            problems: problems.collect(),
         }))
     }
+
+    async fn lint_topics(&self, request: Request<LintTopicsRequest>) -> Result<Response<LintTopicsResponse>, Status> {
+        let LintTopicsRequest { topics, consumers, producers } = request.into_inner();
+        let found = self.linter.lint(&topics, consumers, producers).await?.into_iter().map(|(facts, findings)| TopicFindings {
+            topic: facts.name,
+            records_per_second: facts.rate,
+            keyed: facts.keyed,
+            consumers: facts.consumers,
+            findings: findings
+                .into_iter()
+                .map(|finding| Finding {
+                    level: finding.level.name().to_owned(),
+                    rule: finding.rule.to_owned(),
+                    message: finding.message,
+                    remedy: finding.remedy,
+                })
+                .collect(),
+        });
+        Ok(Response::new(LintTopicsResponse { topics: found.collect() }))
+    }
+}
+
+/// A group without its partitions.
+fn wire_lag(lag: &GroupLag) -> GroupLagResponse {
+    GroupLagResponse {
+        group: Some(wire_group(&lag.group)),
+        total_lag: lag.total(),
+        partitions: Vec::new(),
+        pace: Some(wire_pace(lag.pace())),
+        status: lag.state.as_ref().map_or("", |state| state.status.name()).to_owned(),
+    }
+}
+
+fn wire_pace(pace: Pace) -> LagPace {
+    LagPace { lag_seconds: pace.lag_seconds, trend: pace.trend, catch_up_seconds: pace.catch_up_seconds }
 }
 
 /// Kafka's own topics begin so.

@@ -3,7 +3,9 @@
 mod consume;
 mod control;
 mod produce;
+mod transaction;
 
+use proto::data::v1 as data;
 use proto::{control::v1::bridge_server::BridgeServer, data::v1::bridge_data_server::BridgeDataServer};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, service::Routes};
@@ -11,20 +13,24 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, service
 use crate::{
     config,
     lag::{Lag, Resets},
+    lint::Linter,
     produce::Produce,
     session::Sessions,
     topics::Topics,
     trace::TRACEPARENT,
+    transaction::Transactions,
 };
 
 /// What the calls work with. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Services {
     pub(crate) produce: Produce,
+    pub(crate) transactions: Transactions,
     pub(crate) sessions: Sessions,
     pub(crate) topics: Topics,
     pub(crate) lag: Lag,
     pub(crate) resets: Resets,
+    pub(crate) linter: Linter,
     pub(crate) consume: config::Consume,
     pub(crate) shutdown: CancellationToken,
 }
@@ -61,5 +67,34 @@ impl proto::data::v1::bridge_data_server::BridgeData for Services {
 
     async fn consume(&self, request: Request<Streaming<proto::data::v1::ConsumeRequest>>) -> Result<Response<Self::ConsumeStream>, Status> {
         Ok(Response::new(consume::stream(self.clone(), request.into_inner())))
+    }
+
+    async fn produce_atomically(&self, request: Request<data::ProduceRequest>) -> Result<Response<data::TransactionResponse>, Status> {
+        Ok(Response::new(transaction::write_all(&self.transactions, request.into_inner()).await?))
+    }
+
+    async fn begin_transaction(
+        &self,
+        request: Request<data::BeginTransactionRequest>,
+    ) -> Result<Response<data::TransactionResponse>, Status> {
+        Ok(Response::new(transaction::begin(&self.transactions, request.into_inner()).await?))
+    }
+
+    async fn transaction_produce(
+        &self,
+        request: Request<data::TransactionProduceRequest>,
+    ) -> Result<Response<data::TransactionResponse>, Status> {
+        Ok(Response::new(transaction::produce(&self.transactions, request.into_inner()).await?))
+    }
+
+    async fn transaction_offsets(
+        &self,
+        request: Request<data::TransactionOffsetsRequest>,
+    ) -> Result<Response<data::TransactionResponse>, Status> {
+        Ok(Response::new(transaction::offsets(&self.transactions, request.into_inner()).await?))
+    }
+
+    async fn end_transaction(&self, request: Request<data::EndTransactionRequest>) -> Result<Response<data::TransactionResponse>, Status> {
+        Ok(Response::new(transaction::end(&self.transactions, request.into_inner()).await?))
     }
 }

@@ -9,6 +9,7 @@ use tonic::{Status, Streaming};
 
 use super::Services;
 use crate::{
+    auth,
     error::{BridgeError, Code, Result},
     produce::{Produce, Receipt},
 };
@@ -31,12 +32,12 @@ pub(super) async fn batch(produce: &Produce, request: ProduceRequest, traceparen
 /// Answers in the order of the requests. A request that cannot be written at all ends the stream with its error.
 pub(super) fn stream(services: Services, requests: Streaming<ProduceRequest>, traceparent: Option<String>) -> Answers {
     let traceparent: Option<Arc<str>> = traceparent.map(Arc::from);
-    let ended = services.shutdown.clone().cancelled_owned();
+    let (ended, carrier) = (services.shutdown.clone().cancelled_owned(), auth::carrier());
     let answers = requests
         .take_until(ended)
         .map(move |request| {
             let (produce, traceparent) = (services.produce.clone(), traceparent.clone());
-            async move { Ok(batch(&produce, request?, traceparent.as_deref()).await?) }
+            carrier.clone().run(async move { Ok(batch(&produce, request?, traceparent.as_deref()).await?) })
         })
         .buffered(STREAM_BATCHES_MAX);
     // The stream ends at the first error: what the client sends after it is not written.
@@ -49,7 +50,7 @@ pub(super) fn stream(services: Services, requests: Streaming<ProduceRequest>, tr
     }))
 }
 
-fn out_record(default: &Arc<str>, index: usize, record: Record) -> Result<OutRecord> {
+pub(super) fn out_record(default: &Arc<str>, index: usize, record: Record) -> Result<OutRecord> {
     let topic = if record.topic.is_empty() { Arc::clone(default) } else { record.topic.as_str().into() };
     if topic.is_empty() {
         return Err(BridgeError::new(

@@ -1,34 +1,51 @@
-//! HTTP: Confluent REST v2 (with Strimzi's `text` format and admin path) and the basics of v3. Translates and calls; decides nothing.
+//! HTTP: Confluent REST v2 (with Strimzi's `text` format and admin path) and v3; the schema registry brings its own table. Translates and
+//! calls; decides nothing.
 //!
 //! `routes` is the table of everything that is served. `openapi.json` describes it, and a test compares the two.
 
+mod burrow;
 mod consume;
+mod forward;
 mod negotiate;
 mod produce;
 mod push;
 mod topics;
+mod transactions;
+mod ui;
 mod v3;
+
+pub(crate) use forward::Forward;
 
 use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::State,
+    extract::{Request, State},
+    handler::Handler,
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
-    routing::{MethodRouter, delete, get, post},
+    routing::{MethodRouter, delete, get, patch, post, put},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use service_kit::Readiness;
+use service_kit::{Readiness, kafka::Manage};
 
 use crate::{
-    config::BridgeConfig,
+    auth::{
+        Access, Auth, KNOWN,
+        Kind::{Group, Topic},
+        OPEN,
+        Verb::{Alter, AlterConfigs, Create, Delete, Describe, DescribeConfigs, Read, Write},
+        guarded, on_any, on_cluster, on_group, on_topic,
+    },
+    config::{BridgeConfig, Compat},
     error::{BridgeError, Code, Result},
     lag::Lag,
     produce::Produce,
+    registry::{self, Registry},
     session::Sessions,
     topics::Topics,
+    transaction::Transactions,
 };
 
 /// What the handlers work with. Cheap to clone.
@@ -38,15 +55,34 @@ pub(crate) struct App {
     pub(crate) sessions: Sessions,
     pub(crate) topics: Topics,
     pub(crate) lag: Lag,
+    pub(crate) manage: Manage,
+    pub(crate) transactions: Transactions,
+    pub(crate) registry: Registry,
     pub(crate) config: Arc<BridgeConfig>,
     pub(crate) readiness: Readiness,
+    /// To the replica that holds a session.
+    pub(crate) forward: Forward,
+    /// `None`: everybody may do everything.
+    pub(crate) auth: Option<Auth>,
 }
 
 /// One operation.
-struct Route {
-    method: &'static str,
-    path: &'static str,
-    handler: MethodRouter<App>,
+pub(crate) struct Route {
+    pub(crate) method: &'static str,
+    pub(crate) path: &'static str,
+    /// What a caller must be allowed.
+    pub(crate) access: Access,
+    pub(crate) handler: MethodRouter<App>,
+}
+
+impl Route {
+    fn get<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Self {
+        Self { method: "GET", path, access, handler: get(handler) }
+    }
+
+    fn delete<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Self {
+        Self { method: "DELETE", path, access, handler: delete(handler) }
+    }
 }
 
 /// A path below a consumer instance.
@@ -56,68 +92,137 @@ macro_rules! instance {
     };
 }
 
+/// A path below the cluster.
+macro_rules! cluster {
+    ($path:literal) => {
+        concat!("/v3/clusters/{cluster}", $path)
+    };
+}
+
 /// Everything that is served.
 #[rustfmt::skip] // a table: one line an operation
 fn routes() -> Vec<Route> {
     macro_rules! route {
-        (GET $path:expr, $handler:expr) => { Route { method: "GET", path: $path, handler: get($handler) } };
-        (POST $path:expr, $handler:expr) => { Route { method: "POST", path: $path, handler: post($handler) } };
-        (DELETE $path:expr, $handler:expr) => { Route { method: "DELETE", path: $path, handler: delete($handler) } };
+        (GET $path:expr, $access:expr, $handler:expr) => { Route { method: "GET", path: $path, access: $access, handler: get($handler) } };
+        (POST $path:expr, $access:expr, $handler:expr) => { Route { method: "POST", path: $path, access: $access, handler: post($handler) } };
+        (PUT $path:expr, $access:expr, $handler:expr) => { Route { method: "PUT", path: $path, access: $access, handler: put($handler) } };
+        (PATCH $path:expr, $access:expr, $handler:expr) => { Route { method: "PATCH", path: $path, access: $access, handler: patch($handler) } };
+        (DELETE $path:expr, $access:expr, $handler:expr) => { Route { method: "DELETE", path: $path, access: $access, handler: delete($handler) } };
     }
-    vec![
-        route!(GET "/", root),
-        route!(GET "/healthy", healthy),
-        route!(GET "/ready", ready),
-        route!(GET "/metrics", async || service_kit::metrics::render()),
-        route!(GET "/openapi", openapi),
+    let mut routes = vec![
+        route!(GET "/", KNOWN, root),
+        route!(GET "/healthy", OPEN, healthy),
+        route!(GET "/ready", OPEN, ready),
+        route!(GET "/metrics", on_cluster(Describe), async || service_kit::metrics::render()),
+        route!(GET "/openapi", KNOWN, openapi),
+        route!(GET "/openapi/v3", KNOWN, openapi),
 
-        route!(GET "/topics", topics::list),
-        route!(GET "/topics/{topic}", topics::describe),
-        route!(POST "/topics/{topic}", produce::to_topic),
-        route!(GET "/topics/{topic}/partitions", topics::partitions),
-        route!(GET "/topics/{topic}/partitions/{partition}", topics::partition),
-        route!(POST "/topics/{topic}/partitions/{partition}", produce::to_partition),
-        route!(GET "/topics/{topic}/partitions/{partition}/offsets", topics::offsets),
-        route!(POST "/admin/topics", topics::create),
-        route!(GET "/brokers", topics::brokers),
+        route!(GET "/topics", on_any(Describe, Topic), topics::list),
+        route!(GET "/topics/{topic}", on_topic(Describe), topics::describe),
+        route!(POST "/topics/{topic}", on_topic(Write), produce::to_topic),
+        route!(GET "/topics/{topic}/partitions", on_topic(Describe), topics::partitions),
+        route!(GET "/topics/{topic}/partitions/{partition}", on_topic(Describe), topics::partition),
+        route!(POST "/topics/{topic}/partitions/{partition}", on_topic(Write), produce::to_partition),
+        route!(GET "/topics/{topic}/partitions/{partition}/offsets", on_topic(Describe), topics::offsets),
+        route!(POST "/admin/topics", on_any(Create, Topic), topics::create),
+        route!(GET "/brokers", on_cluster(Describe), topics::brokers),
 
-        route!(GET "/consumers/{group}/stream", push::stream),
-        route!(POST "/consumers/{group}", consume::create),
-        route!(DELETE instance!(""), consume::remove),
-        route!(GET instance!("/subscription"), consume::subscription),
-        route!(POST instance!("/subscription"), consume::subscribe),
-        route!(DELETE instance!("/subscription"), consume::unsubscribe),
-        route!(GET instance!("/assignments"), consume::assignment),
-        route!(POST instance!("/assignments"), consume::assign),
-        route!(GET instance!("/records"), consume::records),
-        route!(GET instance!("/offsets"), consume::committed),
-        route!(POST instance!("/offsets"), consume::commit),
-        route!(POST instance!("/positions"), consume::seek),
-        route!(POST instance!("/positions/beginning"), consume::seek_to_beginning),
-        route!(POST instance!("/positions/end"), consume::seek_to_end),
+        route!(POST "/records", on_any(Write, Topic), transactions::write_all),
+        route!(POST "/transactions", on_any(Write, Topic), transactions::begin),
+        route!(POST "/transactions/{transaction}/records", on_any(Write, Topic), transactions::produce),
+        route!(POST "/transactions/{transaction}/offsets", on_any(Read, Group), transactions::offsets),
+        route!(POST "/transactions/{transaction}/commit", on_any(Write, Topic), transactions::commit),
+        route!(POST "/transactions/{transaction}/abort", on_any(Write, Topic), transactions::abort),
 
-        route!(GET "/v3/clusters", v3::clusters),
-        route!(GET "/v3/clusters/{cluster}", v3::cluster),
-        route!(GET "/v3/clusters/{cluster}/brokers", v3::brokers),
-        route!(GET "/v3/clusters/{cluster}/brokers/{broker}", v3::broker),
-        route!(GET "/v3/clusters/{cluster}/topics", v3::topics),
-        route!(POST "/v3/clusters/{cluster}/topics", v3::create_topic),
-        route!(GET "/v3/clusters/{cluster}/topics/{topic}", v3::topic),
-        route!(DELETE "/v3/clusters/{cluster}/topics/{topic}", v3::delete_topic),
-        route!(GET "/v3/clusters/{cluster}/consumer-groups", v3::groups),
-        route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}", v3::group),
-        route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lag-summary", v3::lag_summary),
-        route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lags", v3::lags),
-        route!(GET "/v3/clusters/{cluster}/consumer-groups/{group}/lags/{topic}/partitions/{partition}", v3::partition_lag),
-    ]
+        route!(GET "/consumers/{group}/stream", on_group(Read), push::stream),
+        route!(POST "/consumers/{group}", on_group(Read), consume::create),
+        route!(DELETE instance!(""), on_group(Read), consume::remove),
+        route!(GET instance!("/subscription"), on_group(Read), consume::subscription),
+        route!(POST instance!("/subscription"), on_group(Read), consume::subscribe),
+        route!(DELETE instance!("/subscription"), on_group(Read), consume::unsubscribe),
+        route!(GET instance!("/assignments"), on_group(Read), consume::assignment),
+        route!(POST instance!("/assignments"), on_group(Read), consume::assign),
+        route!(GET instance!("/records"), on_group(Read), consume::records),
+        route!(GET instance!("/offsets"), on_group(Read), consume::committed),
+        route!(POST instance!("/offsets"), on_group(Read), consume::commit),
+        route!(POST instance!("/acknowledgements"), on_group(Read), consume::acknowledge),
+        route!(POST instance!("/positions"), on_group(Read), consume::seek),
+        route!(POST instance!("/positions/beginning"), on_group(Read), consume::seek_to_beginning),
+        route!(POST instance!("/positions/end"), on_group(Read), consume::seek_to_end),
+
+        route!(GET "/v3/clusters", on_cluster(Describe), v3::clusters),
+        route!(GET cluster!(""), on_cluster(Describe), v3::cluster),
+        route!(GET cluster!("/acls"), on_cluster(Describe), v3::acls),
+        route!(POST cluster!("/acls"), on_cluster(Alter), v3::create_acl),
+        route!(DELETE cluster!("/acls"), on_cluster(Alter), v3::delete_acls),
+        route!(POST cluster!("/acls:batch"), on_cluster(Alter), v3::create_acls),
+        route!(GET cluster!("/broker-configs"), on_cluster(DescribeConfigs), v3::cluster_configs),
+        route!(POST cluster!("/broker-configs:alter"), on_cluster(AlterConfigs), v3::alter_cluster_configs),
+        route!(GET cluster!("/broker-configs/{name}"), on_cluster(DescribeConfigs), v3::cluster_config),
+        route!(PUT cluster!("/broker-configs/{name}"), on_cluster(AlterConfigs), v3::put_cluster_config),
+        route!(DELETE cluster!("/broker-configs/{name}"), on_cluster(AlterConfigs), v3::delete_cluster_config),
+        route!(GET cluster!("/brokers"), on_cluster(Describe), v3::brokers),
+        route!(GET cluster!("/brokers/-/configs"), on_cluster(DescribeConfigs), v3::brokers_configs),
+        route!(GET cluster!("/brokers/{broker}"), on_cluster(Describe), v3::broker),
+        route!(GET cluster!("/brokers/{broker}/configs"), on_cluster(DescribeConfigs), v3::broker_configs),
+        route!(POST cluster!("/brokers/{broker}/configs:alter"), on_cluster(AlterConfigs), v3::alter_broker_configs),
+        route!(GET cluster!("/brokers/{broker}/configs/{name}"), on_cluster(DescribeConfigs), v3::broker_config),
+        route!(PUT cluster!("/brokers/{broker}/configs/{name}"), on_cluster(AlterConfigs), v3::put_broker_config),
+        route!(DELETE cluster!("/brokers/{broker}/configs/{name}"), on_cluster(AlterConfigs), v3::delete_broker_config),
+        route!(GET cluster!("/brokers/{broker}/partition-replicas"), on_cluster(Describe), v3::broker_replicas),
+        route!(GET cluster!("/topics"), on_any(Describe, Topic), v3::topics),
+        route!(POST cluster!("/topics"), on_any(Create, Topic), v3::create_topic),
+        route!(GET cluster!("/topics/-/configs"), on_any(DescribeConfigs, Topic), v3::all_topic_configs),
+        route!(GET cluster!("/topics/-/partitions/-/reassignment"), on_any(Describe, Topic), v3::all_reassignments),
+        route!(GET cluster!("/topics/{topic}"), on_topic(Describe), v3::topic),
+        route!(PATCH cluster!("/topics/{topic}"), on_topic(Alter), v3::grow_topic),
+        route!(DELETE cluster!("/topics/{topic}"), on_topic(Delete), v3::delete_topic),
+        route!(GET cluster!("/topics/{topic}/configs"), on_topic(DescribeConfigs), v3::topic_configs),
+        route!(POST cluster!("/topics/{topic}/configs:alter"), on_topic(AlterConfigs), v3::alter_topic_configs),
+        route!(GET cluster!("/topics/{topic}/configs/{name}"), on_topic(DescribeConfigs), v3::topic_config),
+        route!(PUT cluster!("/topics/{topic}/configs/{name}"), on_topic(AlterConfigs), v3::put_topic_config),
+        route!(DELETE cluster!("/topics/{topic}/configs/{name}"), on_topic(AlterConfigs), v3::delete_topic_config),
+        route!(GET cluster!("/topics/{topic}/partitions"), on_topic(Describe), v3::partitions),
+        route!(GET cluster!("/topics/{topic}/partitions/-/reassignment"), on_topic(Describe), v3::topic_reassignments),
+        route!(GET cluster!("/topics/{topic}/partitions/{partition}"), on_topic(Describe), v3::partition),
+        route!(GET cluster!("/topics/{topic}/partitions/{partition}/offset"), on_topic(Describe), v3::offset),
+        route!(GET cluster!("/topics/{topic}/partitions/{partition}/reassignment"), on_topic(Describe), v3::reassignment),
+        route!(GET cluster!("/topics/{topic}/partitions/{partition}/replicas"), on_topic(Describe), v3::replicas),
+        route!(GET cluster!("/topics/{topic}/partitions/{partition}/replicas/{broker}"), on_topic(Describe), v3::replica),
+        route!(POST cluster!("/topics/{topic}/records"), on_topic(Write), v3::records),
+        route!(POST cluster!("/topics/{topic}/records:batch"), on_topic(Write), v3::records_batch),
+        route!(GET cluster!("/consumer-groups"), on_any(Describe, Group), v3::groups),
+        route!(GET cluster!("/consumer-groups/{group}"), on_group(Describe), v3::group),
+        route!(GET cluster!("/consumer-groups/{group}/consumers"), on_group(Describe), v3::consumers),
+        route!(GET cluster!("/consumer-groups/{group}/consumers/{consumer}"), on_group(Describe), v3::consumer),
+        route!(GET cluster!("/consumer-groups/{group}/consumers/{consumer}/assignments"), on_group(Describe), v3::assignments),
+        route!(GET cluster!("/consumer-groups/{group}/consumers/{consumer}/assignments/{topic}/partitions/{partition}"), on_group(Describe), v3::assignment),
+        route!(GET cluster!("/consumer-groups/{group}/lag-summary"), on_group(Describe), v3::lag_summary),
+        route!(GET cluster!("/consumer-groups/{group}/lags"), on_group(Describe), v3::lags),
+        route!(GET cluster!("/consumer-groups/{group}/lags/{topic}/partitions/{partition}"), on_group(Describe), v3::partition_lag),
+    ];
+    routes.extend(burrow::routes());
+    routes.extend(ui::routes());
+    routes.extend(registry::routes());
+    routes
 }
 
 pub(crate) fn router(app: App) -> Router {
     let mut router = Router::new();
-    for Route { path, handler, .. } in routes() {
-        router = router.route(path, handler);
+    for Route { path, access, handler, .. } in routes() {
+        // Who is known here is known to the replica that holds the instance.
+        let is_of_an_instance = path.starts_with(instance!(""));
+        let hand_over = || axum::middleware::from_fn_with_state(app.clone(), forward::hand_over);
+        let handler = if is_of_an_instance { handler.route_layer(hand_over()) } else { handler };
+        let handler = guarded(app.auth.as_ref(), access, handler);
+        let marked = || axum::middleware::from_fn_with_state(app.clone(), forward::marked);
+        router = router.route(path, if is_of_an_instance { handler.route_layer(marked()) } else { handler });
     }
-    router.fallback(no_route).method_not_allowed_fallback(no_method).layer(axum::middleware::map_response(in_our_form)).with_state(app)
+    let compat = app.config.http.compat;
+    let router = router.fallback(no_route).method_not_allowed_fallback(no_method).layer(axum::middleware::map_response(in_our_form));
+    let router = if compat == Compat::Strimzi { router.layer(axum::middleware::map_response(as_strimzi)) } else { router };
+    let router = if app.config.http.tls.is_on() { router.layer(axum::middleware::map_request(by_tls)) } else { router };
+    router.with_state(app)
 }
 
 async fn root() -> Response {
@@ -125,7 +230,7 @@ async fn root() -> Response {
     json_response(
         StatusCode::OK,
         JSON,
-        &json!({"name": "millrace-bridge", "version": env!("CARGO_PKG_VERSION"), "openapi": "/openapi", "operations": operations}),
+        &json!({"name": "millrace-bridge", "version": env!("CARGO_PKG_VERSION"), "bridge_version": env!("CARGO_PKG_VERSION"), "openapi": "/openapi", "operations": operations}),
     )
 }
 
@@ -170,6 +275,27 @@ async fn in_our_form(response: Response) -> Response {
     BridgeError::new(code, if message.is_empty() { "the request cannot be read".to_owned() } else { message }).into_response()
 }
 
+/// Addresses in answers are https ones, unless a proxy in front says otherwise.
+async fn by_tls(mut request: Request) -> Request {
+    if !request.headers().contains_key("forwarded") {
+        request.headers_mut().entry("x-forwarded-proto").or_insert(HeaderValue::from_static("https"));
+    }
+    request
+}
+
+/// Strimzi's errors have the status as their code, and say twice what is wrong with a body.
+async fn as_strimzi(mut response: Response) -> Response {
+    let Some(error) = response.extensions_mut().remove::<BridgeError>() else { return response };
+    let status = response.status();
+    let mut body = json!({"error_code": status.as_u16(), "message": error.message});
+    if error.code == Code::BadRequest {
+        body["validation_errors"] = json!([error.message]);
+    }
+    *response.body_mut() = axum::body::Body::from(body.to_string());
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    response
+}
+
 /// Of axum's own words.
 const REFUSAL_BYTES_MAX: usize = 4096;
 
@@ -194,6 +320,8 @@ impl IntoResponse for BridgeError {
         if self.retryable() {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        // For who writes it in another form.
+        response.extensions_mut().insert(self);
         response
     }
 }
@@ -258,5 +386,9 @@ fn segment(name: &str) -> String {
     out
 }
 
+#[cfg(test)]
+mod access_tests;
+#[cfg(test)]
+mod format_tests;
 #[cfg(test)]
 mod tests;

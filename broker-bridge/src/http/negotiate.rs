@@ -17,6 +17,14 @@ pub(super) fn produce_format(headers: &HeaderMap) -> Result<&'static Codec> {
     })
 }
 
+/// The same where plain JSON is the json format.
+pub(super) fn produce_format_or_json(headers: &HeaderMap) -> Result<&'static Codec> {
+    match content_type(headers).as_deref() {
+        Some(JSON | V2) => codec::by_name("json").ok_or_else(|| unsupported(None, JSON)),
+        _ => produce_format(headers),
+    }
+}
+
 /// A request with plain JSON.
 pub(super) fn json_body(headers: &HeaderMap) -> Result<()> {
     match content_type(headers).as_deref() {
@@ -98,10 +106,13 @@ mod tests {
             ("application/vnd.kafka.binary.v2+json", "binary"),
             ("application/vnd.kafka.json.v2+json; charset=utf-8", "json"),
             ("Application/vnd.kafka.TEXT.v2+json", "text"),
+            ("application/vnd.kafka.avro.v2+json", "avro"),
+            ("application/vnd.kafka.jsonschema.v2+json", "jsonschema"),
+            ("application/vnd.kafka.protobuf.v2+json", "protobuf"),
         ] {
             assert_eq!(produce_format(&with(header::CONTENT_TYPE, given)).unwrap().name, format);
         }
-        for given in ["application/json", "application/vnd.kafka.avro.v2+json", "text/plain", V2] {
+        for given in ["application/json", "application/vnd.kafka.thrift.v2+json", "text/plain", V2] {
             let error = produce_format(&with(header::CONTENT_TYPE, given)).unwrap_err();
             assert_eq!(error.code, Code::UnsupportedMediaType);
             assert!(error.message.contains("application/vnd.kafka.json.v2+json"), "{error}");

@@ -15,40 +15,48 @@ use service_kit::kafka::OutRecord;
 
 use super::{App, V2, json_response, negotiate, parse, partition_id, query};
 use crate::{
-    codec::Codec,
+    codec::{Schemas, Writer},
     config::Compat,
     error::{BridgeError, Code, Result},
     produce::{Receipt, RecordOutcome},
     trace::TRACEPARENT,
 };
 
-/// `{"records": […]}`
+/// `{"records": […]}`, and the schemas where the format has some.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Request<'a> {
     #[serde(borrow)]
     records: Vec<Record<'a>>,
+    #[serde(default)]
+    key_schema: Option<String>,
+    #[serde(default)]
+    key_schema_id: Option<i32>,
+    #[serde(default)]
+    value_schema: Option<String>,
+    #[serde(default)]
+    value_schema_id: Option<i32>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record<'a> {
+pub(super) struct Record<'a> {
     #[serde(borrow, default)]
-    key: Option<&'a RawValue>,
+    pub(super) key: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    value: Option<&'a RawValue>,
+    pub(super) value: Option<&'a RawValue>,
     #[serde(default)]
-    partition: Option<i32>,
+    pub(super) partition: Option<i32>,
     /// Milliseconds since 1970.
     #[serde(default)]
-    timestamp: Option<i64>,
+    pub(super) timestamp: Option<i64>,
     #[serde(default)]
-    headers: Vec<Header>,
+    pub(super) headers: Vec<Header>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Header {
+pub(super) struct Header {
     key: String,
     /// Base64.
     value: String,
@@ -85,18 +93,20 @@ async fn produce(
 ) -> Result<Response> {
     let codec = negotiate::produce_format(headers)?;
     negotiate::json_answer(headers)?;
-    let request: Request<'_> = parse(body)?;
-    if request.records.is_empty() {
+    let Request { records, key_schema, key_schema_id, value_schema, value_schema_id } = parse(body)?;
+    if records.is_empty() {
         return Err(BridgeError::new(Code::Unprocessable, "records is empty; send at least one record"));
     }
+    // No schema is registered for a topic that is not there.
+    app.topics.check(topic, partition).await?;
+    let schemas = Schemas { key_schema, key_schema_id, value_schema, value_schema_id };
+    let writer = Writer::new(codec, &app.registry, topic, &schemas).await?;
     let topic: Arc<str> = topic.into();
-    let records: Vec<OutRecord> = request
-        .records
+    let records: Vec<OutRecord> = records
         .into_iter()
         .enumerate()
-        .map(|(index, record)| out_record(codec, &topic, partition, index, record))
+        .map(|(index, record)| out_record(&writer, &topic, partition, index, record))
         .collect::<Result<_>>()?;
-    app.topics.check(&topic, partition).await?;
 
     let header_text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let key = header_text("idempotency-key");
@@ -105,14 +115,10 @@ async fn produce(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let receipt = app.produce.send(key, records, header_text(TRACEPARENT)).await?;
-    Ok(answer(app.config.http.compat, &receipt))
+    Ok(answer(app.config.http.compat, &receipt, &writer))
 }
 
-fn out_record(codec: &Codec, topic: &Arc<str>, partition: Option<i32>, index: usize, record: Record<'_>) -> Result<OutRecord> {
-    let wrong = |field: &str, message: String| BridgeError::new(Code::InvalidPayload, format!("records[{index}].{field} {message}"));
-    let embedded = |field: &'static str, raw: Option<&RawValue>| {
-        raw.map(|raw| (codec.parse)(raw).map_err(|message| wrong(field, message))).transpose()
-    };
+pub(super) fn out_record(writer: &Writer, topic: &Arc<str>, partition: Option<i32>, index: usize, record: Record<'_>) -> Result<OutRecord> {
     if let (Some(path), Some(own)) = (partition, record.partition)
         && path != own
     {
@@ -129,33 +135,39 @@ fn out_record(codec: &Codec, topic: &Arc<str>, partition: Option<i32>, index: us
     }
     let headers = record.headers.into_iter().map(|header| match STANDARD.decode(&header.value) {
         Ok(value) => Ok((header.key, Bytes::from(value))),
-        Err(error) => Err(wrong("headers", format!("{:?} is not padded base64: {error}", header.key))),
+        Err(error) => {
+            let message = format!("records[{index}].headers {:?} is not padded base64: {error}", header.key);
+            Err(BridgeError::new(Code::InvalidPayload, message))
+        }
     });
     Ok(OutRecord {
         topic: Arc::clone(topic),
         partition: partition.or(record.partition),
-        key: embedded("key", record.key)?,
-        value: embedded("value", record.value)?,
+        key: record.key.map(|raw| writer.key(raw, index)).transpose()?,
+        value: record.value.map(|raw| writer.value(raw, index)).transpose()?,
         headers: headers.collect::<Result<_>>()?,
         timestamp_ms: record.timestamp,
     })
 }
 
 /// `200` when a record was written, with a result for each. When none was, the status is that of the first failure.
-fn answer(compat: Compat, receipt: &Receipt) -> Response {
+fn answer(compat: Compat, receipt: &Receipt, writer: &Writer) -> Response {
     let offsets: Vec<Value> = receipt.results.iter().map(|result| record_result(compat, result)).collect();
     let failed = receipt.results.iter().all(Result::is_err);
     let mut response = match receipt.results.first() {
         Some(Err(error)) if failed => {
-            let body = json!({"error_code": error.code.number(), "message": error.message, "offsets": offsets});
+            let number = if compat == Compat::Strimzi { u32::from(error.code.status().as_u16()) } else { error.code.number() };
+            let body = json!({"error_code": number, "message": error.message, "offsets": offsets});
             let mut response = error.clone().into_response();
             *response.body_mut() = axum::body::Body::from(body.to_string());
+            response.extensions_mut().remove::<BridgeError>();
             // The length is that of the shorter body.
             response.headers_mut().remove(header::CONTENT_LENGTH);
             response
         }
         _ if compat == Compat::Confluent => {
-            json_response(StatusCode::OK, V2, &json!({"offsets": offsets, "key_schema_id": null, "value_schema_id": null}))
+            let (key, value) = (writer.key_schema_id(), writer.value_schema_id());
+            json_response(StatusCode::OK, V2, &json!({"offsets": offsets, "key_schema_id": key, "value_schema_id": value}))
         }
         _ => json_response(StatusCode::OK, V2, &json!({"offsets": offsets})),
     };
@@ -174,6 +186,6 @@ fn record_result(compat: Compat, result: &RecordOutcome) -> Value {
             json!({"partition": null, "offset": null, "error_code": error.code.number(), "error": error.message})
         }
         (Compat::Strimzi, Ok(written)) => json!({"partition": written.partition, "offset": written.offset}),
-        (Compat::Strimzi, Err(error)) => json!({"error_code": error.code.number(), "message": error.message}),
+        (Compat::Strimzi, Err(error)) => json!({"error_code": error.code.status().as_u16(), "message": error.message}),
     }
 }

@@ -35,7 +35,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{App, consume, negotiate};
 use crate::{
-    codec::Codec,
+    auth::carrier,
+    codec::Reader,
     config::Compat,
     error::{BridgeError, Code, Result},
     session::{Encode, Limits, Position, Session},
@@ -95,7 +96,7 @@ pub(super) async fn stream(
         return Ok(socket::upgrade(upgrade, stream));
     }
     let (batches, receiver) = mpsc::channel(1);
-    app.sessions.tasks().spawn(stream.write(batches));
+    app.sessions.tasks().spawn(carrier().run(stream.write(batches)));
     let content_type = if form == Form::Events { "text/event-stream" } else { "application/x-ndjson" };
     let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<_, std::convert::Infallible>));
     let mut response = ([(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, "no-store")], body).into_response();
@@ -134,6 +135,12 @@ fn options_of(
     let mut fields: BTreeMap<String, Value> = options.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
     fields.entry("auto.commit.enable".to_owned()).or_insert_with(|| "false".into());
     let (_, settings) = consume::settings(fields, &app.config)?;
+    if settings.acknowledged.is_some() {
+        return Err(BridgeError::new(
+            Code::InvalidConsumerConfig,
+            "delivery = acknowledged is for fetches; a stream goes on by itself, and its position acknowledges",
+        ));
+    }
     Ok((topics, position, settings))
 }
 
@@ -165,7 +172,7 @@ impl Stream {
         let limits = Limits { records_max: records_max.min(BATCH_RECORDS_MAX), bytes_max: BATCH_BYTES_MAX, bytes_min: 1, wait: HEARTBEAT };
         let batch = Batch {
             form: self.form,
-            codec: self.session.settings.codec,
+            reader: Reader::new(self.session.settings.codec, self.app.registry.clone(), self.app.config.consume.response_bytes_max),
             compat: self.app.config.http.compat,
             text: Vec::new(),
             count: 0,
@@ -254,7 +261,7 @@ fn error_text(form: Form, error: &BridgeError) -> Bytes {
 /// Records as they go over the wire, and the offsets behind them.
 struct Batch {
     form: Form,
-    codec: &'static Codec,
+    reader: Reader,
     compat: Compat,
     text: Vec<u8>,
     count: usize,
@@ -276,6 +283,9 @@ impl Batch {
 
 impl Encode for Batch {
     fn add(&mut self, partition: &TopicPartition, record: &Record) -> Result<bool> {
+        if !self.reader.knows(record) {
+            return Ok(false);
+        }
         let (before, after): (&[u8], &[u8]) = match self.form {
             Form::Events => (b"data: ", b"\n\n"),
             Form::Lines => (b"", b"\n"),
@@ -284,7 +294,7 @@ impl Encode for Batch {
         };
         let length = self.text.len();
         self.text.extend_from_slice(before);
-        if let Err(error) = consume::write_record(self.codec, self.compat, partition, record, &mut self.text) {
+        if let Err(error) = consume::write_record(&self.reader, self.compat, partition, record, None, &mut self.text) {
             self.text.truncate(length);
             return Err(error);
         }
@@ -292,5 +302,13 @@ impl Encode for Batch {
         self.count += 1;
         self.ends.insert(partition.clone(), record.offset + 1);
         Ok(true)
+    }
+
+    fn wants<'a>(&self, records: impl Iterator<Item = &'a Record>) -> Vec<i32> {
+        self.reader.wants(records)
+    }
+
+    fn look_up(&mut self, schemas: Vec<i32>) -> impl Future<Output = Result<()>> + Send {
+        self.reader.look_up(schemas)
     }
 }

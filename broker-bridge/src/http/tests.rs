@@ -12,29 +12,48 @@ use tower::ServiceExt as _;
 use super::*;
 use crate::{
     config::Compat,
+    lag::now_ms,
     testing::{self, FakeKafka, MemoryOffsets},
 };
 
-struct Bridge {
-    kafka: FakeKafka,
+pub(super) fn app(kafka: &FakeKafka, store: &MemoryOffsets, config: BridgeConfig, auth: Option<Auth>) -> App {
+    App {
+        produce: testing::produce(kafka),
+        sessions: testing::sessions(kafka, store, config.consume.clone()),
+        topics: testing::topics(kafka),
+        lag: testing::lag(kafka, store.clone()),
+        registry: testing::registry(kafka),
+        transactions: testing::transactions(kafka),
+        manage: Manage::new(&service_kit::kafka::KafkaConfig::new("nowhere:1")),
+        forward: Forward::new(&config).unwrap(),
+        config: Arc::new(config),
+        readiness: Readiness::default(),
+        auth,
+    }
+}
+
+pub(super) struct Bridge {
+    pub(super) kafka: FakeKafka,
     store: MemoryOffsets,
+    lag: Lag,
+    pub(super) registry: Registry,
     router: Router,
 }
 
 /// What came back.
-struct Answer {
-    status: u16,
-    headers: HeaderMap,
-    text: String,
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) headers: HeaderMap,
+    pub(super) text: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
     }
 
     #[track_caller]
-    fn fails(&self, status: u16, code: u32, message: &str) {
+    pub(super) fn fails(&self, status: u16, code: u32, message: &str) {
         let json = self.json();
         assert_eq!((self.status, json["error_code"].as_u64()), (status, Some(u64::from(code))), "{json}");
         assert!(json["message"].as_str().unwrap().contains(message), "{message:?} is not in {json}");
@@ -42,23 +61,16 @@ impl Answer {
 }
 
 impl Bridge {
-    fn new(compat: Compat) -> Self {
+    pub(super) fn new(compat: Compat) -> Self {
         let kafka = FakeKafka::with_topic("t", 2);
         let store = MemoryOffsets::default();
         let mut config = BridgeConfig::default();
         config.http.compat = compat;
-        let app = App {
-            produce: testing::produce(&kafka),
-            sessions: testing::sessions(&kafka, &store, config.consume.clone()),
-            topics: testing::topics(&kafka),
-            lag: testing::lag(&kafka, store.clone()),
-            config: Arc::new(config),
-            readiness: Readiness::default(),
-        };
-        Self { kafka, store, router: router(app) }
+        let app = app(&kafka, &store, config, None);
+        Self { kafka, store, lag: app.lag.clone(), registry: app.registry.clone(), router: router(app) }
     }
 
-    async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    pub(super) async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         let mut request = Request::builder().method(method).uri(path).header("host", "bridge:8082");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -69,20 +81,20 @@ impl Bridge {
         Answer { status: parts.status.as_u16(), headers: parts.headers, text }
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub(super) async fn get(&self, path: &str) -> Answer {
         self.call("GET", path, &[], "").await
     }
 
-    async fn post(&self, path: &str, body: &str) -> Answer {
+    pub(super) async fn post(&self, path: &str, body: &str) -> Answer {
         self.call("POST", path, &[("content-type", V2)], body).await
     }
 
-    async fn produce(&self, path: &str, format: &str, body: &str) -> Answer {
+    pub(super) async fn produce(&self, path: &str, format: &str, body: &str) -> Answer {
         self.call("POST", path, &[("content-type", &format!("application/vnd.kafka.{format}.v2+json"))], body).await
     }
 
     /// An instance that reads `t` from its beginning.
-    async fn consumer(&self, config: &str) -> String {
+    pub(super) async fn consumer(&self, config: &str) -> String {
         let created = self.post("/consumers/g", config).await.json();
         let base = created["base_uri"].as_str().unwrap().strip_prefix("http://bridge:8082").unwrap().to_owned();
         assert_eq!(self.post(&format!("{base}/subscription"), r#"{"topics":["t"]}"#).await.status, 204);
@@ -177,7 +189,7 @@ async fn bad_produce_requests_say_where_and_what_to_do() {
     bad("/topics/t", "text", r#"{"records":[{"key":1}]}"#).await.fails(422, 42206, "records[0].key must be a string");
     bad("/topics/t/partitions/1", "json", r#"{"records":[{"value":1,"partition":0}]}"#).await.fails(422, 422, "leave it out");
     bad("/topics/t", "json", r#"{"records":[{"value":1,"timestamp":-1}]}"#).await.fails(422, 422, "timestamp");
-    bad("/topics/t", "avro", r#"{"records":[{"value":1}]}"#).await.fails(415, 415, "application/vnd.kafka.json.v2+json");
+    bad("/topics/t", "thrift", r#"{"records":[{"value":1}]}"#).await.fails(415, 415, "application/vnd.kafka.json.v2+json");
     bad("/topics/t?async=maybe", "json", r#"{"records":[{"value":1}]}"#).await.fails(400, 400, "?async=maybe");
     let html = bridge
         .call(
@@ -272,7 +284,7 @@ async fn strimzis_offsets_are_the_next_to_read_and_its_records_have_timestamps()
 #[tokio::test]
 async fn bad_consumer_requests_say_what_to_do() {
     let bridge = Bridge::new(Compat::Confluent);
-    bridge.post("/consumers/g", r#"{"format":"avro"}"#).await.fails(422, 42204, "binary, json, text");
+    bridge.post("/consumers/g", r#"{"format":"thrift"}"#).await.fails(422, 42204, "binary, json, text, avro, jsonschema, protobuf");
     bridge.post("/consumers/g", r#"{"auto.offset.reset":"smallest"}"#).await.fails(422, 42204, "earliest, latest or none");
     bridge.post("/consumers/g", r#"{"group.protocol":"x"}"#).await.fails(422, 42204, "group.protocol is not a setting");
     bridge.post("/consumers/g", r#"{"name":"a/b"}"#).await.fails(422, 42204, "letters");
@@ -349,7 +361,7 @@ async fn v3_has_clusters_topics_groups_and_lags() {
     assert_eq!((summary["total_lag"].as_i64(), summary["max_lag_topic_name"].as_str()), (Some(6), Some("t")));
     assert_eq!(bridge.get("/v3/clusters/fake/consumer-groups/g/lags").await.json()["data"][0]["current_offset"], 4);
     assert_eq!(bridge.get("/v3/clusters/fake/consumer-groups/g/lags/t/partitions/0").await.json()["lag"], 6);
-    bridge.get("/v3/clusters/fake/consumer-groups/g/lags/t/partitions/1").await.fails(404, 40402, "lists those it has");
+    bridge.get("/v3/clusters/fake/consumer-groups/g/lags/t/partitions/1").await.fails(404, 40403, "lists those it has");
     bridge.get("/v3/clusters/fake/consumer-groups/nobody").await.fails(404, 40405, "nobody");
 }
 
@@ -420,8 +432,292 @@ async fn links_lead_somewhere() {
         links(&bridge.get(path).await.json(), &mut found);
     }
     assert!(found.len() > 5, "{found:?}");
-    for url in found {
+    // These are asked of real brokers alone.
+    let asked = |url: &String| !["/acls", "configs", "reassignment"].iter().any(|end| url.ends_with(end));
+    for url in found.into_iter().filter(asked) {
         let path = url.strip_prefix("http://bridge:8082").unwrap();
         assert_eq!(bridge.get(path).await.status, 200, "{path}");
     }
+}
+
+#[tokio::test]
+async fn burrows_paths_answer_in_burrows_words() {
+    let bridge = Bridge::new(Compat::Confluent);
+    bridge.kafka.append("t", 0, 10);
+    let now = now_ms();
+    let partition = |id| TopicPartition::new("t", id);
+    for at in 0..3 {
+        bridge.kafka.note_commit("slow", &partition(0), Some(4), now - 20_000 + at * 10_000);
+        bridge.kafka.note_commit("slow", &partition(1), Some(0), now - 20_000 + at * 10_000);
+    }
+    assert_eq!((bridge.get("/burrow/admin").await.text, bridge.get("/burrow/admin/ready").await.status), ("GOOD".to_owned(), 503));
+    bridge.lag.watch().pass().await.unwrap();
+    assert_eq!(bridge.get("/burrow/admin/ready").await.text, "READY");
+
+    let clusters = bridge.get("/v3/kafka").await.json();
+    assert_eq!(
+        (&clusters["error"], &clusters["clusters"], &clusters["request"]["url"]),
+        (&json!(false), &json!(["fake"]), &json!("/v3/kafka"))
+    );
+    assert_eq!(bridge.get("/v3/kafka/fake/topic/t").await.json()["offsets"], json!([10, 0]));
+    assert_eq!(bridge.get("/v3/kafka/fake/topic/t/consumers").await.json()["consumers"], json!(["slow"]));
+    assert_eq!(bridge.get("/v3/kafka/fake/consumer").await.json()["consumers"], json!(["slow"]));
+    assert_eq!(bridge.get("/v3/kafka/fake").await.json()["module"]["class-name"], "kafka");
+    let detail = bridge.get("/v3/kafka/fake/consumer/slow").await.json();
+    assert_eq!(
+        (detail["topics"]["t"][0]["current-lag"].as_i64(), detail["topics"]["t"][0]["offsets"].as_array().unwrap().len()),
+        (Some(6), 10)
+    );
+    assert_eq!(detail["topics"]["t"][0]["offsets"][9]["offset"], 4);
+
+    let status = bridge.get("/v3/kafka/fake/consumer/slow/status").await.json()["status"].clone();
+    let names: Vec<&str> = status.as_object().unwrap().keys().map(String::as_str).collect();
+    for name in ["cluster", "group", "status", "complete", "partitions", "partition_count", "maxlag", "totallag"] {
+        assert!(names.contains(&name), "{name} is not in {names:?}");
+    }
+    assert_eq!((&status["status"], &status["totallag"], &status["partition_count"]), (&json!("ERR"), &json!(6), &json!(2)));
+    assert_eq!((status["partitions"].as_array().unwrap().len(), &status["maxlag"]["status"]), (1, &json!("STALL")));
+    for name in ["topic", "partition", "owner", "client_id", "status", "start", "end", "current_lag", "complete"] {
+        assert!(status["maxlag"].get(name).is_some(), "{name} is not in {status}");
+    }
+    let lag = bridge.get("/v3/kafka/fake/consumer/slow/lag").await.json();
+    assert_eq!(lag["status"]["partitions"].as_array().unwrap().len(), 2);
+
+    for path in ["/v3/kafka/fake/consumer/nobody/status", "/v3/kafka/other/consumer/slow/lag"] {
+        let answer = bridge.get(path).await;
+        assert_eq!((answer.status, &answer.json()["status"]["status"]), (404, &json!("NOTFOUND")), "{path}");
+    }
+    for path in
+        ["/v3/kafka/other", "/v3/kafka/other/topic", "/v3/kafka/fake/topic/nope", "/v3/kafka/fake/consumer/nobody", "/v3/config/storage/x"]
+    {
+        let answer = bridge.get(path).await;
+        assert_eq!((answer.status, &answer.json()["error"]), (404, &json!(true)), "{path}");
+    }
+    assert_eq!(bridge.get("/v3/config/storage/millrace").await.json()["module"]["intervals"], 10);
+    assert!(bridge.get("/v3/config").await.json()["httpserver"]["default"]["address"].is_string());
+    assert_eq!(bridge.call("DELETE", "/v3/kafka/fake/consumer/slow", &[], "").await.status, 200);
+    assert_eq!(bridge.get("/v3/kafka/fake/consumer/slow/status").await.status, 404);
+}
+
+#[tokio::test]
+async fn the_page_shows_cluster_topics_and_groups_and_escapes_what_it_is_told() {
+    let bridge = Bridge::new(Compat::Confluent);
+    bridge.kafka.append("t", 0, 10);
+    let name = "<script>alert(1)</script>";
+    bridge.kafka.note_commit(name, &TopicPartition::new("t", 0), Some(4), now_ms());
+    for _ in 0..2 {
+        bridge.lag.watch().pass().await.unwrap();
+    }
+    let encoded = "%3Cscript%3Ealert%281%29%3C%2Fscript%3E";
+    for (path, words) in [
+        ("/ui".to_owned(), "Partitions that need a look"),
+        ("/ui/topics".to_owned(), "<th scope=\"row\">t</th>"),
+        ("/ui/groups".to_owned(), "&lt;script&gt;"),
+        ("/ui/groups?search=SCRIPT".to_owned(), encoded),
+        (format!("/ui/groups/{encoded}"), "Lag: newest 6, highest 6 records"),
+    ] {
+        let page = bridge.get(&path).await;
+        assert_eq!(page.status, 200, "{path}: {}", page.text);
+        assert!(page.text.contains(words) && !page.text.contains("<script>alert"), "{path}: {}", page.text);
+        assert!(page.headers["content-security-policy"].to_str().unwrap().contains("default-src 'none'"));
+        assert!(page.text.contains("href=\"/subjects\"") && page.text.contains("width=device-width"));
+    }
+    let missing = bridge.get("/ui/groups/nobody").await;
+    assert!(missing.status == 404 && missing.text.starts_with("<!DOCTYPE html>"), "{}", missing.text);
+    assert_eq!(bridge.get("/ui/assets/style.css").await.headers["content-type"], "text/css; charset=utf-8");
+    assert!(bridge.get("/ui/assets/page.js").await.text.contains("DOMParser"));
+
+    let cluster = bridge.get("/ui/api/cluster").await.json();
+    assert_eq!((&cluster["under_replicated"], &cluster["brokers"][0]["preferred"]), (&json!(0), &json!(3)));
+    assert_eq!(bridge.get("/ui/api/groups?search=nothing").await.json(), json!({"groups": [], "count": 0}));
+    assert_eq!(bridge.get("/ui/api/groups").await.json()["groups"][0]["total_lag"], 6);
+    assert_eq!(bridge.get(&format!("/ui/api/groups/{encoded}")).await.json()["partitions"][0]["lag"], 6);
+    assert_eq!(bridge.get("/ui/api/topics?search=T").await.json()["count"], 2);
+    bridge.get("/ui/api/groups?offset=x").await.fails(400, 400, "offset");
+}
+
+/// The bodies that each documents, byte by byte where the order of fields does not matter.
+#[tokio::test]
+async fn answers_and_errors_are_those_of_each_dialect() {
+    const FORMAT: &str = "application/vnd.kafka.json.v2+json";
+    let partition = json!({"partition": 1, "leader": 1, "replicas": [{"broker": 1, "leader": true, "in_sync": true}]});
+    let confluent_ok = json!({"offsets": [{"partition": 1, "offset": 0, "error_code": null, "error": null}], "key_schema_id": null, "value_schema_id": null});
+    // Method, path, content type, body; status and body of Confluent, of Strimzi. A message is compared by its presence.
+    type Expected = (u16, Value);
+    let table: Vec<(&str, &str, &str, &str, Expected, Expected)> = vec![
+        ("GET", "/topics", "", "", (200, json!(["t"])), (200, json!(["t"]))),
+        ("GET", "/topics/t/partitions/1", "", "", (200, partition.clone()), (200, partition)),
+        (
+            "GET",
+            "/topics/t/partitions/1/offsets",
+            "",
+            "",
+            (200, json!({"beginning_offset": 0, "end_offset": 0})),
+            (200, json!({"beginning_offset": 0, "end_offset": 0})),
+        ),
+        (
+            "POST",
+            "/topics/t/partitions/1",
+            FORMAT,
+            r#"{"records":[{"value":1}]}"#,
+            (200, confluent_ok),
+            (200, json!({"offsets": [{"partition": 1, "offset": 0}]})),
+        ),
+        ("POST", "/topics/t?async=true", FORMAT, r#"{"records":[{"value":1}]}"#, (204, Value::Null), (204, Value::Null)),
+        ("GET", "/topics/none", "", "", (404, json!({"error_code": 40401})), (404, json!({"error_code": 404}))),
+        (
+            "POST",
+            "/topics/none",
+            FORMAT,
+            r#"{"records":[{"value":1}]}"#,
+            (404, json!({"error_code": 40401})),
+            (404, json!({"error_code": 404})),
+        ),
+        ("GET", "/topics/t/partitions/9", "", "", (404, json!({"error_code": 40402})), (404, json!({"error_code": 404}))),
+        ("POST", "/topics/t", FORMAT, r#"{"records":[]}"#, (422, json!({"error_code": 422})), (422, json!({"error_code": 422}))),
+        ("POST", "/topics/t", FORMAT, "{", (400, json!({"error_code": 400})), (400, json!({"error_code": 400, "validation_errors": 1}))),
+        ("DELETE", "/consumers/g/instances/none", "", "", (404, json!({"error_code": 40403})), (404, json!({"error_code": 404}))),
+        (
+            "POST",
+            "/consumers/g",
+            V2,
+            r#"{"foo":"bar"}"#,
+            (422, json!({"error_code": 42204})),
+            (400, json!({"error_code": 400, "validation_errors": 1})),
+        ),
+        (
+            "POST",
+            "/consumers/g",
+            V2,
+            r#"{"auto.offset.reset":"foo"}"#,
+            (422, json!({"error_code": 42204})),
+            (422, json!({"error_code": 422})),
+        ),
+        (
+            "POST",
+            "/consumers/g",
+            V2,
+            r#"{"name":"n"}"#,
+            (200, json!({"instance_id": "n", "base_uri": "http://bridge:8082/consumers/g/instances/n"})),
+            (200, json!({"instance_id": "n", "base_uri": "http://bridge:8082/consumers/g/instances/n"})),
+        ),
+        ("POST", "/consumers/g", V2, r#"{"name":"n"}"#, (409, json!({"error_code": 40902})), (409, json!({"error_code": 409}))),
+        ("POST", "/consumers/g/instances/n/subscription", V2, r#"{"topics":["t"]}"#, (204, Value::Null), (204, Value::Null)),
+        (
+            "POST",
+            "/consumers/g/instances/n/assignments",
+            V2,
+            r#"{"partitions":[{"topic":"t","partition":0}]}"#,
+            (409, json!({"error_code": 40903})),
+            (409, json!({"error_code": 409})),
+        ),
+        ("DELETE", "/consumers/g/instances/n", "", "", (204, Value::Null), (204, Value::Null)),
+        ("GET", "/nowhere", "", "", (404, json!({"error_code": 404})), (404, json!({"error_code": 404}))),
+    ];
+    let (confluent, strimzi) = (Bridge::new(Compat::Confluent), Bridge::new(Compat::Strimzi));
+    for (method, path, kind, body, of_confluent, of_strimzi) in table {
+        for (bridge, (status, expected)) in [(&confluent, of_confluent), (&strimzi, of_strimzi)] {
+            let headers = [("content-type", kind)];
+            let answer = bridge.call(method, path, if kind.is_empty() { &[] } else { &headers }, body).await;
+            assert_eq!(answer.status, status, "{method} {path}: {}", answer.text);
+            if expected.is_null() {
+                assert_eq!(answer.text, "", "{method} {path}");
+                continue;
+            }
+            let mut found = answer.json();
+            if status >= 400 {
+                let fields = found.as_object_mut().unwrap();
+                assert!(fields.remove("message").is_some_and(|message| message.is_string()), "{method} {path}: {}", answer.text);
+                if let Some(errors) = fields.get_mut("validation_errors") {
+                    *errors = json!(errors.as_array().unwrap().len());
+                }
+            }
+            assert_eq!(found, expected, "{method} {path}");
+        }
+    }
+    for path in ["/openapi", "/openapi/v3"] {
+        assert_eq!(strimzi.get(path).await.json()["openapi"], "3.1.0");
+    }
+}
+
+#[tokio::test]
+async fn batches_are_given_again_until_they_are_acknowledged() {
+    let bridge = Bridge::new(Compat::Confluent);
+    bridge.kafka.add_topic("dead", 1);
+    bridge.kafka.append("t", 0, 3);
+    let base = bridge.consumer(r#"{"format":"json","auto.offset.reset":"earliest","delivery":"acknowledged","visibility.timeout.ms":"60000","delivery.attempts.max":2,"dead.letter.topic":"dead"}"#).await;
+    let records = format!("{base}/records?timeout=20");
+    let first = bridge.get(&records).await;
+    assert_eq!(first.status, 200, "{}", first.text);
+    let record = |offset: i64, attempt: u32| json!({"topic": "t", "key": null, "value": offset, "partition": 0, "offset": offset, "attempt": attempt});
+    assert_eq!(first.json(), json!([record(0, 1), record(1, 1), record(2, 1)]));
+    let batch = first.headers["millrace-batch"].to_str().unwrap();
+    let again = bridge.get(&format!("{records}&max_bytes=1")).await;
+    assert_eq!((&again.text, again.headers["millrace-batch"].to_str().unwrap()), (&first.text, batch), "byte for byte");
+
+    let said = format!("{base}/acknowledgements");
+    let answer = bridge
+        .post(&said, r#"{"acknowledge":[{"topic":"t","partition":0,"offset":0},{"topic":"u","partition":0,"offset":0}],"reject":[{"topic":"t","partition":0,"offset":1,"reason":"odd"}]}"#)
+        .await;
+    assert_eq!(
+        (answer.status, answer.json()),
+        (200, json!({"acknowledged": 1, "rejected": 1, "ignored": [{"topic": "u", "partition": 0, "offset": 0}]}))
+    );
+    let second = bridge.get(&format!("{records}&acknowledge={batch}")).await;
+    assert_eq!(second.json(), json!([record(1, 2)]));
+    assert!(!second.headers.contains_key("millrace-window-full"));
+    assert_eq!(bridge.post(&said, r#"{"reject":[{"topic":"t","partition":0,"offset":1}]}"#).await.json()["rejected"], 1);
+    assert_eq!(bridge.get(&records).await.text, "[]");
+    assert_eq!(bridge.kafka.values("dead"), ["1"]);
+    let offsets = bridge.get(&format!("{base}/offsets")).await.json();
+    assert_eq!(offsets["offsets"][0]["offset"], 3, "{offsets}");
+
+    for (body, status, code, message) in [
+        ("{}", 422, 422, "give batch, acknowledge or reject"),
+        (r#"{"batch":1}"#, 422, 422, "not as expected"),
+        (r#"{"ack":[]}"#, 422, 422, "unknown field"),
+        (r#"{"batch":"x-1"}"#, 409, 40903, "was not given out"),
+        (r#"{"reject":[{"topic":"t","partition":0,"offset":1,"delay_ms":999999999}]}"#, 422, 422, "consume.session_idle"),
+        (r#"{"reject":[{"topic":"t","partition":0,"offset":1,"delay_ms":-1}]}"#, 422, 422, "not as expected"),
+        ("{", 400, 400, "not JSON"),
+    ] {
+        bridge.post(&said, body).await.fails(status, code, message);
+    }
+    let long = json!({"reject": [{"topic": "t", "partition": 0, "offset": 1, "reason": "x".repeat(1_001)}]}).to_string();
+    bridge.post(&said, &long).await.fails(422, 422, "1001 bytes");
+    bridge.get(&format!("{records}&acknowledge=x-1")).await.fails(409, 40903, "fetch without");
+
+    let ordinary = bridge.consumer(r#"{"format":"json"}"#).await;
+    bridge.post(&format!("{ordinary}/acknowledgements"), r#"{"batch":"x-1"}"#).await.fails(409, 40903, "delivery");
+    bridge.get(&format!("{ordinary}/records?acknowledge=x-1")).await.fails(409, 40903, "delivery = acknowledged");
+}
+
+#[tokio::test]
+async fn settings_of_delivery_are_checked() {
+    let bridge = Bridge::new(Compat::Confluent);
+    bridge.kafka.add_topic("dead", 1);
+    for (settings, message) in [
+        (r#"{"delivery":"never"}"#, "continuous or acknowledged"),
+        (r#"{"visibility.timeout.ms":1000}"#, "belong to delivery = acknowledged"),
+        (r#"{"delivery":"continuous","dead.letter.topic":"dead"}"#, "belong to delivery = acknowledged"),
+        (
+            r#"{"delivery":"acknowledged","visibility.timeout.ms":0}"#,
+            "visibility.timeout.ms = 0 is not possible; give 1 to 300000 (consume.session_idle)",
+        ),
+        (r#"{"delivery":"acknowledged","visibility.timeout.ms":"300001"}"#, "consume.session_idle"),
+        (r#"{"delivery":"acknowledged","delivery.attempts.max":3}"#, "needs dead.letter.topic"),
+        (r#"{"delivery":"acknowledged","delivery.attempts.max":53,"dead.letter.topic":"dead"}"#, "1 to 52"),
+        (r#"{"delivery":"acknowledged","delivery.attempts.max":0,"dead.letter.topic":"dead"}"#, "1 to 52"),
+        (r#"{"delivery":"acknowledged","auto.commit.enable":true}"#, "contradicts"),
+        (r#"{"delivery":"acknowledged","visibility.timeout.ms":-1}"#, "a number of milliseconds"),
+        (r#"{"delivery":"acknowledged","delivery.attempts.max":"many"}"#, "a number of attempts"),
+        (r#"{"deliver":"acknowledged"}"#, "delivery.attempts.max"),
+    ] {
+        bridge.post("/consumers/g", settings).await.fails(422, 42204, message);
+    }
+    bridge.post("/consumers/g", r#"{"delivery":"acknowledged","dead.letter.topic":"none"}"#).await.fails(404, 40401, "none");
+    let accepted = r#"{"delivery":"acknowledged","auto.commit.enable":"false","dead.letter.topic":"dead","delivery.attempts.max":"52"}"#;
+    assert_eq!(bridge.post("/consumers/g", accepted).await.status, 200);
+    let stream = bridge.call("GET", "/consumers/g/stream?topics=t&delivery=acknowledged", &[("accept", "text/event-stream")], "").await;
+    stream.fails(422, 42204, "a stream goes on by itself");
 }

@@ -14,6 +14,7 @@ use service_kit::kafka::{PartitionView, TopicPartition};
 
 use super::{App, V2, json_response, negotiate, parse, partition_id};
 use crate::{
+    auth::{Kind::Topic, Verb::DescribeConfigs, sees},
     error::{BridgeError, Result},
     topics::NewTopic,
 };
@@ -27,8 +28,10 @@ pub(super) async fn list(State(app): State<App>, headers: HeaderMap) -> Result<R
 pub(super) async fn describe(State(app): State<App>, Path(name): Path<String>, headers: HeaderMap) -> Result<Response> {
     negotiate::json_answer(&headers)?;
     let topic = app.topics.get(&name).await?;
+    // Whoever may not read them is told of none.
+    let configs = if sees(DescribeConfigs, Topic, &name) { app.topics.config(&name).await? } else { Vec::new() };
     let configs: BTreeMap<String, Value> =
-        app.topics.config(&name).await?.into_iter().map(|entry| (entry.name, entry.value.map_or(Value::Null, Value::from))).collect();
+        configs.into_iter().map(|entry| (entry.name, entry.value.map_or(Value::Null, Value::from))).collect();
     let partitions: Vec<Value> = topic.partitions.iter().map(partition_json).collect();
     Ok(json_response(StatusCode::OK, V2, &json!({"name": name, "configs": configs, "partitions": partitions})))
 }

@@ -9,6 +9,7 @@ use service_kit::{
 
 use super::Lag;
 use crate::{
+    auth::{self, Kind, Verb},
     connect::Connection,
     error::{BridgeError, Code, Result},
     session::Clients,
@@ -46,6 +47,8 @@ pub(crate) struct Change {
 impl Resets {
     /// What changes, by partition; with `dry_run` nothing does.
     pub(crate) async fn reset(&self, group: &str, topic: &str, place: Place, dry_run: bool) -> Result<Vec<Change>> {
+        auth::check(Verb::Alter, Kind::Group, group)?;
+        auth::check(Verb::Read, Kind::Topic, topic)?;
         let found = self.topics.describe(topic).await?;
         // Offsets of a topic that was created anew meanwhile are no place to come from.
         self.topics.recognise(topic).await?;
@@ -99,6 +102,9 @@ impl Resets {
                 .map(|(partition, change)| OffsetCommit { partition: partition.clone(), offset: change.to, metadata: String::new() })
                 .collect();
             self.store.reset(group, &offsets).await?;
+            if self.store.is_kafka() {
+                return Ok(());
+            }
         }
         let offsets: Vec<_> = changes.iter().map(|(partition, change)| (partition.clone(), change.to, String::new())).collect();
         Ok(self.kafka.admin().await?.commit(group, &offsets).await?)

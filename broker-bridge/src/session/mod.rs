@@ -15,20 +15,29 @@
 //!   so that a group that has read everything has no lag.
 //! - A record that cannot be shown in the session's format blocks its partition until a seek; the others go on, and its error comes when they have
 //!   nothing.
+//! - All this is the REST proxies' way. A session with `delivery = acknowledged` repeats a batch until it is acknowledged: `acknowledged.rs`.
 //! - An offset below the stored one is refused, unless the client sought back before: then the group is reset, and a new epoch
 //!   fences whatever is still on its way. A session that meets a new epoch reads the offsets again and goes where the reset put them.
 //! - An offset holds for the topic it was committed for: one of a topic that was deleted and created anew, or beyond the partition's end, is given
 //!   up, and `auto.offset.reset` decides. Offsets that somebody sets in Kafka itself are not followed; where they differ, the log says so.
 //!
+//! - A session that every replica knows outlives its process: another one takes it over (`sharing`), as the topic of all of them says (`directory`).
+//!
 //! Bounds: records held ready (`consume.response_bytes_max` and one poll; over all sessions `consume.held_bytes_max`), waiting time, number of
 //! sessions, idle time.
 //! Locks: `polling` orders fetches and is held while Kafka is waited for; `state` is held for moments, so commits and seeks do not wait.
 
+mod acknowledged;
+mod batches;
+mod directory;
+mod log;
 mod marks;
 mod position;
 mod registry;
+mod sharing;
 mod source;
 mod state;
+mod window;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,7 +49,7 @@ use std::{
 };
 
 use service_kit::{
-    kafka::{Bounds, Isolation, Record, TopicPartition},
+    kafka::{Bounds, Isolation, Member, Record, TopicPartition},
     offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
 };
 use tokio::{
@@ -49,17 +58,22 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use acknowledged::{Acknowledged, Reject, Settlement};
+pub(crate) use directory::{Directory, Me};
 pub(crate) use position::Position;
 pub(crate) use registry::Sessions;
+pub(crate) use sharing::{Place, answers_at};
 pub(crate) use source::{Clients, KafkaClients};
 use state::{Progress, Source, State};
 
 use crate::{
+    auth,
     codec::Codec,
     config,
     connect::Connection,
     error::{BridgeError, Code, Result},
     gate::{Gate, Work},
+    produce::Produce,
     topics::Topics,
 };
 
@@ -83,6 +97,8 @@ pub(crate) struct Settings {
     /// A fetch waits for this many bytes, or its time.
     pub(crate) fetch_min_bytes: usize,
     pub(crate) request_timeout: Duration,
+    /// `None`: each fetch goes on, and a commit acknowledges.
+    pub(crate) acknowledged: Option<Acknowledged>,
 }
 
 /// What every session needs.
@@ -91,12 +107,18 @@ pub(crate) struct Deps {
     pub(crate) kafka: Connection,
     pub(crate) store: Arc<dyn OffsetStore>,
     pub(crate) topics: Topics,
+    /// For dead letters.
+    pub(crate) produce: Produce,
     pub(crate) gate: Arc<Gate>,
     pub(crate) config: config::Consume,
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
     /// Bytes that all sessions hold ready, and of answers on their way.
     pub(crate) held_bytes: AtomicU64,
+    /// `None`: no other replica knows of sessions here.
+    pub(crate) directory: Option<Directory>,
+    /// Records in the windows of all sessions.
+    pub(crate) window_records: AtomicU64,
 }
 
 impl Deps {
@@ -142,6 +164,28 @@ pub(crate) trait Encode: Send + 'static {
 
     /// An answer with records lacks those of this partition.
     fn blocked(&mut self, _partition: &TopicPartition) {}
+
+    /// Ids of schemas without which these records cannot be added.
+    fn wants<'a>(&self, _records: impl Iterator<Item = &'a Record>) -> Vec<i32> {
+        Vec::new()
+    }
+
+    /// Makes them known before anything is added. An error is the fetch's; the records stay for the next one.
+    fn look_up(&mut self, _schemas: Vec<i32>) -> impl Future<Output = Result<()>> + Send {
+        async { Ok(()) }
+    }
+}
+
+/// Builds a batch of a session with `delivery = acknowledged`.
+pub(crate) trait EncodeBatch: Encode {
+    /// As `add`, for a record that is delivered for the `attempt`th time.
+    fn add_attempt(&mut self, partition: &TopicPartition, record: &Record, attempt: u32) -> Result<bool>;
+
+    /// What follows is an answer that was given before: this request's bounds are not its own.
+    fn unbounded(&mut self);
+
+    /// Forgets what was added.
+    fn clear(&mut self);
 }
 
 /// One consumer of a group.
@@ -149,30 +193,43 @@ pub(crate) struct Session {
     pub(crate) group: String,
     pub(crate) name: String,
     pub(crate) settings: Settings,
+    /// Who created it; nobody else may use it.
+    owner: Option<Arc<str>>,
+    /// What it was last asked to read: its owner must be allowed to, each time.
+    reads: parking_lot::Mutex<Vec<String>>,
     deps: Arc<Deps>,
     polling: Mutex<()>,
     state: Mutex<State>,
     used: parking_lot::Mutex<Instant>,
     /// This session's part of `Deps::held_bytes`.
     held: AtomicU64,
+    /// `None`: it is this process's alone.
+    sharing: Option<sharing::Sharing>,
+    /// This session's part of `Deps::window_records`.
+    windowed: AtomicU64,
 }
 
 impl Session {
-    fn new(group: String, name: String, settings: Settings, deps: Arc<Deps>) -> Self {
+    fn new(group: String, name: String, settings: Settings, deps: Arc<Deps>, sharing: Option<sharing::Sharing>) -> Self {
         Self {
             group,
             name,
             settings,
+            owner: auth::owner(),
+            reads: parking_lot::Mutex::default(),
             deps,
             polling: Mutex::default(),
             state: Mutex::default(),
             used: parking_lot::Mutex::new(Instant::now()),
             held: AtomicU64::new(0),
+            sharing,
+            windowed: AtomicU64::new(0),
         }
     }
 
     /// Joins the group for these topics, in place of an earlier subscription. One topic that begins with `^` is a pattern.
     pub(crate) async fn subscribe(&self, topics: Vec<String>) -> Result<()> {
+        auth::check_subscription(&self.group, topics.iter().map(String::as_str))?;
         for topic in topics.iter().filter(|topic| !topic.starts_with('^')) {
             self.deps.topics.check(topic, None).await?;
         }
@@ -186,7 +243,8 @@ impl Session {
             return Ok(());
         }
         self.leave(&mut state).await?;
-        let member = self.deps.clients.member(&self.group, &topics, &self.settings).await?;
+        let member = self.deps.clients.member(&self.group, &topics, &self.settings, self.instance_id().as_deref()).await?;
+        *self.reads.lock() = topics.clone();
         state.source = Some(Source { member, subscription: Some(topics) });
         Ok(())
     }
@@ -210,6 +268,8 @@ impl Session {
 
     /// Reads these partitions, without group membership, in place of earlier ones.
     pub(crate) async fn assign(&self, partitions: Vec<TopicPartition>) -> Result<()> {
+        let topics: BTreeSet<&str> = partitions.iter().map(|partition| &*partition.topic).collect();
+        auth::check_subscription(&self.group, topics.iter().copied())?;
         for partition in &partitions {
             self.deps.topics.check(&partition.topic, Some(partition.partition)).await?;
         }
@@ -222,6 +282,7 @@ impl Session {
             let reader = self.deps.clients.reader(self.settings.isolation).await?;
             let admin = Arc::clone(self.deps.kafka.admin().await?);
             let member = Arc::new(source::Direct::new(&self.group, &self.settings, reader, admin, &partitions));
+            *self.reads.lock() = topics.into_iter().map(str::to_owned).collect();
             state.source = Some(Source { member, subscription: None });
             self.follow_assignment(&mut state).await?;
         }
@@ -257,11 +318,15 @@ impl Session {
                 progress.rewound = progress.committed.is_some_and(|committed| *offset < committed);
             }
         }
+        if self.settings.acknowledged.is_some() {
+            return self.keep_sought(state, positions).await;
+        }
         Ok(())
     }
 
     /// Seeks to the first (or behind the last) record of each partition.
     pub(crate) async fn seek_to_end(&self, partitions: &[TopicPartition], beginning: bool) -> Result<()> {
+        auth::check_subscription(&self.group, partitions.iter().map(|partition| &*partition.topic))?;
         for partition in partitions {
             self.deps.topics.check(&partition.topic, Some(partition.partition)).await?;
         }
@@ -273,6 +338,8 @@ impl Session {
 
     /// Records, as many as fit, into `encode`. Waits for the first ones. With auto-commit, acknowledges the answer before.
     pub(crate) async fn fetch<E: Encode>(self: &Arc<Self>, limits: Limits, mut encode: E) -> Result<E> {
+        let reads = self.reads.lock().clone();
+        auth::check_subscription(&self.group, reads.iter().map(String::as_str))?;
         let (answer, answered) = oneshot::channel();
         let session = Arc::clone(self);
         // A task of its own: a caller that hangs up must not take polled records with it.
@@ -289,7 +356,14 @@ impl Session {
             }
             let (mut state, delivered) = loop {
                 let limits = Limits { wait: limits.wait.saturating_sub(asked.elapsed()), ..limits };
-                let filled = session.fill(&limits, &answer).await;
+                let mut filled = session.fill(&limits, &answer).await;
+                if filled.is_ok() {
+                    let schemas = {
+                        let state = session.state.lock().await;
+                        encode.wants(state.ready.iter().map(|(_, record)| record))
+                    };
+                    filled = encode.look_up(schemas).await;
+                }
                 let mut state = session.state.lock().await;
                 session.touch();
                 let blocked = state.blocked().len();
@@ -331,6 +405,10 @@ impl Session {
 
     /// Acknowledges: everything delivered (`None`), or these offsets (next to read).
     pub(crate) async fn commit(&self, offsets: Option<Vec<OffsetCommit>>) -> Result<()> {
+        auth::check_subscription(&self.group, offsets.iter().flatten().map(|commit| &*commit.partition.topic))?;
+        if self.settings.acknowledged.is_some() {
+            return self.settle_below(offsets).await;
+        }
         let mut state = self.open().await?;
         let explicit = offsets.is_some();
         let offsets = match offsets {
@@ -361,6 +439,7 @@ impl Session {
 
     /// The group's offsets: the store's, else Kafka's.
     pub(crate) async fn committed(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, StoredOffset>> {
+        auth::check_subscription(&self.group, partitions.iter().map(|partition| &*partition.topic))?;
         let mut found = self.deps.store.get(&self.group, Some(partitions)).await?.offsets;
         let missing: Vec<TopicPartition> = partitions.iter().filter(|partition| !found.contains_key(*partition)).cloned().collect();
         if !missing.is_empty() {
@@ -490,15 +569,27 @@ impl Session {
         }
         let gone: Vec<TopicPartition> = state.partitions.keys().filter(|partition| !assigned.contains(*partition)).cloned().collect();
         for partition in gone {
-            state.partitions.remove(&partition);
+            if let Some(progress) = state.partitions.remove(&partition)
+                && self.settings.acknowledged.is_some()
+            {
+                state.parked.insert(partition.clone(), progress.window);
+            }
             state.drop_ready(&partition);
         }
+        let rebalanced = !assigned.is_empty();
         let new: Vec<TopicPartition> = assigned.into_iter().filter(|partition| !state.partitions.contains_key(partition)).collect();
         if new.is_empty() {
+            if rebalanced {
+                state.parked.clear();
+            }
             return Ok(());
         }
         for topic in new.iter().map(|partition| &partition.topic).collect::<BTreeSet<_>>() {
             self.deps.topics.recognise(topic).await?;
+        }
+        if let Some(acknowledged) = &self.settings.acknowledged {
+            self.check_dead_letters(acknowledged, &new)?;
+            self.fence(state).await?;
         }
         let stored = self.deps.store.get(&self.group, Some(&new)).await?;
         if state.partitions.is_empty() {
@@ -518,11 +609,24 @@ impl Session {
             }
             state.partitions.insert(partition.clone(), Progress::default());
             if let Some(start) = start {
-                self.seek_one(state, &partition, start).await?;
+                if let Err(error) = self.seek_one(state, &partition, start).await {
+                    // The next call tries again.
+                    state.partitions.remove(&partition);
+                    return Err(error);
+                }
                 if let Some(progress) = state.partitions.get_mut(&partition) {
                     progress.committed = Some(start);
                 }
             }
+            if self.settings.acknowledged.is_some() {
+                self.take_over(state, &stored, &partition, start);
+            } else {
+                self.seek_again(state, &partition, &stored).await?;
+            }
+        }
+        if self.settings.acknowledged.is_some() {
+            state.parked.clear();
+            self.keep(state).await?;
         }
         self.compare_with_kafka(stored);
         Ok(())
@@ -565,6 +669,9 @@ impl Session {
         let Some(bounds) = bounds else { return Ok(()) };
         if floor > bounds.latest {
             progress.floor = 0;
+            // Where it is read now, that is below what was acknowledged.
+            progress.window = progress.window.anew(None);
+            progress.rewound |= self.settings.acknowledged.is_some();
             tracing::warn!(
                 group = self.group,
                 instance = self.name,
@@ -578,14 +685,26 @@ impl Session {
             let start = self.give_up(state, partition, stored.offset, bounds).await?;
             if let Some(progress) = state.partitions.get_mut(partition) {
                 progress.committed = Some(start);
+                progress.window = progress.window.anew(None);
             }
         }
         Ok(())
     }
 
+    /// A dead letter that came back as a record would be one again, for ever.
+    fn check_dead_letters(&self, acknowledged: &Acknowledged, read: &[TopicPartition]) -> Result<()> {
+        let Some(letters) = &acknowledged.dead_letters else { return Ok(()) };
+        match read.iter().any(|partition| partition.topic == letters.topic) {
+            true => {
+                Err(self.illegal(&format!("reads {}, its own dead-letter topic; name another one, or read other topics", letters.topic)))
+            }
+            false => Ok(()),
+        }
+    }
+
     /// Tells when Kafka's offsets are not the copy of the stored ones: somebody set them there. In the background: reading does not depend on it.
     fn compare_with_kafka(&self, stored: GroupOffsets) {
-        if stored.offsets.is_empty() {
+        if stored.offsets.is_empty() || self.deps.store.is_kafka() {
             return;
         }
         let (kafka, group) = (self.deps.kafka.clone(), self.group.clone());
@@ -629,7 +748,8 @@ impl Session {
         let position_then = member.positions().await.get(partition).copied();
         if let Some(progress) = state.partitions.get_mut(partition) {
             let Progress { committed, rewound, .. } = *progress;
-            *progress = Progress { committed, rewound, floor: offset, sought, position_then, ..Progress::default() };
+            let window = progress.window.anew(Some(offset));
+            *progress = Progress { committed, rewound, floor: offset, sought, position_then, window, ..Progress::default() };
         }
         Ok(())
     }
@@ -639,14 +759,19 @@ impl Session {
         let stored = self.store(&mut state, offsets, explicit).await?;
         let member = state.source.as_ref().map(|source| Arc::clone(&source.member));
         drop(state);
-        if let (Some(member), false) = (member, stored.is_empty()) {
+        self.mirror(member, stored).await;
+        Ok(())
+    }
+
+    /// Gives Kafka its copy of stored offsets.
+    async fn mirror(&self, member: Option<Arc<dyn Member>>, stored: Vec<(TopicPartition, i64)>) {
+        if let (Some(member), false) = (member, stored.is_empty() || self.deps.store.is_kafka()) {
             let mirrored = timeout(MIRROR_WAIT_MAX, member.commit(stored)).await;
             if !matches!(mirrored, Ok(Ok(()))) {
                 metrics::counter!("millrace_bridge_mirror_failures_total").increment(1);
                 tracing::debug!(?mirrored, group = self.group, "offsets are stored, Kafka did not take its copy");
             }
         }
-        Ok(())
     }
 
     /// Stores offsets under the session's epoch; gives what was stored.
@@ -736,9 +861,13 @@ impl Session {
 
     /// Keeps the sum over all sessions.
     fn measure(&self, state: &State) {
-        let held = state.ready_bytes as u64;
+        let held = (state.ready_bytes + state.window_bytes()) as u64;
         let before = self.held.swap(held, Ordering::Relaxed);
         self.deps.hold(held.wrapping_sub(before));
+        let records = state.window_records() as u64;
+        let change = records.wrapping_sub(self.windowed.swap(records, Ordering::Relaxed));
+        let all = self.deps.window_records.fetch_add(change, Ordering::Relaxed).wrapping_add(change);
+        metrics::gauge!("millrace_bridge_window_records").set(all as f64);
     }
 }
 
@@ -753,10 +882,12 @@ pub(crate) fn instance_not_found(group: &str, name: &str) -> BridgeError {
     BridgeError::new(
         Code::InstanceNotFound,
         format!(
-            "group {group:?} has no instance {name:?}: it expired, was deleted, or the bridge restarted; create it again, the group goes on at its committed offsets"
+            "group {group:?} has no instance {name:?}: it expired or was deleted; create it again, the group goes on at its committed offsets"
         ),
     )
 }
 
+#[cfg(test)]
+mod acknowledged_tests;
 #[cfg(test)]
 mod tests;

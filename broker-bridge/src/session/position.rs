@@ -10,7 +10,10 @@ use service_kit::{
 };
 
 use super::Session;
-use crate::error::{BridgeError, Code, Result};
+use crate::{
+    auth,
+    error::{BridgeError, Code, Result},
+};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
@@ -65,6 +68,7 @@ impl Session {
     /// Before it reads anything: acknowledges what the client says that it has. What others have acknowledged beyond that stays, and a
     /// position of before a reset of the group counts for nothing.
     pub(crate) async fn resume(&self, position: &Position) -> Result<()> {
+        auth::check_subscription(&self.group, position.ends.keys().map(|partition| &*partition.topic))?;
         let partitions: Vec<TopicPartition> = position.ends.keys().cloned().collect();
         for partition in &partitions {
             self.deps.topics.check(&partition.topic, Some(partition.partition)).await?;

@@ -19,7 +19,14 @@ use super::Settings;
 /// Makes Kafka clients for sessions.
 #[async_trait]
 pub(crate) trait Clients: Send + Sync + 'static {
-    async fn member(&self, group: &str, topics: &[String], settings: &Settings) -> Result<Arc<dyn Member>, KafkaError>;
+    /// `instance`: of a static member, which takes the place of one of the same name.
+    async fn member(
+        &self,
+        group: &str,
+        topics: &[String],
+        settings: &Settings,
+        instance: Option<&str>,
+    ) -> Result<Arc<dyn Member>, KafkaError>;
     async fn reader(&self, isolation: Isolation) -> Result<Arc<dyn RangeReader>, KafkaError>;
 }
 
@@ -32,10 +39,19 @@ pub(crate) struct KafkaClients {
 
 #[async_trait]
 impl Clients for KafkaClients {
-    async fn member(&self, group: &str, topics: &[String], settings: &Settings) -> Result<Arc<dyn Member>, KafkaError> {
+    async fn member(
+        &self,
+        group: &str,
+        topics: &[String],
+        settings: &Settings,
+        instance: Option<&str>,
+    ) -> Result<Arc<dyn Member>, KafkaError> {
         let mut config = self.config.clone();
         config.set("max.poll.interval.ms", self.poll_interval_max.as_millis().to_string());
         config.set("isolation.level", isolation_name(settings.isolation));
+        if let Some(instance) = instance {
+            config.set("group.instance.id", instance);
+        }
         for (key, value) in [
             // What the client reads ahead is memory of this session.
             ("fetch.max.bytes", "8388608"),

@@ -10,7 +10,7 @@ use service_kit::{
     offsets::OffsetCommit,
 };
 
-use super::{Encode, Limits};
+use super::{Encode, Limits, batches::Batches, window::Window};
 use crate::error::{BridgeError, Result};
 
 #[derive(Default)]
@@ -26,6 +26,10 @@ pub(super) struct State {
     pub(super) paused: BTreeSet<TopicPartition>,
     /// Counts seeks, to tell records polled before one from those polled after.
     pub(super) seeks: u64,
+    /// Of a session with `delivery = acknowledged`.
+    pub(super) batches: Batches,
+    /// Windows of partitions that are gone, as in the middle of a rebalance: they are taken up again where nobody else had them meanwhile.
+    pub(super) parked: BTreeMap<TopicPartition, Window>,
     pub(super) closed: bool,
 }
 
@@ -56,6 +60,8 @@ pub(super) struct Progress {
     pub(super) blocked: Option<BridgeError>,
     /// The client went back behind `committed`: its next commit resets the group.
     pub(super) rewound: bool,
+    /// With `delivery = acknowledged`, what was delivered; empty otherwise.
+    pub(super) window: Window,
 }
 
 /// Records of one answer, as long as it may have to be taken back.
@@ -236,6 +242,7 @@ impl State {
 
     pub(super) fn clear(&mut self) {
         self.partitions.clear();
+        self.parked.clear();
         self.paused.clear();
         self.ready.clear();
         self.ready_bytes = 0;

@@ -55,6 +55,7 @@ impl World {
             isolation: Isolation::ReadUncommitted,
             fetch_min_bytes: 1,
             request_timeout: Duration::from_secs(1),
+            acknowledged: None,
         };
         self.sessions.create("g", None, settings).unwrap()
     }

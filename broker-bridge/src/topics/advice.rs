@@ -36,7 +36,7 @@ pub(crate) fn advise(consumers: u32, producers: u32, brokers: u32, partitions_ma
     Advice { partitions, replication, min_insync_replicas, reasons }
 }
 
-fn count(number: u32, what: &str) -> String {
+pub(super) fn count(number: u32, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 

@@ -1,23 +1,28 @@
 //! Topics and brokers: looked at, created with good defaults, deleted.
 
 mod advice;
+mod health;
+pub(crate) mod lint;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use parking_lot::RwLock;
 use service_kit::{
-    kafka::{self, Bounds, ClusterView, ConfigEntry, KafkaError, TopicPartition, TopicView},
+    kafka::{self, Bounds, ClusterView, ConfigEntry, KafkaError, Manage, TopicPartition, TopicView},
     offsets::OffsetStore,
 };
 use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use advice::Advice;
+use advice::count;
+pub(crate) use health::{Health, Kind};
 
 use crate::{
+    auth::{self, Kind as Thing, Verb},
     config,
     connect::Connection,
     error::{BridgeError, Code, Result},
@@ -38,6 +43,8 @@ struct Inner {
     config: config::Topics,
     /// Topic → its partitions, as of when. Only topics that exist, so the cluster bounds it.
     known: RwLock<HashMap<Arc<str>, (Instant, usize)>>,
+    /// `min.insync.replicas` of every topic, and when all were asked for.
+    min_isr: RwLock<(Option<Instant>, HashMap<String, u32>)>,
 }
 
 /// What a new topic should be. 0 and `None` take the advice or the broker's default.
@@ -74,7 +81,7 @@ pub(crate) struct Brokers {
     pub(crate) cluster: ClusterView,
     /// By broker id.
     pub(crate) load: BTreeMap<i32, BrokerLoad>,
-    pub(crate) replicas: ReplicaState,
+    pub(crate) health: Health,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,7 +114,7 @@ impl ReplicaState {
 
 impl Topics {
     pub(crate) fn new(kafka: Connection, gate: Arc<Gate>, store: Arc<dyn OffsetStore>, config: config::Topics) -> Self {
-        Self { inner: Arc::new(Inner { kafka, gate, store, config, known: RwLock::default() }) }
+        Self { inner: Arc::new(Inner { kafka, gate, store, config, known: RwLock::default(), min_isr: RwLock::default() }) }
     }
 
     async fn admin(&self) -> Result<&Arc<dyn kafka::Admin>> {
@@ -146,9 +153,11 @@ impl Topics {
         Ok(found?)
     }
 
-    /// Ascending by name.
+    /// Those that the caller may see, ascending by name.
     pub(crate) async fn list(&self) -> Result<Vec<TopicView>> {
-        Ok(self.admin().await?.topics().await?)
+        let mut topics = self.admin().await?.topics().await?;
+        topics.retain(|topic| auth::sees(Verb::Describe, Thing::Topic, &topic.name));
+        Ok(topics)
     }
 
     pub(crate) async fn describe(&self, name: &str) -> Result<Described> {
@@ -214,16 +223,8 @@ impl Topics {
 
     pub(crate) async fn create(&self, new: NewTopic) -> Result<Created> {
         check_name(&new.name)?;
-        let partitions_max = self.inner.config.partitions_max;
-        if new.partitions > partitions_max {
-            return Err(BridgeError::new(
-                Code::Unprocessable,
-                format!(
-                    "{} partitions are more than {partitions_max} (topics.partitions_max); ask for fewer, or raise the limit",
-                    new.partitions
-                ),
-            ));
-        }
+        auth::check(Verb::Create, Thing::Topic, &new.name)?;
+        self.check_partitions(new.partitions)?;
         let advice = self.advise(new.consumers, new.producers).await?;
         let partitions = if new.partitions == 0 { advice.partitions } else { new.partitions };
         let replication = if new.replication == 0 { advice.replication } else { new.replication };
@@ -261,6 +262,44 @@ impl Topics {
             self.await_usable(&new.name, partitions).await?;
         }
         Ok(Created { partitions, replication, config, advice })
+    }
+
+    /// Creates a topic whose replicas the caller places; brokers by partition.
+    pub(crate) async fn create_assigned(&self, manage: &Manage, new: NewTopic, assignments: &BTreeMap<i32, Vec<i32>>) -> Result<()> {
+        check_name(&new.name)?;
+        auth::check(Verb::Create, Thing::Topic, &new.name)?;
+        self.inner.gate.broker()?;
+        let partitions = u32::try_from(assignments.len()).unwrap_or(u32::MAX);
+        self.check_partitions(partitions)?;
+        manage.create_topic(&new.name, assignments, &new.config, new.dry_run).await?;
+        if !new.dry_run {
+            tracing::info!(topic = new.name, partitions, "topic created, with replicas as assigned");
+            self.await_usable(&new.name, partitions).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets a topic have more partitions, and waits until they can be used.
+    pub(crate) async fn grow(&self, manage: &Manage, name: &str, partitions: u32) -> Result<TopicView> {
+        self.get(name).await.map_err(|error| error.of_missing(name))?;
+        self.check_partitions(partitions)?;
+        manage.create_partitions(name, i32::try_from(partitions).unwrap_or(i32::MAX), false).await?;
+        tracing::info!(topic = name, partitions, "topic has more partitions");
+        self.await_usable(name, partitions).await?;
+        self.get(name).await
+    }
+
+    fn check_partitions(&self, partitions: u32) -> Result<()> {
+        let partitions_max = self.inner.config.partitions_max;
+        if partitions > partitions_max {
+            return Err(BridgeError::new(
+                Code::Unprocessable,
+                format!(
+                    "{partitions} partitions are more than {partitions_max} (topics.partitions_max); ask for fewer, or raise the limit"
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// A broker answers a creation before the new partitions have leaders everywhere; whoever writes at once would fail.
@@ -308,9 +347,47 @@ impl Topics {
         for (broker, bytes) in log_bytes {
             load.entry(broker).or_default().log_bytes = Some(bytes);
         }
-        Ok(Brokers { replicas: ReplicaState::of(&topics), cluster, load })
+        Ok(Brokers { health: self.health(&topics), cluster, load })
+    }
+
+    /// How partitions and their leaders are, with the settings that were known last: while a broker goes away, nobody may answer for them.
+    pub(crate) fn health(&self, topics: &[TopicView]) -> Health {
+        health::health(topics, &self.inner.min_isr.read().1)
+    }
+
+    /// Asks for the settings that [`Self::health`] needs: of topics that are new, and each [`MIN_ISR_AGE`] of all.
+    pub(crate) async fn learn_min_isr(&self, topics: &[TopicView]) -> Result<()> {
+        let names: Vec<String> = {
+            let known = self.inner.min_isr.read();
+            let all = known.0.is_none_or(|at| at.elapsed() >= MIN_ISR_AGE);
+            topics.iter().map(|topic| &topic.name).filter(|name| all || !known.1.contains_key(*name)).cloned().collect()
+        };
+        if names.is_empty() {
+            return Ok(());
+        }
+        let found = self.admin().await?.topic_configs(&names).await?;
+        let mut known = self.inner.min_isr.write();
+        let exist: HashSet<&str> = topics.iter().map(|topic| topic.name.as_str()).collect();
+        known.1.retain(|name, _| exist.contains(name.as_str()));
+        if names.len() == topics.len() {
+            known.0 = Some(Instant::now());
+        }
+        for name in names {
+            // One that may not be looked at is not asked for each time.
+            let min = found.get(&name).and_then(|config| setting(config, MIN_ISR)?.parse().ok()).unwrap_or(1);
+            known.1.insert(name, min);
+        }
+        Ok(())
     }
 }
+
+/// A topic's setting, its default included.
+fn setting<'a>(config: &'a [ConfigEntry], name: &str) -> Option<&'a str> {
+    config.iter().find(|entry| entry.name == name)?.value.as_deref()
+}
+
+/// How long a topic's `min.insync.replicas` is believed while brokers answer.
+const MIN_ISR_AGE: Duration = Duration::from_secs(300);
 
 /// How long a creation waits for the leaders of its partitions, and how often it looks.
 const USABLE_WAIT_MAX: Duration = Duration::from_secs(5);

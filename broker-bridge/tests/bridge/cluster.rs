@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Output, time::Duration};
 
-use proto::control::v1::{BrokersRequest, CreateTopicRequest, DescribeTopicRequest, ListGroupsRequest};
+use proto::control::v1::{BrokersRequest, CreateTopicRequest, DescribeTopicRequest, LintTopicsRequest, ListGroupsRequest};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -92,6 +92,14 @@ async fn with_one_of_three_brokers_killed_it_is_told_and_the_work_goes_on() {
     let base = client.consumer(&group, &topic, true).await;
     assert_eq!(client.fetch_values(&base, 30).await, (0..30).collect::<Vec<_>>());
     in_sync(&client, &topic, 3).await;
+    // One that needs all of them: it is under its min ISR as soon as one is away.
+    let strict = unique("strict");
+    let new = CreateTopicRequest { name: strict.clone(), partitions: 2, replication: 3, min_insync_replicas: 3, ..Default::default() };
+    client.control().create_topic(new).await.unwrap();
+    in_sync(&client, &strict, 3).await;
+    let lint =
+        client.control().lint_topics(LintTopicsRequest { topics: vec![strict.clone()], ..Default::default() }).await.unwrap().into_inner();
+    assert!(lint.topics[0].findings.iter().any(|found| found.rule == "min-isr" && found.message.contains("rolling restart")), "{lint:?}");
 
     // The one that leads the first partition, so that a leader has to be found too.
     let described = client.control().describe_topic(DescribeTopicRequest { name: topic.clone() }).await.unwrap().into_inner();
@@ -103,6 +111,18 @@ async fn with_one_of_three_brokers_killed_it_is_told_and_the_work_goes_on() {
         assert!(Instant::now() < deadline, "the metric does not say it");
         sleep(Duration::from_millis(100)).await;
     }
+
+    // Two of the strict topic's partitions, and none of the other's; what the rules in deploy/prometheus alert on.
+    while gauge(&client, "millrace_bridge_under_min_isr_partitions").await < 2.0 || gauge(&client, "millrace_bridge_brokers").await != 2.0 {
+        assert!(Instant::now() < deadline, "the metric does not say it");
+        sleep(Duration::from_millis(100)).await;
+    }
+    let brokers = client.control().brokers(BrokersRequest {}).await.unwrap().into_inner();
+    let of = |topic: &str, kind: &str| brokers.problems.iter().filter(|problem| problem.topic == *topic && problem.kind == kind).count();
+    assert_eq!((of(&strict, "under-min-isr"), of(&topic, "under-replicated"), of(&topic, "under-min-isr")), (2, 3, 0), "{brokers:?}");
+    let health: serde_json::Value = client.http.get(format!("{}/ui/api/cluster", client.base)).send().await.unwrap().json().await.unwrap();
+    assert_eq!((&health["offline"], health["problems"][0]["kind"].as_str()), (&json!(0), Some("under-min-isr")), "{health}");
+    assert!(health["under_replicated"].as_u64() >= Some(5), "{health}");
 
     // Acknowledged by both that are left (acks=all is the bridge's default), on all partitions.
     for partition in 0..3 {
@@ -122,6 +142,10 @@ async fn with_one_of_three_brokers_killed_it_is_told_and_the_work_goes_on() {
     }
     cluster.broker("restart", killed);
     in_sync(&client, &topic, 3).await;
+    while gauge(&client, "millrace_bridge_under_min_isr_partitions").await > 0.0 {
+        assert!(Instant::now() < deadline + PATIENCE, "the metric does not say that it is over");
+        sleep(Duration::from_millis(100)).await;
+    }
     client.delete(&base).await;
     bridge.stop().await;
 }

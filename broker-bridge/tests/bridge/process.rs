@@ -22,6 +22,8 @@ pub(crate) struct Bridge {
     /// Offset store, address file and log; kept over restarts.
     directory: TempDir,
     servers: String,
+    /// Of its environment, beside what every bridge has here.
+    variables: Vec<(String, String)>,
     pub(crate) http: String,
     pub(crate) control: String,
 }
@@ -34,16 +36,31 @@ impl Bridge {
         bridge
     }
 
-    /// Started; its listeners are there.
-    pub(crate) async fn start_unready(servers: &str) -> Self {
-        Self::start_in(TempDir::new().unwrap(), servers.to_owned()).await
+    /// Started and ready, with settings of its own.
+    pub(crate) async fn start_with(servers: &str, variables: &[(&str, &str)]) -> Self {
+        let bridge = Self::start_unready_with(servers, variables).await;
+        bridge.ready().await;
+        bridge
     }
 
-    async fn start_in(directory: TempDir, servers: String) -> Self {
+    /// Started; its listeners are there.
+    pub(crate) async fn start_unready(servers: &str) -> Self {
+        Self::start_unready_with(servers, &[]).await
+    }
+
+    /// As `start_unready`, with these variables.
+    pub(crate) async fn start_unready_with(servers: &str, variables: &[(&str, &str)]) -> Self {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self::start_in(TempDir::new().unwrap(), servers.to_owned(), variables).await
+    }
+
+    async fn start_in(directory: TempDir, servers: String, variables: Vec<(String, String)>) -> Self {
         let addresses = directory.path().join("addresses.json");
         // A file that is not there is the first start's.
         drop(std::fs::remove_file(&addresses));
-        let mut child = command(directory.path(), &servers).env("MILLRACE_ADDRESS_FILE", &addresses).kill_on_drop(true).spawn().unwrap();
+        let mut command = command(directory.path(), &servers);
+        command.envs(variables.iter().map(|(name, value)| (name, value))).env("MILLRACE_ADDRESS_FILE", &addresses);
+        let mut child = command.kill_on_drop(true).spawn().unwrap();
         let deadline = Instant::now() + PATIENCE;
         let found: Value = loop {
             if let Ok(text) = std::fs::read_to_string(&addresses) {
@@ -54,16 +71,21 @@ impl Bridge {
             sleep(Duration::from_millis(20)).await;
         };
         let address = |name: &str| found[name].as_str().unwrap().to_owned();
-        Self { child, http: address("http"), control: address("control"), directory, servers }
+        Self { child, http: address("http"), control: address("control"), directory, servers, variables }
     }
 
-    async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         let url = format!("http://{}/ready", self.http);
         let deadline = Instant::now() + PATIENCE;
         while reqwest::get(&url).await.unwrap().status() != 200 {
             assert!(Instant::now() < deadline, "the bridge is not ready: {}", log(self.directory.path()));
             sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// What it has written until now.
+    pub(crate) fn log(&self) -> String {
+        log(self.directory.path())
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -87,6 +109,11 @@ impl Bridge {
         self.restart().await
     }
 
+    /// SIGKILL, for good.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
     /// SIGKILL: nothing is said, nothing is flushed.
     pub(crate) async fn kill_and_restart(mut self) -> Self {
         self.child.kill().await.unwrap();
@@ -94,7 +121,7 @@ impl Bridge {
     }
 
     async fn restart(self) -> Self {
-        let bridge = Self::start_in(self.directory, self.servers).await;
+        let bridge = Self::start_in(self.directory, self.servers, self.variables).await;
         bridge.ready().await;
         bridge
     }
@@ -125,16 +152,28 @@ pub(crate) async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Outpu
     timeout(PATIENCE, running).await.expect("the process does not end").unwrap()
 }
 
-/// The CLI on this bridge, to its end; gives what it printed.
+/// The CLI on this bridge, to its end, which is a good one; gives what it printed.
 pub(crate) async fn millrace(bridge: &Bridge, words: &[&str]) -> String {
+    let (code, told) = millrace_exits(bridge, words).await;
+    assert_eq!(code, 0, "{words:?}: {told}");
+    told
+}
+
+/// As [`millrace`], with its exit code; what it printed is its error where it printed nothing else.
+pub(crate) async fn millrace_exits(bridge: &Bridge, words: &[&str]) -> (i32, String) {
+    millrace_as(bridge, words, &[]).await
+}
+
+/// As [`millrace_exits`], with these variables.
+pub(crate) async fn millrace_as(bridge: &Bridge, words: &[&str], variables: &[(&str, &str)]) -> (i32, String) {
     // Cargo puts the binaries of the workspace side by side.
     let binary = Path::new(env!("CARGO_BIN_EXE_millrace-bridge")).with_file_name("millrace");
     assert!(binary.is_file(), "{} is not built: run `cargo build --workspace --bins`", binary.display());
     let mut command = Command::new(binary);
-    let running = command.args(["--bridge", &bridge.control]).args(words).stdin(Stdio::null()).output();
+    let running = command.args(["--bridge", &bridge.control]).args(words).envs(variables.iter().copied()).stdin(Stdio::null()).output();
     let output = timeout(PATIENCE, running).await.expect("millrace does not end").unwrap();
-    assert_eq!(output.status.code(), Some(0), "{words:?}: {}", text(&output));
-    String::from_utf8(output.stdout).unwrap()
+    let told = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+    (output.status.code().unwrap(), String::from_utf8(told).unwrap())
 }
 
 pub(crate) fn text(output: &Output) -> String {

@@ -9,7 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use toml::de::{DeTable, DeValue};
 
-/// Variables that begin with `MILLRACE_` and are not configuration: the file of bound addresses, the file to read, where `millrace` finds the services,
+/// Variables that begin with `MILLRACE_` and are not configuration: the file of bound addresses, the file to read, where `millrace` finds the services and by what it is known,
 /// and what the tests and the scripts of this repository use.
 pub const NOT_CONFIGURATION: &[&str] = &[
     "MILLRACE_ADDRESS_FILE",
@@ -17,6 +17,12 @@ pub const NOT_CONFIGURATION: &[&str] = &[
     "MILLRACE_COLLECTOR",
     "MILLRACE_BRIDGE",
     "MILLRACE_ENGINE",
+    "MILLRACE_CA_FILE",
+    "MILLRACE_CERT_FILE",
+    "MILLRACE_KEY_FILE",
+    "MILLRACE_BEARER_TOKEN",
+    "MILLRACE_API_KEY",
+    "MILLRACE_USER",
     "MILLRACE_BLESS",
     "MILLRACE_CACHE",
     #[cfg(debug_assertions)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rdkafka::Offset;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication};
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::RDKafkaErrorCode as Code;
@@ -77,27 +77,41 @@ fn client(config: &KafkaConfig) -> Result<Client, KafkaError> {
         .map_err(|error| watch.explain(&error, "making a Kafka admin client"))
 }
 
+/// How long a broker may not have heard of a topic that another one knows.
+const UNHEARD_MAX: Duration = Duration::from_secs(2);
+const UNHEARD_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Topics asked for in one request.
+const DESCRIBED_AT_ONCE: usize = 500;
+
 async fn describe(client: &Client, bound: Duration, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
     let what = format!("reading the configuration of topic \"{name}\"");
     let options = AdminOptions::new().request_timeout(Some(bound));
     let wanted = [ResourceSpecifier::Topic(name)];
     let answer = answered(client, client.describe_configs(&wanted, &options)).await;
     let resources = answer.map_err(|error| client.inner().context().explain(&error, &what))?;
-    let mut entries = Vec::new();
+    let mut all = Vec::new();
     for resource in resources {
         let resource = resource.map_err(|code| match code {
             Code::UnknownTopicOrPartition | Code::UnknownTopic => KafkaError::UnknownTopic(name.into()),
             other => KafkaError::from_code(other, &what),
         })?;
-        entries.extend(resource.entries.into_iter().map(|entry| ConfigEntry {
-            name: entry.name,
-            value: entry.value.filter(|_| !entry.is_sensitive),
-            is_default: entry.is_default,
-            is_sensitive: entry.is_sensitive,
-        }));
+        all.extend(entries(resource));
     }
+    Ok(all)
+}
+
+/// Ascending by name.
+fn entries(resource: ConfigResource) -> Vec<ConfigEntry> {
+    let entry = |entry: rdkafka::admin::ConfigEntry| ConfigEntry {
+        name: entry.name,
+        value: entry.value.filter(|_| !entry.is_sensitive),
+        is_default: entry.is_default,
+        is_sensitive: entry.is_sensitive,
+    };
+    let mut entries: Vec<ConfigEntry> = resource.entries.into_iter().map(entry).collect();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(entries)
+    entries
 }
 
 struct Native {
@@ -126,13 +140,6 @@ impl Native {
         }
         groups.insert(group.to_owned(), (Instant::now(), Arc::clone(&lookup)));
         Ok(lookup)
-    }
-
-    fn require_plaintext(&self, what: &str) -> Result<(), KafkaError> {
-        match self.config.protocol().as_str() {
-            "plaintext" => Ok(()),
-            other => Err(KafkaError::Unsupported(format!("{what} is known over plaintext connections only, not over {other}"))),
-        }
     }
 
     /// Waits until the brokers know a new topic: the controller answers before they do.
@@ -169,9 +176,9 @@ impl Admin for Native {
         let (id, mut brokers) = asked.await?;
         brokers.sort_by_key(|broker| broker.id);
         let mut controller = None;
-        if self.require_plaintext("the controller").is_ok() {
+        if wire::offered(&self.config).is_ok() {
             for broker in &brokers {
-                match wire::controller(&address(broker), self.lookup.timeout).await {
+                match wire::controller(&self.config, &address(broker), self.lookup.timeout).await {
                     Ok(id) => {
                         controller = id;
                         break;
@@ -192,7 +199,7 @@ impl Admin for Native {
     }
 
     async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError> {
-        if self.require_plaintext("a topic's id").is_err() {
+        if wire::offered(&self.config).is_err() {
             return Ok(None);
         }
         let asked = self.lookup.ask("looking for brokers", |lookup| {
@@ -200,7 +207,7 @@ impl Admin for Native {
             Ok(metadata.brokers().iter().map(|broker| format!("{}:{}", bracketed(broker.host()), broker.port())).collect::<Vec<_>>())
         });
         for address in asked.await? {
-            match wire::topic_id(&address, name, self.lookup.timeout).await {
+            match wire::topic_id(&self.config, &address, name, self.lookup.timeout).await {
                 Ok(id) => return Ok(id),
                 Err(error) => debug!(%error, "asking the next broker for the topic's id"),
             }
@@ -209,13 +216,36 @@ impl Admin for Native {
     }
 
     async fn topic_config(&self, name: &str) -> Result<Vec<ConfigEntry>, KafkaError> {
-        let entries = describe(&self.client, self.lookup.timeout, name).await?;
-        if entries.is_empty() {
-            // The binding drops the reason: either there is no such topic, or it may not be looked at.
+        let deadline = Instant::now() + UNHEARD_MAX;
+        loop {
+            let entries = describe(&self.client, self.lookup.timeout, name).await?;
+            if !entries.is_empty() {
+                return Ok(entries);
+            }
+            // The binding drops the reason: there is no such topic, or the broker that was asked has not heard of it yet, or it may not be looked at.
             self.lookup.topic(name).await?;
-            return Err(KafkaError::Auth(format!("the configuration of topic \"{name}\" may not be read")));
+            if Instant::now() >= deadline {
+                return Err(KafkaError::Auth(format!("the configuration of topic \"{name}\" may not be read")));
+            }
+            sleep(UNHEARD_INTERVAL).await;
         }
-        Ok(entries)
+    }
+
+    async fn topic_configs(&self, names: &[String]) -> Result<BTreeMap<String, Vec<ConfigEntry>>, KafkaError> {
+        let mut found = BTreeMap::new();
+        for names in names.chunks(DESCRIBED_AT_ONCE) {
+            let wanted: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+            let options = AdminOptions::new().request_timeout(Some(self.lookup.timeout));
+            let answer = answered(&self.client, self.client.describe_configs(wanted.iter(), &options)).await;
+            let resources = answer.map_err(|error| self.lookup.watch.explain(&error, "reading the configuration of topics"))?;
+            for mut resource in resources.into_iter().flatten().filter(|resource| !resource.entries.is_empty()) {
+                let specifier = std::mem::replace(&mut resource.specifier, OwnedResourceSpecifier::Broker(-1));
+                if let OwnedResourceSpecifier::Topic(name) = specifier {
+                    found.insert(name, entries(resource));
+                }
+            }
+        }
+        Ok(found)
     }
 
     async fn create_topic(
@@ -282,38 +312,7 @@ impl Admin for Native {
         group: &str,
         partitions: Option<&[TopicPartition]>,
     ) -> Result<BTreeMap<TopicPartition, (i64, String)>, KafkaError> {
-        let partitions = match partitions {
-            Some(partitions) => partitions.to_vec(),
-            None => {
-                let topics = self.lookup.topics().await?;
-                let of = |topic: TopicView| {
-                    let name: Arc<str> = topic.name.into();
-                    topic.partitions.into_iter().map(move |partition| TopicPartition::new(Arc::clone(&name), partition.id))
-                };
-                topics.into_iter().flat_map(of).collect()
-            }
-        };
-        if partitions.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let wanted = list(partitions.iter().map(|partition| (partition, Offset::Invalid)))?;
-        let what = format!("reading the offsets of group \"{group}\"");
-        let lookup = self.group(group).await?;
-        let answer = lookup.ask(&what, move |lookup| lookup.consumer.committed_offsets(wanted, lookup.timeout)).await?;
-        let mut committed = BTreeMap::new();
-        for element in answer.elements() {
-            let partition = TopicPartition::new(element.topic(), element.partition());
-            match element.error() {
-                Ok(()) => {}
-                // Of all partitions, one may be gone meanwhile.
-                Err(error) if error.rdkafka_error_code() == Some(Code::UnknownTopicOrPartition) => continue,
-                Err(error) => return Err(KafkaError::from_rd(&error, &format!("{what}, {partition}"))),
-            }
-            if let Offset::Offset(offset) = element.offset() {
-                committed.insert(partition, (offset, element.metadata().to_owned()));
-            }
-        }
-        Ok(committed)
+        self.group(group).await?.committed(group, partitions).await
     }
 
     async fn commit(&self, group: &str, offsets: &[(TopicPartition, i64, String)]) -> Result<(), KafkaError> {
@@ -341,10 +340,10 @@ impl Admin for Native {
     }
 
     async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError> {
-        self.require_plaintext("the size of logs")?;
+        wire::offered(&self.config)?;
         let brokers = self.cluster().await?.brokers;
         let sizes = brokers.iter().map(async |broker| {
-            let bytes = wire::log_bytes(&address(broker), self.lookup.timeout).await?;
+            let bytes = wire::log_bytes(&self.config, &address(broker), self.lookup.timeout).await?;
             Ok::<_, KafkaError>((broker.id, bytes))
         });
         Ok(futures::future::try_join_all(sizes).await?.into_iter().collect())

@@ -146,6 +146,45 @@ impl Lookup {
         }
     }
 
+    /// What the client's group has committed; of `partitions` or of all. Partitions without an offset are absent. With
+    /// `Isolation::ReadCommitted` it waits for transactions that hold some of them.
+    pub(super) async fn committed(
+        self: &Arc<Self>,
+        group: &str,
+        partitions: Option<&[TopicPartition]>,
+    ) -> Result<BTreeMap<TopicPartition, (i64, String)>, KafkaError> {
+        let partitions = match partitions {
+            Some(partitions) => partitions.to_vec(),
+            None => {
+                let of = |topic: TopicView| {
+                    let name: Arc<str> = topic.name.into();
+                    topic.partitions.into_iter().map(move |partition| TopicPartition::new(Arc::clone(&name), partition.id))
+                };
+                self.topics().await?.into_iter().flat_map(of).collect()
+            }
+        };
+        if partitions.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let wanted = list(partitions.iter().map(|partition| (partition, Offset::Invalid)))?;
+        let what = format!("reading the offsets of group \"{group}\"");
+        let answer = self.ask(&what, move |lookup| lookup.consumer.committed_offsets(wanted, lookup.timeout)).await?;
+        let mut committed = BTreeMap::new();
+        for element in answer.elements() {
+            let partition = TopicPartition::new(element.topic(), element.partition());
+            match element.error() {
+                Ok(()) => {}
+                // Of all partitions, one may be gone meanwhile.
+                Err(error) if error.rdkafka_error_code() == Some(Code::UnknownTopicOrPartition) => continue,
+                Err(error) => return Err(KafkaError::from_rd(&error, &format!("{what}, {partition}"))),
+            }
+            if let Offset::Offset(offset) = element.offset() {
+                committed.insert(partition, (offset, element.metadata().to_owned()));
+            }
+        }
+        Ok(committed)
+    }
+
     /// The partition that does not exist, as an error; `None` when all do.
     async fn missing(self: &Arc<Self>, partitions: &[TopicPartition]) -> Option<KafkaError> {
         for wanted in partitions {
@@ -162,6 +201,26 @@ impl Lookup {
             }
         }
         None
+    }
+}
+
+/// Reads what one group has committed, and waits for transactions that hold some of it.
+#[derive(Clone)]
+pub struct StableOffsets {
+    lookup: Arc<Lookup>,
+    group: Arc<str>,
+}
+
+/// Waits until a broker can be reached, `default.api.timeout.ms` at most.
+pub async fn stable_offsets(config: &KafkaConfig, group: &str) -> Result<StableOffsets, KafkaError> {
+    Ok(StableOffsets { lookup: Lookup::new(config, Isolation::ReadCommitted, Some(group)).await?, group: group.into() })
+}
+
+impl StableOffsets {
+    /// Offsets with metadata, of `partitions` or (`None`) of all; partitions without one are absent. A transaction that stays open makes it
+    /// [`KafkaError::Timeout`].
+    pub async fn read(&self, partitions: Option<&[TopicPartition]>) -> Result<BTreeMap<TopicPartition, (i64, String)>, KafkaError> {
+        self.lookup.committed(&self.group, partitions).await
     }
 }
 

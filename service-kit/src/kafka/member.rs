@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance, RebalanceProtocol};
 use rdkafka::error::{KafkaError as RdError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message;
 use rdkafka::statistics::Statistics;
@@ -74,7 +74,8 @@ async fn join(
     let place = Place { watch: watch.clone(), held: Arc::new(Held { group: group.into(), ..Held::default() }) };
     let held = place.held.clone();
     let consumer = BaseConsumer::from_config_and_context(&client, place).map_err(|error| watch.explain(&error, &what))?;
-    Ok(Native { consumer: Mutex::new(Some(Arc::new(consumer))), watch, held, bound: config.api_timeout() })
+    let instance = config.get("group.instance.id").map(str::to_owned);
+    Ok(Native { consumer: Mutex::new(Some(Arc::new(consumer))), watch, held, bound: config.api_timeout(), instance })
 }
 
 type NativeConsumer = Arc<BaseConsumer<Place>>;
@@ -85,6 +86,8 @@ struct Native {
     watch: Watch,
     held: Arc<Held>,
     bound: Duration,
+    /// Of a static member.
+    instance: Option<String>,
 }
 
 /// What the member has been given, as told by its polls.
@@ -356,7 +359,23 @@ impl Member for Native {
 
     async fn close(&self) {
         let Some(consumer) = self.consumer.lock().take() else { return };
+        let of = self.instance.clone().map(|instance| (Arc::clone(&self.held.group), instance));
         // The last owner leaves the group; a poll that is under way ends soon and is the last then.
+        drop(
+            blocking(move || {
+                if let Some((group, instance)) = of {
+                    leave(&consumer, &group, &instance);
+                }
+                drop(consumer);
+                Ok(())
+            })
+            .await,
+        );
+    }
+
+    async fn release(&self) {
+        // Of a dynamic member the drop is a leave.
+        let consumer = self.consumer.lock().take();
         drop(
             blocking(move || {
                 drop(consumer);
@@ -366,6 +385,44 @@ impl Member for Native {
         );
     }
 }
+
+/// A static member takes its leave. To close it is not enough (KIP-345: it may be about to come again), but to unsubscribe is: librdkafka sends
+/// LeaveGroup once the revocation was served and every partition has stopped, unless it is being closed by then. It does not say when,
+/// so the coordinator is asked: it names a static member `INSTANCE-UUID`. Who has not joined yet joins first: the place may be one of before.
+fn leave(consumer: &BaseConsumer<Place>, group: &str, instance: &str) {
+    let member = format!("{instance}-");
+    let joined_by = Instant::now() + JOIN_MAX;
+    let is_fatal = || consumer.client().fatal_error().is_some();
+    while matches!(consumer.rebalance_protocol(), RebalanceProtocol::None) && Instant::now() < joined_by && !is_fatal() {
+        drop(consumer.poll(LEAVE_POLL));
+    }
+    if matches!(consumer.rebalance_protocol(), RebalanceProtocol::None) {
+        // The others keep the group from settling: nobody can tell the coordinator who is to leave.
+        return tracing::debug!(group, instance, "the member has not joined in time to leave");
+    }
+    let deadline = Instant::now() + LEAVE_MAX;
+    consumer.unsubscribe();
+    while Instant::now() < deadline && !is_fatal() {
+        // Serves the revocation; what else comes is nobody's any more.
+        drop(consumer.poll(LEAVE_POLL));
+        if consumer.assignment().is_ok_and(|left| left.count() > 0) {
+            continue;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        match consumer.client().fetch_group_list(Some(group), left.max(LEAVE_POLL)) {
+            Ok(groups) if groups.groups().iter().flat_map(|group| group.members()).any(|one| one.id().starts_with(&member)) => {}
+            Ok(_) => return,
+            Err(error) => tracing::debug!(%error, group, instance, "cannot see whether the member has left"),
+        }
+    }
+    tracing::debug!(group, instance, "the member's place is free when its session times out");
+}
+
+/// Longest wait for a static member that leaves before it has joined; brokers let the first member of a group wait 3 s.
+const JOIN_MAX: Duration = Duration::from_millis(3_500);
+/// Longest wait for a static member's leave; then its session timeout decides.
+const LEAVE_MAX: Duration = Duration::from_secs(3);
+const LEAVE_POLL: Duration = Duration::from_millis(5);
 
 impl Drop for Native {
     fn drop(&mut self) {

@@ -10,6 +10,8 @@
 //! | range reader, `read_committed` | librdkafka | filters aborted records |
 //! | producer, transactional writer, member, admin | librdkafka | idempotence, transactions, groups |
 //!
+//! [`Manage`] asks and changes what librdkafka's binding has no call for: access control lists, single settings, reassignments.
+//!
 //! A broker that goes away is logged once, and once more when it is back ([`outage`]); never per record.
 //! Errors are one type, [`KafkaError`], that says what the caller may do.
 
@@ -18,8 +20,10 @@ mod config;
 mod context;
 mod direct;
 mod error;
+mod group_log;
 mod jaas;
 mod lookup;
+mod manage;
 mod member;
 mod outage;
 mod produce_batch;
@@ -43,6 +47,12 @@ pub use admin::admin;
 pub use config::{KafkaConfig, properties as deserialize_properties, servers as deserialize_servers};
 pub use direct::range_reader;
 pub use error::KafkaError;
+pub use group_log::{GROUP_LOG, GroupCommit, GroupRecord, group_record};
+pub use lookup::{StableOffsets, stable_offsets};
+pub use manage::{
+    Acl, AclFilter, AclOperation, AclPattern, AclPermission, AclResource, ConfigChange, ConfigDetail, ConfigOf, Manage, Reassignment,
+    Synonym,
+};
 pub use member::{Joining, group_reader, member};
 pub use producer::{PIECE_RECORDS, producer};
 pub use properties::UNKNOWN;
@@ -164,13 +174,17 @@ pub trait TransactionalWriter: Send {
     async fn queue(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError>;
     /// Resolves when all records are acknowledged, earlier ones included.
     async fn send(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError>;
+    /// Batches of several callers at once, each with what became of its records, in order; `None`: not all of it was acknowledged
+    /// within `patience`. Anything but `Ok` leaves only `abort`, and a record's error may be the echo of another one's.
+    async fn write(&mut self, batches: Vec<Vec<OutRecord>>, patience: Duration) -> Vec<Option<Vec<Result<Written, KafkaError>>>>;
     /// Offsets of `group` with metadata, inside the transaction, fenced by the transactional id only.
     async fn offsets(&mut self, group: &str, offsets: Vec<(TopicPartition, i64, String)>) -> Result<(), KafkaError>;
     async fn commit(&mut self) -> Result<(), KafkaError>;
     async fn abort(&mut self) -> Result<(), KafkaError>;
 }
 
-/// A member of a consumer group (classic protocol, `range` assignor unless the configuration says otherwise).
+/// A member of a consumer group (classic protocol, `range` assignor unless the configuration says otherwise). With `group.instance.id` it is a
+/// static one: who joins under the same id takes its place at once, and its calls fail with [`KafkaError::Fenced`] from then on.
 #[async_trait]
 pub trait Member: Send + Sync {
     /// At most `max` records; waits up to `wait` for the first. Must be called at least every `max.poll.interval.ms`.
@@ -185,6 +199,11 @@ pub trait Member: Send + Sync {
     async fn set_paused(&self, partition: &TopicPartition, paused: bool) -> Result<(), KafkaError>;
     /// Leaves the group. Later calls fail.
     async fn close(&self);
+    /// Ends without a word. A static member's (`group.instance.id`) place and partitions are kept for whoever joins under the same id, until its
+    /// session times out; any other member leaves.
+    async fn release(&self) {
+        self.close().await;
+    }
 }
 
 /// A [`Member`] that is read for as long as the process lives: bounded in bytes, held while what it gave is not taken, and with
@@ -281,6 +300,8 @@ pub trait Admin: Send + Sync {
     /// connections that are not plaintext).
     async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError>;
     async fn topic_config(&self, name: &str) -> Result<Vec<ConfigEntry>, KafkaError>;
+    /// Of many topics, by name; those that do not exist or may not be looked at are absent.
+    async fn topic_configs(&self, names: &[String]) -> Result<BTreeMap<String, Vec<ConfigEntry>>, KafkaError>;
     /// `partitions` and `replication` of -1 take the broker's defaults. Returns when the topic can be used.
     async fn create_topic(
         &self,

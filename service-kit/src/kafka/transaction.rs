@@ -13,13 +13,14 @@ use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError as RdError, RDKafkaErrorCode as Code};
 use rdkafka::producer::Producer as _;
+use tokio::time::timeout_at;
 use tracing::debug;
 
 use super::context::{Watch, blocking, reach};
 use super::lookup::list;
 use super::producer::{Handle, UnderWay};
 use super::properties::Role;
-use super::{KafkaConfig, KafkaError, OutRecord, TopicPartition, TransactionalWriter};
+use super::{KafkaConfig, KafkaError, OutRecord, TopicPartition, TransactionalWriter, Written};
 
 /// A writer whose transactions carry `transactional_id`; any earlier writer with the id is fenced, and what it left
 /// open aborted, when this returns.
@@ -224,6 +225,42 @@ impl TransactionalWriter for Writer {
     async fn send(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError> {
         self.queue(records).await?;
         self.settle(0).await
+    }
+
+    async fn write(&mut self, batches: Vec<Vec<OutRecord>>, patience: Duration) -> Vec<Option<Vec<Result<Written, KafkaError>>>> {
+        if let Err(error) = self.expect_open() {
+            return batches.iter().map(|batch| Some(vec![Err(error.clone()); batch.len()])).collect();
+        }
+        let until = tokio::time::Instant::now() + patience;
+        let mut queued = Vec::with_capacity(batches.len());
+        for batch in batches {
+            queued.push(timeout_at(until, self.handle.queue_all(batch)).await.ok());
+        }
+        let mut settled = Vec::with_capacity(queued.len());
+        let mut failed = None;
+        for one in &mut queued {
+            let results = match one {
+                Some(under_way) => timeout_at(until, under_way.settled()).await.ok(),
+                None => None,
+            };
+            let results = match (results, one) {
+                (Some(mut results), Some(under_way)) if results.iter().any(Result::is_err) => {
+                    self.handle.confirm_unknown(under_way.records(), &mut results).await;
+                    Some(results)
+                }
+                (results, _) => results,
+            };
+            match &results {
+                Some(results) => failed = failed.or_else(|| results.iter().find_map(|result| result.as_ref().err().cloned())),
+                None => failed = Some(KafkaError::Timeout(format!("records of \"{}\" were not acknowledged within {patience:?}", self.id))),
+            }
+            settled.push(results);
+        }
+        if let Some(error) = failed {
+            let error = self.fatal().unwrap_or(error);
+            self.fail(error);
+        }
+        settled
     }
 
     async fn offsets(&mut self, group: &str, offsets: Vec<(TopicPartition, i64, String)>) -> Result<(), KafkaError> {

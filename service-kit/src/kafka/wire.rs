@@ -1,5 +1,6 @@
-//! What librdkafka's binding lacks, encoded by hand and sent over plaintext connections of their own: `DescribeLogDirs`
-//! v1 (Kafka 1.0 to 4.x), `Metadata` v2 for the controller's id and v12 (Kafka 3.1 and later) for a topic's, and `ApiVersions` v0 to see whether a broker answers.
+//! What librdkafka's binding lacks, encoded by hand and sent over connections of their own (plaintext, with a login by PLAIN where one
+//! is set): `DescribeLogDirs` v1 (Kafka 1.0 to 4.x), `Metadata` v2 for the controller's id and the racks and v12 (Kafka 3.1 and later) for a
+//! topic's id, `ApiVersions` v0 to see whether a broker answers; and the requests of [`super::manage`].
 //!
 //! Frame: int32 length, then the message. Request header v1: int16 api key, int16 version, int32 correlation id,
 //! nullable string client id. Response header v0: int32 correlation id. Everything big-endian.
@@ -10,31 +11,52 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::KafkaError;
+use super::{KafkaConfig, KafkaError, jaas};
 
 const METADATA: (i16, i16) = (3, 2);
 const METADATA_WITH_IDS: (i16, i16) = (3, 12);
 const DESCRIBE_LOG_DIRS: (i16, i16) = (35, 1);
 const API_VERSIONS: (i16, i16) = (18, 0);
+const SASL_HANDSHAKE: (i16, i16) = (17, 1);
+const SASL_AUTHENTICATE: (i16, i16) = (36, 0);
 const CORRELATION_ID: i32 = 1;
 const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
 /// Bytes of all logs in all directories of one broker.
-pub(super) async fn log_bytes(address: &str, bound: Duration) -> Result<i64, KafkaError> {
+pub(super) async fn log_bytes(config: &KafkaConfig, address: &str, bound: Duration) -> Result<i64, KafkaError> {
     // A null list of topics: all.
-    let body = ask(address, DESCRIBE_LOG_DIRS, &(-1i32).to_be_bytes(), bound).await?;
+    let body = ask(config, address, DESCRIBE_LOG_DIRS, &(-1i32).to_be_bytes(), bound).await?;
     parse_log_bytes(&body).map_err(|reason| malformed(address, &reason))
 }
 
-/// Id of the controller as one broker sees it.
-pub(super) async fn controller(address: &str, bound: Duration) -> Result<Option<i32>, KafkaError> {
+/// One broker's address as the cluster advertises it.
+pub(super) struct Node {
+    pub(super) id: i32,
+    host: String,
+    port: i32,
+    pub(super) rack: Option<String>,
+}
+
+impl Node {
+    pub(super) fn address(&self) -> String {
+        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+    }
+}
+
+/// All brokers, and the id of the controller, as one broker sees them.
+pub(super) async fn nodes(config: &KafkaConfig, address: &str, bound: Duration) -> Result<(Vec<Node>, Option<i32>), KafkaError> {
     // An empty list of topics: none.
-    let body = ask(address, METADATA, &0i32.to_be_bytes(), bound).await?;
-    parse_controller(&body).map_err(|reason| malformed(address, &reason))
+    let body = ask(config, address, METADATA, &0i32.to_be_bytes(), bound).await?;
+    parse_nodes(&body).map_err(|reason| malformed(address, &reason))
+}
+
+/// Id of the controller as one broker sees it.
+pub(super) async fn controller(config: &KafkaConfig, address: &str, bound: Duration) -> Result<Option<i32>, KafkaError> {
+    Ok(nodes(config, address, bound).await?.1)
 }
 
 /// The id that Kafka gave a topic; `None` where there is no such topic.
-pub(super) async fn topic_id(address: &str, name: &str, bound: Duration) -> Result<Option<[u8; 16]>, KafkaError> {
+pub(super) async fn topic_id(config: &KafkaConfig, address: &str, name: &str, bound: Duration) -> Result<Option<[u8; 16]>, KafkaError> {
     // No topic's name is longer than 249 bytes.
     let Ok(length) = u8::try_from(name.len() + 1) else { return Ok(None) };
     // Header: no tagged fields. One topic: no id, its name, no tagged fields; do not create it; no authorized operations.
@@ -46,7 +68,7 @@ pub(super) async fn topic_id(address: &str, name: &str, bound: Duration) -> Resu
     }
     body.extend(name.as_bytes());
     body.extend([0, 0, 0, 0]);
-    let body = ask(address, METADATA_WITH_IDS, &body, bound).await?;
+    let body = ask(config, address, METADATA_WITH_IDS, &body, bound).await?;
     parse_topic_id(&body).map_err(|reason| malformed(address, &reason))
 }
 
@@ -55,23 +77,70 @@ pub(super) fn api_versions() -> Vec<u8> {
     request(API_VERSIONS, &[])
 }
 
-async fn ask(address: &str, api: (i16, i16), body: &[u8], bound: Duration) -> Result<Vec<u8>, KafkaError> {
+/// Whether this connection can be made at all: no TLS here, and no SCRAM.
+pub(super) fn offered(config: &KafkaConfig) -> Result<Option<jaas::Login>, KafkaError> {
+    let lacking = |what: &str| {
+        Err(KafkaError::Unsupported(format!(
+            "this question is asked over plaintext connections only, with or without a login by PLAIN; {what}"
+        )))
+    };
+    match config.protocol().as_str() {
+        "plaintext" => Ok(None),
+        "sasl_plaintext" => match jaas::login(config.values())? {
+            login if login.mechanism == "PLAIN" => Ok(Some(login)),
+            login => lacking(&format!("sasl.mechanism is {}", login.mechanism)),
+        },
+        other => lacking(&format!("security.protocol is {other}")),
+    }
+}
+
+/// One request and its answer, without their headers.
+pub(super) async fn ask(config: &KafkaConfig, address: &str, api: (i16, i16), body: &[u8], bound: Duration) -> Result<Vec<u8>, KafkaError> {
+    let login = offered(config)?;
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        stream.write_all(&request(api, body)).await?;
-        let length = usize::try_from(stream.read_i32().await?).unwrap_or(usize::MAX);
-        if !(4..=RESPONSE_BYTES_MAX).contains(&length) {
-            return Err(std::io::Error::other(format!("a response of {length} bytes")));
+        if let Some(login) = login
+            && let Err(reason) = log_in(&mut stream, &login).await?
+        {
+            return Ok(Err(KafkaError::Auth(format!("logging in at broker {address}: {reason}"))));
         }
-        let mut response = vec![0; length];
-        stream.read_exact(&mut response).await?;
-        Ok(response.split_off(4))
+        Ok::<_, std::io::Error>(Ok(round_trip(&mut stream, api, body).await?))
     };
     match timeout(bound, exchange).await {
-        Ok(Ok(response)) => Ok(response),
+        Ok(Ok(response)) => response,
         Ok(Err(error)) => Err(KafkaError::Unreachable(format!("asking broker {address}: {error}"))),
         Err(_) => Err(KafkaError::Timeout(format!("broker {address} did not answer within {bound:?}"))),
+    }
+}
+
+async fn round_trip(stream: &mut TcpStream, api: (i16, i16), body: &[u8]) -> std::io::Result<Vec<u8>> {
+    stream.write_all(&request(api, body)).await?;
+    let length = usize::try_from(stream.read_i32().await?).unwrap_or(usize::MAX);
+    if !(4..=RESPONSE_BYTES_MAX).contains(&length) {
+        return Err(std::io::Error::other(format!("a response of {length} bytes")));
+    }
+    let mut response = vec![0; length];
+    stream.read_exact(&mut response).await?;
+    Ok(response.split_off(4))
+}
+
+/// Inside: why the broker refuses.
+async fn log_in(stream: &mut TcpStream, login: &jaas::Login) -> std::io::Result<Result<(), String>> {
+    let mut body = Output::default();
+    body.string(&login.mechanism);
+    let answer = round_trip(stream, SASL_HANDSHAKE, body.bytes()).await?;
+    if Input(&answer).i16() != Ok(0) {
+        return Ok(Err(format!("it does not offer {}", login.mechanism)));
+    }
+    let token = format!("\0{}\0{}", login.username, login.password);
+    let mut body = Output::default();
+    body.count(token.len()).raw(token.as_bytes());
+    let answer = round_trip(stream, SASL_AUTHENTICATE, body.bytes()).await?;
+    let mut input = Input(&answer);
+    match input.i16() {
+        Ok(0) => Ok(Ok(())),
+        _ => Ok(Err(input.string().ok().flatten().unwrap_or_else(|| "refused".to_owned()))),
     }
 }
 
@@ -89,7 +158,7 @@ fn request((key, version): (i16, i16), body: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn malformed(address: &str, reason: &str) -> KafkaError {
+pub(super) fn malformed(address: &str, reason: &str) -> KafkaError {
     KafkaError::Fatal(format!("broker {address} sent an answer that cannot be read: {reason}"))
 }
 
@@ -116,16 +185,15 @@ fn parse_log_bytes(body: &[u8]) -> Result<i64, String> {
     Ok(bytes)
 }
 
-fn parse_controller(body: &[u8]) -> Result<Option<i32>, String> {
+fn parse_nodes(body: &[u8]) -> Result<(Vec<Node>, Option<i32>), String> {
     let mut input = Input(body);
+    let mut nodes = Vec::new();
     for _ in 0..input.count()? {
-        let _id = input.i32()?;
-        let _host = input.string()?;
-        let _port = input.i32()?;
-        let _rack = input.string()?;
+        let (id, host, port) = (input.i32()?, input.string()?.unwrap_or_default(), input.i32()?);
+        nodes.push(Node { id, host, port, rack: input.string()? });
     }
     let _cluster_id = input.string()?;
-    Ok(Some(input.i32()?).filter(|id| *id >= 0))
+    Ok((nodes, Some(input.i32()?).filter(|id| *id >= 0)))
 }
 
 fn parse_topic_id(body: &[u8]) -> Result<Option<[u8; 16]>, String> {
@@ -167,10 +235,10 @@ pub(super) fn parse_assignment(bytes: &[u8]) -> Result<Vec<(String, Vec<i32>)>, 
 }
 
 /// The unread rest of a message.
-struct Input<'a>(&'a [u8]);
+pub(super) struct Input<'a>(pub(super) &'a [u8]);
 
 impl<'a> Input<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
+    pub(super) fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
         let Some((head, rest)) = self.0.split_at_checked(count) else {
             return Err(format!("{count} bytes expected, {} left", self.0.len()));
         };
@@ -178,26 +246,34 @@ impl<'a> Input<'a> {
         Ok(head)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
         let mut bytes = [0; N];
         bytes.copy_from_slice(self.take(N)?);
         Ok(bytes)
     }
 
-    fn i16(&mut self) -> Result<i16, String> {
+    pub(super) fn i8(&mut self) -> Result<i8, String> {
+        Ok(i8::from_be_bytes(self.array()?))
+    }
+
+    pub(super) fn bool(&mut self) -> Result<bool, String> {
+        Ok(self.i8()? != 0)
+    }
+
+    pub(super) fn i16(&mut self) -> Result<i16, String> {
         Ok(i16::from_be_bytes(self.array()?))
     }
 
-    fn i32(&mut self) -> Result<i32, String> {
+    pub(super) fn i32(&mut self) -> Result<i32, String> {
         Ok(i32::from_be_bytes(self.array()?))
     }
 
-    fn i64(&mut self) -> Result<i64, String> {
+    pub(super) fn i64(&mut self) -> Result<i64, String> {
         Ok(i64::from_be_bytes(self.array()?))
     }
 
     /// Length of an array; null counts as empty. Every element takes a byte at least, so more than the rest is a lie.
-    fn count(&mut self) -> Result<usize, String> {
+    pub(super) fn count(&mut self) -> Result<usize, String> {
         let count = usize::try_from(self.i32()?).unwrap_or(0);
         if count > self.0.len() {
             return Err(format!("an array of {count} elements in {} bytes", self.0.len()));
@@ -206,7 +282,7 @@ impl<'a> Input<'a> {
     }
 
     /// As flexible versions write lengths: plus one, seven bits a byte.
-    fn varint(&mut self) -> Result<usize, String> {
+    pub(super) fn varint(&mut self) -> Result<usize, String> {
         let mut value = 0;
         for shift in (0..35).step_by(7) {
             let [byte] = self.array()?;
@@ -219,13 +295,30 @@ impl<'a> Input<'a> {
     }
 
     /// Passes over a string of a flexible version.
-    fn compact(&mut self) -> Result<(), String> {
+    pub(super) fn compact(&mut self) -> Result<(), String> {
         let length = self.varint()?.saturating_sub(1);
         self.take(length).map(drop)
     }
 
+    /// A string of a flexible version.
+    pub(super) fn compact_string(&mut self) -> Result<Option<String>, String> {
+        match self.varint()?.checked_sub(1) {
+            None => Ok(None),
+            Some(length) => Ok(Some(String::from_utf8_lossy(self.take(length)?).into_owned())),
+        }
+    }
+
+    /// Length of an array of a flexible version; null counts as empty.
+    pub(super) fn compact_count(&mut self) -> Result<usize, String> {
+        let count = self.varint()?.saturating_sub(1);
+        if count > self.0.len() {
+            return Err(format!("an array of {count} elements in {} bytes", self.0.len()));
+        }
+        Ok(count)
+    }
+
     /// Passes over tagged fields.
-    fn tags(&mut self) -> Result<(), String> {
+    pub(super) fn tags(&mut self) -> Result<(), String> {
         for _ in 0..self.varint()? {
             let _tag = self.varint()?;
             let length = self.varint()?;
@@ -234,9 +327,62 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    fn string(&mut self) -> Result<Option<String>, String> {
+    pub(super) fn string(&mut self) -> Result<Option<String>, String> {
         let Ok(length) = usize::try_from(self.i16()?) else { return Ok(None) };
         Ok(Some(String::from_utf8_lossy(self.take(length)?).into_owned()))
+    }
+}
+
+/// A message as it is written.
+#[derive(Default)]
+pub(super) struct Output(Vec<u8>);
+
+impl Output {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(super) fn raw(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    pub(super) fn i8(&mut self, value: i8) -> &mut Self {
+        self.raw(&value.to_be_bytes())
+    }
+
+    pub(super) fn bool(&mut self, value: bool) -> &mut Self {
+        self.i8(i8::from(value))
+    }
+
+    pub(super) fn i16(&mut self, value: i16) -> &mut Self {
+        self.raw(&value.to_be_bytes())
+    }
+
+    pub(super) fn i32(&mut self, value: i32) -> &mut Self {
+        self.raw(&value.to_be_bytes())
+    }
+
+    /// Length of an array, or of bytes.
+    pub(super) fn count(&mut self, count: usize) -> &mut Self {
+        self.i32(i32::try_from(count).unwrap_or(i32::MAX))
+    }
+
+    pub(super) fn null_array(&mut self) -> &mut Self {
+        self.i32(-1)
+    }
+
+    /// Cut where the protocol cannot hold more; the broker then refuses what it does not know.
+    pub(super) fn string(&mut self, text: &str) -> &mut Self {
+        let bytes = &text.as_bytes()[..text.len().min(i16::MAX as usize)];
+        self.i16(i16::try_from(bytes.len()).unwrap_or(i16::MAX)).raw(bytes)
+    }
+
+    pub(super) fn nullable(&mut self, text: Option<&str>) -> &mut Self {
+        match text {
+            Some(text) => self.string(text),
+            None => self.i16(-1),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -27,6 +27,23 @@ use crate::config::LimitsConfig;
 /// A small body may grow by more than the ratio: its header alone is a good part of it.
 const RATIO_FREE_BYTES: u64 = 64 * 1024;
 
+/// In the extensions of a request whose body has not arrived yet: lets a handler read it for as long as it comes.
+#[derive(Clone)]
+pub struct StreamedBody(Arc<Progress>);
+
+impl StreamedBody {
+    pub(super) fn new(progress: &Arc<Progress>) -> Self {
+        Self(Arc::clone(progress))
+    }
+
+    /// `limits.body_bytes_max`, `bodies_bytes_max` and `body_timeout` bound the body no more: whoever calls this bounds what is held of
+    /// it. The time for each piece (`body_idle_timeout`) and the ratio of a compressed body stay.
+    pub fn lift(&self) {
+        self.0.streamed.store(true, Ordering::Relaxed);
+        self.0.release();
+    }
+}
+
 /// What the request's reader and its handler know of the body.
 pub(super) struct Progress {
     /// Cancelled when the body has been read, refused or dropped.
@@ -36,15 +53,38 @@ pub(super) struct Progress {
     held: AtomicU64,
     /// Those of all bodies in the process.
     all_held: Arc<AtomicU64>,
+    /// Not bounded as a whole.
+    streamed: AtomicBool,
 }
 
 impl Progress {
     pub(super) fn new(all_held: Arc<AtomicU64>) -> Self {
-        Self { complete: CancellationToken::new(), refusal: OnceLock::new(), held: AtomicU64::new(0), all_held }
+        Self {
+            complete: CancellationToken::new(),
+            refusal: OnceLock::new(),
+            held: AtomicU64::new(0),
+            all_held,
+            streamed: AtomicBool::new(false),
+        }
+    }
+
+    fn streamed(&self) -> bool {
+        self.streamed.load(Ordering::Relaxed)
+    }
+
+    fn release(&self) {
+        let held = self.held.swap(0, Ordering::Relaxed);
+        if held > 0 {
+            let before = self.all_held.fetch_sub(held, Ordering::Relaxed);
+            metrics::gauge!("millrace_listen_body_bytes").set(before.saturating_sub(held) as f64);
+        }
     }
 
     /// False when all bodies together would be too much.
     fn hold(&self, bytes: u64, max: u64) -> bool {
+        if self.streamed() {
+            return true;
+        }
         let room = self.all_held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| Some(held + bytes).filter(|sum| *sum <= max));
         if let Ok(before) = room {
             self.held.fetch_add(bytes, Ordering::Relaxed);
@@ -60,11 +100,7 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        let held = *self.held.get_mut();
-        if held > 0 {
-            let before = self.all_held.fetch_sub(held, Ordering::Relaxed);
-            metrics::gauge!("millrace_listen_body_bytes").set(before.saturating_sub(held) as f64);
-        }
+        self.release();
     }
 }
 
@@ -111,7 +147,7 @@ impl RequestBody {
     /// The chunk as the handler sees it.
     fn take(&mut self, chunk: Bytes) -> Result<Bytes, Refusal> {
         self.sent += chunk.len() as u64;
-        if self.sent > self.limits.body_bytes_max {
+        if self.sent > self.limits.body_bytes_max && !self.progress.streamed() {
             return Err(Refusal::BodyBytes);
         }
         self.unpack(chunk, |gzip, chunk| gzip.write_all(chunk).and_then(|()| gzip.flush()))
@@ -125,11 +161,11 @@ impl RequestBody {
     fn unpack(&mut self, chunk: Bytes, step: impl FnOnce(&mut MultiGzDecoder<Bounded>, &[u8]) -> io::Result<()>) -> Result<Bytes, Refusal> {
         let Some(gzip) = &mut self.gzip else { return Ok(chunk) };
         let by_ratio = self.sent.saturating_mul(u64::from(self.limits.body_ratio_max.get())).saturating_add(RATIO_FREE_BYTES);
-        let plain_max = self.limits.body_bytes_max.min(by_ratio);
+        let plain_max = if self.progress.streamed() { by_ratio } else { self.limits.body_bytes_max.min(by_ratio) };
         gzip.get_mut().room = plain_max.saturating_sub(self.plain);
         let result = step(gzip, &chunk);
         if gzip.get_ref().overflowed {
-            return Err(if by_ratio < self.limits.body_bytes_max { Refusal::BodyRatio } else { Refusal::BodyBytes });
+            return Err(if plain_max == by_ratio { Refusal::BodyRatio } else { Refusal::BodyBytes });
         }
         result.map_err(|_| Refusal::Gzip)?;
         let plain = std::mem::take(&mut gzip.get_mut().bytes);
@@ -155,12 +191,13 @@ impl HttpBody for RequestBody {
                 return Poll::Ready(None);
             }
             let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
-                let until = (Instant::now() + this.limits.body_idle_timeout).min(this.deadline);
+                let idle = Instant::now() + this.limits.body_idle_timeout;
+                let until = if this.progress.streamed() { idle } else { idle.min(this.deadline) };
                 ready!(this.timer.get_or_insert_with(|| Box::pin(sleep_until(until))).as_mut().poll(cx));
                 return this.refuse(Refusal::BodyTimeout);
             };
             this.timer = None;
-            if Instant::now() >= this.deadline {
+            if Instant::now() >= this.deadline && !this.progress.streamed() {
                 return this.refuse(Refusal::BodyTimeout);
             }
             let data = match frame.transpose() {

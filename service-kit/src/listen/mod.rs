@@ -5,10 +5,12 @@
 //! | `serve.rs` | connections: how many, how many of one address, how long until the first bytes, how old |
 //! | `request.rs` | requests: how many, header fields, time to the response, refusal while draining |
 //! | `body.rs` | bodies: bytes as sent and decompressed, time; and how streams end when the service drains |
+//! | `tls.rs` | TLS from files that may change, and who the client is |
 
 mod body;
 mod request;
 mod serve;
+mod tls;
 
 use std::{
     collections::BTreeMap,
@@ -25,8 +27,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
-use crate::config::LimitsConfig;
+pub use body::StreamedBody;
+pub use tls::{ClientCertificate, Peer};
+
+use crate::config::{LimitsConfig, TlsConfig};
 use crate::exit;
+use tls::Handshake;
 
 /// Names the file that gets the bound addresses as JSON, `{"control":"127.0.0.1:41234"}`, once all are bound.
 const ADDRESS_FILE: &str = "MILLRACE_ADDRESS_FILE";
@@ -36,6 +42,7 @@ pub struct HttpEndpoint {
     /// The section of the configuration that holds `listen`, e.g. `http`; also the listener's name in logs, metrics and the address file.
     pub name: &'static str,
     pub listen: ListenAddr,
+    pub tls: TlsConfig,
     pub router: axum::Router,
 }
 
@@ -58,26 +65,31 @@ pub(crate) struct Ending {
 pub(crate) struct Listener {
     pub(crate) name: &'static str,
     tcp: TcpListener,
-    tls: Option<Tls>,
+    tls: Option<Handshake>,
     pub(crate) address: SocketAddr,
 }
 
 impl Listener {
-    pub(crate) async fn bind(name: &'static str, address: ListenAddr, limits: &LimitsConfig) -> Result<Self, ListenError> {
-        if !address.0.ip().is_loopback() && !limits.allow_plaintext {
+    pub(crate) async fn bind(name: &'static str, address: ListenAddr, tls: &TlsConfig, limits: &LimitsConfig) -> Result<Self, ListenError> {
+        let tls = Handshake::of(name, tls).map_err(|reason| ListenError::Tls { name, reason })?;
+        if tls.is_none() && !address.is_loopback() && !limits.allow_plaintext {
             return Err(ListenError::Plaintext { name, address });
         }
         let failed = |error| ListenError::Bind { name, error };
         let tcp = bind_tcp(name, address).await.map_err(failed)?;
         let address = tcp.local_addr().map_err(failed)?;
-        Ok(Self { name, tcp, tls: None, address })
+        Ok(Self { name, tcp, tls, address })
     }
 }
 
 /// What of these would not open now, all of it; and the exit code. For whoever wants to know before anything has begun.
-pub fn check(wanted: &[(&'static str, ListenAddr)], limits: &LimitsConfig) -> Result<(), (Vec<String>, u8)> {
-    let fault = |&(name, address): &(&'static str, ListenAddr)| {
-        if !address.0.ip().is_loopback() && !limits.allow_plaintext {
+pub fn check(wanted: &[(&'static str, ListenAddr, &TlsConfig)], limits: &LimitsConfig) -> Result<(), (Vec<String>, u8)> {
+    let fault = |&(name, address, tls): &(&'static str, ListenAddr, &TlsConfig)| {
+        let tls = match Handshake::of(name, tls) {
+            Ok(tls) => tls,
+            Err(reason) => return Some(ListenError::Tls { name, reason }),
+        };
+        if tls.is_none() && !address.is_loopback() && !limits.allow_plaintext {
             return Some(ListenError::Plaintext { name, address });
         }
         let error = std::net::TcpListener::bind(address.0).err()?;
@@ -87,7 +99,7 @@ pub fn check(wanted: &[(&'static str, ListenAddr)], limits: &LimitsConfig) -> Re
     if faults.is_empty() {
         return Ok(());
     }
-    let config = faults.iter().any(|fault| matches!(fault, ListenError::Plaintext { .. }));
+    let config = faults.iter().any(|fault| !matches!(fault, ListenError::Bind { .. }));
     Err((faults.iter().map(ToString::to_string).collect(), if config { exit::CONFIG } else { exit::FAILURE }))
 }
 
@@ -132,7 +144,7 @@ pub async fn serve_http(
 ) -> io::Result<()> {
     let address = tcp.local_addr()?;
     let ending = Ending { drain: stop.clone(), stop, cut, ..Ending::default() };
-    Listener { name, tcp, tls, address }.serve(router, Arc::new(limits), ending).await;
+    Listener { name, tcp, tls: tls.map(Handshake::from), address }.serve(router, Arc::new(limits), ending).await;
     Ok(())
 }
 
@@ -146,6 +158,8 @@ pub(crate) enum ListenError {
         variable(name)
     )]
     Plaintext { name: &'static str, address: ListenAddr },
+    #[error("[{name}.tls] {reason}")]
+    Tls { name: &'static str, reason: String },
 }
 
 fn variable(name: &str) -> String {
@@ -171,6 +185,11 @@ pub struct ListenAddr(SocketAddr);
 impl ListenAddr {
     pub fn new(address: impl Into<SocketAddr>) -> Self {
         Self(address.into())
+    }
+
+    /// Whether only this machine can reach it.
+    pub fn is_loopback(&self) -> bool {
+        self.0.ip().is_loopback()
     }
 }
 

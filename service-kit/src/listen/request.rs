@@ -20,7 +20,7 @@ use tracing::{Instrument as _, Span, field, info_span};
 
 use super::{
     Ending,
-    body::{Progress, RequestBody, ResponseBody},
+    body::{Progress, RequestBody, ResponseBody, StreamedBody},
 };
 use crate::{config::LimitsConfig, telemetry};
 
@@ -245,6 +245,7 @@ impl Requests {
             parts.headers.remove(header::CONTENT_LENGTH);
         }
         let progress = Arc::new(Progress::new(self.ending.body_bytes.clone()));
+        parts.extensions.insert(StreamedBody::new(&progress));
         let body = RequestBody::new(body, gzip, self.limits.clone(), progress.clone());
         let response = tokio::select! {
             biased;

@@ -30,8 +30,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::{
-    Ending, Listener, Tls,
+    Ending, Listener,
     request::{Requests, reject},
+    tls::{ClientCertificate, Handshake, Peer},
 };
 use crate::config::LimitsConfig;
 
@@ -79,7 +80,7 @@ impl Listener {
 
 struct Server {
     name: &'static str,
-    tls: Option<Tls>,
+    tls: Option<Handshake>,
     limits: Arc<LimitsConfig>,
     ending: Ending,
     requests: Requests,
@@ -118,7 +119,7 @@ impl Drop for Slot {
 }
 
 impl Server {
-    fn new(name: &'static str, tls: Option<Tls>, router: axum::Router, limits: Arc<LimitsConfig>, ending: Ending) -> Self {
+    fn new(name: &'static str, tls: Option<Handshake>, router: axum::Router, limits: Arc<LimitsConfig>, ending: Ending) -> Self {
         let mut http1 = auto::Builder::new(TokioExecutor::new()).http1_only();
         http1.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(limits.header_bytes_max as usize);
         let mut http2 = auto::Builder::new(TokioExecutor::new()).http2_only();
@@ -178,16 +179,18 @@ impl Server {
         }
         let Some(tls) = &self.tls else {
             let (read, write) = stream.into_split();
-            return self.talk(read, write, peer).await;
+            return self.talk(read, write, Peer { address: peer, certificate: None }).await;
         };
         let shaken = tokio::select! {
-            shaken = timeout(self.limits.header_timeout, tls.acceptor.accept(stream)) => shaken,
+            shaken = timeout(self.limits.header_timeout, tls.acceptor().accept(stream)) => shaken,
             () = self.ending.stop.cancelled() => return,
         };
         match shaken {
             Ok(Ok(stream)) => {
+                let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                let certificate = shown.map(|shown| Arc::new(ClientCertificate::read(shown)));
                 let (read, write) = tokio::io::split(stream);
-                self.talk(read, write, peer).await;
+                self.talk(read, write, Peer { address: peer, certificate }).await;
             }
             Ok(Err(error)) => {
                 reject(self.name, "tls");
@@ -204,7 +207,7 @@ impl Server {
         self: Arc<Self>,
         mut read: impl AsyncRead + Send + Unpin + 'static,
         write: impl AsyncWrite + Send + Unpin + 'static,
-        peer: SocketAddr,
+        peer: Peer,
     ) {
         let first = tokio::select! {
             first = timeout(self.limits.header_timeout, first_bytes(&mut read)) => first,
@@ -221,9 +224,10 @@ impl Server {
         let ending = self.ending.drain.child_token();
         let old = Arc::new(AtomicBool::new(false));
         let service = {
-            let (server, ending, old) = (self.clone(), ending.clone(), old.clone());
-            hyper::service::service_fn(move |request| {
+            let (server, ending, old, peer) = (self.clone(), ending.clone(), old.clone(), peer.clone());
+            hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
                 let (server, ending, old) = (server.clone(), ending.clone(), old.clone());
+                request.extensions_mut().insert(peer.clone());
                 async move {
                     let mut response = server.requests.answer(request, ending).await;
                     if let Ok(response) = &mut response
@@ -266,7 +270,7 @@ impl Server {
             if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_timeout) {
                 reject(self.name, "header_timeout");
             }
-            debug!(%error, %peer, listener = self.name, "connection ended");
+            debug!(%error, peer = %peer.address, listener = self.name, "connection ended");
         }
     }
 }

@@ -26,7 +26,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{Ending, ListenAddr, Listener};
-use crate::config::LimitsConfig;
+use crate::config::{LimitsConfig, TlsConfig};
 
 /// Nothing here takes longer unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -70,7 +70,7 @@ async fn server(change: impl FnOnce(&mut LimitsConfig)) -> Server {
         .route("/metrics", get(async || "page"))
         .route("/events", get(events))
         .merge(tonic::service::Routes::new(health).into_axum_router());
-    let listener = Listener::bind("test", ListenAddr::new((Ipv4Addr::LOCALHOST, 0)), &limits).await.unwrap();
+    let listener = Listener::bind("test", ListenAddr::new((Ipv4Addr::LOCALHOST, 0)), &TlsConfig::default(), &limits).await.unwrap();
     let ending = Ending::default();
     let address = listener.address;
     let serving = listener.serve(router, Arc::new(limits), ending.clone());
@@ -430,19 +430,20 @@ async fn an_old_connection_answers_once_more_and_says_that_it_was_the_last_time(
 #[tokio::test]
 async fn an_address_that_cannot_be_had_is_an_error_with_its_remedy() {
     let limits = LimitsConfig::default();
-    let first = Listener::bind("control", ListenAddr::new((Ipv4Addr::LOCALHOST, 0)), &limits).await.unwrap();
+    let first = Listener::bind("control", ListenAddr::new((Ipv4Addr::LOCALHOST, 0)), &TlsConfig::default(), &limits).await.unwrap();
     let taken = first.address;
-    let error = Listener::bind("control", ListenAddr::new(taken), &limits).await.err().unwrap();
+    let error = Listener::bind("control", ListenAddr::new(taken), &TlsConfig::default(), &limits).await.err().unwrap();
     assert_eq!(
         error.to_string(),
         format!("cannot listen on {taken} (control): address in use; set [control] listen or MILLRACE_CONTROL__LISTEN")
     );
     let open = ListenAddr::new((Ipv4Addr::UNSPECIFIED, 0));
-    let error = Listener::bind("http", open, &limits).await.err().unwrap().to_string();
+    let error = Listener::bind("http", open, &TlsConfig::default(), &limits).await.err().unwrap().to_string();
     assert!(error.contains("without TLS on 0.0.0.0:0 (http)") && error.contains("allow_plaintext = true"), "{error}");
-    let (faults, code) = super::check(&[("control", ListenAddr::new(taken)), ("http", open)], &limits).unwrap_err();
+    let none = TlsConfig::default();
+    let (faults, code) = super::check(&[("control", ListenAddr::new(taken), &none), ("http", open, &none)], &limits).unwrap_err();
     assert!(code == 78 && faults[0].contains("MILLRACE_CONTROL__LISTEN") && faults[1] == error, "{faults:?}");
-    assert!(Listener::bind("http", open, &LimitsConfig { allow_plaintext: true, ..limits }).await.is_ok());
+    assert!(Listener::bind("http", open, &none, &LimitsConfig { allow_plaintext: true, ..limits }).await.is_ok());
 }
 
 #[tokio::test]

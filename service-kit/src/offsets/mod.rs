@@ -9,20 +9,42 @@
 //! - A topic that was deleted and created anew has another id. `know_topic` notices it and removes the offsets of the old one.
 //! - A commit or reset is taken as a whole or not at all, and is durable when it answers.
 //!
-//! An offset is the next one to read, as in Kafka. Every store passes `conformance`.
+//! An offset is the next one to read, as in Kafka. Every store passes one suite on its real server (`tests/offsets/conformance.rs`), with
+//! writers in several processes, and with writers that are killed (`tests/offsets/kill.rs`).
+//!
+//! | store | for | a commit is | what it cannot promise |
+//! |---|---|---|---|
+//! | [`SledOffsets`] | one process | a batch under a lock, flushed to disk | a second process is refused |
+//! | [`redis`] | several | one Lua script | what Redis loses when it crashes or fails over: without `appendonly yes` and `appendfsync always` that is the last second or all (told once in the log). A Redis Cluster |
+//! | [`zookeeper`] | several | one `multi` that checks the versions of the group's node and of every offset's | more than 1 MiB in one commit. Old consumers and tools read and write the same offsets and know no epoch: what they write counts as stored. TLS and logins |
+//! | [`hbase`] | several | one `checkAndPut` of the group's row | order, when somebody writes the table past this code. Removed offsets leave cells without bytes. The table is created without replication to other clusters |
+//! | [`kafka`] | several | one transaction of a producer that every other process fences | offsets of partitions that do not exist. Kafka drops a group's offsets and epoch `offsets.retention.minutes` (7 days) after its last commit, and those of a topic with the topic, without raising epochs. Ordinary consumers of the group are not fenced. A removed offset stays as 2^63-1 with the metadata `millrace:removed`, where ordinary consumers go by their `auto.offset.reset` |
+//!
+//! With the stores outside, `know_topic` and `forget_topic` go from group to group (Redis: one step): one that is cut off is to be repeated, and
+//! may then remove what was committed to the new topic meanwhile. A call that ends with [`OffsetError::Away`] may or may not have been carried out;
+//! repeating it is safe.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use proto::{ErrorKind, ServiceError};
+use tracing::{info, warn};
 
 use crate::kafka::TopicPartition;
 
-#[cfg(test)]
-pub(crate) mod conformance;
+mod checked;
+mod hbase;
+mod kafka;
+mod redis;
 mod sled;
+mod zookeeper;
 
-pub use self::sled::SledOffsets;
+pub use self::{hbase::hbase, kafka::kafka, redis::redis, sled::SledOffsets, zookeeper::zookeeper};
 
 /// Longest metadata kept with an offset, in bytes: Kafka's own default (`offset.metadata.max.bytes`).
 pub const METADATA_BYTES_MAX: usize = 4096;
@@ -54,6 +76,11 @@ pub trait OffsetStore: Send + Sync + 'static {
 
     /// Removes a topic's offsets in every group and bumps the epochs of those groups, which it gives.
     async fn forget_topic(&self, topic: &str) -> Result<Vec<String>, OffsetError>;
+
+    /// Whether these are Kafka's own offsets of the group: a copy for its tools would be written over them.
+    fn is_kafka(&self) -> bool {
+        false
+    }
 }
 
 /// One partition's offset to be written.
@@ -95,6 +122,9 @@ pub enum OffsetError {
     /// Only one process may own an embedded store.
     #[error("the offset store {path} is in use by {owner}; stop that process, or give this one another path")]
     InUse { path: String, owner: String },
+    /// The store does not answer; whether the change was made is not known. It may be repeated.
+    #[error("the offset store {path} is away: {message}")]
+    Away { path: String, message: String },
     /// The store could not read or write; nothing is known to be changed.
     #[error("offset store {path}: {message}")]
     Storage { path: String, message: String },
@@ -105,10 +135,92 @@ impl From<OffsetError> for ServiceError {
         let kind = match &error {
             OffsetError::Fenced { .. } | OffsetError::Regressed { .. } => ErrorKind::Conflict,
             OffsetError::Invalid(_) => ErrorKind::Invalid,
-            OffsetError::InUse { .. } => ErrorKind::Unavailable,
+            OffsetError::InUse { .. } | OffsetError::Away { .. } => ErrorKind::Unavailable,
             OffsetError::Storage { .. } => ErrorKind::Internal,
         };
         ServiceError::new(kind, error.to_string())
+    }
+}
+
+impl GroupOffsets {
+    /// Whether a commit may be made.
+    fn admit(&self, group: &str, epoch: u64, offsets: &[OffsetCommit]) -> Result<(), OffsetError> {
+        if epoch != self.epoch {
+            return Err(OffsetError::Fenced { group: group.to_owned(), given: epoch, current: self.epoch });
+        }
+        for commit in offsets {
+            match self.offsets.get(&commit.partition) {
+                Some(stored) if commit.offset < stored.offset => return Err(regressed(group, commit, stored.offset)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn regressed(group: &str, commit: &OffsetCommit, stored: i64) -> OffsetError {
+    OffsetError::Regressed {
+        group: group.to_owned(),
+        topic: commit.partition.topic.to_string(),
+        partition: commit.partition.partition,
+        stored,
+        given: commit.offset,
+    }
+}
+
+/// Calls to a store outside of this process: each is bounded and counted, and its server's absence is logged once.
+struct Calls {
+    store: &'static str,
+    /// As it may be shown.
+    address: String,
+    bound: Duration,
+    away: AtomicBool,
+}
+
+impl Calls {
+    fn new(store: &'static str, address: String, bound: Duration) -> Self {
+        Self { store, address, bound, away: AtomicBool::new(false) }
+    }
+
+    async fn run<T>(&self, work: impl Future<Output = Result<T, OffsetError>> + Send) -> Result<T, OffsetError> {
+        let begun = Instant::now();
+        let done = match tokio::time::timeout(self.bound, work).await {
+            Ok(done) => done,
+            Err(_) => Err(self.away(format!("no answer within {} ms", self.bound.as_millis()))),
+        };
+        let outcome = match &done {
+            Ok(_) => "ok",
+            Err(OffsetError::Away { .. }) => "away",
+            Err(OffsetError::Storage { .. } | OffsetError::InUse { .. }) => "failed",
+            Err(OffsetError::Fenced { .. } | OffsetError::Regressed { .. } | OffsetError::Invalid(_)) => "refused",
+        };
+        metrics::counter!("millrace_offset_store_calls_total", "store" => self.store, "outcome" => outcome).increment(1);
+        metrics::histogram!("millrace_offset_store_call_seconds", "store" => self.store).record(begun.elapsed().as_secs_f64());
+        match &done {
+            Err(error @ OffsetError::Away { .. }) => {
+                if !self.away.swap(true, Ordering::Relaxed) {
+                    warn!(store = self.store, %error, "offset store is away");
+                }
+            }
+            _ => {
+                if self.away.swap(false, Ordering::Relaxed) {
+                    info!(store = self.store, address = self.address, "offset store is back");
+                }
+            }
+        }
+        done
+    }
+
+    fn away(&self, message: impl ToString) -> OffsetError {
+        OffsetError::Away { path: self.address.clone(), message: message.to_string() }
+    }
+
+    fn storage(&self, message: impl ToString) -> OffsetError {
+        OffsetError::Storage { path: self.address.clone(), message: message.to_string() }
+    }
+
+    fn damaged(&self, what: &str) -> OffsetError {
+        self.storage(format!("{what} is not what this store writes; correct or remove it there"))
     }
 }
 

@@ -378,20 +378,7 @@ fn decode_partition(key: &[u8]) -> Option<TopicPartition> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::{
-        io::{BufRead as _, BufReader},
-        process::{Command, Stdio},
-    };
-
     use super::*;
-    use crate::offsets::conformance;
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn sled_keeps_the_contract() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().to_owned();
-        conformance::check(async || Arc::new(SledOffsets::open(&path).unwrap()) as Arc<dyn OffsetStore>).await;
-    }
 
     #[test]
     fn a_second_opener_is_told_who_has_the_store() {
@@ -428,68 +415,5 @@ mod tests {
             assert_eq!(decode_partition(&key[group_prefix(group).len()..]), Some(partition(topic, number)));
         }
         assert!(!offset_key("ab", &partition("c", 0)).starts_with(&group_prefix("a")));
-    }
-
-    const CHILD_STORE: &str = "MILLRACE_TEST_OFFSET_STORE";
-
-    /// The parent starts this very test as a child that commits and reports, kills it with SIGKILL, and reads what it left.
-    #[test]
-    fn what_was_acknowledged_survives_kill_9() {
-        if let Ok(path) = std::env::var(CHILD_STORE) {
-            return commit_for_ever(Path::new(&path));
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let mut next = 0;
-        for round in 0..3 {
-            let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "--nocapture", "offsets::sled::tests::what_was_acknowledged_survives_kill_9"])
-                .env(CHILD_STORE, directory.path())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let mut acknowledged = None;
-            let mut seen = 0;
-            for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-                // libtest writes its own lines around the child's.
-                let line = line.unwrap();
-                let Some(offset) = line.rsplit_once("acknowledged ").map(|(_, offset)| offset) else { continue };
-                acknowledged = Some(offset.parse::<i64>().unwrap());
-                seen += 1;
-                if seen == 25 {
-                    child.kill().unwrap();
-                }
-            }
-            child.wait().unwrap();
-            let acknowledged = acknowledged.expect("the child committed nothing");
-            let store = SledOffsets::open(directory.path()).unwrap();
-            let stored = store.inner.get("killed", None).unwrap();
-            for partition in stored.offsets.values() {
-                // The commit that was cut off may be there, one that was acknowledged must be, on both partitions alike.
-                assert!((acknowledged..=acknowledged + 1).contains(&partition.offset), "round {round}: {acknowledged} {stored:?}");
-            }
-            let values: Vec<i64> = stored.offsets.values().map(|stored| stored.offset).collect();
-            assert_eq!(values.len(), 2);
-            assert_eq!(values[0], values[1], "a commit was torn");
-            assert!(values[0] > next, "round {round} made no progress");
-            next = values[0];
-        }
-    }
-
-    fn commit_for_ever(path: &Path) {
-        let store = SledOffsets::open(path).unwrap();
-        let mut offset = store.inner.get("killed", None).unwrap().offsets.values().map(|stored| stored.offset).max().unwrap_or(0);
-        loop {
-            offset += 1;
-            let offsets = [0, 1].map(|partition| OffsetCommit {
-                partition: TopicPartition { topic: "logs".into(), partition },
-                offset,
-                metadata: "x".repeat(100),
-            });
-            store.inner.commit("killed", 0, &offsets).unwrap();
-            let mut out = std::io::stdout();
-            if writeln!(out, "acknowledged {offset}").and_then(|()| out.flush()).is_err() {
-                return;
-            }
-        }
     }
 }

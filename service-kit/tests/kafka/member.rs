@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use service_kit::kafka::{self, KafkaError, Member, TopicPartition};
 
@@ -111,6 +111,61 @@ async fn a_new_group_begins_where_it_is_told() {
 
         let Err(error) = kafka::member(&config(), "g", &[name.to_string()], "soon").await else { panic!("accepted") };
         assert!(matches!(&error, KafkaError::Config(text) if text.contains("auto.offset.reset")), "{error:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_static_member_is_replaced_with_its_partitions_and_its_place_is_free_at_once_when_it_leaves() {
+    topic("static", 2, &[], async |name| {
+        produce((0..20).map(|number| to(&name, number % 2, format!("{number}"))).collect()).await;
+        let group = unique("group");
+        let mut config = config();
+        // Nothing here is to come from a session that times out.
+        config.set("session.timeout.ms", "45000");
+        config.set("heartbeat.interval.ms", "300");
+        let mut static_config = config.clone();
+        static_config.set("group.instance.id", "one");
+        let topics = [name.to_string()];
+        let static_member = async || kafka::member(&static_config, &group, &topics, "earliest").await.unwrap();
+        let poll = async |member: &Arc<dyn Member>| member.poll(500, Duration::from_millis(50)).await;
+        let owned = async |member: &Arc<dyn Member>, count: usize| {
+            eventually("its partitions", BOUND, async || {
+                poll(member).await.unwrap();
+                member.assignment().await.len() == count
+            })
+            .await;
+        };
+        let first = static_member().await;
+        owned(&first, 2).await;
+        let second = static_member().await;
+        owned(&second, 2).await;
+        let mut fenced = None;
+        eventually("fenced", BOUND, async || {
+            fenced = poll(&first).await.err();
+            fenced.is_some()
+        })
+        .await;
+        assert!(matches!(fenced, Some(KafkaError::Fenced(_))), "{fenced:?}");
+        first.close().await;
+
+        // Released, its place waits for it.
+        second.release().await;
+        let ordinary = kafka::member(&config, &group, &topics, "earliest").await.unwrap();
+        let third = static_member().await;
+        tokio::join!(owned(&third, 1), owned(&ordinary, 1));
+        // Closed, its partitions are the other one's at once; also when one is closed that has taken a place and has not joined yet.
+        let begun = Instant::now();
+        tokio::join!(owned(&ordinary, 2), third.close());
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        let fourth = static_member().await;
+        tokio::join!(owned(&ordinary, 1), owned(&fourth, 1));
+        fourth.release().await;
+        let begun = Instant::now();
+        let fifth = static_member().await;
+        tokio::join!(owned(&ordinary, 2), fifth.close());
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        ordinary.close().await;
     })
     .await;
 }

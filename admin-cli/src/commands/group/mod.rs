@@ -5,7 +5,7 @@ mod list;
 mod reset_offsets;
 
 use clap::Subcommand;
-use proto::control::v1::Group;
+use proto::control::v1::{Group, LagPace};
 use serde::Serialize;
 
 use crate::{cli::Session, failure::Failure};
@@ -42,5 +42,20 @@ impl From<Group> for GroupView {
     fn from(group: Group) -> Self {
         let Group { id, state, members, protocol } = group;
         Self { id, state, members, protocol }
+    }
+}
+
+/// How a lag moves; `null` is not known.
+#[derive(Serialize)]
+struct PaceView {
+    lag_seconds: Option<f64>,
+    trend_records_per_second: Option<f64>,
+    catch_up_seconds: Option<f64>,
+}
+
+impl From<Option<LagPace>> for PaceView {
+    fn from(pace: Option<LagPace>) -> Self {
+        let LagPace { lag_seconds, trend, catch_up_seconds } = pace.unwrap_or_default();
+        Self { lag_seconds, trend_records_per_second: trend, catch_up_seconds }
     }
 }

@@ -4,6 +4,7 @@ mod advise;
 mod create;
 mod delete;
 mod describe;
+mod lint;
 mod list;
 
 use clap::Subcommand;
@@ -28,6 +29,8 @@ pub(crate) enum Command {
     Delete(delete::Args),
     /// Says how many partitions a topic should have, and why.
     Advise(advise::Args),
+    /// Says what is wrong with topics, and what to do about it. Ends with 1 where there are errors.
+    Lint(lint::Args),
 }
 
 impl Command {
@@ -38,6 +41,7 @@ impl Command {
             Command::Create(args) => create::run(args, session).await,
             Command::Delete(args) => delete::run(args, session).await,
             Command::Advise(args) => advise::run(args, session).await,
+            Command::Lint(args) => lint::run(args, session).await,
         }
     }
 }

@@ -16,7 +16,10 @@ use serde::Deserialize;
 use tokio::{select, time::timeout};
 
 use super::{End, HEARTBEAT, Stream, error_text};
-use crate::error::{BridgeError, Code, Result};
+use crate::{
+    auth::{carrier, spend},
+    error::{BridgeError, Code, Result},
+};
 
 /// What a client says is short.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
@@ -32,6 +35,7 @@ pub(super) fn upgrade(upgrade: WebSocketUpgrade, stream: Stream) -> Response {
     let sessions = stream.app.sessions.clone();
     let (session, tasks) = (Arc::clone(&stream.session), sessions.tasks());
     let refused = (sessions, Arc::clone(&session));
+    let carrier = carrier();
     upgrade
         .max_message_size(MESSAGE_BYTES_MAX)
         .on_failed_upgrade(move |error| {
@@ -41,7 +45,7 @@ pub(super) fn upgrade(upgrade: WebSocketUpgrade, stream: Stream) -> Response {
         })
         .on_upgrade(move |socket| async move {
             // A task of the service: its end waits for it.
-            drop(tasks.spawn(serve(stream, socket)).await);
+            drop(tasks.spawn(carrier.run(serve(stream, socket))).await);
         })
         .into_response()
 }
@@ -98,6 +102,8 @@ async fn run(stream: &mut Stream, socket: &mut WebSocket) -> End {
             Ok(batch) => batch,
         };
         credit = credit.map(|credit| credit.saturating_sub(batch.count as u64));
+        // No body of HTTP that would be counted.
+        let bytes = batch.text.len();
         let message = match stream.wrap(batch).await.map(Utf8Bytes::try_from) {
             None => Message::Ping(Default::default()),
             Some(Ok(text)) => Message::Text(text),
@@ -106,6 +112,7 @@ async fn run(stream: &mut Stream, socket: &mut WebSocket) -> End {
         if !matches!(timeout(idle, socket.send(message)).await, Ok(Ok(()))) {
             return End::Client;
         }
+        spend(bytes).await;
     }
 }
 

@@ -4,6 +4,7 @@
 //! again from the start of the process. A first round, in which the broker warms up, is not counted. The last lines
 //! compare what was measured with what is aimed at; a miss is told and does not fail the run, because it may be the machine's.
 
+mod bridge;
 mod collector;
 mod engine;
 mod latency;
@@ -46,7 +47,7 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-const PARTS: &str = "memory-channel file-channel latency start idle-files engine";
+const PARTS: &str = "memory-channel file-channel latency start idle-files engine bridge registry";
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -64,6 +65,8 @@ async fn main() -> Result<()> {
                 "latency" => latency::line_to_topic(&bootstrap, &dir).await,
                 "start" => latency::start(&bootstrap, &dir).await,
                 "idle-files" => latency::idle_files(&bootstrap, &dir).await,
+                "bridge" => bridge::produce_and_consume(&bootstrap, &dir).await,
+                "registry" => bridge::registry(&bootstrap, &dir).await,
                 "engine" => engine::windows(&bootstrap, &dir).await,
                 other => anyhow::bail!("BENCH_PARTS: no part `{other}`; there are: {PARTS}"),
             }?);

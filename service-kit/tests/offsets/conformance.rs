@@ -1,29 +1,50 @@
 //! What every offset store must do. A store's test calls `check` with a way to open it; the suite closes and opens it again.
 
-#![allow(clippy::unwrap_used)]
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
-use std::sync::Arc;
+use service_kit::kafka::TopicPartition;
+use service_kit::offsets::{METADATA_BYTES_MAX, OffsetCommit, OffsetError, OffsetStore, StoredOffset};
 
-use super::{METADATA_BYTES_MAX, OffsetCommit, OffsetError, OffsetStore, StoredOffset};
-use crate::kafka::TopicPartition;
+/// Topics and partitions that the suite commits to; Kafka keeps offsets only of those that exist.
+pub(crate) const TOPICS: [(&str, i32); 3] = [("logs", 8), ("new", 1), ("newer", 1)];
+
+/// What differs between stores.
+pub(crate) struct Facts {
+    /// Several may be open on the same data.
+    pub(crate) shared: bool,
+    /// How often each of the writers that race between processes writes.
+    pub(crate) races: i64,
+    /// The highest partition of `logs` that may have an offset.
+    pub(crate) partition_max: i32,
+}
 
 /// Runs the whole contract against an empty store that `open` opens, each time on the same data.
-pub(crate) async fn check<Open>(open: Open)
+pub(crate) async fn check<Open>(open: Open, facts: Facts)
 where
     Open: AsyncFn() -> Arc<dyn OffsetStore>,
 {
     let store = open().await;
     an_unknown_group_is_empty_at_epoch_zero(&*store).await;
     an_offset_moves_forward_only(&*store).await;
+    the_same_offset_again_replaces_the_metadata(&*store).await;
     a_commit_is_taken_as_a_whole(&*store).await;
     a_reset_rewinds_and_fences(&*store).await;
     a_deleted_group_stays_deleted(&*store).await;
-    wrong_requests_are_refused(&*store).await;
+    wrong_requests_are_refused(&*store, facts.partition_max).await;
     groups_do_not_mix(&*store).await;
     a_new_topic_of_an_old_name_has_no_offsets(&*store).await;
     racing_commits_end_at_the_highest(&store).await;
     a_reset_stops_racing_commits(&store).await;
     drop(store);
+    if facts.shared {
+        let (one, other) = (open().await, open().await);
+        what_one_process_was_answered_the_other_sees(&*one, &*other).await;
+        writers_of_two_processes_end_at_the_highest(&one, &other, facts.races).await;
+        resets_of_two_processes_have_epochs_of_their_own(&one, &other, facts.races).await;
+    }
     reopening_finds_everything(open).await;
 }
 
@@ -48,6 +69,21 @@ async fn an_offset_moves_forward_only(store: &dyn OffsetStore) {
     assert_eq!(offset(store, "forward", logs(1)).await, Some(0));
     // Only what was asked for is answered.
     assert_eq!(store.get("forward", Some(&[logs(1), logs(7)])).await.unwrap().offsets.len(), 1);
+}
+
+async fn the_same_offset_again_replaces_the_metadata(store: &dyn OffsetStore) {
+    let longest = "a1.".repeat(METADATA_BYTES_MAX / 3);
+    for metadata in ["", "first", &longest, "", &longest, "shorter"] {
+        store.commit("again", 0, &[at(logs(0), 10, metadata)]).await.unwrap();
+        let found = store.get("again", Some(&[logs(0)])).await.unwrap();
+        assert_eq!(found.offsets[&logs(0)], StoredOffset { offset: 10, metadata: metadata.to_owned() }, "{} bytes", metadata.len());
+    }
+    // A reset of nothing only fences, also a group that nobody has committed to.
+    assert_eq!(store.reset("fenced", &[]).await.unwrap(), 1);
+    assert!(matches!(store.commit("fenced", 0, &[at(logs(0), 1, "")]).await, Err(OffsetError::Fenced { current: 1, .. })));
+    let found = store.get("fenced", None).await.unwrap();
+    assert_eq!((found.epoch, found.offsets.len()), (1, 0));
+    assert!(!store.groups().await.unwrap().contains(&"fenced".to_owned()));
 }
 
 async fn a_commit_is_taken_as_a_whole(store: &dyn OffsetStore) {
@@ -87,7 +123,7 @@ async fn a_deleted_group_stays_deleted(store: &dyn OffsetStore) {
     assert_eq!(offset(store, "deleted", logs(0)).await, Some(1));
 }
 
-async fn wrong_requests_are_refused(store: &dyn OffsetStore) {
+async fn wrong_requests_are_refused(store: &dyn OffsetStore, partition_max: i32) {
     let long = "x".repeat(METADATA_BYTES_MAX + 1);
     for (group, commit) in [
         ("", at(logs(0), 1, "")),
@@ -103,8 +139,8 @@ async fn wrong_requests_are_refused(store: &dyn OffsetStore) {
     }
     assert!(store.get("wrong", None).await.unwrap().offsets.is_empty());
     let longest = "ö".repeat(METADATA_BYTES_MAX / 2);
-    store.commit("longest", 0, &[at(logs(i32::MAX), i64::MAX, &longest)]).await.unwrap();
-    assert_eq!(store.get("longest", None).await.unwrap().offsets[&logs(i32::MAX)].metadata, longest);
+    store.commit("longest", 0, &[at(logs(partition_max), i64::MAX, &longest)]).await.unwrap();
+    assert_eq!(store.get("longest", None).await.unwrap().offsets[&logs(partition_max)].metadata, longest);
 }
 
 async fn groups_do_not_mix(store: &dyn OffsetStore) {
@@ -193,11 +229,106 @@ async fn a_reset_stops_racing_commits(store: &Arc<dyn OffsetStore>) {
     assert_eq!(offset(&**store, "stop", logs(0)).await, Some(1));
 }
 
+async fn what_one_process_was_answered_the_other_sees(one: &dyn OffsetStore, other: &dyn OffsetStore) {
+    let both = |value| [at(logs(0), value, "m"), at(logs(1), value, "m")];
+    for round in 1..=5 {
+        let epoch = one.get("two", None).await.unwrap().epoch;
+        one.commit("two", epoch, &both(100 + round)).await.unwrap();
+        assert_eq!(offset(other, "two", logs(1)).await, Some(100 + round));
+        let late = other.commit("two", epoch, &both(99 + round)).await.unwrap_err();
+        assert!(matches!(late, OffsetError::Regressed { .. }), "{late}");
+        let next = other.reset("two", &both(round)).await.unwrap();
+        assert_eq!(next, epoch + 1);
+        let late = one.commit("two", epoch, &both(200)).await.unwrap_err();
+        assert!(matches!(late, OffsetError::Fenced { current, .. } if current == next), "{late}");
+        let found = one.get("two", Some(&[logs(0), logs(1)])).await.unwrap();
+        assert_eq!((found.epoch, found.offsets[&logs(0)].offset, found.offsets[&logs(1)].offset), (next, round, round));
+    }
+    assert!(one.know_topic("new", [3; 16]).await.unwrap().is_empty(), "all of its offsets were removed before");
+    let epoch = other.get("two", None).await.unwrap().epoch;
+    other.commit("two", epoch, &[at(TopicPartition::new("new", 0), 1, "")]).await.unwrap();
+    assert_eq!(other.know_topic("new", [4; 16]).await.unwrap(), ["two"]);
+    assert!(one.know_topic("new", [4; 16]).await.unwrap().is_empty());
+    assert!(other.delete("two").await.unwrap());
+    assert!(!one.delete("two").await.unwrap());
+    assert!(one.get("two", None).await.unwrap().offsets.is_empty());
+}
+
+async fn writers_of_two_processes_end_at_the_highest(one: &Arc<dyn OffsetStore>, other: &Arc<dyn OffsetStore>, steps: i64) {
+    let ended = Arc::new(AtomicBool::new(false));
+    let watcher = {
+        let (store, ended) = (Arc::clone(one), Arc::clone(&ended));
+        tokio::spawn(async move {
+            let (mut highest, mut looks) = (-1, 0);
+            while !ended.load(Ordering::Relaxed) {
+                let found = store.get("two-race", None).await.unwrap().offsets;
+                let offsets: Vec<i64> = found.values().map(|stored| stored.offset).collect();
+                assert!(offsets.is_empty() || offsets.len() == 3, "a part of a commit: {found:?}");
+                assert!(found.values().all(|stored| stored.offset == offsets[0] && stored.metadata == offsets[0].to_string()), "{found:?}");
+                let now = offsets.first().copied().unwrap_or(-1);
+                assert!(now >= highest, "went back from {highest} to {now}");
+                (highest, looks) = (now, looks + 1);
+            }
+            looks
+        })
+    };
+    let tasks: Vec<_> = (0..6_i64)
+        .map(|task| {
+            let store = Arc::clone(if task % 2 == 0 { one } else { other });
+            tokio::spawn(async move {
+                let mut accepted = -1;
+                for step in 0..steps {
+                    let offset = step * 6 + task;
+                    let commit = [2, 0, 1].map(|partition| at(logs(partition), offset, &offset.to_string()));
+                    match store.commit("two-race", 0, &commit).await {
+                        Ok(()) => accepted = offset,
+                        Err(OffsetError::Regressed { stored, .. }) => assert!(stored > offset),
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+                accepted
+            })
+        })
+        .collect();
+    let mut highest = -1;
+    for task in tasks {
+        highest = highest.max(task.await.unwrap());
+    }
+    ended.store(true, Ordering::Relaxed);
+    assert!(watcher.await.unwrap() > 0);
+    assert_eq!(highest, steps * 6 - 1, "the highest is never refused");
+    for store in [one, other] {
+        assert_eq!(offset(&**store, "two-race", logs(2)).await, Some(highest));
+    }
+}
+
+async fn resets_of_two_processes_have_epochs_of_their_own(one: &Arc<dyn OffsetStore>, other: &Arc<dyn OffsetStore>, steps: i64) {
+    let tasks: Vec<_> = (0..6)
+        .map(|task| {
+            let store = Arc::clone(if task % 2 == 0 { one } else { other });
+            tokio::spawn(async move {
+                let mut epochs = Vec::new();
+                for _ in 0..steps {
+                    epochs.push(store.reset("two-resets", &[at(logs(0), 5, "")]).await.unwrap());
+                }
+                epochs
+            })
+        })
+        .collect();
+    let mut epochs = Vec::new();
+    for task in tasks {
+        epochs.extend(task.await.unwrap());
+    }
+    epochs.sort_unstable();
+    assert_eq!(epochs, (1..=6 * steps as u64).collect::<Vec<u64>>());
+}
+
 async fn reopening_finds_everything<Open>(open: Open)
 where
     Open: AsyncFn() -> Arc<dyn OffsetStore>,
 {
     let store = open().await;
+    assert_eq!(store.get("again", None).await.unwrap().offsets[&logs(0)], StoredOffset { offset: 10, metadata: "shorter".to_owned() });
     assert_eq!(offset(&*store, "forward", logs(0)).await, Some(11));
     let found = store.get("reset", None).await.unwrap();
     assert_eq!((found.epoch, found.offsets[&logs(0)].offset), (2, 4));

@@ -1,0 +1,352 @@
+//! A request for a consumer instance that another replica holds goes there, whole, and its answer comes back.
+//!
+//! One for an instance that is held here is served at once and looks at nothing. What is known of the others is believed until it turns out to be
+//! wrong: an owner that does not hold the instance says so (421), and one that does not answer is looked for in the directory, and
+//! replaced if it is still the one that is named there. Since every operation can be done twice (`session/sharing.rs`), the request is then
+//! done here, although the owner may have done it before it broke off.
+//!
+//! A request is forwarded once: it carries a header that says so, and its answer one that says that it comes from a bridge. Somebody else
+//! at the owner's address, or a bridge that refuses everything because it stops, does not set it, and counts as gone.
+//!
+//! With authentication the replica that was asked first knows the caller; the owner is told who it is in a signed header, never by the credential
+//! (`auth/hop.rs`), and asks its own policy. Where the others listen with TLS, their certificates are checked (`consume.forward_ca`), and this one's own
+//! is shown to those that ask for one.
+//!
+//! Bounds: the body (`limits.body_bytes_max`), the connect (`consume.forward_connect_timeout`), the answer (`consume.request_timeout_max` and a little), the
+//! rounds of claims that others win. An owner whose host vanished keeps its connections open: every second of waiting it is connected to anew.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequest as _, RawPathParams, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use parking_lot::Mutex;
+use service_kit::files::Watched;
+use tokio::{
+    select,
+    time::{Instant, sleep},
+};
+
+use super::{App, consume};
+use crate::{
+    auth::{self, Auth},
+    config::BridgeConfig,
+    error::{BridgeError, Code, Result},
+    session::{Place, answers_at, instance_not_found},
+    trust,
+};
+
+/// On requests: the address of the replica that forwards it. On answers: the address of the one that holds the instance.
+const FORWARDED: HeaderName = HeaderName::from_static("millrace-forwarded");
+/// Concern one connection alone.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+/// Claims in a row that others may win.
+const ROUNDS_MAX: usize = 6;
+/// How often an owner that has not answered yet is connected to anew.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Beyond the longest wait for records.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
+/// The kit's listeners close a connection without requests after 60 s or more.
+const IDLE_MAX: Duration = Duration::from_secs(20);
+
+/// How often requests have the files of TLS looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+type Connections = Client<HttpsConnector<HttpConnector>, Body>;
+
+/// Connections to the other replicas. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Forward {
+    config: Arc<BridgeConfig>,
+    connections: Arc<Mutex<Kept>>,
+}
+
+struct Kept {
+    client: Connections,
+    files: Watched,
+    looked: Instant,
+}
+
+/// Why another replica did not answer for an instance.
+enum Refused {
+    /// It is there, and does not hold it.
+    NotHeld,
+    /// It does not answer, or no bridge does.
+    Gone(String),
+    /// It may be there, and cannot be asked.
+    Unasked(String),
+}
+
+impl Forward {
+    /// The error names what is wrong with the files of TLS.
+    pub(crate) fn new(config: &BridgeConfig) -> Result<Self, String> {
+        let tls = &config.http.tls;
+        let files = Watched::new([config.consume.forward_ca.clone(), tls.cert.clone(), tls.key.clone()]);
+        let kept = Kept { client: connections(config)?, files, looked: Instant::now() };
+        Ok(Self { config: Arc::new(config.clone()), connections: Arc::new(Mutex::new(kept)) })
+    }
+
+    fn client(&self) -> Connections {
+        let mut kept = self.connections.lock();
+        if kept.looked.elapsed() >= LOOK {
+            kept.looked = Instant::now();
+            if kept.files.changed() {
+                match connections(&self.config) {
+                    Ok(client) => kept.client = client,
+                    Err(error) => {
+                        tracing::error!(error, "the changed TLS files cannot be used to reach other bridges; going on with those before")
+                    }
+                }
+            }
+        }
+        kept.client.clone()
+    }
+
+    async fn send(&self, owner: &str, me: &str, auth: Option<&Auth>, parts: &Parts, body: Bytes) -> Result<Response, Refused> {
+        let connect_timeout = self.config.consume.forward_connect_timeout;
+        let answer_timeout = self.config.consume.request_timeout_max + ANSWER_TIME;
+        let gone = |reason: &dyn std::fmt::Display| Refused::Gone(reason.to_string());
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let uri: Uri = format!("{owner}{path}").parse().map_err(|error| gone(&error))?;
+        let mut headers = end_to_end(parts.headers.clone());
+        // It is sent as one piece.
+        headers.remove(header::CONTENT_LENGTH);
+        headers.insert(FORWARDED, HeaderValue::try_from(me).map_err(|error| gone(&error))?);
+        if let Some(auth) = auth
+            && !auth.hand_on(&parts.method, &parts.uri, &body, &mut headers)
+        {
+            if !answers_at(owner, connect_timeout).await {
+                return Err(Refused::Gone("it takes no connections any more".to_owned()));
+            }
+            return Err(Refused::Unasked(
+                "auth.forward_secret_file is not set, so no request is handed on; give all bridges the same".to_owned(),
+            ));
+        }
+        let mut request = Request::new(Body::from(body));
+        *request.method_mut() = parts.method.clone();
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        let mut answer = std::pin::pin!(self.client().request(request));
+        let until = Instant::now() + answer_timeout;
+        let answer = loop {
+            select! {
+                answer = &mut answer => break answer,
+                () = sleep(PROBE_INTERVAL) => {}
+            }
+            if !answers_at(owner, connect_timeout).await {
+                return Err(Refused::Gone("it takes no connections any more".to_owned()));
+            }
+            if Instant::now() >= until {
+                return Err(Refused::Gone(format!("no answer within {answer_timeout:?}")));
+            }
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            // Somebody is there, and TLS does not come about: that must not cost a replica that lives its sessions.
+            Err(error) if error.is_connect() && owner.starts_with("https:") && answers_at(owner, connect_timeout).await => {
+                return Err(Refused::Unasked(format!("no TLS with it (consume.forward_ca): {}", causes(&error))));
+            }
+            Err(error) => return Err(gone(&causes(&error))),
+        };
+        let (mut parts, body) = answer.into_parts();
+        if parts.headers.remove(FORWARDED).is_none() {
+            return Err(Refused::Gone(format!("{} from somebody who holds no consumers", parts.status)));
+        }
+        if parts.status == StatusCode::MISDIRECTED_REQUEST {
+            return Err(Refused::NotHeld);
+        }
+        // The caller's credential was good here.
+        if parts.status == StatusCode::UNAUTHORIZED && auth.is_some() {
+            let reason = "it does not take what is handed on: give all bridges the same auth.forward_secret_file, and set their clocks";
+            return Err(Refused::Unasked(reason.to_owned()));
+        }
+        parts.headers = end_to_end(parts.headers);
+        Ok(Response::from_parts(parts, Body::new(body)))
+    }
+}
+
+fn connections(config: &BridgeConfig) -> Result<Connections, String> {
+    let (consume, tls) = (&config.consume, &config.http.tls);
+    let secure = tls.is_on() || !consume.forward_ca.as_os_str().is_empty() || config.http.advertised.trim().starts_with("https:");
+    let identity = tls.is_on().then_some((tls.cert.as_path(), tls.key.as_path()));
+    let ca = &consume.forward_ca;
+    // What is wrong with the certificate, its listener tells; and who has no other bridges needs no authorities.
+    let otherwise = |_| if ca.as_os_str().is_empty() { trust::nobody() } else { trust::client(ca, None) };
+    let trusted = if secure { trust::client(ca, identity).or_else(otherwise)? } else { trust::nobody()? };
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(consume.forward_connect_timeout));
+    connector.set_nodelay(true);
+    connector.enforce_http(false);
+    let connector = HttpsConnectorBuilder::new().with_tls_config(trusted).https_or_http().enable_http1().wrap_connector(connector);
+    Ok(Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_MAX)
+        .pool_max_idle_per_host(consume.forward_idle_max)
+        .build(connector))
+}
+
+/// An error with what lies behind it.
+fn causes(error: &dyn std::error::Error) -> String {
+    let all = std::iter::successors(Some(error), |error| error.source());
+    all.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Around everything of a consumer instance, the guard too: tells the replica that has handed a request on that a bridge has answered it.
+pub(super) async fn marked(State(app): State<App>, request: Request, next: Next) -> Response {
+    let is_forwarded = request.headers().contains_key(FORWARDED);
+    let mut answer = next.run(request).await;
+    if is_forwarded && let Some(me) = app.sessions.directory().and_then(|directory| HeaderValue::try_from(directory.me()).ok()) {
+        answer.headers_mut().insert(FORWARDED, me);
+    }
+    answer
+}
+
+fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in HOP_BY_HOP.iter().chain(&named) {
+        headers.remove(name);
+    }
+    headers
+}
+
+/// Around every operation of a consumer instance.
+pub(super) async fn hand_over(State(app): State<App>, params: RawPathParams, request: Request, next: Next) -> Response {
+    if app.sessions.directory().is_none() {
+        return next.run(request).await;
+    }
+    let param = |name: &str| params.iter().find(|(of, _)| *of == name).map_or("", |(_, value)| value).to_owned();
+    let (group, name) = (param("group"), param("instance"));
+    let (parts, body) = request.into_parts();
+    // Whoever answers it, it may have to be sent again.
+    let body = match Bytes::from_request(Request::from_parts(parts.clone(), body), &app).await {
+        Ok(body) => body,
+        Err(refusal) => return refusal.into_response(),
+    };
+    if let Err(error) = auth::check_body(&body) {
+        return error.into_response();
+    }
+    let is_forwarded = parts.headers.contains_key(FORWARDED);
+    let handing = Handing { app: &app, group: &group, name: &name, parts, body, is_forwarded };
+    handing.answer(next).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+struct Handing<'a> {
+    app: &'a App,
+    group: &'a str,
+    name: &'a str,
+    parts: Parts,
+    body: Bytes,
+    is_forwarded: bool,
+}
+
+impl Handing<'_> {
+    async fn answer(self, next: Next) -> Result<Response> {
+        let Self { app, group, name, .. } = self;
+        let me = app.sessions.directory().map_or("", |directory| directory.me());
+        // The turn whose owner did not answer for it.
+        let mut refused = None;
+        let mut broke_off = false;
+        for _ in 0..ROUNDS_MAX {
+            let (turn, entry) = match app.sessions.find(group, name, refused.is_some()).await? {
+                Place::Here(session) => {
+                    let request = Request::from_parts(self.parts.clone(), Body::from(self.body.clone()));
+                    let answer = next.clone().run(request).await;
+                    if !is_doubtful(&answer) {
+                        return Ok(answer);
+                    }
+                    if app.sessions.lost(&session).await {
+                        continue;
+                    }
+                    let is_missing = answer.extensions().get::<BridgeError>().is_some_and(|error| error.code == Code::InstanceNotFound);
+                    if is_missing && session.is_shared() {
+                        // The directory has it still: it was given up here, to go on elsewhere.
+                        return Err(BridgeError::new(
+                            Code::Unavailable,
+                            "the bridge is stopping; another one, or this one after its restart, goes on",
+                        ));
+                    }
+                    return Ok(answer);
+                }
+                Place::Nowhere if broke_off && self.is_deletion() => return Ok(StatusCode::NO_CONTENT.into_response()),
+                Place::Nowhere => return Err(instance_not_found(group, name)),
+                Place::There(turn, entry) => (turn, entry),
+            };
+            let is_ours = entry.owner == me;
+            if is_ours && refused.is_none() {
+                // This process was started again; what it knows may be old.
+                refused = Some(0);
+                continue;
+            }
+            if !is_ours && self.is_forwarded {
+                return Err(BridgeError::new(
+                    Code::Misdirected,
+                    format!("instance {name:?} of group {group:?} is held by {}", entry.owner),
+                ));
+            }
+            if !is_ours && refused != Some(turn) {
+                metrics::counter!("millrace_bridge_forwarded_requests_total").increment(1);
+                match app.forward.send(&entry.owner, me, app.auth.as_ref(), &self.parts, self.body.clone()).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(Refused::NotHeld) => {}
+                    Err(Refused::Unasked(reason)) => {
+                        metrics::counter!("millrace_bridge_forward_failures_total").increment(1);
+                        return Err(BridgeError::new(
+                            Code::Unavailable,
+                            format!("instance {name:?} of group {group:?} is held by {}: {reason}", entry.owner),
+                        ));
+                    }
+                    Err(Refused::Gone(reason)) => {
+                        broke_off = true;
+                        metrics::counter!("millrace_bridge_forward_failures_total").increment(1);
+                        tracing::debug!(group, instance = name, owner = entry.owner, reason, "the owner of a consumer does not answer");
+                    }
+                }
+                refused = Some(turn);
+                continue;
+            }
+            if self.is_deletion() && app.sessions.directory().is_some_and(|directory| directory.store() != entry.store) {
+                if app.sessions.strike_out(group, name, turn).await? {
+                    return Ok(StatusCode::NO_CONTENT.into_response());
+                }
+                continue;
+            }
+            let (_, settings) = consume::settings(entry.fields.clone(), &app.config)?;
+            // Whoever has won: the next round finds it.
+            app.sessions.take_over(group, name, turn, &entry, settings).await?;
+        }
+        Err(BridgeError::new(Code::Unavailable, format!("instance {name:?} of group {group:?} moves from bridge to bridge; try again")))
+    }
+
+    fn is_deletion(&self) -> bool {
+        self.parts.method == Method::DELETE && !self.parts.uri.path().ends_with("/subscription")
+    }
+}
+
+/// An answer that may be so because the instance is another replica's by now.
+fn is_doubtful(answer: &Response) -> bool {
+    matches!(answer.status(), StatusCode::NOT_FOUND | StatusCode::CONFLICT) || answer.status().is_server_error()
+}
