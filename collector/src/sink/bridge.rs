@@ -173,12 +173,11 @@ impl ToBridge {
 
 fn record(record: OutRecord) -> Record {
     Record {
-        topic: String::new(),
         partition: record.partition,
         key: record.key,
         value: record.value,
         headers: record.headers.into_iter().map(|(key, value)| Header { key, value: Some(value) }).collect(),
         timestamp_ms: record.timestamp_ms,
-        offset: 0,
+        ..Record::default()
     }
 }
