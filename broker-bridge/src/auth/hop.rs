@@ -116,7 +116,7 @@ mod tests {
     use crate::auth::{Credential, tests::Kept};
 
     fn called(until: Option<SystemTime>) -> Called {
-        let (auth, asked) = (Kept::new("", &["ann"]).auth.clone(), Default::default());
+        let (auth, asked) = (Kept::new("", &["ann"]).auth, Default::default());
         let roles = vec!["writer".to_owned()];
         Called { auth, principal: Arc::from("ann"), roles, by: Credential::Token, address: None, until, body: None, asked }
     }

@@ -471,7 +471,7 @@ impl Session {
         let mut outcome = Outcome::default();
         let now = Instant::now();
         for Reject { partition, offset, delay, why } in wanted.reject {
-            if state.reject(&partition, offset, now + delay, &why) {
+            if state.reject(&partition, offset, now + delay, why) {
                 outcome.rejected += 1;
             } else {
                 outcome.ignored.push((partition, offset));

@@ -319,7 +319,7 @@ impl State {
         self.partitions.get_mut(partition).map_or(Settled::Unknown, |progress| progress.window.acknowledge(offset))
     }
 
-    pub(super) fn reject(&mut self, partition: &TopicPartition, offset: i64, due: Instant, why: &Cow<'static, str>) -> bool {
+    pub(super) fn reject(&mut self, partition: &TopicPartition, offset: i64, due: Instant, why: Cow<'static, str>) -> bool {
         self.partitions.get_mut(partition).is_some_and(|progress| progress.window.reject(offset, due, why))
     }
 
@@ -328,7 +328,7 @@ impl State {
     /// What the store does not have yet.
     pub(super) fn changed_windows(&mut self) -> Vec<OffsetCommit> {
         let changed = self.partitions.iter_mut().filter_map(|(partition, progress)| {
-            let stored = progress.window.to_store()?;
+            let stored = progress.window.unstored()?;
             Some(OffsetCommit { partition: partition.clone(), offset: stored.offset, metadata: stored.metadata })
         });
         changed.collect()

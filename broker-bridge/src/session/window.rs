@@ -311,18 +311,18 @@ impl Window {
     }
 
     /// It is delivered again from `due` on; false where it is not unacknowledged here.
-    pub(super) fn reject(&mut self, offset: i64, due: Instant, why: &Cow<'static, str>) -> bool {
+    pub(super) fn reject(&mut self, offset: i64, due: Instant, why: Cow<'static, str>) -> bool {
         match self.held_mut(offset) {
             None => false,
             Some(held) => {
-                (held.batch, held.due, held.why) = (None, due, why.clone());
+                (held.batch, held.due, held.why) = (None, due, why);
                 true
             }
         }
     }
 
     /// Offset and metadata to be stored, where they are not yet.
-    pub(super) fn to_store(&mut self) -> Option<StoredOffset> {
+    pub(super) fn unstored(&mut self) -> Option<StoredOffset> {
         let offset = self.base().filter(|_| self.changed)?;
         let owner = self.owner.get_or_insert_with(new_owner).clone();
         Some(StoredOffset { offset, metadata: format!("{PREFIX}{owner} {}", self.runs(offset)) })
@@ -451,7 +451,7 @@ mod tests {
 
     fn text(window: &mut Window) -> (i64, String) {
         window.changed = true;
-        let stored = window.to_store().unwrap();
+        let stored = window.unstored().unwrap();
         (stored.offset, stored.metadata[PREFIX.len() + OWNER_BYTES + 1..].to_owned())
     }
 
@@ -509,7 +509,7 @@ mod tests {
         }
         assert_eq!(window.held_from(0).map(|held| held.record.offset).collect::<Vec<_>>(), [15, 16, 18]);
         assert_eq!(window.fresh(10).map(|record| record.offset).collect::<Vec<_>>(), [19]);
-        let mine = window.to_store().unwrap();
+        let mine = window.unstored().unwrap();
         assert!(window.is_mine(Some(&mine), Some(15)) && !window.is_mine(None, Some(15)));
     }
 
@@ -543,7 +543,7 @@ mod tests {
             count += 1;
         }
         assert!((800..900).contains(&count), "{count}");
-        let stored = window.to_store().unwrap();
+        let stored = window.unstored().unwrap();
         assert!((METADATA_BYTES_MAX - 16..=METADATA_BYTES_MAX).contains(&stored.metadata.len()), "{}", stored.metadata.len());
         assert_eq!(window.acknowledge(0), Settled::Now);
         assert!(window.has_room(usize::MAX));
@@ -571,7 +571,7 @@ mod tests {
                 }
             }
             prop_assert!(window.text_bytes <= RUNS_BYTES_MAX);
-            let stored = window.to_store().unwrap();
+            let stored = window.unstored().unwrap();
             prop_assert!(stored.metadata.len() <= METADATA_BYTES_MAX);
             prop_assert!(stored.metadata.len() <= PREFIX.len() + OWNER_BYTES + 1 + window.text_bytes);
             let mut again = Window::restored(&stored);
@@ -585,7 +585,7 @@ mod tests {
             let found: Vec<_> = again.held_from(0).map(|held| (held.record.offset, held.attempts)).collect();
             prop_assert_eq!(found, expected);
             prop_assert_eq!(again.ahead.len(), 0);
-            let twice = again.to_store().unwrap();
+            let twice = again.unstored().unwrap();
             prop_assert_eq!(&twice.metadata[PREFIX.len() + OWNER_BYTES..], &stored.metadata[PREFIX.len() + OWNER_BYTES..]);
         }
 

@@ -59,7 +59,10 @@ async fn answered<T>(client: &Client, request: impl Future<Output = T>) -> T {
             () = sleep(RENEWAL) => {}
         }
         let asked = Arc::clone(client);
-        let renewal = blocking(move || Ok(drop(asked.inner().fetch_metadata(None, RENEWAL))));
+        let renewal = blocking(move || {
+            drop(asked.inner().fetch_metadata(None, RENEWAL));
+            Ok(())
+        });
         select! {
             answer = &mut request => return answer,
             _ = renewal => {}

@@ -105,7 +105,9 @@ impl Zookeeper {
             | Error::NotReadOnly
             | Error::Throttled
             | Error::ConnectionLoss
-            | Error::ClientClosed => self.calls.away(error),
+            | Error::ClientClosed
+            // What reading or writing the connection met, as a pipe that is broken.
+            | Error::Custom(_) => self.calls.away(error),
             Error::NoAuth => self.calls.storage("a node may not be read or written; open /consumers and /millrace to everybody"),
             other => self.calls.storage(other),
         }
