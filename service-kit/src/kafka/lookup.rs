@@ -133,7 +133,8 @@ impl Lookup {
         if partitions.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let list = list(partitions.iter().map(|partition| (partition, at)))?;
+        // A broker refuses a request that names a partition twice.
+        let list = list(partitions.iter().map(|partition| (partition, at)).collect::<BTreeMap<_, _>>())?;
         let answer = self.ask("asking for offsets", move |lookup| lookup.consumer.offsets_for_times(list, lookup.timeout)).await;
         match answer.and_then(|list| offsets(&list)) {
             Ok(offsets) => Ok(offsets),
