@@ -102,7 +102,8 @@ impl Family {
 
     async fn put(&self, app: &App, setting: String, headers: &HeaderMap, bytes: &[u8]) -> Reply {
         let Update { value } = body(headers, bytes)?;
-        self.change(app, vec![ConfigChange { name: setting, value: value.map(text) }], false).await
+        let value = value_of(&setting, value)?;
+        self.change(app, vec![ConfigChange { name: setting, value }], false).await
     }
 
     async fn delete(&self, app: &App, setting: String) -> Reply {
@@ -128,7 +129,7 @@ impl Family {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Update {
-    /// Numbers and booleans are taken as text; null takes the value away.
+    /// Null takes the value away.
     #[serde(default)]
     value: Option<Value>,
 }
@@ -155,7 +156,7 @@ struct Alter {
 impl Alter {
     fn change(self) -> Result<ConfigChange> {
         match self.operation.as_deref() {
-            None | Some("SET") => Ok(ConfigChange { name: self.name, value: self.value.map(text) }),
+            None | Some("SET") => Ok(ConfigChange { value: value_of(&self.name, self.value)?, name: self.name }),
             Some("DELETE") => Ok(ConfigChange { name: self.name, value: None }),
             Some(other) => {
                 Err(BridgeError::new(Code::BadRequest, format!("operation {other:?} of {} is not possible; give SET or DELETE", self.name)))
@@ -164,8 +165,17 @@ impl Alter {
     }
 }
 
-fn text(value: Value) -> String {
-    if let Value::String(text) = value { text } else { value.to_string() }
+/// Of a setting. Numbers and booleans are taken as text; null is none.
+pub(super) fn value_of(setting: &str, value: Option<Value>) -> Result<Option<String>> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(Value::Array(_) | Value::Object(_)) => Err(BridgeError::new(
+            Code::BadRequest,
+            format!("the value of {setting:?} is a list or an object; give text, a number, true or false"),
+        )),
+        Some(other) => Ok(Some(other.to_string())),
+    }
 }
 
 // === Topics ===

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use service_kit::kafka::TopicView;
 
-use super::{App, Cluster, JSON, Reply, body, done, json_response, ok};
+use super::{App, Cluster, JSON, Reply, body, configs::value_of, done, json_response, ok};
 use crate::{
     error::{BridgeError, Code},
     topics::NewTopic,
@@ -75,20 +75,20 @@ struct Create {
 #[serde(deny_unknown_fields)]
 struct Config {
     name: String,
-    /// Numbers and booleans are taken as text; null is the broker's default.
+    /// Null is the broker's default.
     #[serde(default)]
-    value: Value,
+    value: Option<Value>,
 }
 
 pub(in crate::http) async fn create_topic(State(app): State<App>, Path(name): Path<String>, headers: HeaderMap, bytes: Bytes) -> Reply {
     let cluster = Cluster::named(&app, &headers, &name).await?;
     let wanted: Create = body(&headers, &bytes)?;
-    let text = |value: Value| match value {
-        Value::Null => None,
-        Value::String(text) => Some(text),
-        other => Some(other.to_string()),
-    };
-    let config = wanted.configs.into_iter().filter_map(|config| Some((config.name, text(config.value)?))).collect();
+    let mut config = BTreeMap::new();
+    for Config { name, value } in wanted.configs {
+        if let Some(value) = value_of(&name, value)? {
+            config.insert(name, value);
+        }
+    }
     let new = NewTopic {
         name: wanted.topic_name.clone(),
         partitions: wanted.partitions_count.unwrap_or(0),
