@@ -7,6 +7,7 @@ mod burrow;
 mod consume;
 mod forward;
 mod negotiate;
+mod object;
 mod produce;
 mod push;
 mod topics;
@@ -328,7 +329,7 @@ impl IntoResponse for BridgeError {
 
 /// A request's JSON body. What is not JSON is 400, what is not the expected JSON is 422; both with the place.
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(body).map_err(|error| {
+    serde_json::from_slice(body).map(|object::Object(request)| request).map_err(|error| {
         if body.is_empty() {
             return BridgeError::new(Code::BadRequest, "the request has no body; send JSON");
         }

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 use service_kit::kafka::OutRecord;
 
-use super::{App, V2, json_response, negotiate, parse, partition_id, query};
+use super::{App, V2, json_response, negotiate, object::Object, parse, partition_id, query};
 use crate::{
     codec::{Schemas, Writer},
     config::Compat,
@@ -27,7 +27,7 @@ use crate::{
 #[serde(deny_unknown_fields)]
 struct Request<'a> {
     #[serde(borrow)]
-    records: Vec<Record<'a>>,
+    records: Vec<Object<Record<'a>>>,
     #[serde(default)]
     key_schema: Option<String>,
     #[serde(default)]
@@ -105,7 +105,7 @@ async fn produce(
     let records: Vec<OutRecord> = records
         .into_iter()
         .enumerate()
-        .map(|(index, record)| out_record(&writer, &topic, partition, index, record))
+        .map(|(index, Object(record))| out_record(&writer, &topic, partition, index, record))
         .collect::<Result<_>>()?;
 
     let header_text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());

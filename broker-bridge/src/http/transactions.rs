@@ -17,7 +17,9 @@ use serde_json::json;
 use service_kit::kafka::{OutRecord, TopicPartition};
 
 use super::{
-    App, JSON, base_url, json_response, negotiate, parse,
+    App, JSON, base_url, json_response, negotiate,
+    object::Object,
+    parse,
     produce::{Record, out_record},
 };
 use crate::{
@@ -29,7 +31,7 @@ use crate::{
 #[serde(deny_unknown_fields)]
 struct Records<'a> {
     #[serde(borrow)]
-    records: Vec<TopicRecord<'a>>,
+    records: Vec<Object<TopicRecord<'a>>>,
     /// These hold for each topic, under the subjects that are named by it.
     #[serde(default)]
     key_schema: Option<String>,
@@ -65,7 +67,7 @@ async fn records(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<Vec<OutR
     let schemas = Schemas { key_schema, key_schema_id, value_schema, value_schema_id };
     let mut topics: HashMap<String, (Arc<str>, Writer)> = HashMap::new();
     let mut ready = Vec::with_capacity(records.len());
-    for (index, record) in records.into_iter().enumerate() {
+    for (index, Object(record)) in records.into_iter().enumerate() {
         let TopicRecord { topic, key, value, partition, timestamp, headers } = record;
         let (topic, writer) = match topics.entry(topic) {
             Entry::Occupied(known) => known.into_mut(),

@@ -30,7 +30,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use service_kit::kafka::ClusterView;
 
-use super::{App, JSON, base_url, json_response, negotiate, segment};
+use super::{App, JSON, base_url, json_response, negotiate, object::Object, segment};
 use crate::error::{BridgeError, Code, Result};
 
 /// v3 answers errors as plain JSON, and some with numbers of its own.
@@ -148,5 +148,6 @@ fn body<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T> {
         return Err(BridgeError::new(Code::InvalidPayload, "Payload error. Request body is empty. Data is required."));
     }
     serde_json::from_slice(body)
+        .map(|Object(request)| request)
         .map_err(|error| BridgeError::new(Code::BadRequest, format!("the body is not as expected: {error}; GET /openapi shows what is")))
 }

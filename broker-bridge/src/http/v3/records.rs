@@ -35,7 +35,7 @@ use super::{
 use crate::{
     auth::{Carrier, carrier},
     error::{BridgeError, Code, Result},
-    http::negotiate,
+    http::{negotiate, object::Object},
     produce::Produce,
     registry::Registry,
     trace::TRACEPARENT,
@@ -339,7 +339,7 @@ where
 #[serde(deny_unknown_fields)]
 struct Batch<'a> {
     #[serde(borrow)]
-    entries: Vec<Entry<'a>>,
+    entries: Vec<Object<Entry<'a>>>,
 }
 
 /// A record with an id of its own.
@@ -374,7 +374,7 @@ pub(in crate::http) async fn records_batch(
     let batch: Batch<'_> = serde_json::from_slice(&bytes)
         .map_err(|error| BridgeError::new(Code::BadRequest, format!("the body is not as expected: {error}; GET /openapi shows what is")))?;
     let mut ids = HashSet::new();
-    for entry in &batch.entries {
+    for Object(entry) in &batch.entries {
         if entry.id.is_empty() || entry.id.len() > 80 {
             return Err(refused("Batch entry identifier is not a valid string.").into());
         }
@@ -389,7 +389,7 @@ pub(in crate::http) async fn records_batch(
         return Err(refused("Too many entries in batch.").into());
     }
     let mut ready: Vec<(String, Result<Ready>)> = Vec::with_capacity(batch.entries.len());
-    for Entry { id, partition_id, headers, key, value, timestamp } in batch.entries {
+    for Object(Entry { id, partition_id, headers, key, value, timestamp }) in batch.entries {
         ready.push((id, Record { partition_id, headers, key, value, timestamp }.ready(&target).await));
     }
     let write = |(id, ready): (String, Result<Ready>)| {
