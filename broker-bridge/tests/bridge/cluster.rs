@@ -22,17 +22,18 @@ fn script(command: &str, directory: &Path, arguments: &[&str]) -> Output {
 }
 
 /// Stopped, and its files removed, when it goes out of scope.
-struct Cluster {
+pub(crate) struct Cluster {
     directory: TempDir,
-    servers: String,
+    brokers: u32,
+    pub(crate) servers: String,
 }
 
 impl Cluster {
-    fn start() -> Self {
+    pub(crate) fn start(brokers: u32) -> Self {
         let directory = TempDir::new().unwrap();
-        let output = script("start", directory.path(), &["--brokers", "3"]);
+        let output = script("start", directory.path(), &["--brokers", &brokers.to_string(), "--acls"]);
         assert!(output.status.success(), "{}", text(&output));
-        Self { servers: String::from_utf8(output.stdout).unwrap().trim().to_owned(), directory }
+        Self { servers: String::from_utf8(output.stdout).unwrap().trim().to_owned(), brokers, directory }
     }
 
     fn broker(&self, command: &str, id: i32) {
@@ -44,8 +45,8 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         // Brokers that are asked to end wait for each other, and there is nothing to keep. One that is dead already says so.
-        for id in ["1", "2", "3"] {
-            script("kill", self.directory.path(), &[id]);
+        for id in 1..=self.brokers {
+            script("kill", self.directory.path(), &[&id.to_string()]);
         }
         let output = script("stop", self.directory.path(), &[]);
         // A second panic would hide why the test failed.
@@ -82,7 +83,7 @@ async fn gauge(client: &Client, name: &str) -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_one_of_three_brokers_killed_it_is_told_and_the_work_goes_on() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start(3);
     let bridge = Bridge::start(&cluster.servers).await;
     let client = Client::of(&bridge).await;
     let (topic, group) = (unique("topic"), unique("group"));
