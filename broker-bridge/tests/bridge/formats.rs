@@ -31,6 +31,22 @@ async fn python_s_deserialisers_read_what_the_bridge_writes_and_the_bridge_reads
     registry.remove().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schemas_that_refer_to_others_and_change_are_understood_by_python_and_by_every_replica() {
+    let registry = Registry::new();
+    let (one, two) = tokio::join!(registry.replica(), registry.replica());
+    let client = Client::of(&one).await;
+    let topics = [client.create_topic(1).await, client.create_topic(1).await, client.create_topic(1).await];
+    let urls = [format!("http://{}", one.http), format!("http://{}", two.http)];
+    python(&["references", &urls[0], &urls[1], &servers(), &topics[0], &topics[1], &topics[2]]).await;
+    for topic in &topics {
+        client.delete_topic(topic).await;
+    }
+    one.stop().await;
+    two.stop().await;
+    registry.remove().await;
+}
+
 fn user(fields: &[&str]) -> String {
     let fields: Vec<Value> = fields.iter().map(|name| json!({"name": name, "type": "string"})).collect();
     json!({"type": "record", "name": "shop.User", "fields": fields}).to_string()
