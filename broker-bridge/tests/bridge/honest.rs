@@ -21,12 +21,41 @@ pub(crate) fn resident(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
+/// A control character in place of each byte of a request: the refusal names the place.
+async fn garbled_at_every_byte(client: &Client, to: &str) {
+    let good = r#"{"records":[{"key":"k","value":{"a":[1.5e3,true,null]},"partition":0,"timestamp":5,"headers":[{"key":"h","value":"AP8="}]},{"value":null}]}"#;
+    for at in 0..good.len() {
+        let mut body = good.as_bytes().to_vec();
+        body[at] = 1;
+        let request = client.http.post(format!("{}{to}", client.base)).header("content-type", JSON).body(body);
+        let response = request.send().await.unwrap();
+        let status = response.status();
+        let answer: Value = response.json().await.unwrap();
+        assert!(status == 400 && answer["error_code"] == 400, "garbled at {at}: {status} {answer}");
+        // The byte, or the last one that was good.
+        let places = [format!(" line 1 column {at};"), format!(" line 1 column {};", at + 1)];
+        assert!(places.iter().any(|place| answer["message"].as_str().unwrap().contains(place)), "garbled at {at}: {answer}");
+    }
+    // Cut off: at its end.
+    for end in 1..good.len() {
+        let request = client.http.post(format!("{}{to}", client.base)).header("content-type", JSON).body(&good[..end]);
+        let response = request.send().await.unwrap();
+        let status = response.status();
+        let answer: Value = response.json().await.unwrap();
+        let told = answer["message"].as_str().unwrap();
+        assert!(status == 400 && told.contains(&format!("column {end}")), "cut off after {end}: {status} {answer}");
+    }
+}
+
+const REGISTRY: &str = "application/vnd.schemaregistry.v1+json";
+
 /// What a bad request may cost, all of them together and many times.
 const GROWTH_MAX: u64 = 48 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_requests_get_a_precise_refusal_and_cost_no_memory() {
-    let bridge = Bridge::start(&servers()).await;
+    // A body that comes byte by byte has this long, too.
+    let bridge = Bridge::start_with(&servers(), &[("MILLRACE_LIMITS__BODY_TIMEOUT", "12s")]).await;
     let client = Client::of(&bridge).await;
     let topic = client.create_topic(1).await;
     let to = format!("/topics/{topic}");
@@ -38,6 +67,7 @@ async fn bad_requests_get_a_precise_refusal_and_cost_no_memory() {
     let deep_type = format!("{{\"records\":[{{\"headers\":{}1{}}}]}}", "[".repeat(200_000), "]".repeat(200_000));
     let deep_v3 = format!("{{\"value\":{{\"type\":\"JSON\",\"data\":{}", "[".repeat((1 << 20) - 25));
     let large = format!("{{\"records\":[{{\"value\":\"{}\"}}]}}", "x".repeat(2 << 20));
+    let deep_schema = format!("{{\"schema\":\"{}\"}}", "[".repeat(200_000));
     let many = format!("{{\"records\":[{}{{}}]}}", "{},".repeat(10_000));
     let none = format!("/topics/{}", unique("none"));
     // Path, content type, body; status, error_code, a part of the message.
@@ -68,6 +98,14 @@ async fn bad_requests_get_a_precise_refusal_and_cost_no_memory() {
         ("/admin/topics", V2, r#"{"topic_name":"a b"}"#, 422, 422, "not a topic name"),
         ("/consumers/g", V2, r#"{"format":"json","bogus":1}"#, 422, 42204, "bogus"),
         ("/records", JSON, r#"{"records":[{"value":1}]}"#, 422, 422, "topic"),
+        (&to, "application/vnd.kafka.avro.v2+json", r#"{"value_schema_id":4242,"records":[{"value":1}]}"#, 422, 42207, "error code: 40403"),
+        ("/subjects/s/versions", REGISTRY, r#"{"schema":"{"#, 400, 400, "line 1 column 12"),
+        ("/subjects/s/versions", REGISTRY, r#"{"schema":"{"}"#, 422, 42201, "not JSON at character 2"),
+        ("/subjects/s/versions", REGISTRY, &deep_schema, 422, 42201, "nested deeper than 96 levels"),
+        ("/subjects/s/versions", REGISTRY, &large, 422, 42201, "schema"),
+        ("/transactions/none/records", JSON, r#"{"records":[{"topic":"t","value":1}]}"#, 404, 40410, "none"),
+        ("/transactions", "application/json", r#"{"lease_ms":"1"}"#, 422, 422, "line 1 column 15"),
+        ("/consumers/g/instances/none/offsets", V2, r#"{"offsets":[]}"#, 404, 40403, "none"),
         ("/nowhere", JSON, "{}", 404, 404, "/openapi"),
     ];
     let run = async || {
@@ -94,6 +132,7 @@ async fn bad_requests_get_a_precise_refusal_and_cost_no_memory() {
         assert!(status == 200 || status == 400, "{status} for {} bytes", answer.len());
     };
     run().await;
+    garbled_at_every_byte(&client, &to).await;
     let before = resident(bridge.pid());
     for _ in 0..5 {
         run().await;
@@ -108,6 +147,26 @@ async fn bad_requests_get_a_precise_refusal_and_cost_no_memory() {
     let answer = String::from_utf8_lossy(&bytes[..length]).into_owned();
     assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("limits.body_bytes_max"), "{answer}");
 
+    // Nor is more taken where its length is not told before.
+    let mut socket = TcpStream::connect(&bridge.http).await.unwrap();
+    let head = format!("POST {to} HTTP/1.1\r\nhost: b\r\ncontent-type: {JSON}\r\ntransfer-encoding: chunked\r\n\r\n");
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let (mut answers, mut requests) = socket.into_split();
+    let chunk = format!("100000\r\n{}\r\n", " ".repeat(1 << 20));
+    let sending = tokio::spawn(async move {
+        // Until it is refused, which comes before all of it.
+        for _ in 0..64 {
+            if requests.write_all(chunk.as_bytes()).await.is_err() {
+                break;
+            }
+        }
+    });
+    let length = timeout(Duration::from_secs(15), answers.read(&mut bytes)).await.expect("a refusal").unwrap();
+    let answer = String::from_utf8_lossy(&bytes[..length]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("limits.body_bytes_max"), "{answer}");
+    drop(answers);
+    sending.await.unwrap();
+
     // Bodies that do not come: a hundred connections that promise 10 MiB and send a piece.
     let mut slow = Vec::new();
     for _ in 0..100 {
@@ -116,6 +175,16 @@ async fn bad_requests_get_a_precise_refusal_and_cost_no_memory() {
         socket.write_all(head.as_bytes()).await.unwrap();
         slow.push(socket);
     }
+    // And one that comes byte by byte.
+    let mut trickle = TcpStream::connect(&bridge.http).await.unwrap();
+    let head = format!("POST {to} HTTP/1.1\r\nhost: b\r\ncontent-type: {JSON}\r\ncontent-length: 10000000\r\n\r\n");
+    trickle.write_all(head.as_bytes()).await.unwrap();
+    let (mut trickled, mut bytewise) = trickle.into_split();
+    let trickling = tokio::spawn(async move {
+        while bytewise.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
     // Others are served meanwhile.
     client.produce(&topic, 0..10).await;
     for socket in &mut slow {
@@ -124,6 +193,10 @@ async fn bad_requests_get_a_precise_refusal_and_cost_no_memory() {
         let answer = String::from_utf8_lossy(&bytes[..length]).into_owned();
         assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("body_idle_timeout"), "{answer}");
     }
+    let length = timeout(Duration::from_secs(20), trickled.read(&mut bytes)).await.expect("a body that trickles is refused").unwrap();
+    let answer = String::from_utf8_lossy(&bytes[..length]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout"), "{answer}");
+    trickling.abort();
     let grown = resident(bridge.pid()).saturating_sub(before);
     assert!(grown < GROWTH_MAX, "{} MiB more than before", grown >> 20);
     client.delete_topic(&topic).await;
