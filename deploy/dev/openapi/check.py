@@ -129,7 +129,7 @@ config = {
     "dictionaries": {name: {"values": values} for name, values in dictionaries.items()},
     "parameters": bound(parameters),
     "operations": operations,
-    "generation": {"max-examples": 6, "no-shrink": True, "database": "none"},
+    "generation": {"max-examples": 3, "no-shrink": True, "database": "none"},
     "phases": {
         "examples": off,
         "stateful": off,
