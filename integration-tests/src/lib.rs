@@ -9,6 +9,7 @@ pub mod flume;
 pub mod kafka;
 pub mod otlp;
 pub mod process;
+pub mod secured;
 pub mod servers;
 
 use std::{

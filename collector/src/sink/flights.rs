@@ -24,6 +24,11 @@ use crate::source::Stop;
 pub trait Deliver: Send + Sync + 'static {
     /// One result per record. Sends begun in an order are carried out in that order.
     async fn send(&self, records: Vec<OutRecord>) -> Vec<Result<(), KafkaError>>;
+
+    /// Why no answer comes, where that is known.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 pub struct Flights<D> {
@@ -129,7 +134,8 @@ impl<D: Deliver> Flights<D> {
                     }
                 }
                 () = sleep_until(silent_since.unwrap_or_else(Instant::now) + SILENCE_MAX), if silent_since.is_some() && !silence_told => {
-                    input.trouble(Some(format!("no answer for {} s; events wait", SILENCE_MAX.as_secs())));
+                    let why = self.deliver.trouble().map_or_else(String::new, |why| format!(": {why}"));
+                    input.trouble(Some(format!("no answer for {} s, events wait{why}", SILENCE_MAX.as_secs())));
                 }
                 () = sleep_until(again_at.unwrap_or_else(Instant::now)), if again_at.is_some() => {
                     again_at = None;

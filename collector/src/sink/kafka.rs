@@ -277,4 +277,8 @@ impl Deliver for ToKafka {
     async fn send(&self, records: Vec<OutRecord>) -> Vec<Result<(), KafkaError>> {
         self.0.send(records).await.into_iter().map(|result| result.map(|_| ())).collect()
     }
+
+    fn trouble(&self) -> Option<String> {
+        self.0.trouble()
+    }
 }

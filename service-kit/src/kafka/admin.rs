@@ -15,8 +15,10 @@ use rdkafka::groups::GroupInfo;
 use tokio::{select, time::sleep};
 use tracing::debug;
 
+use super::access::Need;
 use super::context::{Elsewhere, Watch, blocking, client_config};
-use super::lookup::{Lookup, list};
+use super::dial::Dial;
+use super::lookup::{Lookup, list, topics_of};
 use super::properties::Role;
 use super::{
     Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GroupMemberView, GroupView, Isolation, KafkaConfig, KafkaError, TopicPartition,
@@ -92,12 +94,14 @@ async fn describe(client: &Client, bound: Duration, name: &str) -> Result<Vec<Co
     let options = AdminOptions::new().request_timeout(Some(bound));
     let wanted = [ResourceSpecifier::Topic(name)];
     let answer = answered(client, client.describe_configs(&wanted, &options)).await;
-    let resources = answer.map_err(|error| client.inner().context().explain(&error, &what))?;
+    let watch = client.inner().context();
+    let need = Need::topic("DESCRIBE_CONFIGS", name);
+    let resources = answer.map_err(|error| watch.explain_for(&error, &what, &need))?;
     let mut all = Vec::new();
     for resource in resources {
         let resource = resource.map_err(|code| match code {
             Code::UnknownTopicOrPartition | Code::UnknownTopic => KafkaError::UnknownTopic(name.into()),
-            other => KafkaError::from_code(other, &what),
+            other => watch.explain_code(other, &what, &need),
         })?;
         all.extend(entries(resource));
     }
@@ -179,7 +183,7 @@ impl Admin for Native {
         let (id, mut brokers) = asked.await?;
         brokers.sort_by_key(|broker| broker.id);
         let mut controller = None;
-        if wire::offered(&self.config).is_ok() {
+        if Dial::of(&self.config).is_ok() {
             for broker in &brokers {
                 match wire::controller(&self.config, &address(broker), self.lookup.timeout).await {
                     Ok(id) => {
@@ -202,7 +206,7 @@ impl Admin for Native {
     }
 
     async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError> {
-        if wire::offered(&self.config).is_err() {
+        if Dial::of(&self.config).is_err() {
             return Ok(None);
         }
         let asked = self.lookup.ask("looking for brokers", |lookup| {
@@ -228,7 +232,9 @@ impl Admin for Native {
             // The binding drops the reason: there is no such topic, or the broker that was asked has not heard of it yet, or it may not be looked at.
             self.lookup.topic(name).await?;
             if Instant::now() >= deadline {
-                return Err(KafkaError::Auth(format!("the configuration of topic \"{name}\" may not be read")));
+                let what = format!("reading the configuration of topic \"{name}\"");
+                let need = Need::topic("DESCRIBE_CONFIGS", name);
+                return Err(self.lookup.watch.explain_code(Code::TopicAuthorizationFailed, &what, &need));
             }
             sleep(UNHEARD_INTERVAL).await;
         }
@@ -269,6 +275,7 @@ impl Admin for Native {
             topic = topic.set(key, value);
         }
         let what = format!("creating topic \"{name}\"");
+        let need = Need { cluster: Some("CREATE"), ..Need::topic("CREATE", name) };
         let options = self.options().validate_only(validate_only);
         let answer = answered(&self.client, self.client.create_topics([&topic], &options)).await;
         let results = answer.map_err(|error| self.lookup.watch.explain(&error, &what))?;
@@ -277,7 +284,7 @@ impl Admin for Native {
                 Code::TopicAlreadyExists => KafkaError::AlreadyExists(name.into()),
                 // The binding drops the broker's words.
                 Code::InvalidConfig => KafkaError::Invalid(format!("{what}: {}", super::topic_config::reasons(config))),
-                other => KafkaError::from_code(other, &what),
+                other => self.lookup.watch.explain_code(other, &what, &need),
             })?;
         }
         if !validate_only {
@@ -294,14 +301,15 @@ impl Admin for Native {
         for result in results {
             result.map_err(|(_, code)| match code {
                 Code::UnknownTopicOrPartition | Code::UnknownTopic => KafkaError::UnknownTopic(name.into()),
-                other => KafkaError::from_code(other, &what),
+                other => self.lookup.watch.explain_code(other, &what, &Need::topic("DELETE", name)),
             })?;
         }
         Ok(())
     }
 
     async fn groups(&self) -> Result<Vec<GroupView>, KafkaError> {
-        let asked = self.lookup.ask("listing groups", |lookup| {
+        let need = Need::cluster("DESCRIBE");
+        let asked = self.lookup.ask_for("listing groups", need, |lookup| {
             let groups = lookup.client().fetch_group_list(None, lookup.timeout)?;
             Ok(groups.groups().iter().map(group).collect::<Vec<GroupView>>())
         });
@@ -335,7 +343,8 @@ impl Admin for Native {
         }
         let what = format!("committing offsets of group \"{group}\"");
         let lookup = self.group(group).await?;
-        lookup.ask(&what, move |lookup| lookup.consumer.commit(&list, CommitMode::Sync)).await
+        let need = Need::topic("READ", &topics_of(offsets.iter().map(|(partition, _, _)| partition))).and_group("READ", group);
+        lookup.ask_for(&what, need, move |lookup| lookup.consumer.commit(&list, CommitMode::Sync)).await
     }
 
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, Bounds>, KafkaError> {
@@ -343,7 +352,6 @@ impl Admin for Native {
     }
 
     async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError> {
-        wire::offered(&self.config)?;
         let brokers = self.cluster().await?.brokers;
         let sizes = brokers.iter().map(async |broker| {
             let bytes = wire::log_bytes(&self.config, &address(broker), self.lookup.timeout).await?;

@@ -14,9 +14,10 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, timeout_at};
 use tracing::debug;
 
+use super::access::{Need, denied};
 use super::outage::Outage;
 use super::properties::{self, Role};
-use super::{KafkaConfig, KafkaError};
+use super::{KafkaConfig, KafkaError, certificate, refusal, tls};
 
 /// Settings of a librdkafka client for one role.
 pub(super) fn client_config(config: &KafkaConfig, role: Role) -> Result<ClientConfig, KafkaError> {
@@ -38,25 +39,58 @@ pub(super) fn client_config(config: &KafkaConfig, role: Role) -> Result<ClientCo
 #[derive(Clone)]
 pub(super) struct Watch {
     pub(super) outage: Arc<Outage>,
-    refused: Arc<Mutex<Option<String>>>,
+    config: Arc<KafkaConfig>,
+    /// The topic that a transaction was refused for: librdkafka tells it in its log alone.
+    denied_topic: Arc<Mutex<Option<String>>>,
+    refused: Arc<Mutex<Option<Refused>>>,
+}
+
+/// Why no connection comes about: what librdkafka said, without what differs each time, and what it means.
+struct Refused {
+    kind: String,
+    told: String,
 }
 
 impl Watch {
     pub(super) fn new(config: &KafkaConfig) -> Self {
-        Self { outage: Outage::of(&config.servers().join(","), config.tls()), refused: Arc::default() }
+        Self {
+            outage: Outage::of(&config.servers().join(","), config.tls()),
+            config: Arc::new(config.clone()),
+            denied_topic: Arc::default(),
+            refused: Arc::default(),
+        }
     }
 
     /// An error as the caller should see it: refused credentials or an outage explain a timeout.
     pub(super) fn explain(&self, error: &RdError, what: &str) -> KafkaError {
+        self.explain_for(error, what, &Need::default())
+    }
+
+    /// With what has to be granted, where the principal may not do it.
+    pub(super) fn explain_for(&self, error: &RdError, what: &str, need: &Need) -> KafkaError {
+        let refused = error.rdkafka_error_code().and_then(|code| denied(code, what, need, &self.config));
+        if let Some(refused) = refused {
+            return KafkaError::Auth(refused);
+        }
+        if let RdError::ClientCreation(_) = error
+            && let Err((key, reason)) = tls::check_tls(&self.config)
+        {
+            return KafkaError::Config(format!("{key}: TLS cannot be set up: {reason}"));
+        }
         self.explain_ours(KafkaError::from_rd(error, what))
+    }
+
+    /// As [`Self::explain_for`], of one code.
+    pub(super) fn explain_code(&self, code: Code, what: &str, need: &Need) -> KafkaError {
+        denied(code, what, need, &self.config).map_or_else(|| KafkaError::from_code(code, what), KafkaError::Auth)
     }
 
     pub(super) fn explain_ours(&self, error: KafkaError) -> KafkaError {
         if !matches!(error, KafkaError::Timeout(_) | KafkaError::Unreachable(_)) {
             return error;
         }
-        if let Some(reason) = self.refused.lock().clone() {
-            return KafkaError::Auth(format!("{} refuses the credentials: {reason}", self.outage.servers()));
+        if let Some(reason) = self.refused() {
+            return KafkaError::Auth(reason);
         }
         match error {
             KafkaError::Unreachable(what) => KafkaError::Unreachable(self.unreachable(&what)),
@@ -81,21 +115,66 @@ impl Watch {
         match error.rdkafka_error_code() {
             Some(Code::AllBrokersDown) => self.outage.suspect(),
             Some(Code::Resolve) => self.outage.unresolved(reason),
-            Some(Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL) => {
-                let mut refused = self.refused.lock();
-                if refused.is_none() {
-                    tracing::error!(servers = self.outage.servers(), reason, "Kafka refuses the connection");
-                }
-                *refused = Some(reason.to_owned());
-            }
+            Some(Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL) => self.refuse(reason),
+            // A server that does not like the client's certificate says so when the handshake is over for the client (TLS 1.3).
+            _ if refusal::is_alert(reason) => self.refuse(reason),
             _ => self.outage.failed(reason),
         }
+    }
+
+    fn refuse(&self, reason: &str) {
+        let kind = refusal::kind(reason).to_owned();
+        let told = refusal::told(&self.config, reason);
+        {
+            let mut refused = self.refused.lock();
+            if refused.as_ref().is_some_and(|refused| refused.kind == kind) {
+                return;
+            }
+            *refused = Some(Refused { kind: kind.clone(), told: told.clone() });
+        }
+        let Some((host, port)) = refusal::server(reason).filter(|_| refusal::is_unverified(reason)) else {
+            return self.outage.refused(&told);
+        };
+        let (watch, host) = (self.clone(), host.to_owned());
+        let look = move || {
+            let told = certificate::judge(&watch.config, &host, port).unwrap_or(told);
+            if let Some(refused) = watch.refused.lock().as_mut().filter(|refused| refused.kind == kind) {
+                refused.told.clone_from(&told);
+            }
+            watch.outage.refused(&told);
+        };
+        if let Err(error) = std::thread::Builder::new().name("kafka-certificate".into()).spawn(look) {
+            debug!(%error, "cannot start a thread to look at the broker's certificate");
+        }
+    }
+
+    /// Why no connection comes about, where a broker or TLS refuses it.
+    pub(super) fn refused(&self) -> Option<String> {
+        self.refused.lock().as_ref().map(|refused| refused.told.clone())
     }
 
     /// A request succeeded.
     pub(super) fn on_success(&self) {
         self.outage.back();
-        *self.refused.lock() = None;
+        if self.refused.lock().take().is_some() {
+            self.outage.accepted();
+        }
+    }
+
+    /// The topic that the transaction under way was refused for, once.
+    pub(super) fn take_denied_topic(&self) -> Option<String> {
+        self.denied_topic.lock().take()
+    }
+
+    /// As [`Self::on_log`], for a producer.
+    pub(super) fn on_producer_log(&self, facility: &str, message: &str) {
+        if facility == "ADDPARTS"
+            && let Some((_, rest)) = message.split_once("Failed to add partition \"")
+            && let Some((topic, _)) = rest.split_once('"')
+        {
+            *self.denied_topic.lock() = Some(topic.to_owned());
+        }
+        Self::on_log(facility, message);
     }
 
     pub(super) fn on_log(facility: &str, message: &str) {

@@ -1,6 +1,6 @@
 //! What a librdkafka consumer is asked without reading: metadata, watermarks, offsets by time, groups, committed offsets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,6 +14,7 @@ use rdkafka::error::{IsError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::Metadata;
 use rdkafka::topic_partition_list::TopicPartitionList;
 
+use super::access::Need;
 use super::context::{Elsewhere, Watch, blocking, client_config, reach};
 use super::properties::Role;
 use super::{Bounds, Isolation, KafkaConfig, KafkaError, PartitionView, TopicPartition, TopicView};
@@ -61,6 +62,15 @@ impl Lookup {
         F: FnOnce(&Self) -> Result<T, rdkafka::error::KafkaError> + Send + 'static,
         T: Send + 'static,
     {
+        self.ask_for(what, Need::default(), question).await
+    }
+
+    /// As [`Self::ask`], with what has to be granted for it.
+    pub(super) async fn ask_for<T, F>(self: &Arc<Self>, what: &str, need: Need, question: F) -> Result<T, KafkaError>
+    where
+        F: FnOnce(&Self) -> Result<T, rdkafka::error::KafkaError> + Send + 'static,
+        T: Send + 'static,
+    {
         let lookup = Arc::clone(self);
         let what = what.to_owned();
         blocking(move || match question(&lookup) {
@@ -68,7 +78,7 @@ impl Lookup {
                 lookup.watch.on_success();
                 Ok(answer)
             }
-            Err(error) => Err(lookup.watch.explain(&error, &what)),
+            Err(error) => Err(lookup.watch.explain_for(&error, &what, &need)),
         })
         .await
         .map_err(|error| match error {
@@ -89,12 +99,14 @@ impl Lookup {
     pub(super) async fn topic(self: &Arc<Self>, name: &str) -> Result<TopicView, KafkaError> {
         let asked = name.to_owned();
         let what = format!("looking at topic \"{name}\"");
-        let metadata = self.ask(&what, move |lookup| lookup.client().fetch_metadata(Some(&asked), lookup.timeout)).await?;
+        let need = Need::topic("DESCRIBE", name);
+        let metadata =
+            self.ask_for(&what, need.clone(), move |lookup| lookup.client().fetch_metadata(Some(&asked), lookup.timeout)).await?;
         let error = metadata.topics().iter().find(|topic| topic.name() == name).map(|topic| topic.error());
         if let Some(Some(code)) = error {
             return Err(match Code::from(code) {
                 Code::UnknownTopicOrPartition | Code::UnknownTopic => KafkaError::UnknownTopic(name.into()),
-                other => KafkaError::from_code(other, &what),
+                other => self.watch.explain_code(other, &what, &need),
             });
         }
         views(&metadata).into_iter().find(|view| view.name == name).ok_or_else(|| KafkaError::UnknownTopic(name.into()))
@@ -135,8 +147,10 @@ impl Lookup {
         }
         // A broker refuses a request that names a partition twice.
         let list = list(partitions.iter().map(|partition| (partition, at)).collect::<BTreeMap<_, _>>())?;
-        let answer = self.ask("asking for offsets", move |lookup| lookup.consumer.offsets_for_times(list, lookup.timeout)).await;
-        match answer.and_then(|list| offsets(&list)) {
+        let need = Need { topic: Some(("DESCRIBE", topics_of(partitions))), ..Need::default() };
+        let asked = move |lookup: &Self| lookup.consumer.offsets_for_times(list, lookup.timeout);
+        let answer = self.ask_for("asking for offsets", need, asked).await;
+        match answer.and_then(|list| offsets(&self.watch, &list)) {
             Ok(offsets) => Ok(offsets),
             Err(error) => Err(match (self.missing(partitions).await, error) {
                 (Some(missing), _) => missing,
@@ -169,7 +183,9 @@ impl Lookup {
         }
         let wanted = list(partitions.iter().map(|partition| (partition, Offset::Invalid)))?;
         let what = format!("reading the offsets of group \"{group}\"");
-        let answer = self.ask(&what, move |lookup| lookup.consumer.committed_offsets(wanted, lookup.timeout)).await?;
+        let need = Need { topic: Some(("DESCRIBE", topics_of(&partitions))), ..Need::default() }.and_group("DESCRIBE", group);
+        let asked = move |lookup: &Self| lookup.consumer.committed_offsets(wanted, lookup.timeout);
+        let answer = self.ask_for(&what, need.clone(), asked).await?;
         let mut committed = BTreeMap::new();
         for element in answer.elements() {
             let partition = TopicPartition::new(element.topic(), element.partition());
@@ -177,7 +193,7 @@ impl Lookup {
                 Ok(()) => {}
                 // Of all partitions, one may be gone meanwhile.
                 Err(error) if error.rdkafka_error_code() == Some(Code::UnknownTopicOrPartition) => continue,
-                Err(error) => return Err(KafkaError::from_rd(&error, &format!("{what}, {partition}"))),
+                Err(error) => return Err(self.watch.explain_for(&error, &format!("{what}, {partition}"), &need)),
             }
             if let Offset::Offset(offset) = element.offset() {
                 committed.insert(partition, (offset, element.metadata().to_owned()));
@@ -261,11 +277,18 @@ pub(super) fn list<'a>(entries: impl IntoIterator<Item = (&'a TopicPartition, Of
     Ok(list)
 }
 
-fn offsets(list: &TopicPartitionList) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
+/// Names of the topics, each once.
+pub(super) fn topics_of<'a>(partitions: impl IntoIterator<Item = &'a TopicPartition>) -> String {
+    let names: BTreeSet<&str> = partitions.into_iter().map(|partition| &*partition.topic).collect();
+    names.into_iter().collect::<Vec<_>>().join(", ")
+}
+
+fn offsets(watch: &Watch, list: &TopicPartitionList) -> Result<BTreeMap<TopicPartition, i64>, KafkaError> {
     let mut offsets = BTreeMap::new();
     for element in list.elements() {
         let partition = TopicPartition::new(element.topic(), element.partition());
-        element.error().map_err(|error| KafkaError::from_rd(&error, &format!("offsets of {partition}")))?;
+        let need = || Need::topic("DESCRIBE", element.topic());
+        element.error().map_err(|error| watch.explain_for(&error, &format!("offsets of {partition}"), &need()))?;
         let offset = match element.offset() {
             Offset::Offset(offset) => offset,
             // No record at or after the time.

@@ -16,8 +16,9 @@ use rdkafka::statistics::Statistics;
 use rdkafka::{ClientConfig, Offset};
 use tracing::warn;
 
+use super::access::Need;
 use super::context::{Watch, blocking, client_config, reach};
-use super::lookup::list;
+use super::lookup::{list, topics_of};
 use super::properties::Role;
 use super::range::{record, size};
 use super::{GroupReader, KafkaConfig, KafkaError, Member, Record, TopicPartition};
@@ -231,7 +232,7 @@ fn take(
                     records.push((partition, record));
                 }
             }
-            Some(Err(error)) => match judge(watch, &held.group, &error, || absent(consumer)) {
+            Some(Err(error)) => match judge(watch, &held.group, &error, || absent(consumer), || subscribed(consumer)) {
                 Ok(()) => {}
                 Err(error) if records.is_empty() => return Err(error),
                 Err(error) => {
@@ -308,10 +309,12 @@ impl Member for Native {
         }
         let consumer = self.consumer()?;
         let watch = self.watch.clone();
-        let what = format!("committing offsets of group \"{}\"", self.held.group);
+        let group = Arc::clone(&self.held.group);
+        let what = format!("committing offsets of group \"{group}\"");
         blocking(move || {
             let list = list(offsets.iter().map(|(partition, offset)| (partition, Offset::Offset(*offset))))?;
-            consumer.commit(&list, CommitMode::Sync).map_err(|error| watch.explain(&error, &what))
+            let need = Need::topic("READ", &topics_of(offsets.iter().map(|(partition, _)| partition))).and_group("READ", &group);
+            consumer.commit(&list, CommitMode::Sync).map_err(|error| watch.explain_for(&error, &what, &need))
         })
         .await
     }
@@ -432,10 +435,14 @@ impl Drop for Native {
     }
 }
 
+fn subscribed(consumer: &BaseConsumer<Place>) -> Vec<String> {
+    let subscribed = consumer.subscription().map(|list| list.elements().iter().map(|topic| topic.topic().to_owned()).collect());
+    subscribed.unwrap_or_default()
+}
+
 /// The topics that are subscribed to and not there.
 fn absent(consumer: &BaseConsumer<Place>) -> String {
-    let subscribed = consumer.subscription().map(|list| list.elements().iter().map(|topic| topic.topic().to_owned()).collect::<Vec<_>>());
-    let mut topics = subscribed.unwrap_or_default();
+    let mut topics = subscribed(consumer);
     // All of them: asking for one by name may create it.
     if let Ok(metadata) = consumer.client().fetch_metadata(None, ABSENT_TIMEOUT) {
         topics.retain(|topic| !metadata.topics().iter().any(|known| known.name() == topic));
@@ -445,7 +452,13 @@ fn absent(consumer: &BaseConsumer<Place>) -> String {
 
 const ABSENT_TIMEOUT: Duration = Duration::from_secs(2);
 
-fn judge(watch: &Watch, group: &str, error: &RdError, absent: impl FnOnce() -> String) -> Result<(), KafkaError> {
+fn judge(
+    watch: &Watch,
+    group: &str,
+    error: &RdError,
+    absent: impl FnOnce() -> String,
+    subscribed: impl FnOnce() -> Vec<String>,
+) -> Result<(), KafkaError> {
     match error.rdkafka_error_code() {
         // Told to the context; librdkafka goes on by itself.
         Some(Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve | Code::OperationTimedOut) => Ok(()),
@@ -464,6 +477,9 @@ fn judge(watch: &Watch, group: &str, error: &RdError, absent: impl FnOnce() -> S
         Some(Code::PollExceeded) => Err(KafkaError::Conflict(format!(
             "the member of group \"{group}\" was not polled within max.poll.interval.ms and lost its partitions; poll again to rejoin"
         ))),
-        _ => Err(watch.explain(error, &format!("reading as a member of group \"{group}\""))),
+        _ => {
+            let need = Need::topic("READ", &subscribed().join(", ")).and_group("READ", group);
+            Err(watch.explain_for(error, &format!("reading as a member of group \"{group}\""), &need))
+        }
     }
 }

@@ -15,9 +15,12 @@
 //! A broker that goes away is logged once, and once more when it is back ([`outage`]); never per record.
 //! Errors are one type, [`KafkaError`], that says what the caller may do.
 
+mod access;
 mod admin;
+mod certificate;
 mod config;
 mod context;
+mod dial;
 mod direct;
 mod error;
 mod group_log;
@@ -30,6 +33,8 @@ mod produce_batch;
 mod producer;
 mod properties;
 mod range;
+mod refusal;
+mod scram;
 mod tls;
 mod topic_config;
 mod transaction;
@@ -159,6 +164,11 @@ pub trait Producer: Send + Sync {
 
     /// Waits until nothing is queued or in flight.
     async fn flush(&self, timeout: Duration) -> Result<(), KafkaError>;
+
+    /// Why nothing is acknowledged now: no broker answers, or they refuse the login.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Writes in transactions: begin → queue/send/offsets → commit|abort.
@@ -296,8 +306,7 @@ pub trait Admin: Send + Sync {
     /// All topics, ascending by name.
     async fn topics(&self) -> Result<Vec<TopicView>, KafkaError>;
     async fn topic(&self, name: &str) -> Result<TopicView, KafkaError>;
-    /// The id that tells a topic from an earlier one of the same name; `None` where the brokers do not tell it (before Kafka 3.1, or over
-    /// connections that are not plaintext).
+    /// The id that tells a topic from an earlier one of the same name; `None` where the brokers do not tell it (before Kafka 3.1).
     async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError>;
     async fn topic_config(&self, name: &str) -> Result<Vec<ConfigEntry>, KafkaError>;
     /// Of many topics, by name; those that do not exist or may not be looked at are absent.
@@ -323,6 +332,6 @@ pub trait Admin: Send + Sync {
     async fn commit(&self, group: &str, offsets: &[(TopicPartition, i64, String)]) -> Result<(), KafkaError>;
     /// High watermarks, whatever `isolation.level` says.
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, Bounds>, KafkaError>;
-    /// Bytes of log on each broker's disks, replicas included. Plaintext connections only.
+    /// Bytes of log on each broker's disks, replicas included.
     async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError>;
 }

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::wire;
 
@@ -39,6 +39,8 @@ struct State {
     reason: String,
     /// Host names reported as not resolving.
     unresolved: BTreeSet<String>,
+    /// Refusals that were reported.
+    refused: BTreeSet<String>,
 }
 
 impl Outage {
@@ -98,8 +100,8 @@ impl Outage {
                 thread::sleep(PROBE_INTERVAL);
             }
         };
-        if let Err(error) = thread::Builder::new().name("kafka-probe".into()).spawn(probe) {
-            debug!(%error, "cannot start the probe; the next request will tell");
+        if let Err(failed) = thread::Builder::new().name("kafka-probe".into()).spawn(probe) {
+            debug!(error = %failed, "cannot start the probe; the next request will tell");
             self.probing.store(false, Ordering::Release);
         }
     }
@@ -147,6 +149,23 @@ impl Outage {
         }
     }
 
+    /// A broker, or TLS, refuses a client's connections: reported once until one is taken.
+    pub(super) fn refused(&self, reason: &str) {
+        let mut state = self.state.lock();
+        reason.clone_into(&mut state.reason);
+        if state.refused.len() < UNRESOLVED_MAX && state.refused.insert(reason.to_owned()) {
+            error!(servers = self.servers, reason, "Kafka cannot be used; trying again until it can, nothing is dropped");
+        }
+    }
+
+    /// One that was refused is taken.
+    pub(super) fn accepted(&self) {
+        let mut state = self.state.lock();
+        if !std::mem::take(&mut state.refused).is_empty() {
+            info!(servers = self.servers, "Kafka takes the connection");
+        }
+    }
+
     fn answers(&self) -> bool {
         let addresses = self.servers.split(',').filter_map(|server| server.to_socket_addrs().ok()).flatten();
         addresses.take(PROBED_MAX).any(|address| self.speak(&address).is_ok())
@@ -191,7 +210,7 @@ const PROBES: usize = 4;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 const PROBED_MAX: usize = 16;
 
-/// Names remembered as reported; a list longer than this is reported in part.
+/// Names and refusals remembered as reported; more than this are not.
 const UNRESOLVED_MAX: usize = 64;
 
 #[cfg(test)]

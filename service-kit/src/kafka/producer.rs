@@ -24,6 +24,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::warn;
 
+use super::access::Need;
 use super::context::{Elsewhere, Watch, blocking, client_config};
 use super::produce_batch::{self, Topics};
 use super::properties::Role;
@@ -59,12 +60,12 @@ struct Direct {
 #[async_trait]
 impl Producer for Direct {
     async fn send(&self, records: Vec<OutRecord>) -> Vec<Result<Written, KafkaError>> {
-        let handle = Arc::clone(&self.handle.read());
+        let handle = self.live();
         let (records, mut results) = handle.send(records).await;
         if results.iter().any(Result::is_err) {
             self.send_alone(&handle, &records, &mut results).await;
             handle.confirm_unknown(&records, &mut results).await;
-            self.replace_if_fatal(&handle, &mut results);
+            self.replace_if_fatal(&handle, &records, &mut results);
         }
         let errors = results.iter().filter(|result| result.is_err()).count();
         if errors > 0 {
@@ -76,6 +77,11 @@ impl Producer for Direct {
     async fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
         let handle = Arc::clone(&self.handle.read());
         handle.flush(timeout).await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let watch = self.handle.read().watch.clone();
+        watch.refused().or_else(|| watch.outage.is_away().then(|| watch.unreachable("writing")))
     }
 }
 
@@ -108,20 +114,47 @@ impl Direct {
         }
     }
 
-    /// librdkafka gives up a producer for good after some errors; the next call gets a new one.
-    fn replace_if_fatal(&self, handle: &Arc<Handle>, results: &mut [Result<Written, KafkaError>]) {
-        let Some((code, reason)) = handle.producer.client().fatal_error() else { return };
+    /// One that may have been given up while nothing was sent is replaced first: what it was refused may be granted by now.
+    fn live(&self) -> Arc<Handle> {
+        let handle = Arc::clone(&self.handle.read());
+        if handle.producer.client().fatal_error().is_none() {
+            return handle;
+        }
+        self.replace(&handle);
+        Arc::clone(&self.handle.read())
+    }
+
+    /// True where this call did it.
+    fn replace(&self, handle: &Arc<Handle>) -> bool {
         let mut current = self.handle.write();
         if Arc::ptr_eq(&current, handle)
             && let Ok(new) = Handle::new(&self.config, Role::Producer, false)
         {
-            warn!(%code, reason, "the producer can no longer be used; a new one takes over");
             *current = Arc::new(new);
+            return true;
         }
-        for result in results.iter_mut() {
-            if matches!(result, Err(KafkaError::Fatal(_) | KafkaError::Fenced(_))) {
-                *result = Err(KafkaError::Retryable(format!("the producer was replaced: {reason}")));
+        false
+    }
+
+    /// librdkafka gives up a producer for good after some errors; the next call gets a new one.
+    fn replace_if_fatal(&self, handle: &Arc<Handle>, records: &[OutRecord], results: &mut [Result<Written, KafkaError>]) {
+        let Some((code, reason)) = handle.producer.client().fatal_error() else { return };
+        // Told by the caller, who tries again.
+        let denied = matches!(code, Code::ClusterAuthorizationFailed | Code::TopicAuthorizationFailed);
+        if self.replace(handle) && !denied {
+            warn!(%code, reason, "the producer can no longer be used; a new one takes over");
+        }
+        for (record, result) in records.iter().zip(results) {
+            // What was queued is purged.
+            if !matches!(result, Err(KafkaError::Fatal(_) | KafkaError::Fenced(_) | KafkaError::Retryable(_))) {
+                continue;
             }
+            *result = Err(if denied {
+                let (what, need) = (writing(&record.topic), Need::topic("WRITE", &record.topic));
+                handle.watch.explain_code(code, &what, &need)
+            } else {
+                KafkaError::Retryable(format!("the producer was replaced: {reason}"))
+            });
         }
     }
 }
@@ -331,6 +364,15 @@ impl Handle {
             .filter(|(record, result)| result.as_ref().is_err_and(|error| is_unknown(record, error)))
             .map(|(record, _)| Arc::clone(&record.topic))
             .collect();
+        // It remembers as long that a topic may not be used: what it is told here counts for the next try.
+        let refused = |result: &Result<Written, KafkaError>| matches!(result, Err(KafkaError::Auth(_)));
+        let denied: BTreeSet<Arc<str>> =
+            records.iter().zip(&*results).filter(|(_, result)| refused(result)).map(|(record, _)| Arc::clone(&record.topic)).collect();
+        for topic in denied {
+            let handle = Arc::clone(self);
+            // The next try tells what has come of it.
+            drop(blocking(move || Ok(handle.look_up(&topic))).await);
+        }
         for topic in unknown {
             let handle = Arc::clone(self);
             let name = Arc::clone(&topic);
@@ -372,6 +414,10 @@ enum Known {
     Partitions(i32),
     Absent,
     Unclear,
+}
+
+fn writing(topic: &str) -> String {
+    format!("writing to \"{topic}\"")
 }
 
 fn no_partition(topic: &str, partition: Option<i32>) -> KafkaError {
@@ -535,7 +581,7 @@ impl Pieces {
             Some(Code::MessageTimedOut) => self
                 .watch
                 .explain_ours(KafkaError::Timeout(format!("a record for \"{topic}\" was not acknowledged within delivery.timeout.ms"))),
-            _ => self.watch.explain(error, &format!("writing to \"{topic}\"")),
+            _ => self.watch.explain_for(error, &writing(topic), &Need::topic("WRITE", topic)),
         }
     }
 }
@@ -545,7 +591,7 @@ pub(super) struct Deliveries(Arc<Pieces>);
 
 impl ClientContext for Deliveries {
     fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
-        Watch::on_log(facility, message);
+        self.0.watch.on_producer_log(facility, message);
     }
 
     fn error(&self, error: RdError, reason: &str) {

@@ -30,6 +30,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::debug;
 
+use super::access::Need;
 use super::context::{Elsewhere, Watch, client_config};
 use super::lookup::{Lookup, serve};
 use super::properties::Role;
@@ -372,7 +373,10 @@ impl Range<'_> {
             }
             // Told to the context; librdkafka goes on by itself, and `stalled` bounds the wait.
             Some(Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve | Code::OperationTimedOut) => Ok(()),
-            _ => Err(self.inner.watch.explain(error, &format!("reading {}", self.partition))),
+            _ => {
+                let need = Need::topic("READ", &self.partition.topic);
+                Err(self.inner.watch.explain_for(error, &format!("reading {}", self.partition), &need))
+            }
         }
     }
 

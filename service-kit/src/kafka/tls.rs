@@ -6,7 +6,7 @@ use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError as RdError;
 
 use super::properties::{Role, translate};
-use super::{KafkaConfig, KafkaError};
+use super::{KafkaConfig, KafkaError, certificate};
 
 /// Reads the stores that `ssl.*` names, with their passwords, as a client would; connects to nobody. `Err`: the property at
 /// fault, and what is wrong.
@@ -32,7 +32,17 @@ pub fn check_tls(config: &KafkaConfig) -> Result<(), (&'static str, String)> {
         client.set(key, value);
     }
     match client.create::<BaseConsumer>() {
-        Ok(_) => Ok(()),
+        Ok(_) => match certificate::own(config).ok().flatten().and_then(|own| Some((own.out_of_time()?, own.subject))) {
+            Some((wrong, subject)) => {
+                let key = if config.get("ssl.keystore.certificate.chain").is_some() {
+                    "ssl.keystore.certificate.chain"
+                } else {
+                    "ssl.keystore.location"
+                };
+                Err((key, format!("the client's certificate ({subject}) {wrong}")))
+            }
+            None => Ok(()),
+        },
         Err(RdError::ClientCreation(reason)) => Err((at_fault(&reason), reason)),
         Err(error) => Err(("ssl.*", KafkaError::from_rd(&error, "TLS settings").to_string())),
     }

@@ -3,7 +3,7 @@
 //! That protocol cannot tell a late commit from a lost one, so after an unknown outcome the writer refuses everything:
 //! only a new writer with the same transactional id, which fences this one, gives certainty.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,9 @@ use rdkafka::producer::Producer as _;
 use tokio::time::timeout_at;
 use tracing::debug;
 
+use super::access::Need;
 use super::context::{Watch, blocking, reach};
-use super::lookup::list;
+use super::lookup::{list, topics_of};
 use super::producer::{Handle, UnderWay};
 use super::properties::Role;
 use super::{KafkaConfig, KafkaError, OutRecord, TopicPartition, TransactionalWriter, Written};
@@ -35,6 +36,7 @@ pub async fn transactional_writer(config: &KafkaConfig, transactional_id: &str) 
         timeout: config.api_timeout(),
         state: State::Idle,
         under_way: VecDeque::new(),
+        topics: BTreeSet::new(),
         groups: HashMap::new(),
     };
     writer.init().await?;
@@ -49,6 +51,8 @@ struct Writer {
     state: State,
     /// Queued and not known to be acknowledged.
     under_way: VecDeque<UnderWay>,
+    /// Written to in this transaction.
+    topics: BTreeSet<Arc<str>>,
     /// librdkafka gives the form of a group's name that the protocol needs only through a consumer.
     groups: HashMap<String, Arc<ConsumerGroupMetadata>>,
 }
@@ -69,6 +73,7 @@ impl Writer {
     async fn init(&self) -> Result<(), KafkaError> {
         let handle = Arc::clone(&self.handle);
         let (id, bound) = (Arc::clone(&self.id), self.timeout);
+        let need = Need { transactional_id: Some(self.id.to_string()), ..Need::default() };
         blocking(move || {
             let deadline = Instant::now() + bound;
             loop {
@@ -82,7 +87,7 @@ impl Writer {
                 };
                 if !native.is_retriable() || left.is_zero() {
                     let what = format!("starting transactions of \"{id}\" within {bound:?}");
-                    return Err(match handle.watch.explain(&error, &what) {
+                    return Err(match handle.watch.explain_for(&error, &what, &need) {
                         KafkaError::Timeout(what) if !handle.watch.outage.reason().is_empty() => {
                             KafkaError::Unreachable(handle.watch.unreachable(&what))
                         }
@@ -96,13 +101,14 @@ impl Writer {
     }
 
     /// One blocking step on the native producer.
-    async fn step<F>(&self, what: &'static str, step: F) -> Result<(), StepError>
+    async fn step<F>(&self, what: &'static str, need: Need, step: F) -> Result<(), StepError>
     where
         F: FnOnce(&Handle) -> Result<(), RdError> + Send + 'static,
     {
         let handle = Arc::clone(&self.handle);
         let id = Arc::clone(&self.id);
-        let done = blocking(move || Ok(step(&handle).map_err(|error| StepError::new(&handle.watch, &error, what, &id)))).await;
+        let need = Need { transactional_id: Some(self.id.to_string()), ..need };
+        let done = blocking(move || Ok(step(&handle).map_err(|error| StepError::new(&handle.watch, &error, what, &id, &need)))).await;
         done.unwrap_or_else(|error| Err(StepError { error, abort: false, retriable: false }))
     }
 
@@ -121,11 +127,25 @@ impl Writer {
         error
     }
 
+    /// What the transaction has to be allowed.
+    fn written(&self) -> Need {
+        let topics: Vec<&str> = self.topics.iter().map(|topic| &**topic).collect();
+        Need { transactional_id: Some(self.id.to_string()), ..Need::topic("WRITE", &topics.join(", ")) }
+    }
+
+    fn remember(&mut self, records: &[OutRecord]) {
+        for run in records.chunk_by(|a, b| a.topic == b.topic) {
+            if !self.topics.contains(&run[0].topic) {
+                self.topics.insert(Arc::clone(&run[0].topic));
+            }
+        }
+    }
+
     /// A record's error may only be the echo of a writer that was fenced.
     fn fatal(&self) -> Option<KafkaError> {
         let (code, reason) = self.handle.producer.client().fatal_error()?;
         let what = format!("transactions of \"{}\" ({reason})", self.id);
-        Some(match KafkaError::from_code(code, &what) {
+        Some(match self.handle.watch.explain_code(code, &what, &self.written()) {
             fenced @ KafkaError::Fenced(_) => fenced,
             other => KafkaError::Fatal(other.to_string()),
         })
@@ -155,10 +175,33 @@ impl Writer {
         match worst {
             None => Ok(()),
             Some(error) => {
-                let error = self.fatal().unwrap_or(error);
+                let error = match self.fatal() {
+                    Some(fatal) => fatal,
+                    None if error.retryable() => self.cause().await.unwrap_or(error),
+                    None => error,
+                };
                 Err(self.fail(error))
             }
         }
+    }
+
+    /// Why the transaction failed, where its records were only purged for it. A transaction that is under way cannot be begun: librdkafka
+    /// says what is wrong with it instead.
+    async fn cause(&self) -> Option<KafkaError> {
+        let handle = Arc::clone(&self.handle);
+        let what = format!("writing in a transaction of \"{}\"", self.id);
+        let mut need = self.written();
+        let asked = blocking(move || {
+            let Err(RdError::Transaction(native)) = handle.producer.begin_transaction() else { return Ok(None) };
+            if !native.txn_requires_abort() {
+                return Ok(None);
+            }
+            if let Some(topic) = handle.watch.take_denied_topic() {
+                need.topic = Some(("WRITE", topic));
+            }
+            Ok(Some(handle.watch.explain_for(&RdError::Transaction(native), &what, &need)))
+        });
+        asked.await.ok().flatten()
     }
 
     fn group(&mut self, group: &str) -> Result<Arc<ConsumerGroupMetadata>, KafkaError> {
@@ -187,13 +230,13 @@ struct StepError {
 }
 
 impl StepError {
-    fn new(watch: &Watch, error: &RdError, what: &str, id: &str) -> Self {
+    fn new(watch: &Watch, error: &RdError, what: &str, id: &str, need: &Need) -> Self {
         let (abort, retriable) = match error {
             RdError::Transaction(native) => (native.txn_requires_abort(), native.is_retriable()),
             RdError::Flush(Code::OperationTimedOut) => (false, true),
             _ => (false, false),
         };
-        Self { error: watch.explain(error, &format!("{what} of \"{id}\"")), abort, retriable }
+        Self { error: watch.explain_for(error, &format!("{what} of \"{id}\""), need), abort, retriable }
     }
 }
 
@@ -205,8 +248,9 @@ impl TransactionalWriter for Writer {
             State::Open => return Err(KafkaError::Conflict("a transaction is open: commit or abort it first".into())),
             State::Failed(_) | State::Poisoned(_) => return self.expect_open(),
         }
-        match self.step("beginning a transaction", |handle| handle.producer.begin_transaction()).await {
+        match self.step("beginning a transaction", Need::default(), |handle| handle.producer.begin_transaction()).await {
             Ok(()) => {
+                self.topics.clear();
                 self.state = State::Open;
                 Ok(())
             }
@@ -217,6 +261,7 @@ impl TransactionalWriter for Writer {
 
     async fn queue(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError> {
         self.expect_open()?;
+        self.remember(&records);
         let queued = self.handle.queue_all(records).await;
         self.under_way.push_back(queued);
         self.settle(UNDER_WAY_MAX).await
@@ -234,6 +279,7 @@ impl TransactionalWriter for Writer {
         let until = tokio::time::Instant::now() + patience;
         let mut queued = Vec::with_capacity(batches.len());
         for batch in batches {
+            self.remember(&batch);
             queued.push(timeout_at(until, self.handle.queue_all(batch)).await.ok());
         }
         let mut settled = Vec::with_capacity(queued.len());
@@ -257,7 +303,17 @@ impl TransactionalWriter for Writer {
             settled.push(results);
         }
         if let Some(error) = failed {
-            let error = self.fatal().unwrap_or(error);
+            let error = match self.fatal() {
+                Some(fatal) => fatal,
+                None if error.retryable() => self.cause().await.unwrap_or(error),
+                None => error,
+            };
+            if let KafkaError::Auth(_) = error {
+                // The records were only purged for it.
+                for result in settled.iter_mut().flatten().flatten().filter(|result| result.as_ref().is_err_and(KafkaError::retryable)) {
+                    *result = Err(error.clone());
+                }
+            }
             self.fail(error);
         }
         settled
@@ -276,10 +332,11 @@ impl TransactionalWriter for Writer {
                 element.set_metadata(metadata);
             }
         }
+        let need = Need::topic("READ", &topics_of(offsets.iter().map(|(partition, _, _)| partition))).and_group("READ", group);
         let group = self.group(group)?;
         let bound = self.timeout;
         let sent = self
-            .step("adding offsets to a transaction", move |handle| handle.producer.send_offsets_to_transaction(&list, &group, bound))
+            .step("adding offsets to a transaction", need, move |handle| handle.producer.send_offsets_to_transaction(&list, &group, bound))
             .await;
         match sent {
             Ok(()) => Ok(()),
@@ -294,7 +351,7 @@ impl TransactionalWriter for Writer {
         self.expect_open()?;
         self.settle(0).await?;
         let bound = self.timeout;
-        match self.step("committing a transaction", move |handle| handle.producer.commit_transaction(bound)).await {
+        match self.step("committing a transaction", self.written(), move |handle| handle.producer.commit_transaction(bound)).await {
             Ok(()) => {
                 self.handle.watch.on_success();
                 self.state = State::Idle;
@@ -319,7 +376,7 @@ impl TransactionalWriter for Writer {
             State::Poisoned(error) => return Err(error.clone()),
         }
         let bound = self.timeout;
-        match self.step("aborting a transaction", move |handle| handle.producer.abort_transaction(bound)).await {
+        match self.step("aborting a transaction", self.written(), move |handle| handle.producer.abort_transaction(bound)).await {
             Ok(()) => {
                 self.under_way.clear();
                 self.state = State::Idle;

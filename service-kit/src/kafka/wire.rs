@@ -1,5 +1,4 @@
-//! What librdkafka's binding lacks, encoded by hand and sent over connections of their own (plaintext, with a login by PLAIN where one
-//! is set): `DescribeLogDirs` v1 (Kafka 1.0 to 4.x), `Metadata` v2 for the controller's id and the racks and v12 (Kafka 3.1 and later) for a
+//! What librdkafka's binding lacks, encoded by hand and sent over connections of their own ([`super::dial`]): `DescribeLogDirs` v1 (Kafka 1.0 to 4.x), `Metadata` v2 for the controller's id and the racks and v12 (Kafka 3.1 and later) for a
 //! topic's id, `ApiVersions` v0 to see whether a broker answers; and the requests of [`super::manage`].
 //!
 //! Frame: int32 length, then the message. Request header v1: int16 api key, int16 version, int32 correlation id,
@@ -8,17 +7,17 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{KafkaConfig, KafkaError, jaas};
+use super::dial::{Dial, Duplex};
+use super::{KafkaConfig, KafkaError, access};
 
 const METADATA: (i16, i16) = (3, 2);
 const METADATA_WITH_IDS: (i16, i16) = (3, 12);
 const DESCRIBE_LOG_DIRS: (i16, i16) = (35, 1);
 const API_VERSIONS: (i16, i16) = (18, 0);
-const SASL_HANDSHAKE: (i16, i16) = (17, 1);
-const SASL_AUTHENTICATE: (i16, i16) = (36, 0);
+pub(super) const SASL_HANDSHAKE: (i16, i16) = (17, 1);
+pub(super) const SASL_AUTHENTICATE: (i16, i16) = (36, 0);
 const CORRELATION_ID: i32 = 1;
 const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
@@ -77,34 +76,18 @@ pub(super) fn api_versions() -> Vec<u8> {
     request(API_VERSIONS, &[])
 }
 
-/// Whether this connection can be made at all: no TLS here, and no SCRAM.
-pub(super) fn offered(config: &KafkaConfig) -> Result<Option<jaas::Login>, KafkaError> {
-    let lacking = |what: &str| {
-        Err(KafkaError::Unsupported(format!(
-            "this question is asked over plaintext connections only, with or without a login by PLAIN; {what}"
-        )))
-    };
-    match config.protocol().as_str() {
-        "plaintext" => Ok(None),
-        "sasl_plaintext" => match jaas::login(config.values())? {
-            login if login.mechanism == "PLAIN" => Ok(Some(login)),
-            login => lacking(&format!("sasl.mechanism is {}", login.mechanism)),
-        },
-        other => lacking(&format!("security.protocol is {other}")),
-    }
-}
-
 /// One request and its answer, without their headers.
 pub(super) async fn ask(config: &KafkaConfig, address: &str, api: (i16, i16), body: &[u8], bound: Duration) -> Result<Vec<u8>, KafkaError> {
-    let login = offered(config)?;
+    let dial = Dial::of(config)?;
     let exchange = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        if let Some(login) = login
-            && let Err(reason) = log_in(&mut stream, &login).await?
-        {
-            return Ok(Err(KafkaError::Auth(format!("logging in at broker {address}: {reason}"))));
-        }
+        let mut stream = match dial.connect(address).await? {
+            Ok(stream) => stream,
+            Err(reason) => {
+                let principal = access::principal(config);
+                let text = format!("broker {address} refuses the login of {principal} (sasl.jaas.config, sasl.mechanism): {reason}");
+                return Ok(Err(KafkaError::Auth(text)));
+            }
+        };
         Ok::<_, std::io::Error>(Ok(round_trip(&mut stream, api, body).await?))
     };
     match timeout(bound, exchange).await {
@@ -114,8 +97,10 @@ pub(super) async fn ask(config: &KafkaConfig, address: &str, api: (i16, i16), bo
     }
 }
 
-async fn round_trip(stream: &mut TcpStream, api: (i16, i16), body: &[u8]) -> std::io::Result<Vec<u8>> {
+pub(super) async fn round_trip(stream: &mut Box<dyn Duplex>, api: (i16, i16), body: &[u8]) -> std::io::Result<Vec<u8>> {
     stream.write_all(&request(api, body)).await?;
+    // TLS may hold back what was written.
+    stream.flush().await?;
     let length = usize::try_from(stream.read_i32().await?).unwrap_or(usize::MAX);
     if !(4..=RESPONSE_BYTES_MAX).contains(&length) {
         return Err(std::io::Error::other(format!("a response of {length} bytes")));
@@ -123,25 +108,6 @@ async fn round_trip(stream: &mut TcpStream, api: (i16, i16), body: &[u8]) -> std
     let mut response = vec![0; length];
     stream.read_exact(&mut response).await?;
     Ok(response.split_off(4))
-}
-
-/// Inside: why the broker refuses.
-async fn log_in(stream: &mut TcpStream, login: &jaas::Login) -> std::io::Result<Result<(), String>> {
-    let mut body = Output::default();
-    body.string(&login.mechanism);
-    let answer = round_trip(stream, SASL_HANDSHAKE, body.bytes()).await?;
-    if Input(&answer).i16() != Ok(0) {
-        return Ok(Err(format!("it does not offer {}", login.mechanism)));
-    }
-    let token = format!("\0{}\0{}", login.username, login.password);
-    let mut body = Output::default();
-    body.count(token.len()).raw(token.as_bytes());
-    let answer = round_trip(stream, SASL_AUTHENTICATE, body.bytes()).await?;
-    let mut input = Input(&answer);
-    match input.i16() {
-        Ok(0) => Ok(Ok(())),
-        _ => Ok(Err(input.string().ok().flatten().unwrap_or_else(|| "refused".to_owned()))),
-    }
 }
 
 fn request((key, version): (i16, i16), body: &[u8]) -> Vec<u8> {

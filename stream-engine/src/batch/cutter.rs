@@ -189,7 +189,8 @@ impl Cutter {
                 Err(error) => error,
             };
             match error.downcast_ref::<KafkaError>() {
-                Some(kafka) if kafka.retryable() => {}
+                // What is not granted may be granted again.
+                Some(kafka) if kafka.retryable() || matches!(kafka, KafkaError::Auth(_)) => {}
                 Some(KafkaError::UnknownTopic(_)) => {
                     let since = *gone_since.get_or_insert_with(tokio::time::Instant::now);
                     let bound = self.settings.topic_missing_timeout;

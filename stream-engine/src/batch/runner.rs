@@ -345,7 +345,7 @@ impl Runner {
             let planned = PlannedBatch { definition: (*definition).clone(), caught_up, end: None, topics: Vec::new() };
             let mut backoff = self.settings.retry_backoff;
             while let Err(error) = self.program.rebuild(definition.clone(), input::open(&progress.readers, &planned)).await {
-                if !is_away(&error) {
+                if !is_away(&error) && !is_denied(&error) {
                     return Err(error.context(format!("cannot read batch {} again, which a window still needs", definition.id)));
                 }
                 if !self.wait(&error, &mut backoff).await {
@@ -375,7 +375,7 @@ impl Runner {
             };
             replay = true;
             self.monitor.attempt_failed(id, &said(&error));
-            if !is_away(&error) && !self.topic_is_gone(&error, progress) {
+            if !is_away(&error) && !is_denied(&error) && !self.topic_is_gone(&error, progress) {
                 attempt += 1;
                 // What it was to read is not there any more.
                 let recreated = recreated(self.cluster.as_ref(), &progress.sources, &progress.topics).await;
@@ -622,6 +622,11 @@ struct Start {
     next_id: u64,
     last_ms: Option<i64>,
     progress: Progress,
+}
+
+/// The brokers do not allow it, or not any more: it can be granted again.
+fn is_denied(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(KafkaError::Auth(_))))
 }
 
 /// The other side does not answer at the moment; nothing is wrong with the job.

@@ -1,6 +1,6 @@
 //! Access control lists: `DescribeAcls`, `CreateAcls` and `DeleteAcls`, all v1 (with pattern types).
 
-use super::{Answer, Manage, To, refused};
+use super::{Answer, Manage, Need, To};
 use crate::kafka::{
     KafkaError,
     wire::{Input, Output},
@@ -105,7 +105,7 @@ impl Manage {
         filter.write(&mut body);
         let (code, message, mut found) = self.ask(To::Any, DESCRIBE, body.bytes(), parse_described).await?;
         if code != 0 {
-            return Err(refused(code, message, "reading access control lists"));
+            return Err(self.denied(code, message, "reading access control lists", &Need::cluster("DESCRIBE")));
         }
         found.sort();
         Ok(found)
@@ -122,7 +122,7 @@ impl Manage {
         let results = self.ask(To::Controller, CREATE, body.bytes(), parse_created).await?;
         match results.into_iter().find(|(code, _)| *code != 0) {
             None => Ok(()),
-            Some((code, message)) => Err(refused(code, message, "creating access control lists")),
+            Some((code, message)) => Err(self.denied(code, message, "creating access control lists", &Need::cluster("ALTER"))),
         }
     }
 
@@ -133,7 +133,7 @@ impl Manage {
         filter.write(&mut body);
         let (code, message, mut deleted) = self.ask(To::Controller, DELETE, body.bytes(), parse_deleted).await?;
         if code != 0 {
-            return Err(refused(code, message, "deleting access control lists"));
+            return Err(self.denied(code, message, "deleting access control lists", &Need::cluster("ALTER")));
         }
         deleted.sort();
         Ok(deleted)

@@ -1,6 +1,6 @@
 //! Configurations: `DescribeConfigs` v1 with synonyms, `IncrementalAlterConfigs` v0.
 
-use super::{Answer, Manage, To, refused};
+use super::{Answer, Manage, Need, To};
 use crate::kafka::{
     KafkaError,
     wire::{Input, Output},
@@ -92,12 +92,15 @@ impl ConfigOf<'_> {
         }
     }
 
-    fn refused(self, code: i16, message: Option<String>, verb: &str) -> KafkaError {
-        match (self, code) {
+    /// `operation`: what has to be granted for it.
+    fn refused(self, manage: &Manage, code: i16, message: Option<String>, verb: &str, operation: &'static str) -> KafkaError {
+        let need = match self {
             // UNKNOWN_TOPIC_OR_PARTITION
-            (Self::Topic(name), 3) => KafkaError::UnknownTopic(name.to_owned()),
-            _ => refused(code, message, &format!("{verb} {}", self.what())),
-        }
+            Self::Topic(name) if code == 3 => return KafkaError::UnknownTopic(name.to_owned()),
+            Self::Topic(name) => Need::topic(operation, name),
+            Self::Broker(_) | Self::AllBrokers => Need::cluster(operation),
+        };
+        manage.denied(code, message, &format!("{verb} {}", self.what()), &need)
     }
 }
 
@@ -122,7 +125,7 @@ impl Manage {
                     found[at] = entries;
                 }
                 3 if of.len() > 1 => {}
-                _ => return Err(of[at].refused(code, message, "reading")),
+                _ => return Err(of[at].refused(self, code, message, "reading", "DESCRIBE_CONFIGS")),
             }
         }
         Ok(found)
@@ -143,7 +146,7 @@ impl Manage {
         // The controller decides on topics; in ZooKeeper mode no other broker does.
         let to = if matches!(of, ConfigOf::Broker(_)) { of.to() } else { To::Controller };
         let (code, message) = self.ask(to, ALTER, body.bytes(), parse_altered).await?;
-        if code == 0 { Ok(()) } else { Err(of.refused(code, message, "changing")) }
+        if code == 0 { Ok(()) } else { Err(of.refused(self, code, message, "changing", "ALTER_CONFIGS")) }
     }
 }
 

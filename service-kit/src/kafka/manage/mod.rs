@@ -13,8 +13,10 @@ pub use partitions::Reassignment;
 
 use std::time::Duration;
 
+use rdkafka::error::RDKafkaErrorCode as Code;
 use tracing::debug;
 
+use super::access::{Need, denied};
 use super::wire::{self, Input, Node};
 use super::{KafkaConfig, KafkaError};
 
@@ -80,6 +82,20 @@ impl Manage {
         let address = node.address();
         let answer = wire::ask(&self.config, &address, api, body, self.bound()).await?;
         parse(&mut Input(&answer)).map_err(|reason| wire::malformed(&address, &reason))
+    }
+}
+
+impl Manage {
+    /// As [`refused`]; where the principal may not do it, with what has to be granted.
+    fn denied(&self, code: i16, message: Option<String>, what: &str, need: &Need) -> KafkaError {
+        let known = match code {
+            29 => Some(Code::TopicAuthorizationFailed),
+            30 => Some(Code::GroupAuthorizationFailed),
+            31 => Some(Code::ClusterAuthorizationFailed),
+            _ => None,
+        };
+        let told = known.and_then(|code| denied(code, what, need, &self.config));
+        told.map_or_else(|| refused(code, message, what), KafkaError::Auth)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Answer, Manage, To, refused};
+use super::{Answer, Manage, Need, To};
 use crate::kafka::{
     KafkaError,
     wire::{Input, Output},
@@ -49,7 +49,7 @@ impl Manage {
         match code {
             0 => Ok(()),
             36 => Err(KafkaError::AlreadyExists(name.to_owned())),
-            _ => Err(refused(code, message, &format!("creating topic \"{name}\""))),
+            _ => Err(self.denied(code, message, &format!("creating topic \"{name}\""), &Need::topic("CREATE", name))),
         }
     }
 
@@ -61,7 +61,7 @@ impl Manage {
         match code {
             0 => Ok(()),
             3 => Err(KafkaError::UnknownTopic(topic.to_owned())),
-            _ => Err(refused(code, message, &format!("growing topic \"{topic}\""))),
+            _ => Err(self.denied(code, message, &format!("growing topic \"{topic}\""), &Need::topic("ALTER", topic))),
         }
     }
 
@@ -72,7 +72,7 @@ impl Manage {
         body.i8(0).i32(self.timeout_ms()).i8(0).i8(0);
         let (code, message, mut found) = self.ask(To::Controller, LIST_REASSIGNMENTS, body.bytes(), parse_reassignments).await?;
         if code != 0 {
-            return Err(refused(code, message, "listing reassignments"));
+            return Err(self.denied(code, message, "listing reassignments", &Need::cluster("DESCRIBE")));
         }
         found.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
         Ok(found)

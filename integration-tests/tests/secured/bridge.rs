@@ -1,0 +1,260 @@
+//! The bridge: produce, consume, topics.
+
+use std::{fs, sync::Arc};
+
+use integration_tests::{
+    eventually, kafka,
+    process::Process,
+    secured::{Acl, By, Secured},
+    unique,
+};
+use serde_json::{Value, json};
+
+use super::{WAIT, grant_all, needed, says};
+
+const ENV: [(&str, &str); 2] = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_HTTP__LISTEN", "127.0.0.1:0")];
+const JSON: &str = "application/vnd.kafka.json.v2+json";
+const V2: &str = "application/vnd.kafka.v2+json";
+
+struct Bridge {
+    kafka: Arc<Secured>,
+    principal: String,
+    process: Process,
+    base: String,
+    http: reqwest::Client,
+    _dir: tempfile::TempDir,
+}
+
+impl Bridge {
+    async fn start(by: By, sessions: &str) -> Self {
+        let kafka = Secured::shared();
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let mut text = format!(
+            "[kafka]\nbootstrap_servers = {:?}\n[consume]\nsessions_topic = {sessions:?}\n[offsets]\npath = {:?}\n[topics]\nmetadata_age = \"0s\"\n[kafka.properties]\n",
+            kafka.at(by),
+            dir.path().join("offsets")
+        );
+        for (key, value) in kafka.settings(by, "bridge") {
+            text.push_str(&format!("{key:?} = {value:?}\n"));
+        }
+        let config = dir.path().join("bridge.toml");
+        fs::write(&config, text).expect("the configuration");
+        let mut process = Process::start("millrace-bridge", dir.path(), &["serve", "--config", &config.to_string_lossy()], &ENV);
+        let base = format!("http://{}", process.address("http").await);
+        let http = reqwest::Client::new();
+        eventually(WAIT, "the bridge is ready", || async {
+            let answer = http.get(format!("{base}/ready")).send().await.map_err(|error| error.to_string())?;
+            if answer.status().is_success() { Ok(()) } else { Err(answer.text().await.unwrap_or_default()) }
+        })
+        .await;
+        Self { kafka, principal: Secured::principal(by, "bridge"), process, base, http, _dir: dir }
+    }
+
+    async fn ask(&self, method: reqwest::Method, path: &str, content: &str, body: Option<Value>) -> Result<Value, String> {
+        let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.base) };
+        let mut request = self.http.request(method, url).header("accept", if content == V2 { JSON } else { content });
+        if let Some(body) = body {
+            request = request.header("content-type", content).body(body.to_string());
+        }
+        let answer = request.send().await.map_err(|error| error.to_string())?;
+        let status = answer.status();
+        let text = answer.text().await.map_err(|error| error.to_string())?;
+        let value: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
+        // A record's own error comes with 200.
+        let failed =
+            value["offsets"].as_array().and_then(|all| all.iter().find(|one| !one["error"].is_null())).map(|one| one["error"].to_string());
+        match failed {
+            Some(error) => Err(error),
+            None if status.is_success() => Ok(value),
+            // The message as it stands: JSON would have escaped its quotes.
+            None => Err(format!("{status}: {}", value["message"].as_str().unwrap_or(&text))),
+        }
+    }
+
+    /// Takes the entry away: the call says so and names it. Gives it back: the call does its work.
+    async fn without<T>(&self, acl: &Acl, call: impl AsyncFn() -> Result<T, String>) -> T {
+        self.kafka.revoke(&self.principal, acl);
+        self.misses(acl, &call).await;
+        self.kafka.grant(&self.principal, acl);
+        eventually(WAIT, &format!("it works with {acl:?}"), || call()).await
+    }
+
+    /// As [`Self::without`], of an entry that was not granted before: one that comes later may bring it with it.
+    async fn at_last<T>(&self, acl: &Acl, call: impl AsyncFn() -> Result<T, String>) {
+        self.misses(acl, &call).await;
+        self.kafka.grant(&self.principal, acl);
+        eventually(WAIT, &format!("it works with {acl:?}"), || call()).await;
+    }
+
+    async fn misses<T>(&self, acl: &Acl, call: impl AsyncFn() -> Result<T, String>) {
+        eventually(WAIT, &format!("{acl:?} is missed"), || async {
+            match call().await {
+                Ok(_) => Err("it works".to_owned()),
+                Err(said) if said.starts_with("403") || !said.starts_with(|first: char| first.is_ascii_digit()) => {
+                    if says(&said, &self.principal, acl) { Ok(()) } else { Err(said) }
+                }
+                Err(said) => Err(said),
+            }
+        })
+        .await;
+    }
+}
+
+async fn produce(by: By) {
+    let mut bridge = Bridge::start(by, "").await;
+    let topic = unique("produce");
+    kafka::create_topic(&bridge.kafka.bootstrap, &topic, 1).await;
+    let acls = needed("bridge: produce", &[("TOPIC", &topic)]);
+    grant_all(&bridge.kafka, &bridge.principal, &acls);
+    let (path, body) = (format!("/topics/{topic}"), json!({"records": [{"value": 1}]}));
+    let call = async || bridge.ask(reqwest::Method::POST, &path, JSON, Some(body.clone())).await;
+    eventually(WAIT, "it is written", || call()).await;
+    for acl in &acls {
+        bridge.without(acl, call).await;
+    }
+    assert!(kafka::texts(&bridge.kafka.bootstrap, &topic).len() > acls.len());
+    bridge.process.stop().await;
+}
+
+#[tokio::test]
+async fn producing_by_scram_says_what_it_lacks_and_goes_on() {
+    produce(By::Scram).await;
+}
+
+#[tokio::test]
+async fn producing_by_certificate_says_what_it_lacks_and_goes_on() {
+    produce(By::Certificate).await;
+}
+
+/// An instance that comes, reads and goes.
+async fn consumed(bridge: &Bridge, group: &str, topic: &str) -> Result<(), String> {
+    let settings = json!({"format": "json", "auto.offset.reset": "earliest", "auto.commit.enable": false});
+    let created = bridge.ask(reqwest::Method::POST, &format!("/consumers/{group}"), V2, Some(settings)).await?;
+    let instance = created["base_uri"].as_str().ok_or("no base_uri")?.to_owned();
+    let work = async {
+        bridge.ask(reqwest::Method::POST, &format!("{instance}/subscription"), V2, Some(json!({"topics": [topic]}))).await?;
+        for _ in 0..5 {
+            let records = bridge.ask(reqwest::Method::GET, &format!("{instance}/records?timeout=2000"), JSON, None).await?;
+            if records.as_array().is_some_and(|records| !records.is_empty()) {
+                return bridge.ask(reqwest::Method::POST, &format!("{instance}/offsets"), V2, None).await.map(drop);
+            }
+        }
+        Err("no records".to_owned())
+    };
+    let done = work.await;
+    let removed = bridge.ask(reqwest::Method::DELETE, &instance, V2, None).await;
+    done.and(removed.map(drop))
+}
+
+async fn consume(by: By) {
+    let (topic, group, sessions) = (unique("consume"), unique("group"), unique("sessions"));
+    let mut bridge = Bridge::start(by, &sessions).await;
+    kafka::create_topic(&bridge.kafka.bootstrap, &topic, 1).await;
+    let names = [("TOPIC", topic.as_str()), ("GROUP", &group), ("SESSIONS", &sessions)];
+    // What is asked for once, when the topic of the instances is opened.
+    let opening = |acl: &Acl| ["CREATE", "DESCRIBE_CONFIGS"].contains(&acl.operation.as_str());
+    let (opening, acls): (Vec<Acl>, Vec<Acl>) = needed("bridge: consume", &names).into_iter().partition(opening);
+    grant_all(&bridge.kafka, &bridge.principal, &acls);
+    let call = async || {
+        kafka::produce(&bridge.kafka.bootstrap, &topic, 1, ["1".to_owned()]);
+        consumed(&bridge, &group, &topic).await
+    };
+    for acl in &opening {
+        bridge.misses(acl, call).await;
+        bridge.kafka.grant(&bridge.principal, acl);
+    }
+    eventually(WAIT, "it works with everything", || call()).await;
+    for acl in &acls {
+        bridge.without(acl, call).await;
+    }
+    bridge.process.stop().await;
+}
+
+#[tokio::test]
+async fn consuming_by_scram_says_what_it_lacks_and_goes_on() {
+    consume(By::Scram).await;
+}
+
+#[tokio::test]
+async fn consuming_by_certificate_says_what_it_lacks_and_goes_on() {
+    consume(By::Certificate).await;
+}
+
+async fn topics(by: By) {
+    let mut bridge = Bridge::start(by, "").await;
+    let topic = unique("admin");
+    let acls = needed("bridge: topics", &[("TOPIC", &topic)]);
+    let clusters = bridge.ask(reqwest::Method::GET, "/v3/clusters", "application/json", None).await.expect("the clusters");
+    let cluster = clusters["data"][0]["cluster_id"].as_str().expect("its id").to_owned();
+    let all = format!("/v3/clusters/{cluster}/topics");
+    for acl in &acls {
+        let call = async || match acl.operation.as_str() {
+            "CREATE" => {
+                let body = json!({"topic_name": topic, "partitions_count": 1, "replication_factor": 1});
+                bridge.ask(reqwest::Method::POST, &all, "application/json", Some(body)).await
+            }
+            "ALTER_CONFIGS" => {
+                let (path, body) = (format!("{all}/{topic}/configs/retention.ms"), json!({"value": "3600000"}));
+                bridge.ask(reqwest::Method::PUT, &path, "application/json", Some(body)).await
+            }
+            "ALTER" => {
+                let body = json!({"partitions_count": 3});
+                bridge.ask(reqwest::Method::PATCH, &format!("{all}/{topic}"), "application/json", Some(body)).await
+            }
+            "DESCRIBE" => bridge.ask(reqwest::Method::GET, &format!("/topics/{topic}/partitions"), V2, None).await,
+            "DESCRIBE_CONFIGS" => bridge.ask(reqwest::Method::GET, &format!("/topics/{topic}"), V2, None).await,
+            "DELETE" => bridge.ask(reqwest::Method::DELETE, &format!("{all}/{topic}"), "application/json", None).await,
+            other => panic!("what needs {other}?"),
+        };
+        bridge.at_last(acl, call).await;
+    }
+    eventually(WAIT, "the topic is gone", || async {
+        if kafka::exists(&bridge.kafka.bootstrap, &topic) { Err("it is there".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    bridge.process.stop().await;
+}
+
+#[tokio::test]
+async fn topics_by_scram_say_what_is_lacking() {
+    topics(By::Scram).await;
+}
+
+#[tokio::test]
+async fn topics_by_certificate_say_what_is_lacking() {
+    topics(By::Certificate).await;
+}
+
+async fn access_control_lists(by: By) {
+    let mut bridge = Bridge::start(by, "").await;
+    let acls = needed("bridge: access control lists", &[("kafka-cluster", "kafka-cluster")]);
+    let clusters = bridge.ask(reqwest::Method::GET, "/v3/clusters", "application/json", None).await.expect("the clusters");
+    let path = format!("/v3/clusters/{}/acls", clusters["data"][0]["cluster_id"].as_str().expect("its id"));
+    let name = unique("acl");
+    for acl in &acls {
+        let call = async || match acl.operation.as_str() {
+            "ALTER" => {
+                let body = json!({"resource_type": "TOPIC", "resource_name": name, "pattern_type": "LITERAL", "principal": "User:somebody", "host": "*",
+                    "operation": "READ", "permission": "ALLOW"});
+                bridge.ask(reqwest::Method::POST, &path, "application/json", Some(body)).await
+            }
+            "DESCRIBE" => bridge.ask(reqwest::Method::GET, &path, "application/json", None).await,
+            other => panic!("what needs {other}?"),
+        };
+        bridge.at_last(acl, call).await;
+    }
+    let listed = bridge.ask(reqwest::Method::GET, &path, "application/json", None).await.expect("the list");
+    assert!(listed["data"].as_array().is_some_and(|all| all.iter().any(|acl| acl["resource_name"] == name.as_str())), "{listed}");
+    acls.iter().for_each(|acl| bridge.kafka.revoke(&bridge.principal, acl));
+    bridge.process.stop().await;
+}
+
+#[tokio::test]
+async fn access_control_lists_by_scram_say_what_is_lacking() {
+    access_control_lists(By::Scram).await;
+}
+
+#[tokio::test]
+async fn access_control_lists_by_certificate_say_what_is_lacking() {
+    access_control_lists(By::Certificate).await;
+}

@@ -1,0 +1,194 @@
+//! Connections of our own to a broker, with TLS and a login as the settings say: for what librdkafka has no call for ([`super::wire`]).
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
+use tokio_rustls::rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+
+use super::scram::Scram;
+use super::wire::{Input, Output, SASL_AUTHENTICATE, SASL_HANDSHAKE, round_trip};
+use super::{KafkaConfig, KafkaError, jaas};
+
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
+/// How a connection is made.
+pub(super) struct Dial {
+    tls: Option<TlsConnector>,
+    login: Option<jaas::Login>,
+}
+
+impl Dial {
+    /// The error names the setting that cannot be used here.
+    pub(super) fn of(config: &KafkaConfig) -> Result<Self, KafkaError> {
+        let tls = if config.tls() { Some(TlsConnector::from(Arc::new(tls(config)?))) } else { None };
+        let login = if config.protocol().starts_with("sasl_") { Some(jaas::login(config.values())?) } else { None };
+        Ok(Self { tls, login })
+    }
+
+    /// A connection on which requests are taken; inside: why the broker refuses the login.
+    pub(super) async fn connect(&self, address: &str) -> io::Result<Result<Box<dyn Duplex>, String>> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let mut stream: Box<dyn Duplex> = match &self.tls {
+            None => Box::new(stream),
+            Some(connector) => {
+                let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+                let host = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+                Box::new(connector.connect(host, stream).await?)
+            }
+        };
+        match &self.login {
+            Some(login) => Ok(log_in(&mut stream, login).await?.map(|()| stream)),
+            None => Ok(Ok(stream)),
+        }
+    }
+}
+
+/// Inside: why the broker refuses.
+async fn log_in(stream: &mut Box<dyn Duplex>, login: &jaas::Login) -> io::Result<Result<(), String>> {
+    let mut body = Output::default();
+    body.string(&login.mechanism);
+    let answer = round_trip(stream, SASL_HANDSHAKE, body.bytes()).await?;
+    if Input(&answer).i16() != Ok(0) {
+        return Ok(Err(format!("it does not offer {}", login.mechanism)));
+    }
+    let Some(scram) = Scram::new(&login.mechanism, &login.username) else {
+        let token = format!("\0{}\0{}", login.username, login.password);
+        return Ok(authenticate(stream, token.as_bytes()).await?.map(drop));
+    };
+    let challenge = match authenticate(stream, scram.first().as_bytes()).await? {
+        Ok(challenge) => challenge,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let (last, signature) = match scram.last(&login.password, &challenge) {
+        Ok(last) => last,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    // Who does not know the password cannot sign either: it would be no broker of ours.
+    let signed = |answer: String| {
+        if answer.split(',').any(|part| part == signature) { Ok(()) } else { Err("it does not know the password".to_owned()) }
+    };
+    Ok(authenticate(stream, last.as_bytes()).await?.and_then(signed))
+}
+
+/// One step of a login; inside: why the broker refuses.
+async fn authenticate(stream: &mut Box<dyn Duplex>, token: &[u8]) -> io::Result<Result<String, String>> {
+    let mut body = Output::default();
+    body.count(token.len()).raw(token);
+    let answer = round_trip(stream, SASL_AUTHENTICATE, body.bytes()).await?;
+    let mut input = Input(&answer);
+    let code = input.i16();
+    let said = input.string().ok().flatten();
+    if code != Ok(0) {
+        return Ok(Err(said.unwrap_or_else(|| "refused".to_owned())));
+    }
+    let token = input.count().and_then(|count| input.take(count));
+    Ok(token.map(|token| String::from_utf8_lossy(token).into_owned()))
+}
+
+fn tls(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
+    let wrong = |key: &str, reason: String| KafkaError::Config(format!("{key}: {reason}"));
+    // The text of a setting, or of the file that another one names.
+    let pem = |text: &'static str, file: &'static str| match (config.get(text), config.get(file)) {
+        (Some(pem), _) => Ok(Some((text, pem.as_bytes().to_vec()))),
+        (None, Some(path)) => {
+            let read = std::fs::read(path).map_err(|error| wrong(file, format!("cannot read {path}: {error}")))?;
+            Ok(Some((file, read)))
+        }
+        (None, None) => Ok::<_, KafkaError>(None),
+    };
+    let mut roots = RootCertStore::empty();
+    match pem("ssl.truststore.certificates", "ssl.truststore.location")? {
+        Some((key, pem)) => {
+            let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem).flatten().collect();
+            let (added, _) = roots.add_parsable_certificates(certificates);
+            if added == 0 {
+                return Err(wrong(key, "there is no certificate in PEM".into()));
+            }
+        }
+        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+    }
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
+    let verifier: Arc<dyn ServerCertVerifier> = verifier.map_err(|error| wrong("ssl.truststore.location", error.to_string()))?;
+    let by_name = config.get("ssl.endpoint.identification.algorithm") != Some("");
+    let verifier = if by_name { verifier } else { Arc::new(AnyName(verifier)) };
+    let key_provider = provider.key_provider;
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| KafkaError::Fatal(format!("TLS: {error}")))?;
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    if config.get("ssl.keystore.type").is_some_and(|kind| !kind.eq_ignore_ascii_case("pem")) {
+        let remedy = "`openssl pkcs12 -in STORE -out STORE.pem -nodes`, and ssl.keystore.type = PEM";
+        return Err(KafkaError::Unsupported(format!("ssl.keystore.type: this question is asked with PEM alone; make it so by {remedy}")));
+    }
+    let chain = pem("ssl.keystore.certificate.chain", "ssl.keystore.location")?;
+    let key = pem("ssl.keystore.key", "ssl.keystore.location")?;
+    match (chain, key) {
+        (Some((_, chain)), Some((name, key))) => {
+            let chain: Vec<_> = CertificateDer::pem_slice_iter(&chain).flatten().collect();
+            let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| {
+                let text = format!("{name}: this question is asked with a key that is not encrypted; `openssl pkey -in KEY -out KEY.pem`");
+                KafkaError::Unsupported(text)
+            })?;
+            // Not `with_client_auth_cert`, which reads the certificate and takes none of X.509's first version; brokers do.
+            let key = key_provider.load_private_key(key).map_err(|error| wrong(name, error.to_string()))?;
+            Ok(builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key)))))
+        }
+        _ => Ok(builder.with_no_client_auth()),
+    }
+}
+
+/// Takes a certificate for any host (an empty `ssl.endpoint.identification.algorithm`).
+#[derive(Debug)]
+struct AnyName(Arc<dyn ServerCertVerifier>);
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        match self.0.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
+            Err(Error::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. })) => {
+                Ok(ServerCertVerified::assertion())
+            }
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
