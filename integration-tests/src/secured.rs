@@ -93,14 +93,7 @@ impl Secured {
     }
 
     pub fn grant(&self, principal: &str, acl: &Acl) {
-        let [resource, operation] = acl.codes();
-        let mut body = 1i32.to_be_bytes().to_vec();
-        body.push(resource);
-        string(&mut body, &acl.name);
-        body.push(LITERAL);
-        string(&mut body, principal);
-        string(&mut body, "*");
-        body.extend([operation, ALLOW]);
+        let body = [&1i32.to_be_bytes()[..], &acl.entry(principal)].concat();
         let answer = self.ask(CREATE_ACLS, &body);
         // Behind the throttle time and the count.
         assert_eq!(answer.get(8..10), Some(&[0u8, 0][..]), "{principal} is not granted {acl:?}: {answer:?}");
@@ -108,14 +101,7 @@ impl Secured {
     }
 
     pub fn revoke(&self, principal: &str, acl: &Acl) {
-        let [resource, operation] = acl.codes();
-        let mut body = 1i32.to_be_bytes().to_vec();
-        body.push(resource);
-        string(&mut body, &acl.name);
-        body.push(LITERAL);
-        string(&mut body, principal);
-        string(&mut body, "*");
-        body.extend([operation, ALLOW]);
+        let body = [&1i32.to_be_bytes()[..], &acl.entry(principal)].concat();
         let answer = self.ask(DELETE_ACLS, &body);
         assert_eq!(answer.get(8..10), Some(&[0u8, 0][..]), "{acl:?} is not taken from {principal}: {answer:?}");
         // Behind the filter's error and its message, which is null: how many there were.
@@ -125,13 +111,7 @@ impl Secured {
 
     /// The controller answers before the broker acts on it: waits until it does.
     fn until(&self, principal: &str, acl: &Acl, there: bool) {
-        let [resource, operation] = acl.codes();
-        let mut body = vec![resource];
-        string(&mut body, &acl.name);
-        body.push(LITERAL);
-        string(&mut body, principal);
-        string(&mut body, "*");
-        body.extend([operation, ALLOW]);
+        let body = acl.entry(principal);
         for _ in 0..200 {
             let answer = self.ask(DESCRIBE_ACLS, &body);
             // Behind throttle time, error and its message, which is null: how many resources there are.
@@ -198,6 +178,18 @@ pub struct Acl {
 impl Acl {
     pub fn new(resource: &str, name: &str, operation: &str) -> Self {
         Self { resource: resource.to_owned(), name: name.to_owned(), operation: operation.to_owned() }
+    }
+
+    /// As the protocol has an entry to create, and a filter that finds it.
+    fn entry(&self, principal: &str) -> Vec<u8> {
+        let [resource, operation] = self.codes();
+        let mut entry = vec![resource];
+        string(&mut entry, &self.name);
+        entry.push(LITERAL);
+        string(&mut entry, principal);
+        string(&mut entry, "*");
+        entry.extend([operation, ALLOW]);
+        entry
     }
 
     /// The protocol's numbers of resource and operation.

@@ -58,7 +58,7 @@ fn needed(component: &str, names: &[(&str, &str)]) -> Vec<Acl> {
     let rows = table().remove(component).unwrap_or_else(|| panic!("the table says nothing of {component:?}"));
     let name = |acl: Acl| {
         let known = names.iter().find(|(placeholder, _)| *placeholder == acl.name);
-        Acl { name: known.unwrap_or_else(|| panic!("{}: no name for {acl:?}", component)).1.to_owned(), ..acl }
+        Acl { name: known.unwrap_or_else(|| panic!("{component}: no name for {acl:?}")).1.to_owned(), ..acl }
     };
     rows.into_iter().map(name).collect()
 }
