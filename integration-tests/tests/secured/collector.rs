@@ -203,10 +203,12 @@ async fn source(by: By) {
     kafka::create_topic(&agent.kafka.bootstrap, &topic, 2).await;
     agent.configure(&format!(
         "sources = s\nchannels = c\nchannels.c.type = memory\nsources.s.type = org.apache.flume.source.kafka.KafkaSource\nsources.s.channels = c\n\
-         sources.s.kafka.topics = {topic}\nsources.s.kafka.consumer.group.id = {group}\nsources.s.kafka.consumer.auto.offset.reset = earliest\n{}{}",
+         sources.s.kafka.topics = {topic}\nsources.s.kafka.consumer.group.id = {group}\nsources.s.kafka.consumer.auto.offset.reset = earliest\n\
+         sources.s.kafka.consumer.session.timeout.ms = 6000\nsources.s.kafka.consumer.heartbeat.interval.ms = 1000\n{}{}",
         agent.secured("sources.s", &["consumer"]),
         agent.file_roll()
     ));
+    // Who may not speak for the group cannot leave it either: its session has to end.
     let acls = needed("collector: Kafka source", &[("TOPIC", &topic), ("GROUP", &group)]);
     grant_all(&agent.kafka, &agent.principal, &acls);
     let produce = |agent: &mut Agent| {
