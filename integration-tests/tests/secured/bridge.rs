@@ -108,7 +108,7 @@ async fn produce(by: By) {
     grant_all(&bridge.kafka, &bridge.principal, &acls);
     let (path, body) = (format!("/topics/{topic}"), json!({"records": [{"value": 1}]}));
     let call = async || bridge.ask(reqwest::Method::POST, &path, JSON, Some(body.clone())).await;
-    eventually(WAIT, "it is written", || call()).await;
+    eventually(WAIT, "it is written", call).await;
     for acl in &acls {
         bridge.without(acl, call).await;
     }
@@ -163,7 +163,7 @@ async fn consume(by: By) {
         bridge.misses(acl, call).await;
         bridge.kafka.grant(&bridge.principal, acl);
     }
-    eventually(WAIT, "it works with everything", || call()).await;
+    eventually(WAIT, "it works with everything", call).await;
     for acl in &acls {
         bridge.without(acl, call).await;
     }
