@@ -280,6 +280,10 @@ impl Admin for Native {
         let answer = answered(&self.client, self.client.create_topics([&topic], &options)).await;
         let results = answer.map_err(|error| self.lookup.watch.explain(&error, &what))?;
         for result in results {
+            if matches!(result, Err((_, Code::TopicAlreadyExists))) {
+                // Perhaps only since a moment, by another process.
+                self.visible(name).await;
+            }
             result.map_err(|(_, code)| match code {
                 Code::TopicAlreadyExists => KafkaError::AlreadyExists(name.into()),
                 // The binding drops the broker's words.
