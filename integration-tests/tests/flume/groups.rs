@@ -105,7 +105,11 @@ async fn failover_takes_over_and_goes_back() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let (port, ports) = (free_port(), [free_port(), free_port()]);
     let mut first = start(dir.path(), "first", &receiver(ports[0]));
-    let second = start(dir.path(), "second", &receiver(ports[1]));
+    let mut second = start(dir.path(), "second", &receiver(ports[1]));
+    // A sender that finds the first one away begins with the second.
+    for receiver in [&mut first, &mut second] {
+        receiver.log_contains(WAIT, "ready after").await;
+    }
     let processor = "type = failover\npriority.k1 = 10\npriority.k2 = 5\nmaxpenalty = 2000\ntroubleTime = 200";
     let mut sender = start(dir.path(), "sender", &sender(port, ports, processor));
     let mut input = Input::open(port).await;
