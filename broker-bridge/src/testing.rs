@@ -28,6 +28,7 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    codec::CODECS,
     config,
     connect::Connection,
     gate::Gate,
@@ -284,6 +285,19 @@ pub(crate) fn lag(kafka: &FakeKafka, store: MemoryOffsets) -> Lag {
     let store: Arc<dyn OffsetStore> = Arc::new(store);
     let watch = Watch::new(kafka.connection(), Arc::new(kafka.clone()), Arc::clone(&store), config::Monitor::default());
     Lag::new(kafka.connection(), store, gate(), watch)
+}
+
+/// Of a session that begins with the first record and commits when it is told.
+pub(crate) fn settings() -> Settings {
+    Settings {
+        codec: &CODECS[0],
+        auto_commit: false,
+        auto_offset_reset: "earliest".to_owned(),
+        isolation: Isolation::ReadUncommitted,
+        fetch_min_bytes: 1,
+        request_timeout: Duration::from_secs(1),
+        acknowledged: None,
+    }
 }
 
 pub(crate) fn sessions(kafka: &FakeKafka, store: &MemoryOffsets, config: config::Consume) -> Sessions {

@@ -282,21 +282,24 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::channel::memory::{Limits, MemoryChannel};
-    use crate::counters::{ChannelGauges, SinkCounters, SourceCounters};
+    use crate::counters::{ChannelGauges, Shown, SinkCounters, SourceCounters};
 
-    #[test]
-    fn a_component_may_be_named_as_a_tap_shows_it() {
-        let view = |role, name: &str| View {
+    fn view(role: Role, name: &str, counters: Shown) -> View {
+        View {
             role,
             name: name.into(),
             type_name: String::new(),
             state: State::Running,
             error: String::new(),
             channels: Vec::new(),
-            counters: Vec::new(),
-        };
-        let views =
-            [view(Role::Source, "r"), view(Role::Channel, "c"), view(Role::Sink, "k"), view(Role::Source, "x"), view(Role::Sink, "x")];
+            counters,
+        }
+    }
+
+    #[test]
+    fn a_component_may_be_named_as_a_tap_shows_it() {
+        let views = [(Role::Source, "r"), (Role::Channel, "c"), (Role::Sink, "k"), (Role::Source, "x"), (Role::Sink, "x")]
+            .map(|(role, name)| view(role, name, Shown::new()));
         let check =
             |component, expected| assert_eq!(by_name(&views, component).map_err(|error| error.to_string()).ok(), expected, "{component}");
         for (component, name) in
@@ -314,15 +317,6 @@ mod tests {
         let channel = MemoryChannel::new(Limits { events_max: 8, transaction_max: 8, bytes_max: usize::MAX, keep_alive: Duration::ZERO });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(crate::channel::Channel::put(&channel, &mut vec![crate::event::Event::new("x")])).unwrap();
-        let view = |role, name: &str, counters| View {
-            role,
-            name: name.into(),
-            type_name: String::new(),
-            state: State::Running,
-            error: String::new(),
-            channels: Vec::new(),
-            counters,
-        };
         let page = flume_json(&[
             view(Role::Source, "r1", SourceCounters::new("r1").shown()),
             view(Role::Channel, "c1", ChannelGauges::new("c1").shown(&channel)),

@@ -8,10 +8,7 @@ use super::{
     acknowledged::{DeadLetters, Outcome},
     *,
 };
-use crate::{
-    codec::CODECS,
-    testing::{self, FakeKafka, MemoryOffsets},
-};
+use crate::testing::{self, FakeKafka, MemoryOffsets};
 
 /// What came, with its attempts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,15 +77,7 @@ impl World {
 
     fn session(&self, dead_letters: Option<&str>) -> Arc<Session> {
         let dead_letters = dead_letters.map(|topic| DeadLetters { topic: topic.into(), attempts_max: self.attempts_max });
-        let settings = Settings {
-            codec: &CODECS[0],
-            auto_commit: false,
-            auto_offset_reset: "earliest".to_owned(),
-            isolation: Isolation::ReadUncommitted,
-            fetch_min_bytes: 1,
-            request_timeout: Duration::from_secs(1),
-            acknowledged: Some(Acknowledged { visibility: VISIBILITY, dead_letters }),
-        };
+        let settings = Settings { acknowledged: Some(Acknowledged { visibility: VISIBILITY, dead_letters }), ..testing::settings() };
         self.sessions.create("g", None, settings).unwrap()
     }
 

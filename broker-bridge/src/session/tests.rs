@@ -1,10 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::{state::size, *};
-use crate::{
-    codec::CODECS,
-    testing::{self, FakeKafka, MemoryOffsets},
-};
+use crate::testing::{self, FakeKafka, MemoryOffsets};
 
 /// Values of the fetched records.
 #[derive(Default)]
@@ -48,15 +45,7 @@ impl World {
     }
 
     fn session(&self, auto_commit: bool) -> Arc<Session> {
-        let settings = Settings {
-            codec: &CODECS[0],
-            auto_commit,
-            auto_offset_reset: "earliest".to_owned(),
-            isolation: Isolation::ReadUncommitted,
-            fetch_min_bytes: 1,
-            request_timeout: Duration::from_secs(1),
-            acknowledged: None,
-        };
+        let settings = Settings { auto_commit, ..testing::settings() };
         self.sessions.create("g", None, settings).unwrap()
     }
 

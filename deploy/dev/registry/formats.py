@@ -2,10 +2,8 @@
 
 import json
 import sys
-import time
-import urllib.request
 
-from confluent_kafka import Consumer, Producer
+from bridge import call, consume, kind, produce, read
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.schema_registry.json_schema import JSONDeserializer, JSONSerializer
@@ -17,58 +15,8 @@ url, servers, avro_topic, json_topic, protobuf_topic = sys.argv[1:]
 registry = SchemaRegistryClient({"url": url})
 
 
-def call(method, path, body=None, content_type="application/vnd.kafka.v2+json", accept=None):
-    address = path if path.startswith("http") else url + path
-    request = urllib.request.Request(address, method=method, data=None if body is None else json.dumps(body).encode())
-    request.add_header("content-type", content_type)
-    if accept:
-        request.add_header("accept", accept)
-    with urllib.request.urlopen(request) as answer:
-        text = answer.read()
-    return json.loads(text) if text else None
-
-
-def kind(name):
-    return f"application/vnd.kafka.{name}.v2+json"
-
-
 def context(topic, field=MessageField.VALUE):
     return SerializationContext(topic, field)
-
-
-def consume(topic, count):
-    """The first records of the topic as they lie in Kafka."""
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": f"{topic}-python", "auto.offset.reset": "earliest"})
-    consumer.subscribe([topic])
-    found, end = [], time.monotonic() + 30
-    while len(found) < count:
-        assert time.monotonic() < end, f"{len(found)} of {count} records came"
-        message = consumer.poll(1.0)
-        if message is not None:
-            assert message.error() is None, message.error()
-            found.append(message)
-    consumer.close()
-    return found
-
-
-def produce(topic, values, keys=None):
-    producer = Producer({"bootstrap.servers": servers})
-    for at, value in enumerate(values):
-        producer.produce(topic, value=value, key=keys[at] if keys else None)
-    assert producer.flush(30) == 0
-
-
-def read(topic, name, count):
-    """The first records of the topic through the bridge."""
-    group = f"{topic}-rest"
-    base = call("POST", f"/consumers/{group}", {"format": name, "auto.offset.reset": "earliest"})["base_uri"]
-    call("POST", f"{base}/subscription", {"topics": [topic]})
-    found, end = [], time.monotonic() + 30
-    while len(found) < count:
-        assert time.monotonic() < end, f"{len(found)} of {count} records came"
-        found += call("GET", f"{base}/records?timeout=1000", accept=kind(name))
-    call("DELETE", base)
-    return found
 
 
 # Avro: every kind of value.
@@ -113,12 +61,12 @@ in_json = [
     order_json(3, {"shop.User": {"name": "Bob"}}, {"shop.Order": order_json(0, None)}),
 ]
 body = {"key_schema": '"string"', "value_schema": text, "records": [{"key": f"k{at}", "value": value} for at, value in enumerate(in_json)]}
-answer = call("POST", f"/topics/{avro_topic}", body, kind("avro"))
+answer = call(url, "POST", f"/topics/{avro_topic}", body, kind("avro"))
 assert registry.get_latest_version(f"{avro_topic}-value").schema_id == answer["value_schema_id"], answer
 assert registry.get_latest_version(f"{avro_topic}-key").schema_id == answer["key_schema_id"], answer
 by_id = {"value_schema_id": answer["value_schema_id"], "records": [{"value": in_json[0]}, {"value": None}]}
-assert call("POST", f"/topics/{avro_topic}", by_id, kind("avro"))["value_schema_id"] == answer["value_schema_id"]
-messages = consume(avro_topic, 5)
+assert call(url, "POST", f"/topics/{avro_topic}", by_id, kind("avro"))["value_schema_id"] == answer["value_schema_id"]
+messages = consume(servers, avro_topic, 5)
 deserializer = AvroDeserializer(registry)
 assert [deserializer(message.value(), context(avro_topic)) for message in messages] == [*in_python, in_python[0], None]
 assert [deserializer(message.key(), context(avro_topic, MessageField.KEY)) for message in messages] == ["k0", "k1", "k2", None, None]
@@ -127,8 +75,8 @@ written = [serializer(value, context(avro_topic)) for value in in_python]
 # The same bytes, to the last.
 assert written == [message.value() for message in messages[:3]]
 keys = [AvroSerializer(registry, '"string"')(f"p{at}", context(avro_topic, MessageField.KEY)) for at in range(3)]
-produce(avro_topic, written, keys)
-records = read(avro_topic, "avro", 8)
+produce(servers, avro_topic, written, keys)
+records = read(url, avro_topic, "avro", 8)
 assert [record["value"] for record in records] == [*in_json, in_json[0], None, *in_json], records
 assert [record["key"] for record in records] == ["k0", "k1", "k2", None, None, "p0", "p1", "p2"], records
 
@@ -143,12 +91,12 @@ schema = {
 }
 text = json.dumps(schema)
 items = [{"id": 2**53 + 1, "tags": ["a", "ö\n"]}, {"id": -1}]
-call("POST", f"/topics/{json_topic}", {"value_schema": text, "records": [{"value": item} for item in items]}, kind("jsonschema"))
+call(url, "POST", f"/topics/{json_topic}", {"value_schema": text, "records": [{"value": item} for item in items]}, kind("jsonschema"))
 deserializer = JSONDeserializer(text)
-assert [deserializer(message.value(), context(json_topic)) for message in consume(json_topic, 2)] == items
+assert [deserializer(message.value(), context(json_topic)) for message in consume(servers, json_topic, 2)] == items
 serializer = JSONSerializer(text, registry)
-produce(json_topic, [serializer(item, context(json_topic)) for item in items])
-assert [record["value"] for record in read(json_topic, "jsonschema", 4)] == items + items
+produce(servers, json_topic, [serializer(item, context(json_topic)) for item in items])
+assert [record["value"] for record in read(url, json_topic, "jsonschema", 4)] == items + items
 
 # Protobuf: classes made from a descriptor, the third of them within the first.
 file = descriptor_pb2.FileDescriptorProto(name="orders.proto", package="shop", syntax="proto3", dependency=["google/protobuf/timestamp.proto"])
@@ -181,12 +129,12 @@ message Second { bool yes = 1; }
 """
 value = {"orderId": str(2**53 + 1), "names": ["a", "ö"], "at": "2021-02-05T19:14:42Z", "line": {"raw": "AP8="}}
 empty = {"orderId": "0", "names": []}
-call("POST", f"/topics/{protobuf_topic}", {"value_schema": text, "records": [{"value": value}, {"value": {}}]}, kind("protobuf"))
-messages = consume(protobuf_topic, 2)
+call(url, "POST", f"/topics/{protobuf_topic}", {"value_schema": text, "records": [{"value": value}, {"value": {}}]}, kind("protobuf"))
+messages = consume(servers, protobuf_topic, 2)
 first, blank = (ProtobufDeserializer(Order, settings)(message.value(), context(protobuf_topic)) for message in messages)
 assert (first.order_id, list(first.names), first.line.raw) == (2**53 + 1, ["a", "ö"], b"\x00\xff"), first
 assert first.at.ToJsonString() == "2021-02-05T19:14:42Z" and blank == Order(), (first, blank)
 written = [ProtobufSerializer(type(one), registry, settings)(one, context(protobuf_topic)) for one in [first, Order(), Line(raw=b"\x00\xff"), Second(yes=True)]]
-produce(protobuf_topic, written)
-values = [record["value"] for record in read(protobuf_topic, "protobuf", 6)]
+produce(servers, protobuf_topic, written)
+values = [record["value"] for record in read(url, protobuf_topic, "protobuf", 6)]
 assert values == [value, empty, value, empty, {"raw": "AP8="}, {"yes": True}], values

@@ -3,11 +3,9 @@ the other one knows: URL OTHER-URL SERVERS AVRO JSON PROTOBUF (topics)."""
 
 import json
 import sys
-import time
 import urllib.error
-import urllib.request
 
-from confluent_kafka import Consumer, Producer
+from bridge import call, consume, kind, produce, read
 from confluent_kafka.schema_registry import Schema, SchemaReference, SchemaRegistryClient, header_schema_id_serializer
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.schema_registry.error import SchemaRegistryError
@@ -24,57 +22,18 @@ def registry(at=url):
     return SchemaRegistryClient({"url": at})
 
 
-def kind(name):
-    return f"application/vnd.kafka.{name}.v2+json"
-
-
-def call(at, method, path, body=None, content_type="application/vnd.kafka.v2+json", accept=None):
-    address = path if path.startswith("http") else at + path
-    request = urllib.request.Request(address, method=method, data=None if body is None else json.dumps(body).encode())
-    request.add_header("content-type", content_type)
-    if accept:
-        request.add_header("accept", accept)
-    with urllib.request.urlopen(request) as answer:
-        text = answer.read()
-    return json.loads(text) if text else None
-
-
 def context(topic, headers=None):
     return SerializationContext(topic, MessageField.VALUE, headers)
 
 
-def produce(topic, *values):
-    producer = Producer({"bootstrap.servers": servers})
-    for value in values:
-        producer.produce(topic, value=value)
-    assert producer.flush(30) == 0
+def written(topic, count):
+    """The first values of the topic as they lie in Kafka."""
+    return [message.value() for message in consume(servers, topic, count)]
 
 
-def consume(topic, count):
-    """The first records of the topic as they lie in Kafka."""
-    consumer = Consumer({"bootstrap.servers": servers, "group.id": f"{topic}-python", "auto.offset.reset": "earliest"})
-    consumer.subscribe([topic])
-    found, end = [], time.monotonic() + 30
-    while len(found) < count:
-        assert time.monotonic() < end, f"{len(found)} of {count} records came"
-        message = consumer.poll(1.0)
-        if message is not None:
-            assert message.error() is None, message.error()
-            found.append(message.value())
-    consumer.close()
-    return found
-
-
-def read(topic, name, count):
+def seen(topic, name, count):
     """The first values of the topic through the other bridge."""
-    base = call(other, "POST", f"/consumers/{topic}-rest", {"format": name, "auto.offset.reset": "earliest"})["base_uri"]
-    call(other, "POST", f"{base}/subscription", {"topics": [topic]})
-    found, end = [], time.monotonic() + 30
-    while len(found) < count:
-        assert time.monotonic() < end, f"{len(found)} of {count} records came"
-        found += [record["value"] for record in call(other, "GET", f"{base}/records?timeout=1000", accept=kind(name))]
-    call(other, "DELETE", base)
-    return found
+    return [record["value"] for record in read(other, topic, name, count)]
 
 
 # Avro: an order whose buyer is a type of another subject.
@@ -85,7 +44,7 @@ client = registry()
 client.register_schema(users, Schema(json.dumps(user), "AVRO"))
 using = Schema(json.dumps(order), "AVRO", [SchemaReference("shop.User", users, 1)])
 first, second = {"id": 1, "by": {"name": "Ada"}}, {"id": 2, "by": {"name": "Bob"}}
-produce(avro_topic, AvroSerializer(client, using)(first, context(avro_topic)))
+produce(servers, avro_topic, [AvroSerializer(client, using)(first, context(avro_topic))])
 latest = registry(other).get_latest_version(f"{avro_topic}-value")
 assert [(one.name, one.subject, one.version) for one in latest.schema.references] == [("shop.User", users, 1)], latest
 # What is referred to stays.
@@ -94,8 +53,8 @@ try:
     raise AssertionError("a schema that another one refers to was deleted")
 except SchemaRegistryError as error:
     assert error.error_code == 42206, error
-written = call(other, "POST", f"/topics/{avro_topic}", {"value_schema_id": latest.schema_id, "records": [{"value": second}]}, kind("avro"))
-assert written["value_schema_id"] == latest.schema_id, written
+answer = call(other, "POST", f"/topics/{avro_topic}", {"value_schema_id": latest.schema_id, "records": [{"value": second}]}, kind("avro"))
+assert answer["value_schema_id"] == latest.schema_id, answer
 
 # The order gets a note. Who knows only the old schema reads the new records, and the other way round.
 newer = {**order, "fields": [*order["fields"], {"name": "note", "type": "string", "default": "none"}]}
@@ -103,12 +62,12 @@ newer = Schema(json.dumps(newer), "AVRO", using.references)
 assert client.test_compatibility(f"{avro_topic}-value", newer)
 third = {"id": 3, "by": {"name": "Eve"}, "note": "thanks"}
 fixed = AvroSerializer(client, newer)
-produce(avro_topic, fixed(third, context(avro_topic)))
+produce(servers, avro_topic, [fixed(third, context(avro_topic))])
 assert registry(other).get_versions(f"{avro_topic}-value") == [1, 2]
-data = consume(avro_topic, 3)
+data = written(avro_topic, 3)
 assert [AvroDeserializer(registry(), newer)(value, context(avro_topic)) for value in data] == [{**first, "note": "none"}, {**second, "note": "none"}, third]
 assert [AvroDeserializer(registry(other), using)(value, context(avro_topic)) for value in data] == [first, second, {"id": 3, "by": third["by"]}]
-assert read(avro_topic, "avro", 3) == [first, second, third]
+assert seen(avro_topic, "avro", 3) == [first, second, third]
 # One that does not fit is refused, and nothing is written.
 broken = Schema(json.dumps({**order, "fields": [{"name": "number", "type": "int"}]}), "AVRO")
 assert not registry(other).test_compatibility(f"{avro_topic}-value", broken)
@@ -132,11 +91,11 @@ items = f"{json_topic}-items"
 client.register_schema(items, Schema(json.dumps(item), "JSON"))
 using = Schema(json.dumps(basket), "JSON", [SchemaReference("item.json", items, 1)])
 full, empty = {"items": [{"id": 1}, {"id": 2}]}, {"items": []}
-produce(json_topic, JSONSerializer(using, client)(full, context(json_topic)))
+produce(servers, json_topic, [JSONSerializer(using, client)(full, context(json_topic))])
 number = registry(other).get_latest_version(f"{json_topic}-value").schema_id
 call(other, "POST", f"/topics/{json_topic}", {"value_schema_id": number, "records": [{"value": empty}]}, kind("jsonschema"))
-assert [JSONDeserializer(using, schema_registry_client=registry())(value, context(json_topic)) for value in consume(json_topic, 2)] == [full, empty]
-assert read(json_topic, "jsonschema", 2) == [full, empty]
+assert [JSONDeserializer(using, schema_registry_client=registry())(value, context(json_topic)) for value in written(json_topic, 2)] == [full, empty]
+assert seen(json_topic, "jsonschema", 2) == [full, empty]
 # What the item's schema does not allow, neither side writes.
 wrong = {"items": [{"id": "one"}]}
 try:
@@ -159,10 +118,10 @@ pool.Add(file)
 Order, User = (message_factory.GetMessageClass(pool.FindMessageTypeByName(f"shop.{name}")) for name in ["Order", "User"])
 settings = {"use.deprecated.format": False}
 one, two = Order(id=1, by=User(name="Ada")), Order(id=2, by=User(name="Bob"))
-produce(protobuf_topic, ProtobufSerializer(Order, client, settings)(one, context(protobuf_topic)))
+produce(servers, protobuf_topic, [ProtobufSerializer(Order, client, settings)(one, context(protobuf_topic))])
 latest = registry(other).get_latest_version(f"{protobuf_topic}-value")
 assert [one.name for one in latest.schema.references] == [f"{protobuf_topic}-user.proto"], latest
 call(other, "POST", f"/topics/{protobuf_topic}", {"value_schema_id": latest.schema_id, "records": [{"value": {"id": 2, "by": {"name": "Bob"}}}]}, kind("protobuf"))
 deserializer = ProtobufDeserializer(Order, settings, registry())
-assert [deserializer(value, context(protobuf_topic)) for value in consume(protobuf_topic, 2)] == [one, two]
-assert read(protobuf_topic, "protobuf", 2) == [{"id": 1, "by": {"name": "Ada"}}, {"id": 2, "by": {"name": "Bob"}}]
+assert [deserializer(value, context(protobuf_topic)) for value in written(protobuf_topic, 2)] == [one, two]
+assert seen(protobuf_topic, "protobuf", 2) == [{"id": 1, "by": {"name": "Ada"}}, {"id": 2, "by": {"name": "Bob"}}]

@@ -1,13 +1,12 @@
 #![allow(clippy::unwrap_used)]
 
 use service_kit::{
-    kafka::{Isolation, Record},
+    kafka::Record,
     offsets::{OffsetCommit, OffsetStore as _},
 };
 
 use super::*;
 use crate::{
-    codec::CODECS,
     config,
     session::{
         Encode, Limits,
@@ -60,21 +59,9 @@ fn at(offset: i64) -> Option<Vec<OffsetCommit>> {
     Some(vec![OffsetCommit { partition: tp(), offset, metadata: String::new() }])
 }
 
-fn settings() -> Settings {
-    Settings {
-        codec: &CODECS[0],
-        auto_commit: false,
-        auto_offset_reset: "earliest".to_owned(),
-        isolation: Isolation::ReadUncommitted,
-        fetch_min_bytes: 1,
-        request_timeout: Duration::from_secs(1),
-        acknowledged: None,
-    }
-}
-
 async fn created(replica: &Sessions) -> Arc<Session> {
     let fields = BTreeMap::from([("auto.offset.reset".to_owned(), "earliest".into())]);
-    replica.create_shared("g", Some("i".to_owned()), settings(), fields).await.unwrap()
+    replica.create_shared("g", Some("i".to_owned()), testing::settings(), fields).await.unwrap()
 }
 
 async fn subscribed(replica: &Sessions) -> Arc<Session> {
@@ -94,7 +81,7 @@ async fn there(replica: &Sessions) -> (u64, Arc<Entry>) {
 
 async fn taken(replica: &Sessions) -> Result<Option<Arc<Session>>> {
     let (turn, entry) = there(replica).await;
-    replica.take_over("g", "i", turn, &entry, settings()).await
+    replica.take_over("g", "i", turn, &entry, testing::settings()).await
 }
 
 async fn fetch(session: &Arc<Session>, records_max: usize) -> Vec<i64> {
@@ -140,7 +127,7 @@ async fn one_of_those_that_claim_at_once_has_it() {
     let (b, c) = (world.replica("http://b:1"), world.replica("http://c:1"));
     let ((turn, entry), (of_c, _)) = tokio::join!(there(&b), there(&c));
     assert_eq!(turn, of_c);
-    let claim = async |replica: &Sessions| replica.take_over("g", "i", turn, &entry, settings()).await.unwrap().is_some();
+    let claim = async |replica: &Sessions| replica.take_over("g", "i", turn, &entry, testing::settings()).await.unwrap().is_some();
     let won = tokio::join!(claim(&b), claim(&c));
     assert!(won.0 != won.1, "{won:?}");
     let (winner, loser) = if won.0 { (&b, &c) } else { (&c, &b) };
@@ -188,7 +175,7 @@ async fn a_name_is_one_sessions_whichever_replica_is_asked() {
     let (a, b) = (world.replica("http://a:1"), world.replica("http://b:1"));
     let session = created(&a).await;
     for replica in [&a, &b] {
-        let exists = replica.create_shared("g", Some("i".to_owned()), settings(), BTreeMap::new()).await.err().unwrap();
+        let exists = replica.create_shared("g", Some("i".to_owned()), testing::settings(), BTreeMap::new()).await.err().unwrap();
         assert_eq!(exists.code, Code::InstanceExists);
     }
     assert_eq!((a.count(), b.count()), (1, 0), "what was refused is not held");
@@ -196,8 +183,8 @@ async fn a_name_is_one_sessions_whichever_replica_is_asked() {
     created(&b).await;
     // Two at once.
     let both = tokio::join!(
-        a.create_shared("g", Some("j".to_owned()), settings(), BTreeMap::new()),
-        b.create_shared("g", Some("j".to_owned()), settings(), BTreeMap::new())
+        a.create_shared("g", Some("j".to_owned()), testing::settings(), BTreeMap::new()),
+        b.create_shared("g", Some("j".to_owned()), testing::settings(), BTreeMap::new())
     );
     assert!(both.0.is_ok() != both.1.is_ok());
 }
