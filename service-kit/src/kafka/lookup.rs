@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
 use rdkafka::client::Client;
@@ -184,7 +184,18 @@ impl Lookup {
         let wanted = list(partitions.iter().map(|partition| (partition, Offset::Invalid)))?;
         let what = format!("reading the offsets of group \"{group}\"");
         let need = Need { topic: Some(("DESCRIBE", topics_of(&partitions))), ..Need::default() }.and_group("DESCRIBE", group);
-        let asked = move |lookup: &Self| lookup.consumer.committed_offsets(wanted, lookup.timeout);
+        let asked = move |lookup: &Self| {
+            let deadline = Instant::now() + lookup.timeout;
+            loop {
+                let left = deadline.saturating_duration_since(Instant::now());
+                match lookup.consumer.committed_offsets(wanted.clone(), left) {
+                    Err(error) if error.rdkafka_error_code().is_some_and(moves) && left > COORDINATOR_INTERVAL => {
+                        thread::sleep(COORDINATOR_INTERVAL);
+                    }
+                    answer => return answer,
+                }
+            }
+        };
         let answer = self.ask_for(&what, need.clone(), asked).await?;
         let mut committed = BTreeMap::new();
         for element in answer.elements() {
@@ -268,6 +279,14 @@ pub(super) fn serve(consumer: &Arc<BaseConsumer<Watch>>, stop: &Arc<AtomicBool>)
 
 const SERVE_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How long to wait before a group's coordinator is asked again that is being made or moved.
+const COORDINATOR_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The group's coordinator is another one by now, or will be there in a moment. librdkafka looks for it, but gives up the question.
+fn moves(code: Code) -> bool {
+    matches!(code, Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress)
+}
+
 pub(super) fn list<'a>(entries: impl IntoIterator<Item = (&'a TopicPartition, Offset)>) -> Result<TopicPartitionList, KafkaError> {
     let mut list = TopicPartitionList::new();
     for (partition, offset) in entries {
@@ -321,5 +340,32 @@ impl Isolation {
             Isolation::ReadUncommitted => "read_uncommitted",
             Isolation::ReadCommitted => "read_committed",
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr as Refused};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_coordinator_that_moves_is_asked_again_and_one_that_refuses_is_not() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("logs", 1, 1).unwrap();
+        let config = KafkaConfig::new(cluster.bootstrap_servers());
+        let group = stable_offsets(&config, "readers").await.unwrap();
+        let partitions = [TopicPartition::new("logs", 0)];
+        let moving = [
+            Refused::RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
+            Refused::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
+            Refused::RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
+        ];
+        cluster.request_errors(RDKafkaApiKey::OffsetFetch, &moving);
+        assert_eq!(group.read(Some(&partitions)).await.unwrap(), BTreeMap::new());
+        cluster.request_errors(RDKafkaApiKey::OffsetFetch, &[Refused::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED]);
+        assert!(matches!(group.read(Some(&partitions)).await, Err(KafkaError::Auth(_))));
     }
 }
