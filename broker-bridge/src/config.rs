@@ -11,7 +11,7 @@ use service_kit::{
 
 mod auth;
 
-pub use auth::{Algorithm, Audit, Auth, CertificateName, Jwt, Quota};
+pub use auth::{Algorithm, Audit, Auth, CertificateName, Jwt, PassThrough, Quota};
 
 /// The whole configuration of `millrace-bridge`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

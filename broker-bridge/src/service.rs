@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use service_kit::{
     ConfigErrors, Context, Guard, HttpEndpoint, Latch, Running, Service,
     config::{ClientAuth, ConfigError},
-    kafka::{self, KafkaConfig, Manage},
+    kafka::{self, KafkaConfig},
     offsets::{self, OffsetStore, SledOffsets},
 };
 use tokio::{select, time::sleep};
@@ -88,7 +88,7 @@ impl BridgeService {
         }
         let store = outside(&config.offsets, &kafka).map_err(|(key, message)| wrong(key, message))?;
         let asked = [&config.http.tls, &config.control.tls].into_iter().any(|tls| tls.client_auth != ClientAuth::None);
-        let auth = Auth::open(&config.auth, asked).map_err(|error| ConfigErrors(vec![error]))?;
+        let auth = Auth::open(&config.auth, asked, &kafka).map_err(|error| ConfigErrors(vec![error]))?;
         for (name, listen) in [("http", config.http.listen), ("control", config.control.listen)] {
             if auth.is_none() && !config.auth.allow_open && !listen.is_loopback() {
                 let message = format!(
@@ -178,11 +178,7 @@ impl Service for BridgeService {
         let keyed = Keyed::new(Arc::new(keyed), &id, topics.clone(), Arc::clone(&gate), keys.clone(), ctx.tasks.clone());
         ctx.tasks.spawn(keyed.clone().watch(ctx.shutdown.clone(), ctx.readiness.latch("idempotence")));
         let produce = Produce::new(Arc::clone(&producer), keyed, topics.clone(), Arc::clone(&gate), keys, ctx.tasks.clone());
-        let manage = Manage::new(&kafka);
-        let mut transactional = kafka.clone();
-        let transaction_ms = config.transactions.timeout.as_millis().clamp(1_000, i32::MAX as u128);
-        transactional.set("transaction.timeout.ms", transaction_ms.to_string());
-        let writers = Arc::new(KafkaWriters { config: transactional });
+        let writers = Arc::new(KafkaWriters { kafka: connection.clone(), timeout: config.transactions.timeout });
         let registry = Registry::new(config.registry.clone(), kafka.clone(), connection.clone(), Arc::clone(&gate), ctx.tasks.clone());
         let transactions =
             Transactions::new(writers, topics.clone(), Arc::clone(&gate), config.transactional_id(), config.transactions.clone());
@@ -198,7 +194,7 @@ impl Service for BridgeService {
             Directory::in_kafka(&kafka, connection.clone(), topic, me, max, config.offsets.timeout)
         });
         let clients: Arc<dyn Clients> =
-            Arc::new(KafkaClients { config: kafka, poll_interval_max: config.consume.session_idle + Duration::from_secs(60) });
+            Arc::new(KafkaClients { kafka: connection.clone(), poll_interval_max: config.consume.session_idle + Duration::from_secs(60) });
         let watch = Watch::new(connection.clone(), Arc::clone(&clients), Arc::clone(&store), config.monitor.clone());
         let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate), watch);
         let linter = Linter { topics: topics.clone(), lag: lag.clone(), clients: Arc::clone(&clients), config: config.topics.clone() };
@@ -226,7 +222,7 @@ impl Service for BridgeService {
 
         let seen = Arc::new(Mutex::new(Seen::default()));
         let monitor = Monitor {
-            kafka: connection,
+            kafka: connection.clone(),
             gate: Arc::clone(&gate),
             topics: topics.clone(),
             lag: lag.clone(),
@@ -255,7 +251,7 @@ impl Service for BridgeService {
             sessions: sessions.clone(),
             topics,
             lag,
-            manage,
+            kafka: connection,
             transactions: transactions.clone(),
             registry,
             forward,

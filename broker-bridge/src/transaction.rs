@@ -13,7 +13,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use service_kit::kafka::{self, KafkaConfig, KafkaError, OutRecord, TopicPartition, TransactionalWriter};
+use service_kit::kafka::{self, KafkaError, OutRecord, TopicPartition, TransactionalWriter};
 use tokio::{
     select,
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth, config,
+    connect::Connection,
     error::{BridgeError, Code, Result},
     gate::{Gate, Work},
     topics::Topics,
@@ -37,13 +38,18 @@ pub(crate) trait Writers: Send + Sync {
 
 /// Writers on the configured cluster.
 pub(crate) struct KafkaWriters {
-    pub(crate) config: KafkaConfig,
+    pub(crate) kafka: Connection,
+    /// How long Kafka lets a transaction live.
+    pub(crate) timeout: Duration,
 }
 
 #[async_trait]
 impl Writers for KafkaWriters {
     async fn writer(&self, transactional_id: &str) -> Result<Box<dyn TransactionalWriter>, KafkaError> {
-        kafka::transactional_writer(&self.config, transactional_id).await
+        let mut config = self.kafka.of_caller()?.config().clone();
+        let timeout_ms = self.timeout.as_millis().clamp(1_000, i32::MAX as u128);
+        config.set("transaction.timeout.ms", timeout_ms.to_string());
+        kafka::transactional_writer(&config, transactional_id).await
     }
 }
 
@@ -78,6 +84,8 @@ struct Idle {
 /// A writer with its number, which ends its transactional id.
 struct Slot {
     number: usize,
+    /// Made with a caller's own login: nobody else may use it.
+    of_caller: bool,
     writer: Box<dyn TransactionalWriter>,
 }
 
@@ -167,9 +175,10 @@ impl Transactions {
 
     /// A writer that waits, or a new one.
     async fn slot(&self) -> Result<Slot> {
+        let of_caller = auth::connection()?.is_some();
         let number = {
             let mut idle = self.inner.idle.lock();
-            if let Some(slot) = idle.writers.pop() {
+            if !of_caller && let Some(slot) = idle.writers.pop() {
                 return Ok(slot);
             }
             match idle.free.pop() {
@@ -181,7 +190,7 @@ impl Transactions {
             }
         };
         match self.inner.writers.writer(&format!("{}-{number}", self.inner.id)).await {
-            Ok(writer) => Ok(Slot { number, writer }),
+            Ok(writer) => Ok(Slot { number, of_caller, writer }),
             Err(error) => {
                 self.inner.idle.lock().free.push(number);
                 Err(error.into())
@@ -319,7 +328,10 @@ impl Transactions {
     fn put_back(&self, state: &mut State, outcome: &'static str) {
         if let Some(slot) = state.slot.take() {
             over(outcome);
-            self.inner.idle.lock().writers.push(slot);
+            match slot.of_caller {
+                false => self.inner.idle.lock().writers.push(slot),
+                true => self.forget(slot),
+            }
         }
     }
 

@@ -37,6 +37,9 @@ pub(super) struct Handed {
     /// A token's end; seconds since 1970, as `at`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     until: Option<u64>,
+    /// It has a login to Kafka of its own, which does not go along.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) logs_in: bool,
     at: u64,
     /// SHA-256 of the body.
     pub(super) body: String,
@@ -81,6 +84,7 @@ impl Secrets {
             principal: called.principal.to_string(),
             roles: called.roles.clone(),
             until: called.until.map(seconds),
+            logs_in: called.logs_in,
             at: seconds(now),
             body: body_digest(body),
         };
@@ -110,7 +114,10 @@ impl Secrets {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::{fs, sync::Arc};
+    use std::{
+        fs,
+        sync::{Arc, OnceLock},
+    };
 
     use super::*;
     use crate::auth::{Credential, tests::Kept};
@@ -118,7 +125,18 @@ mod tests {
     fn called(until: Option<SystemTime>) -> Called {
         let (auth, asked) = (Kept::new("", &["ann"]).auth, Default::default());
         let roles = vec!["writer".to_owned()];
-        Called { auth, principal: Arc::from("ann"), roles, by: Credential::Token, address: None, until, body: None, asked }
+        Called {
+            auth,
+            principal: Arc::from("ann"),
+            roles,
+            by: Credential::Token,
+            address: None,
+            until,
+            logs_in: false,
+            connection: OnceLock::new(),
+            body: None,
+            asked,
+        }
     }
 
     #[test]

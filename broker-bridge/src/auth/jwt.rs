@@ -251,7 +251,7 @@ impl Tokens {
         };
         // Bounded: what is further away than a year is asked about again then.
         let left = Duration::from_secs_f64((expires + leeway - now).clamp(0.0, 366.0 * 86_400.0));
-        Ok(Known { principal: principal.to_owned(), roles, until: Some(UNIX_EPOCH + Duration::from_secs_f64(now) + left) })
+        Ok(Known { roles, until: Some(UNIX_EPOCH + Duration::from_secs_f64(now) + left), ..Known::principal(principal.to_owned()) })
     }
 }
 

@@ -135,13 +135,9 @@ async fn a_good_token_names_its_principal_and_roles() {
         // Each is the only one of its kind.
         (&p256, json!({"alg": "ES256"})),
     ] {
-        let known = tokens.verify(&signer.token(header.clone(), &claims()), now()).await;
-        let expected = Known {
-            principal: "alice".to_owned(),
-            roles: vec!["writer".to_owned(), "reader".to_owned()],
-            until: Some(UNIX_EPOCH + Duration::from_secs(NOW + 70)),
-        };
-        assert_eq!(known, Ok(expected), "{header}");
+        let known = tokens.verify(&signer.token(header.clone(), &claims()), now()).await.unwrap();
+        assert_eq!((known.principal.as_str(), known.roles), ("alice", vec!["writer".to_owned(), "reader".to_owned()]), "{header}");
+        assert_eq!(known.until, Some(UNIX_EPOCH + Duration::from_secs(NOW + 70)), "{header}");
     }
     let several = with("aud", json!(["someone", "other"]));
     assert!(tokens.verify(&rsa.token(json!({"alg": "RS256", "kid": "r"}), &several), now()).await.is_ok());
@@ -262,7 +258,7 @@ async fn a_url_is_asked_in_bounded_time_and_not_too_often() {
     };
     let tokens = Tokens::open(&config).unwrap_or_else(|(key, message)| panic!("{key}: {message}"));
     let by = |signer: &Signer, id: &str| signer.token(json!({"alg": "EdDSA", "kid": id}), &claims());
-    assert_eq!(tokens.verify(&by(&old, "old"), now()).await, Err(TokenError::NoKeys));
+    assert_eq!(tokens.verify(&by(&old, "old"), now()).await.unwrap_err(), TokenError::NoKeys);
     tokens.look().await;
     assert!(tokens.verify(&by(&old, "old"), now()).await.is_ok());
     // A hundred tokens with an unknown key, at once, right after a question: no further one.

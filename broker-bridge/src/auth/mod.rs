@@ -5,6 +5,7 @@
 //! | `access` | what an operation needs: declared beside each route, and for each gRPC method |
 //! | `policy` | who may do what: verbs on topics, groups, subjects, the cluster. Nothing is allowed that is not written there |
 //! | `credentials` | who shows a password or an API key |
+//! | `login` | who logs in to Kafka itself, by which connection |
 //! | `jwt`, `jwks` | whose token is good; which keys sign, from a file or a URL |
 //! | `quota` | how many requests and bytes a second each principal has |
 //! | `hop` | who calls, where another replica hands the request on |
@@ -23,6 +24,7 @@ mod guard;
 mod hop;
 mod jwks;
 mod jwt;
+mod login;
 mod policy;
 mod quota;
 #[cfg(test)]
@@ -31,7 +33,7 @@ pub(crate) mod tests;
 use std::{
     net::SocketAddr,
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -39,7 +41,12 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, reques
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use parking_lot::{Mutex, RwLock};
 use ring::digest;
-use service_kit::{Context, Peer, config::ConfigError, files::Watched, kafka::OutRecord};
+use service_kit::{
+    Context, Peer,
+    config::ConfigError,
+    files::Watched,
+    kafka::{KafkaConfig, KafkaError, OutRecord},
+};
 use tokio::{
     select,
     time::{Instant, sleep},
@@ -51,9 +58,10 @@ pub(crate) use self::{
     access::{Access, KNOWN, Kind, OPEN, Verb, on_all, on_any, on_cluster, on_group, on_subject, on_topic},
     guard::{guard_grpc, guarded},
 };
-use self::{credentials::Passwords, hop::Secrets, jwt::Tokens, policy::Policy, quota::Quotas};
+use self::{credentials::Passwords, hop::Secrets, jwt::Tokens, login::Logins, policy::Policy, quota::Quotas};
 use crate::{
     config::{self, Audit, CertificateName},
+    connect::Connection,
     error::{BridgeError, Code, Result},
 };
 
@@ -70,6 +78,8 @@ struct Inner {
     config: config::Auth,
     policy: RwLock<Arc<Policy>>,
     passwords: Option<Passwords>,
+    /// Kafka's, in place of `passwords`.
+    logins: Option<Logins>,
     api_keys: Option<RwLock<credentials::ApiKeys>>,
     /// Of all replicas, for requests that one hands on to another.
     secrets: Option<RwLock<Secrets>>,
@@ -122,6 +132,10 @@ struct Called {
     address: Option<SocketAddr>,
     /// A token's end.
     until: Option<SystemTime>,
+    /// Does what it does by a connection of its own.
+    logs_in: bool,
+    /// That connection. Of a caller that another replica has handed on, it is that of the consumer instance it uses.
+    connection: OnceLock<Connection>,
     /// Digest of the body that another replica has handed on.
     body: Option<String>,
     /// What the guard has asked about already.
@@ -135,6 +149,28 @@ tokio::task_local! {
 /// The caller of the running request; `None` for work of the bridge itself, and where authentication is off.
 pub(crate) fn caller() -> Option<Caller> {
     CALLER.try_with(Caller::clone).ok()
+}
+
+/// The caller's own connection to Kafka; `None`: it goes by the bridge's.
+pub(crate) fn connection() -> Result<Option<Connection>, KafkaError> {
+    let Some(caller) = caller() else { return Ok(None) };
+    match caller.0.connection.get() {
+        None if caller.0.logs_in => {
+            let message =
+                format!("{:?} was handed on by another bridge without its login to Kafka; send the request here", caller.0.principal);
+            Err(KafkaError::Retryable(message))
+        }
+        found => Ok(found.cloned()),
+    }
+}
+
+/// What a caller that was handed on does with a consumer instance is done by the connection of who made it, which is the same caller.
+pub(crate) fn lend(connection: Option<&Connection>) {
+    if let (Some(connection), Some(caller)) = (connection, caller())
+        && caller.0.logs_in
+    {
+        drop(caller.0.connection.set(connection.clone()));
+    }
 }
 
 /// An error unless the caller may do this to a thing of that name.
@@ -310,13 +346,15 @@ impl Caller {
 
 impl Auth {
     /// `None` where authentication is off. Reads the files; asks nobody. `certificates`: whether a listener asks its clients for one.
-    pub(crate) fn open(config: &config::Auth, certificates: bool) -> Result<Option<Self>, ConfigError> {
+    /// `kafka`: how the bridge itself logs in there.
+    pub(crate) fn open(config: &config::Auth, certificates: bool, kafka: &KafkaConfig) -> Result<Option<Self>, ConfigError> {
         let wrong = |key: &str, message: String| ConfigError { place: "configuration".to_owned(), key: format!("auth.{key}"), message };
         let set = |path: &Path| !path.as_os_str().is_empty();
         let others = [
             ("users_file", set(&config.users_file)),
             ("api_keys_file", set(&config.api_keys_file)),
             ("jwt.jwks", !config.jwt.jwks.is_empty()),
+            ("pass_through.enabled", config.pass_through.enabled),
         ];
         if !set(&config.policy_file) {
             return match others.into_iter().find(|(_, set)| *set) {
@@ -327,12 +365,18 @@ impl Auth {
             };
         }
         if !certificates && others.iter().all(|(_, set)| !set) {
-            let message = "is set, and there is nothing by which callers could be known; set auth.users_file, auth.api_keys_file, auth.jwt.jwks, or tls.client_auth of a listener";
+            let message = "is set, and there is nothing by which callers could be known; set auth.users_file, auth.api_keys_file, auth.jwt.jwks, auth.pass_through.enabled, or tls.client_auth of a listener";
             return Err(wrong("policy_file", message.to_owned()));
         }
         let secrets = set(&config.forward_secret_file).then(|| Secrets::read(&config.forward_secret_file)).transpose();
         let secrets = secrets.map_err(|message| wrong("forward_secret_file", message))?.map(RwLock::new);
         let policy = Policy::read(&config.policy_file).map_err(|message| wrong("policy_file", message))?;
+        if set(&config.users_file) && config.pass_through.enabled {
+            return Err(wrong("users_file", "is set, and with auth.pass_through Kafka checks passwords; remove one of them".to_owned()));
+        }
+        let logins = config.pass_through.enabled.then(|| Logins::open(config, kafka)).transpose();
+        let logins = logins
+            .map_err(|message| wrong("pass_through.enabled", format!("needs a login by password in [kafka.properties]: {message}")))?;
         let passwords =
             set(&config.users_file).then(|| Passwords::open(config)).transpose().map_err(|message| wrong("users_file", message))?;
         let api_keys = set(&config.api_keys_file).then(|| credentials::ApiKeys::read(&config.api_keys_file)).transpose();
@@ -349,6 +393,7 @@ impl Auth {
         Ok(Some(Self(Arc::new(Inner {
             policy: RwLock::new(Arc::new(policy)),
             passwords,
+            logins,
             api_keys,
             secrets,
             tokens,
@@ -376,6 +421,9 @@ impl Auth {
                 () = sleep(LOOK) => {}
             }
             self.reload();
+            if let Some(logins) = &self.0.logins {
+                logins.look();
+            }
         }
     }
 
@@ -437,6 +485,8 @@ impl Auth {
             auth: self.clone(),
             principal: handed.principal.as_str().into(),
             until: handed.until(),
+            logs_in: handed.logs_in,
+            connection: OnceLock::new(),
             roles: handed.roles,
             by: Credential::Forwarded,
             address,
@@ -467,7 +517,7 @@ impl Auth {
             }
             (None, Ok(_)) => return Err(self.unauthenticated("no credentials")),
         };
-        let Known { principal, roles, until } = known;
+        let Known { principal, roles, until, connection } = known;
         let legal = !principal.is_empty() && principal.len() <= PRINCIPAL_BYTES_MAX && !principal.chars().any(char::is_control);
         if !legal || principal == policy::EVERYONE {
             return Err(self.unauthenticated(&format!("{principal:?} cannot be a principal's name")));
@@ -479,6 +529,8 @@ impl Auth {
             by,
             address,
             until,
+            logs_in: connection.is_some(),
+            connection: connection.map_or_else(OnceLock::new, OnceLock::from),
             body: None,
             asked: Mutex::new(None),
         })))
@@ -491,7 +543,9 @@ impl Auth {
             let (scheme, given) = text.split_once(' ').unwrap_or((text, ""));
             let given = given.trim();
             return match (scheme.to_ascii_lowercase().as_str(), &inner.passwords, &inner.tokens) {
-                ("basic", Some(passwords), _) => (Some(Credential::Password), self.by_password(passwords, given).await),
+                ("basic", ..) if inner.passwords.is_some() || inner.logins.is_some() => {
+                    (Some(Credential::Password), self.by_password(given).await)
+                }
                 ("bearer", _, Some(tokens)) => {
                     let known = tokens.verify(given, SystemTime::now()).await.map_err(|error| match error {
                         jwt::TokenError::Refused(reason) => self.unauthenticated(&reason),
@@ -525,11 +579,25 @@ impl Auth {
         }
     }
 
-    async fn by_password(&self, passwords: &Passwords, given: &str) -> Result<Known> {
+    async fn by_password(&self, given: &str) -> Result<Known> {
         let decoded = STANDARD.decode(given).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let pair = decoded.as_deref().and_then(|text| text.split_once(':'));
         let (name, password) = pair.ok_or_else(|| self.unauthenticated("Basic credentials are not base64 of name:password"))?;
-        match passwords.verify(name, password).await {
+        if let Some(logins) = &self.0.logins {
+            return match logins.connection(name, password).await {
+                Ok(connection) => Ok(Known { connection: Some(connection), ..Known::principal(name.to_owned()) }),
+                Err(login::Trouble::Refused) => Err(self.unauthenticated("Kafka refuses name or password")),
+                Err(login::Trouble::Busy) => {
+                    Err(BridgeError::new(Code::Unavailable, "too many log in to Kafka now (auth.pass_through.logins_at_once); try again"))
+                }
+                Err(login::Trouble::Kafka(error)) => Err(error.into()),
+            };
+        }
+        let checked = match &self.0.passwords {
+            Some(passwords) => passwords.verify(name, password).await,
+            None => Some(false),
+        };
+        match checked {
             Some(true) => Ok(Known::principal(name.to_owned())),
             Some(false) => Err(self.unauthenticated("name or password is wrong")),
             None => Err(BridgeError::new(Code::Unavailable, "too many passwords are being checked (auth.hashes_at_once); try again")),
@@ -540,7 +608,7 @@ impl Auth {
     fn unauthenticated(&self, reason: &str) -> BridgeError {
         let inner = &*self.0;
         let mut ways: Vec<&str> = Vec::new();
-        ways.extend(inner.passwords.as_ref().map(|_| "Basic"));
+        ways.extend((inner.passwords.is_some() || inner.logins.is_some()).then_some("Basic"));
         ways.extend(inner.tokens.as_ref().map(|_| "a Bearer token"));
         ways.extend(inner.api_keys.as_ref().map(|_| "an X-API-Key"));
         ways.push("a client certificate");
@@ -550,7 +618,7 @@ impl Auth {
     /// For `WWW-Authenticate`.
     fn challenges(&self) -> Vec<&'static str> {
         let inner = &*self.0;
-        let basic = inner.passwords.as_ref().map(|_| "Basic realm=\"millrace\", charset=\"UTF-8\"");
+        let basic = (inner.passwords.is_some() || inner.logins.is_some()).then_some("Basic realm=\"millrace\", charset=\"UTF-8\"");
         let bearer = inner.tokens.as_ref().map(|_| "Bearer realm=\"millrace\"");
         let key = inner.api_keys.as_ref().map(|_| "ApiKey realm=\"millrace\"");
         basic.into_iter().chain(bearer).chain(key).collect()
@@ -576,16 +644,17 @@ impl Auth {
 const API_KEY: &str = "x-api-key";
 
 /// What a credential says of its owner.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Known {
     principal: String,
     roles: Vec<String>,
     until: Option<SystemTime>,
+    connection: Option<Connection>,
 }
 
 impl Known {
     fn principal(principal: String) -> Self {
-        Self { principal, roles: Vec::new(), until: None }
+        Self { principal, roles: Vec::new(), until: None, connection: None }
     }
 }
 

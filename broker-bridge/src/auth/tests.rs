@@ -44,7 +44,7 @@ impl Kept {
         fs::write(at("keys"), principals.iter().map(|name| key_line(name, &key_of(name))).collect::<String>()).unwrap();
         let mut config = config::Auth { policy_file: at("policy.toml"), api_keys_file: at("keys"), ..config::Auth::default() };
         change(&mut config);
-        let auth = Auth::open(&config, false).unwrap().unwrap();
+        let auth = Auth::open(&config, false, &kafka()).unwrap().unwrap();
         Self { auth, directory }
     }
 
@@ -57,6 +57,10 @@ impl Kept {
     async fn caller(&self, principal: &str) -> Caller {
         self.auth.authenticate(&headers(&[("x-api-key", &key_of(principal))]), None).await.unwrap()
     }
+}
+
+fn kafka() -> KafkaConfig {
+    KafkaConfig::new("nowhere:1")
 }
 
 fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -212,6 +216,8 @@ async fn a_token_that_ends_ends_what_it_began() {
             by: Credential::Token,
             address: None,
             until: Some(until),
+            logs_in: false,
+            connection: OnceLock::new(),
             body: None,
             asked: Mutex::new(None),
         }))
@@ -225,10 +231,10 @@ async fn a_token_that_ends_ends_what_it_began() {
 #[test]
 fn a_half_configuration_is_refused_with_its_key() {
     let check = |config: config::Auth, key: &str, message: &str| {
-        let error = Auth::open(&config, false).err().unwrap();
+        let error = Auth::open(&config, false, &kafka()).err().unwrap();
         assert!(error.key == key && error.message.contains(message), "{error}");
     };
-    assert!(Auth::open(&config::Auth::default(), false).unwrap().is_none());
+    assert!(Auth::open(&config::Auth::default(), false, &kafka()).unwrap().is_none());
     let path = PathBuf::from("/nowhere/file");
     check(config::Auth { users_file: path.clone(), ..Default::default() }, "auth.policy_file", "auth.users_file is set");
     check(config::Auth { policy_file: path.clone(), ..Default::default() }, "auth.policy_file", "nothing by which callers could be known");
@@ -248,7 +254,7 @@ fn a_half_configuration_is_refused_with_its_key() {
     );
     let jwt = config::Jwt { jwks: "/nowhere/jwks".into(), ..Default::default() };
     check(config::Auth { policy_file: policy_file.clone(), jwt, ..Default::default() }, "auth.jwt.audience", "is missing");
-    assert!(Auth::open(&config::Auth { policy_file, ..Default::default() }, true).unwrap().is_some(), "by certificates alone");
+    assert!(Auth::open(&config::Auth { policy_file, ..Default::default() }, true, &kafka()).unwrap().is_some(), "by certificates alone");
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ pub struct Auth {
     /// Listen without authentication on addresses that other machines can reach.
     pub allow_open: bool,
     pub jwt: Jwt,
+    pub pass_through: PassThrough,
     pub quota: Quota,
 }
 
@@ -49,6 +50,7 @@ impl Default for Auth {
             remembered_max: 10_000,
             allow_open: false,
             jwt: Jwt::default(),
+            pass_through: PassThrough::default(),
             quota: Quota::default(),
         }
     }
@@ -171,6 +173,29 @@ impl Algorithm {
             Self::ES384 => "ES384",
             Self::EdDSA => "EdDSA",
         }
+    }
+}
+
+/// `[auth.pass_through]`: callers log in to Kafka themselves.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PassThrough {
+    /// Basic is a user and password of Kafka's, in place of `users_file`; what the caller does is done with that login.
+    pub enabled: bool,
+    /// Logins whose clients are kept; beyond, those that were unused longest go.
+    #[serde(deserialize_with = "at_least_one")]
+    pub principals_max: usize,
+    /// How long they are kept unused.
+    #[serde(with = "period")]
+    pub idle: Duration,
+    /// Logins under way at a time.
+    #[serde(deserialize_with = "at_least_one")]
+    pub logins_at_once: usize,
+}
+
+impl Default for PassThrough {
+    fn default() -> Self {
+        Self { enabled: false, principals_max: 64, idle: Duration::from_secs(300), logins_at_once: 16 }
     }
 }
 

@@ -29,7 +29,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use service_kit::{Readiness, kafka::Manage};
+use service_kit::Readiness;
 
 use crate::{
     auth::{
@@ -40,6 +40,7 @@ use crate::{
         guarded, on_any, on_cluster, on_group, on_topic,
     },
     config::{BridgeConfig, Compat},
+    connect::Connection,
     error::{BridgeError, Code, Result},
     lag::Lag,
     produce::Produce,
@@ -56,7 +57,7 @@ pub(crate) struct App {
     pub(crate) sessions: Sessions,
     pub(crate) topics: Topics,
     pub(crate) lag: Lag,
-    pub(crate) manage: Manage,
+    pub(crate) kafka: Connection,
     pub(crate) transactions: Transactions,
     pub(crate) registry: Registry,
     pub(crate) config: Arc<BridgeConfig>,

@@ -24,7 +24,7 @@ pub(super) fn app(kafka: &FakeKafka, store: &MemoryOffsets, config: BridgeConfig
         lag: testing::lag(kafka, store.clone()),
         registry: testing::registry(kafka),
         transactions: testing::transactions(kafka),
-        manage: Manage::new(&service_kit::kafka::KafkaConfig::new("nowhere:1")),
+        kafka: kafka.connection(),
         forward: Forward::new(&config).unwrap(),
         config: Arc::new(config),
         readiness: Readiness::default(),

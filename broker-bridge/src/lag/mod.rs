@@ -115,7 +115,7 @@ impl Lag {
     pub(crate) async fn groups(&self) -> Result<Vec<GroupView>> {
         self.gate.broker()?;
         let mut groups: BTreeMap<String, GroupView> =
-            self.kafka.admin().await?.groups().await?.into_iter().map(|group| (group.id.clone(), group)).collect();
+            self.kafka.of_caller()?.admin().await?.groups().await?.into_iter().map(|group| (group.id.clone(), group)).collect();
         for id in self.store.groups().await? {
             groups.entry(id.clone()).or_insert_with(|| without_members(id));
         }
@@ -166,7 +166,7 @@ impl Lag {
     async fn offsets(&self, group: &GroupView) -> Result<BTreeMap<TopicPartition, Option<(i64, String)>>> {
         let assigned = group.members.iter().flat_map(|member| &member.assignment).map(|partition| (partition.clone(), None));
         let mut offsets: BTreeMap<_, _> = assigned.collect();
-        match self.kafka.admin().await?.committed(&group.id, None).await {
+        match self.kafka.of_caller()?.admin().await?.committed(&group.id, None).await {
             Ok(committed) => offsets.extend(committed.into_iter().map(|(partition, committed)| (partition, Some(committed)))),
             // Known to the store only.
             Err(KafkaError::UnknownGroup(_)) => {}
@@ -183,13 +183,13 @@ impl Lag {
             return Ok(BTreeMap::new());
         }
         let existing: BTreeMap<String, usize> =
-            self.kafka.admin().await?.topics().await?.into_iter().map(|topic| (topic.name, topic.partitions.len())).collect();
+            self.kafka.of_caller()?.admin().await?.topics().await?.into_iter().map(|topic| (topic.name, topic.partitions.len())).collect();
         partitions.retain(|partition| {
             let count = existing.get(&*partition.topic).copied().unwrap_or(0);
             usize::try_from(partition.partition).is_ok_and(|partition| partition < count)
         });
         let partitions: Vec<TopicPartition> = partitions.into_iter().collect();
-        Ok(self.kafka.admin().await?.bounds(&partitions).await?)
+        Ok(self.kafka.of_caller()?.admin().await?.bounds(&partitions).await?)
     }
 
     fn assemble(

@@ -107,7 +107,7 @@ impl Resets {
             }
         }
         let offsets: Vec<_> = changes.iter().map(|(partition, change)| (partition.clone(), change.to, String::new())).collect();
-        Ok(self.kafka.admin().await?.commit(group, &offsets).await?)
+        Ok(self.kafka.of_caller()?.admin().await?.commit(group, &offsets).await?)
     }
 }
 

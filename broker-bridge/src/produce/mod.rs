@@ -160,6 +160,10 @@ impl Produce {
         let Some(batch_id) = batch_id.filter(|id| !id.is_empty()) else {
             return Ok(Receipt { results: Arc::new(inner.write(records).await?), replayed: false });
         };
+        // The batch and its id are written together, by the bridge's own login.
+        if let Some(own) = auth::connection()? {
+            own.check_write(records.iter().map(|record| &*record.topic)).await?;
+        }
         let (count, topic) = (records.len(), records.first().map(|record| Arc::clone(&record.topic)));
         // A task of its own: when the caller hangs up or has waited long enough, its repetition must find the results.
         let (writer, batch_id) = (Arc::clone(inner), batch_id.to_owned());
@@ -247,7 +251,12 @@ impl Inner {
             }
         }
         let (count, topic) = (sound.len(), sound.first().map(|record| Arc::clone(&record.topic)));
-        let writing = self.watched(self.producer.send(sound));
+        let own = auth::connection()?;
+        let producer = match &own {
+            Some(own) => own.producer().await?,
+            None => &self.producer,
+        };
+        let writing = self.watched(producer.send(sound));
         let mut written = match timeout(self.config.timeout, writing).await {
             Ok(written) => {
                 let given_up = written.iter().any(|result| matches!(result, Err(KafkaError::Timeout(_))));

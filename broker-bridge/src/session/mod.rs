@@ -195,6 +195,8 @@ pub(crate) struct Session {
     pub(crate) settings: Settings,
     /// Who created it; nobody else may use it.
     owner: Option<Arc<str>>,
+    /// The owner's, where callers log in to Kafka themselves.
+    connection: Option<Connection>,
     /// What it was last asked to read: its owner must be allowed to, each time.
     reads: parking_lot::Mutex<Vec<String>>,
     deps: Arc<Deps>,
@@ -216,6 +218,7 @@ impl Session {
             name,
             settings,
             owner: auth::owner(),
+            connection: auth::connection().ok().flatten(),
             reads: parking_lot::Mutex::default(),
             deps,
             polling: Mutex::default(),
@@ -225,6 +228,10 @@ impl Session {
             sharing,
             windowed: AtomicU64::new(0),
         }
+    }
+
+    fn kafka(&self) -> &Connection {
+        self.connection.as_ref().unwrap_or(&self.deps.kafka)
     }
 
     /// Joins the group for these topics, in place of an earlier subscription. One topic that begins with `^` is a pattern.
@@ -280,7 +287,7 @@ impl Session {
         self.leave(&mut state).await?;
         if !partitions.is_empty() {
             let reader = self.deps.clients.reader(self.settings.isolation).await?;
-            let admin = Arc::clone(self.deps.kafka.admin().await?);
+            let admin = Arc::clone(self.kafka().admin().await?);
             let member = Arc::new(source::Direct::new(&self.group, &self.settings, reader, admin, &partitions));
             *self.reads.lock() = topics.into_iter().map(str::to_owned).collect();
             state.source = Some(Source { member, subscription: None });
@@ -444,7 +451,7 @@ impl Session {
         let missing: Vec<TopicPartition> = partitions.iter().filter(|partition| !found.contains_key(*partition)).cloned().collect();
         if !missing.is_empty() {
             self.deps.gate.broker()?;
-            let committed = self.deps.kafka.admin().await?.committed(&self.group, Some(&missing)).await?;
+            let committed = self.kafka().admin().await?.committed(&self.group, Some(&missing)).await?;
             found.extend(committed.into_iter().map(|(partition, (offset, metadata))| (partition, StoredOffset { offset, metadata })));
         }
         Ok(found)
@@ -707,7 +714,7 @@ impl Session {
         if stored.offsets.is_empty() || self.deps.store.is_kafka() {
             return;
         }
-        let (kafka, group) = (self.deps.kafka.clone(), self.group.clone());
+        let (kafka, group) = (self.kafka().clone(), self.group.clone());
         self.deps.tasks.spawn(async move {
             let partitions: Vec<TopicPartition> = stored.offsets.keys().cloned().collect();
             let Ok(Ok(committed)) = timeout(MIRROR_WAIT_MAX, async { kafka.admin().await?.committed(&group, Some(&partitions)).await }).await

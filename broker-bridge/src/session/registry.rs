@@ -101,6 +101,7 @@ impl Sessions {
         let found = self.inner.by_name.lock().get(&(group.to_owned(), name.to_owned())).cloned();
         let session = found.ok_or_else(|| instance_not_found(group, name))?;
         auth::check_owner(session.owner.as_deref(), || format!("instance {name:?} of group {group:?}"))?;
+        auth::lend(session.connection.as_ref());
         session.touch();
         Ok(session)
     }

@@ -11,10 +11,11 @@ use std::{
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
-use service_kit::kafka::{self, Admin, Isolation, KafkaConfig, KafkaError, Member, RangeReader, Record, TopicPartition};
+use service_kit::kafka::{self, Admin, Isolation, KafkaError, Member, RangeReader, Record, TopicPartition};
 use tokio::time::{Instant, sleep};
 
 use super::Settings;
+use crate::connect::Connection;
 
 /// Makes Kafka clients for sessions.
 #[async_trait]
@@ -32,7 +33,7 @@ pub(crate) trait Clients: Send + Sync + 'static {
 
 /// The real ones.
 pub(crate) struct KafkaClients {
-    pub(crate) config: KafkaConfig,
+    pub(crate) kafka: Connection,
     /// A member must poll within this time; above the session's idle time, so that the bridge decides when it is over.
     pub(crate) poll_interval_max: Duration,
 }
@@ -46,7 +47,7 @@ impl Clients for KafkaClients {
         settings: &Settings,
         instance: Option<&str>,
     ) -> Result<Arc<dyn Member>, KafkaError> {
-        let mut config = self.config.clone();
+        let mut config = self.kafka.of_caller()?.config().clone();
         config.set("max.poll.interval.ms", self.poll_interval_max.as_millis().to_string());
         config.set("isolation.level", isolation_name(settings.isolation));
         if let Some(instance) = instance {
@@ -68,7 +69,7 @@ impl Clients for KafkaClients {
     }
 
     async fn reader(&self, isolation: Isolation) -> Result<Arc<dyn RangeReader>, KafkaError> {
-        let mut config = self.config.clone();
+        let mut config = self.kafka.of_caller()?.config().clone();
         if config.get("max.partition.fetch.bytes").is_none() {
             config.set("max.partition.fetch.bytes", "1048576");
         }

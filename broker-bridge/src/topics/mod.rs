@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::RwLock;
 use service_kit::{
-    kafka::{self, Bounds, ClusterView, ConfigEntry, KafkaError, Manage, TopicPartition, TopicView},
+    kafka::{self, Bounds, ClusterView, ConfigEntry, KafkaError, TopicPartition, TopicView},
     offsets::OffsetStore,
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -117,9 +117,9 @@ impl Topics {
         Self { inner: Arc::new(Inner { kafka, gate, store, config, known: RwLock::default(), min_isr: RwLock::default() }) }
     }
 
-    async fn admin(&self) -> Result<&Arc<dyn kafka::Admin>> {
+    async fn admin(&self) -> Result<Arc<dyn kafka::Admin>> {
         self.inner.gate.broker()?;
-        Ok(self.inner.kafka.admin().await?)
+        Ok(Arc::clone(self.inner.kafka.of_caller()?.admin().await?))
     }
 
     /// An error unless the topic, and the partition where one is named, exists. Answers from memory for `topics.metadata_age`.
@@ -265,13 +265,13 @@ impl Topics {
     }
 
     /// Creates a topic whose replicas the caller places; brokers by partition.
-    pub(crate) async fn create_assigned(&self, manage: &Manage, new: NewTopic, assignments: &BTreeMap<i32, Vec<i32>>) -> Result<()> {
+    pub(crate) async fn create_assigned(&self, new: NewTopic, assignments: &BTreeMap<i32, Vec<i32>>) -> Result<()> {
         check_name(&new.name)?;
         auth::check(Verb::Create, Thing::Topic, &new.name)?;
         self.inner.gate.broker()?;
         let partitions = u32::try_from(assignments.len()).unwrap_or(u32::MAX);
         self.check_partitions(partitions)?;
-        manage.create_topic(&new.name, assignments, &new.config, new.dry_run).await?;
+        self.inner.kafka.of_caller()?.manage().create_topic(&new.name, assignments, &new.config, new.dry_run).await?;
         if !new.dry_run {
             tracing::info!(topic = new.name, partitions, "topic created, with replicas as assigned");
             self.await_usable(&new.name, partitions).await?;
@@ -280,10 +280,11 @@ impl Topics {
     }
 
     /// Lets a topic have more partitions, and waits until they can be used.
-    pub(crate) async fn grow(&self, manage: &Manage, name: &str, partitions: u32) -> Result<TopicView> {
+    pub(crate) async fn grow(&self, name: &str, partitions: u32) -> Result<TopicView> {
         self.get(name).await.map_err(|error| error.of_missing(name))?;
         self.check_partitions(partitions)?;
-        manage.create_partitions(name, i32::try_from(partitions).unwrap_or(i32::MAX), false).await?;
+        let partitions_count = i32::try_from(partitions).unwrap_or(i32::MAX);
+        self.inner.kafka.of_caller()?.manage().create_partitions(name, partitions_count, false).await?;
         tracing::info!(topic = name, partitions, "topic has more partitions");
         self.await_usable(name, partitions).await?;
         self.get(name).await

@@ -13,24 +13,32 @@ use serde_json::{Value, json};
 use super::{WAIT, grant_all, needed, says};
 
 const ENV: [(&str, &str); 2] = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_HTTP__LISTEN", "127.0.0.1:0")];
-const JSON: &str = "application/vnd.kafka.json.v2+json";
-const V2: &str = "application/vnd.kafka.v2+json";
+pub(super) const JSON: &str = "application/vnd.kafka.json.v2+json";
+const REGISTRY: &str = "application/vnd.schemaregistry.v1+json";
+pub(super) const V2: &str = "application/vnd.kafka.v2+json";
 
-struct Bridge {
+pub(super) struct Bridge {
     kafka: Arc<Secured>,
     principal: String,
-    process: Process,
+    pub(super) process: Process,
     base: String,
+    /// Name and password that are sent along.
+    caller: Option<(String, String)>,
     http: reqwest::Client,
     _dir: tempfile::TempDir,
 }
 
 impl Bridge {
     async fn start(by: By, sessions: &str) -> Self {
+        Self::start_with(by, sessions, "").await
+    }
+
+    /// `more`: further sections of its configuration.
+    pub(super) async fn start_with(by: By, sessions: &str, more: &str) -> Self {
         let kafka = Secured::shared();
         let dir = tempfile::tempdir().expect("a temporary folder");
         let mut text = format!(
-            "[kafka]\nbootstrap_servers = {:?}\n[consume]\nsessions_topic = {sessions:?}\n[offsets]\npath = {:?}\n[topics]\nmetadata_age = \"0s\"\n[kafka.properties]\n",
+            "{more}\n[kafka]\nbootstrap_servers = {:?}\n[consume]\nsessions_topic = {sessions:?}\n[offsets]\npath = {:?}\n[topics]\nmetadata_age = \"0s\"\n[kafka.properties]\n",
             kafka.at(by),
             dir.path().join("offsets")
         );
@@ -47,12 +55,36 @@ impl Bridge {
             if answer.status().is_success() { Ok(()) } else { Err(answer.text().await.unwrap_or_default()) }
         })
         .await;
-        Self { kafka, principal: Secured::principal(by, "bridge"), process, base, http, _dir: dir }
+        Self { kafka, principal: Secured::principal(by, "bridge"), process, base, caller: None, http, _dir: dir }
     }
 
-    async fn ask(&self, method: reqwest::Method, path: &str, content: &str, body: Option<Value>) -> Result<Value, String> {
+    /// From now on as somebody who logs in to Kafka so.
+    pub(super) fn log_in(&mut self, name: &str, password: &str) {
+        self.caller = Some((name.to_owned(), password.to_owned()));
+        self.principal = Secured::principal(By::Scram, name);
+    }
+
+    pub(super) async fn ask(&self, method: reqwest::Method, path: &str, content: &str, body: Option<Value>) -> Result<Value, String> {
+        self.ask_under(method, path, content, body, None).await
+    }
+
+    /// `key`: of an idempotent request.
+    pub(super) async fn ask_under(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        content: &str,
+        body: Option<Value>,
+        key: Option<&str>,
+    ) -> Result<Value, String> {
         let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.base) };
         let mut request = self.http.request(method, url).header("accept", if content == V2 { JSON } else { content });
+        if let Some((name, password)) = &self.caller {
+            request = request.basic_auth(name, Some(password));
+        }
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
         if let Some(body) = body {
             request = request.header("content-type", content).body(body.to_string());
         }
@@ -72,7 +104,7 @@ impl Bridge {
     }
 
     /// Takes the entry away: the call says so and names it. Gives it back: the call does its work.
-    async fn without<T>(&self, acl: &Acl, call: impl AsyncFn() -> Result<T, String>) -> T {
+    pub(super) async fn without<T>(&self, acl: &Acl, call: impl AsyncFn() -> Result<T, String>) -> T {
         self.kafka.revoke(&self.principal, acl);
         self.misses(acl, &call).await;
         self.kafka.grant(&self.principal, acl);
@@ -80,18 +112,25 @@ impl Bridge {
     }
 
     /// As [`Self::without`], of an entry that was not granted before: one that comes later may bring it with it.
-    async fn at_last<T>(&self, acl: &Acl, call: impl AsyncFn() -> Result<T, String>) {
+    pub(super) async fn at_last<T>(&self, acl: &Acl, call: impl AsyncFn() -> Result<T, String>) {
         self.misses(acl, &call).await;
         self.kafka.grant(&self.principal, acl);
         eventually(WAIT, &format!("it works with {acl:?}"), || call()).await;
     }
 
-    async fn misses<T>(&self, acl: &Acl, call: impl AsyncFn() -> Result<T, String>) {
+    pub(super) async fn misses<T>(&self, acl: &Acl, call: impl AsyncFn() -> Result<T, String>) {
         eventually(WAIT, &format!("{acl:?} is missed"), || async {
             match call().await {
                 Ok(_) => Err("it works".to_owned()),
-                Err(said) if said.starts_with("403") || !said.starts_with(|first: char| first.is_ascii_digit()) => {
-                    if says(&said, &self.principal, acl) { Ok(()) } else { Err(said) }
+                // The registry's own trouble is not the caller's.
+                Err(said)
+                    if said.starts_with("403") || said.starts_with("500") || !said.starts_with(|first: char| first.is_ascii_digit()) =>
+                {
+                    if says(&said, &self.principal, acl) {
+                        Ok(())
+                    } else {
+                        Err(said)
+                    }
                 }
                 Err(said) => Err(said),
             }
@@ -127,7 +166,7 @@ async fn producing_by_certificate_says_what_it_lacks_and_goes_on() {
 }
 
 /// An instance that comes, reads and goes.
-async fn consumed(bridge: &Bridge, group: &str, topic: &str) -> Result<(), String> {
+pub(super) async fn consumed(bridge: &Bridge, group: &str, topic: &str) -> Result<(), String> {
     let settings = json!({"format": "json", "auto.offset.reset": "earliest", "auto.commit.enable": false});
     let created = bridge.ask(reqwest::Method::POST, &format!("/consumers/{group}"), V2, Some(settings)).await?;
     let instance = created["base_uri"].as_str().ok_or("no base_uri")?.to_owned();
@@ -257,4 +296,96 @@ async fn access_control_lists_by_scram_say_what_is_lacking() {
 #[tokio::test]
 async fn access_control_lists_by_certificate_say_what_is_lacking() {
     access_control_lists(By::Certificate).await;
+}
+
+async fn transactions(by: By) {
+    let id = unique("transactions");
+    let mut bridge = Bridge::start_with(by, "", &format!("[transactions]\nid = {id:?}")).await;
+    let (topic, group) = (unique("atomic"), unique("group"));
+    kafka::create_topic(&bridge.kafka.bootstrap, &topic, 1).await;
+    let writer = format!("{id}-0");
+    let acls = needed("bridge: transactions", &[("TOPIC", topic.as_str()), ("ID", &writer), ("GROUP", &group)]);
+    grant_all(&bridge.kafka, &bridge.principal, &acls);
+    let call = async || {
+        let begun = bridge.ask(reqwest::Method::POST, "/transactions", JSON, Some(json!({}))).await?;
+        let place = begun["base_uri"].as_str().ok_or("no base_uri")?.to_owned();
+        let records = json!({"records": [{"topic": topic, "value": 1}]});
+        let offsets = json!({"group": group, "offsets": [{"topic": topic, "partition": 0, "offset": 0}]});
+        let work = async {
+            bridge.ask(reqwest::Method::POST, &format!("{place}/records"), JSON, Some(records)).await?;
+            bridge.ask(reqwest::Method::POST, &format!("{place}/offsets"), JSON, Some(offsets)).await?;
+            bridge.ask(reqwest::Method::POST, &format!("{place}/commit"), JSON, None).await.map(drop)
+        };
+        let done = work.await;
+        if done.is_err() {
+            drop(bridge.ask(reqwest::Method::POST, &format!("{place}/abort"), JSON, None).await);
+        }
+        done
+    };
+    eventually(WAIT, "it is committed", call).await;
+    for acl in &acls {
+        bridge.without(acl, call).await;
+    }
+    bridge.process.stop().await;
+}
+
+#[tokio::test]
+async fn transactions_by_scram_say_what_they_lack_and_go_on() {
+    transactions(By::Scram).await;
+}
+
+#[tokio::test]
+async fn idempotency_keys_by_scram_say_what_they_lack_and_go_on() {
+    let (id, results) = (unique("keyed"), unique("results"));
+    let more = format!("[transactions]\nid = {id:?}\n[produce]\ndedup_topic = {results:?}\ndedup_partitions = 1\ntimeout = \"5s\"");
+    let mut bridge = Bridge::start_with(By::Scram, "", &more).await;
+    let topic = unique("keyed");
+    kafka::create_topic(&bridge.kafka.bootstrap, &topic, 1).await;
+    let (claims, lanes) = (format!("{results}_claims"), [format!("{id}-key-0"), format!("{id}-key-1")]);
+    let mut acls: Vec<Acl> = Vec::new();
+    for lane in &lanes {
+        let names = [("TOPIC", topic.as_str()), ("RESULTS", &results), ("CLAIMS", &claims), ("ID", lane)];
+        acls.extend(needed("bridge: idempotency keys", &names).into_iter().filter(|acl| !acls.contains(acl)).collect::<Vec<_>>());
+    }
+    // What is asked for once, when the topics are made and read.
+    let (opening, acls): (Vec<Acl>, Vec<Acl>) = acls.into_iter().partition(|acl| acl.resource == "topic" && acl.name != topic);
+    let path = format!("/topics/{topic}");
+    let call = async || {
+        let body = json!({"records": [{"value": 1}]});
+        bridge.ask_under(reqwest::Method::POST, &path, JSON, Some(body), Some(&unique("key"))).await
+    };
+    grant_all(&bridge.kafka, &bridge.principal, &acls);
+    for acl in &opening {
+        bridge.misses(acl, call).await;
+        bridge.kafka.grant(&bridge.principal, acl);
+    }
+    eventually(WAIT, "it is written", call).await;
+    for acl in acls.iter().filter(|acl| acl.name == topic) {
+        bridge.without(acl, call).await;
+    }
+    bridge.process.stop().await;
+}
+
+#[tokio::test]
+async fn the_registry_by_scram_says_what_it_lacks_and_goes_on() {
+    let (schemas, id) = (unique("schemas"), unique("registry"));
+    let mut bridge = Bridge::start_with(By::Scram, "", &format!("[registry]\ntopic = {schemas:?}\ntransactional_id = {id:?}")).await;
+    let acls = needed("bridge: registry", &[("SCHEMAS", schemas.as_str()), ("ID", &id)]);
+    let (opening, acls): (Vec<Acl>, Vec<Acl>) =
+        acls.into_iter().partition(|acl| ["CREATE", "DESCRIBE_CONFIGS"].contains(&acl.operation.as_str()));
+    grant_all(&bridge.kafka, &bridge.principal, &acls);
+    let call = async || {
+        let schema =
+            json!({"schema": format!("{{\"type\": \"enum\", \"name\": \"{}\", \"symbols\": [\"A\"]}}", unique("E").replace('-', "_"))});
+        bridge.ask(reqwest::Method::POST, &format!("/subjects/{}/versions", unique("s")), REGISTRY, Some(schema)).await
+    };
+    for acl in &opening {
+        bridge.misses(acl, call).await;
+        bridge.kafka.grant(&bridge.principal, acl);
+    }
+    eventually(WAIT, "a schema is registered", call).await;
+    for acl in &acls {
+        bridge.without(acl, call).await;
+    }
+    bridge.process.stop().await;
 }

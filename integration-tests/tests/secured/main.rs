@@ -5,6 +5,7 @@
 mod bridge;
 mod collector;
 mod engine;
+mod pass_through;
 mod refused;
 
 use std::{
@@ -32,6 +33,9 @@ const COMPONENTS: &[&str] = &[
     "bridge: produce",
     "bridge: consume",
     "bridge: topics",
+    "bridge: transactions",
+    "bridge: idempotency keys",
+    "bridge: registry",
     "bridge: access control lists",
     "engine: source table",
     "engine: sink table",

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::KafkaError;
-use super::properties;
+use super::{KafkaError, jaas, properties};
 
 /// Settings of a Kafka client in the Java client's names. `bootstrap.servers` is required.
 ///
@@ -67,6 +66,25 @@ impl KafkaConfig {
     /// What is accepted without effect, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// The same settings for another user. [`KafkaError::Config`] where they have no login by password, [`KafkaError::Auth`] where the
+    /// mechanism cannot carry this one.
+    pub fn with_login(&self, name: &str, password: &str) -> Result<Self, KafkaError> {
+        if !self.protocol().starts_with("sasl_") {
+            let protocol = self.protocol().to_ascii_uppercase();
+            return Err(KafkaError::Config(format!("security.protocol = {protocol} has no logins; set SASL_SSL (or SASL_PLAINTEXT)")));
+        }
+        if name.is_empty() || [name, password].iter().any(|text| text.contains(char::is_control)) {
+            return Err(KafkaError::Auth(
+                "a user's name must not be empty, and neither name nor password may have control characters".into(),
+            ));
+        }
+        let module = jaas::login(self.values())?.module();
+        let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+        let mut config = self.clone();
+        config.set("sasl.jaas.config", format!("{module} required username=\"{}\" password=\"{}\";", quoted(name), quoted(password)));
+        Ok(config)
     }
 
     pub(super) fn values(&self) -> &BTreeMap<String, String> {
@@ -157,5 +175,36 @@ pub(super) const FETCH_BYTES_MAX: i32 = 1 << 20;
 impl std::fmt::Debug for KafkaConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_map().entries(self.masked()).finish()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn secured(mechanism: &str, module: &str) -> KafkaConfig {
+        let jaas = format!("org.apache.kafka.common.security.{module} required username=\"bridge\" password=\"own\";");
+        let mut config = KafkaConfig::new("h:9092");
+        for (key, value) in [("security.protocol", "SASL_SSL"), ("sasl.mechanism", mechanism), ("sasl.jaas.config", &jaas)] {
+            config.set(key, value);
+        }
+        config
+    }
+
+    #[test]
+    fn another_login_takes_the_place_of_the_own_one_whatever_its_letters() {
+        for (mechanism, module) in [("SCRAM-SHA-512", "scram.ScramLoginModule"), ("PLAIN", "plain.PlainLoginModule")] {
+            let base = secured(mechanism, module);
+            for (name, password) in [("alice", "secret"), ("a\"b", "\\ x=\"y\"; required"), ("ä,=", "'")] {
+                let login = jaas::login(base.with_login(name, password).unwrap().values()).unwrap();
+                assert_eq!((login.username.as_str(), login.password.as_str(), login.mechanism.as_str()), (name, password, mechanism));
+            }
+            for (name, password) in [("", "x"), ("a\0b", "x"), ("a", "x\0bridge\0own")] {
+                assert!(matches!(base.with_login(name, password), Err(KafkaError::Auth(_))), "{name:?}");
+            }
+        }
+        let error = KafkaConfig::new("h:9092").with_login("alice", "secret").err().unwrap();
+        assert!(error.to_string().contains("security.protocol"), "{error}");
     }
 }

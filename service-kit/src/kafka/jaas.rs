@@ -15,6 +15,16 @@ pub(super) struct Login {
     pub password: String,
 }
 
+impl Login {
+    /// Java's class for the mechanism.
+    pub(super) fn module(&self) -> &'static str {
+        match self.mechanism.as_str() {
+            "PLAIN" => "org.apache.kafka.common.security.plain.PlainLoginModule",
+            _ => "org.apache.kafka.common.security.scram.ScramLoginModule",
+        }
+    }
+}
+
 pub(super) fn login(values: &BTreeMap<String, String>) -> Result<Login, KafkaError> {
     let refuse = |text: String| Err(KafkaError::Config(text));
     let mechanism = values.get("sasl.mechanism").map(|value| value.trim().to_ascii_uppercase());

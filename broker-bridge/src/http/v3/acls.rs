@@ -87,7 +87,7 @@ fn acl_json(cluster: &Cluster, acl: &Acl) -> Value {
 pub(in crate::http) async fn acls(State(app): State<App>, Path(name): Path<String>, Query(options): Options, headers: HeaderMap) -> Reply {
     let cluster = Cluster::named(&app, &headers, &name).await?;
     let filter = filter(&options, "ANY")?;
-    let found = app.manage.acls(&filter).await?;
+    let found = app.kafka.of_caller()?.manage().acls(&filter).await?;
     let own = search([
         ("resource_type", filter.resource.name()),
         ("resource_name", filter.name.as_deref().unwrap_or_default()),
@@ -170,7 +170,7 @@ pub(in crate::http) async fn create_acls(State(app): State<App>, Path(name): Pat
 }
 
 async fn create(app: &App, acls: Vec<Acl>) -> Result<()> {
-    app.manage.create_acls(&acls).await?;
+    app.kafka.of_caller()?.manage().create_acls(&acls).await?;
     for acl in &acls {
         tracing::info!(acl = place(acl), "access control list created");
     }
@@ -184,7 +184,7 @@ pub(in crate::http) async fn delete_acls(
     headers: HeaderMap,
 ) -> Reply {
     let cluster = Cluster::named(&app, &headers, &name).await?;
-    let deleted = app.manage.delete_acls(&filter(&options, "UNKNOWN")?).await?;
+    let deleted = app.kafka.of_caller()?.manage().delete_acls(&filter(&options, "UNKNOWN")?).await?;
     for acl in &deleted {
         tracing::info!(acl = place(acl), "access control list deleted");
     }

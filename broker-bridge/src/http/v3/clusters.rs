@@ -64,7 +64,7 @@ pub(in crate::http) async fn broker(State(app): State<App>, Path((name, id)): Pa
 async fn broker_list(app: &App, cluster: &Cluster) -> Result<BTreeMap<i32, Value>> {
     let brokers = app.topics.brokers().await?;
     // Where the connection does not tell the racks, the brokers are still there.
-    let racks = app.manage.racks().await.unwrap_or_else(|error| {
+    let racks = app.kafka.of_caller()?.manage().racks().await.unwrap_or_else(|error| {
         tracing::debug!(%error, "the brokers' racks are not known");
         BTreeMap::new()
     });

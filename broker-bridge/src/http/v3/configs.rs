@@ -83,7 +83,7 @@ impl Family {
     }
 
     async fn all(&self, app: &App) -> Result<Vec<ConfigDetail>> {
-        Ok(app.manage.configs(&[self.of()]).await?.pop().unwrap_or_default())
+        Ok(app.kafka.of_caller()?.manage().configs(&[self.of()]).await?.pop().unwrap_or_default())
     }
 
     async fn list(&self, app: &App, cluster: &Cluster) -> Reply {
@@ -117,7 +117,7 @@ impl Family {
     }
 
     async fn change(&self, app: &App, changes: Vec<ConfigChange>, validate_only: bool) -> Reply {
-        app.manage.alter_configs(self.of(), &changes, validate_only).await?;
+        app.kafka.of_caller()?.manage().alter_configs(self.of(), &changes, validate_only).await?;
         if !validate_only {
             let names: Vec<&str> = changes.iter().map(|change| change.name.as_str()).collect();
             tracing::info!(of = self.path, settings = names.join(", "), "configuration changed");
@@ -191,7 +191,7 @@ pub(in crate::http) async fn all_topic_configs(State(app): State<App>, Path(name
     let mut topics = app.topics.list().await?;
     topics.retain(|topic| sees(DescribeConfigs, Topic, &topic.name));
     let of: Vec<ConfigOf<'_>> = topics.iter().map(|topic| ConfigOf::Topic(&topic.name)).collect();
-    let found = app.manage.configs(&of).await?;
+    let found = app.kafka.of_caller()?.manage().configs(&of).await?;
     let mut data = Vec::new();
     for (topic, configs) in topics.iter().zip(found) {
         let family = Family::topic(topic.name.clone());

@@ -81,10 +81,12 @@ impl Group {
         let lag = app.lag.of(group).await?;
         let offsets = offsets_topic(app).await;
         let instances = match offsets.as_ref().and_then(|offsets| coordinator(offsets, group)) {
-            Some(id) if !lag.group.members.is_empty() => app.manage.static_members(id, group).await.unwrap_or_else(|error| {
-                tracing::debug!(%error, group, "the group's static members are not known");
-                BTreeMap::new()
-            }),
+            Some(id) if !lag.group.members.is_empty() => {
+                app.kafka.of_caller()?.manage().static_members(id, group).await.unwrap_or_else(|error| {
+                    tracing::debug!(%error, group, "the group's static members are not known");
+                    BTreeMap::new()
+                })
+            }
             _ => BTreeMap::new(),
         };
         Ok(Self { cluster, lag, instances, offsets })

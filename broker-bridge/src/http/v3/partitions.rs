@@ -119,7 +119,7 @@ pub(in crate::http) async fn replica(
 }
 
 async fn reassignments(app: &App, cluster: &Cluster, topic: Option<&str>, place: &str) -> Reply {
-    let under_way = app.manage.reassignments().await?;
+    let under_way = app.kafka.of_caller()?.manage().reassignments().await?;
     let of_topic = under_way.iter().filter(|moved| topic.is_none_or(|topic| topic == moved.topic));
     let of_topic = of_topic.filter(|moved| sees(Describe, Topic, &moved.topic));
     Ok(cluster.list("KafkaReassignmentList", place, of_topic.map(|moved| reassignment_json(cluster, moved)).collect()))
@@ -149,7 +149,7 @@ pub(in crate::http) async fn reassignment(
     let cluster = Cluster::named(&app, &headers, &name).await?;
     let id = partition_id(&topic, &partition)?;
     app.topics.check(&topic, Some(id)).await?;
-    let under_way = app.manage.reassignments().await?;
+    let under_way = app.kafka.of_caller()?.manage().reassignments().await?;
     let moved = under_way.iter().find(|moved| moved.topic == topic && moved.partition == id);
     let moved = moved.ok_or_else(|| BridgeError::new(Code::NoRoute, format!("no reassignment of {topic}-{id} is under way")))?;
     ok(&reassignment_json(&cluster, moved))

@@ -102,7 +102,7 @@ pub(in crate::http) async fn create_topic(State(app): State<App>, Path(name): Pa
         (created.partitions as usize, created.replication as usize)
     } else {
         let assignments = wanted.replicas_assignments;
-        app.topics.create_assigned(&app.manage, new, &assignments).await?;
+        app.topics.create_assigned(new, &assignments).await?;
         (assignments.len(), assignments.values().next().map_or(0, Vec::len))
     };
     let status = if wanted.validate_only { StatusCode::OK } else { StatusCode::CREATED };
@@ -129,7 +129,7 @@ pub(in crate::http) async fn grow_topic(
 ) -> Reply {
     let cluster = Cluster::named(&app, &headers, &name).await?;
     let Grow { partitions_count } = body(&headers, &bytes)?;
-    let grown = app.topics.grow(&app.manage, &topic, partitions_count).await?;
+    let grown = app.topics.grow(&topic, partitions_count).await?;
     ok(&cluster.view_json(&grown))
 }
 

@@ -6,6 +6,7 @@ mod acls;
 mod configs;
 mod groups;
 mod partitions;
+mod rights;
 
 pub use acls::{Acl, AclFilter, AclOperation, AclPattern, AclPermission, AclResource};
 pub use configs::{ConfigChange, ConfigDetail, ConfigOf, Synonym};
@@ -53,6 +54,7 @@ impl Manage {
         for server in self.config.servers() {
             match wire::nodes(&self.config, &server, self.bound()).await {
                 Ok(found) => return Ok(found),
+                Err(error @ KafkaError::Auth(_)) => return Err(error),
                 Err(error) => {
                     debug!(%error, "asking the next bootstrap server");
                     last = error;

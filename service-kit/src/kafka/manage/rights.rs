@@ -1,0 +1,85 @@
+//! What this login may do: whether the brokers take it, and which topics it may write to (`Metadata` v8).
+
+use super::{Answer, Manage, To};
+use crate::kafka::{
+    KafkaError,
+    access::Need,
+    wire::{Input, Output},
+};
+
+/// With the authorized operations of topics.
+const METADATA: (i16, i16) = (3, 8);
+/// Bit of WRITE among a topic's authorized operations.
+const WRITE: i32 = 1 << 4;
+/// UNKNOWN_TOPIC_OR_PARTITION, TOPIC_AUTHORIZATION_FAILED
+const UNKNOWN: i16 = 3;
+const DENIED: i16 = 29;
+
+impl Manage {
+    /// [`KafkaError::Auth`] where a broker refuses the login.
+    pub async fn log_in(&self) -> Result<(), KafkaError> {
+        self.nodes().await.map(drop)
+    }
+
+    /// [`KafkaError::Auth`] names the first of the topics that this login may not write to; one that is not there is [`KafkaError::UnknownTopic`].
+    pub async fn check_write(&self, topics: &[&str]) -> Result<(), KafkaError> {
+        let mut body = Output::default();
+        body.count(topics.len());
+        for topic in topics {
+            body.string(topic);
+        }
+        // Do not create topics; nothing of the cluster; the topics' authorized operations.
+        body.bool(false).bool(false).bool(true);
+        for (topic, error, operations) in self.ask(To::Any, METADATA, body.bytes(), parse).await? {
+            let code = if error == 0 && operations & WRITE == 0 { DENIED } else { error };
+            match code {
+                0 => {}
+                UNKNOWN => return Err(KafkaError::UnknownTopic(topic)),
+                code => return Err(self.denied(code, None, &format!("writing to \"{topic}\""), &Need::topic("WRITE", &topic))),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Name, error and authorized operations of each topic.
+fn parse(input: &mut Input<'_>) -> Answer<Vec<(String, i16, i32)>> {
+    let _throttle_ms = input.i32()?;
+    for _ in 0..input.count()? {
+        let (_id, _host, _port, _rack) = (input.i32()?, input.string()?, input.i32()?, input.string()?);
+    }
+    let (_cluster, _controller) = (input.string()?, input.i32()?);
+    let mut topics = Vec::new();
+    for _ in 0..input.count()? {
+        let (error, name, _internal) = (input.i16()?, input.string()?.unwrap_or_default(), input.bool()?);
+        for _ in 0..input.count()? {
+            // Its error, id, leader and the leader's epoch; then replicas, those in sync, those offline.
+            input.take(2 + 3 * 4)?;
+            for _ in 0..3 {
+                let ids = input.count()?;
+                input.take(ids * 4)?;
+            }
+        }
+        topics.push((name, error, input.i32()?));
+    }
+    Ok(topics)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topics_rights_are_read_and_a_cut_answer_is_an_error() {
+        let mut answer = Output::default();
+        answer.i32(0).count(1).i32(1).string("h").i32(9092).nullable(None).string("cluster").i32(1);
+        answer.count(1).i16(0).string("t").bool(false);
+        answer.count(1).i16(0).i32(0).i32(1).i32(5).count(2).i32(1).i32(2).count(1).i32(1).count(0);
+        answer.i32(WRITE | 8).i32(i32::MIN);
+        assert_eq!(parse(&mut Input(answer.bytes())), Ok(vec![("t".to_owned(), 0, WRITE | 8)]));
+        for length in 0..answer.bytes().len() - 4 {
+            assert!(parse(&mut Input(&answer.bytes()[..length])).is_err(), "{length}");
+        }
+    }
+}
