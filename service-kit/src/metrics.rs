@@ -235,7 +235,7 @@ pub const METRICS: &[Metric] = &[
         "millrace_bridge_foreign_offsets_total",
         "partitions",
         &[],
-        "Partitions whose offset in Kafka was not the stored one when a consumer began.",
+        "Partitions whose offset in Kafka was not the stored one when a consumer began: an ordinary member of the group has gone further, or somebody has set it back.",
     ),
     counter("millrace_bridge_consume_records_total", "records", &[], "Records handed to consumers."),
     counter(

@@ -3,14 +3,14 @@
 //! How it works, chosen for being the simplest that loses nothing:
 //!
 //! - Membership and assignment are Kafka's own (classic group), or the client names its partitions. Offsets are kept in the offset store,
-//!   keyed by group: a session starts a partition at the store's offset where there is one, else at Kafka's committed one, else where
+//!   keyed by group: a session starts a partition at the store's offset or Kafka's committed one, whichever is further, else where
 //!   `auto.offset.reset` says. So a restarted bridge resumes a group where it was.
 //! - A record is delivered when its answer was handed to the transport; it is acknowledged when its offset is in the store. Without
 //!   auto-commit that is what `commit` does. With it, the next fetch (or deleting the instance, or leaving the subscription) acknowledges
 //!   what was delivered before. A session that expires or is cut off acknowledges nothing: its records are delivered again.
 //! - A caller that hangs up while it waits has got nothing: the records go back and are in the next answer.
-//! - Acknowledged offsets are mirrored to Kafka, so that its tools see the group's lag. The store decides; a failed mirror is counted, and
-//!   the next one makes up for it.
+//! - Acknowledged offsets are mirrored to Kafka, for its tools and for ordinary members of the group; a failed mirror is counted, and the next one
+//!   makes up for it. Where an ordinary member has committed further than the store knows, a partition that comes begins there, and the store follows.
 //! - Behind the last record there may be marks of transactions, which nobody is given: an acknowledgement of everything before them passes them,
 //!   so that a group that has read everything has no lag.
 //! - A record that cannot be shown in the session's format blocks its partition until a seek; the others go on, and its error comes when they have
@@ -19,7 +19,7 @@
 //! - An offset below the stored one is refused, unless the client sought back before: then the group is reset, and a new epoch
 //!   fences whatever is still on its way. A session that meets a new epoch reads the offsets again and goes where the reset put them.
 //! - An offset holds for the topic it was committed for: one of a topic that was deleted and created anew, or beyond the partition's end, is given
-//!   up, and `auto.offset.reset` decides. Offsets that somebody sets in Kafka itself are not followed; where they differ, the log says so.
+//!   up, and `auto.offset.reset` decides. An offset that somebody sets back in Kafka itself is not followed; the log says so.
 //!
 //! - A session that every replica knows outlives its process: another one takes it over (`sharing`), as the topic of all of them says (`directory`).
 //!
@@ -598,7 +598,7 @@ impl Session {
             self.check_dead_letters(acknowledged, &new)?;
             self.fence(state).await?;
         }
-        let stored = self.deps.store.get(&self.group, Some(&new)).await?;
+        let stored = self.stored(&new).await?;
         if state.partitions.is_empty() {
             state.epoch = stored.epoch;
         }
@@ -635,7 +635,6 @@ impl Session {
             state.parked.clear();
             self.keep(state).await?;
         }
-        self.compare_with_kafka(stored);
         Ok(())
     }
 
@@ -709,29 +708,39 @@ impl Session {
         }
     }
 
-    /// Tells when Kafka's offsets are not the copy of the stored ones: somebody set them there. In the background: reading does not depend on it.
-    fn compare_with_kafka(&self, stored: GroupOffsets) {
-        if stored.offsets.is_empty() || self.deps.store.is_kafka() {
-            return;
-        }
-        let (kafka, group) = (self.kafka().clone(), self.group.clone());
-        self.deps.tasks.spawn(async move {
-            let partitions: Vec<TopicPartition> = stored.offsets.keys().cloned().collect();
-            let Ok(Ok(committed)) = timeout(MIRROR_WAIT_MAX, async { kafka.admin().await?.committed(&group, Some(&partitions)).await }).await
-            else {
-                return;
-            };
-            for (partition, (offset, _)) in committed {
-                let kept = stored.offsets.get(&partition).map(|stored| stored.offset);
-                if kept.is_some_and(|kept| kept != offset) {
-                    metrics::counter!("millrace_bridge_foreign_offsets_total").increment(1);
-                    tracing::warn!(
-                        group, %partition, kafka = offset, stored = kept,
-                        "Kafka's offset is not the stored one, which is used; was it set with Kafka's tools? seek there with POST …/positions and commit"
-                    );
-                }
+    /// The group's offsets of partitions that come. Its ordinary members commit to Kafka alone: where they have gone further, the store follows.
+    async fn stored(&self, new: &[TopicPartition]) -> Result<GroupOffsets> {
+        loop {
+            let mut stored = self.deps.store.get(&self.group, Some(new)).await?;
+            if stored.offsets.is_empty() || self.deps.store.is_kafka() {
+                return Ok(stored);
             }
-        });
+            let known: Vec<TopicPartition> = stored.offsets.keys().cloned().collect();
+            let mut ahead = Vec::new();
+            for (partition, (offset, _)) in self.kafka().admin().await?.committed(&self.group, Some(&known)).await? {
+                let Some(kept) = stored.offsets.get_mut(&partition).filter(|kept| kept.offset != offset) else { continue };
+                metrics::counter!("millrace_bridge_foreign_offsets_total").increment(1);
+                if offset < kept.offset {
+                    tracing::warn!(
+                        group = self.group, %partition, kafka = offset, stored = kept.offset,
+                        "Kafka's offset is before the stored one, which is used; was it set with Kafka's tools? seek there with POST …/positions and commit"
+                    );
+                    continue;
+                }
+                tracing::info!(group = self.group, %partition, from = kept.offset, to = offset, "an ordinary member of the group has gone further");
+                *kept = StoredOffset { offset, metadata: String::new() };
+                ahead.push(OffsetCommit { partition, offset, metadata: String::new() });
+            }
+            if ahead.is_empty() {
+                return Ok(stored);
+            }
+            match self.deps.store.commit(&self.group, stored.epoch, &ahead).await {
+                Ok(()) => return Ok(stored),
+                // Another session was faster.
+                Err(OffsetError::Regressed { .. } | OffsetError::Fenced { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Moves the client and forgets what was read of the partition. A partition that is gone meanwhile is taken up when it comes again.

@@ -93,15 +93,23 @@ async fn with_auto_commit_the_next_fetch_acknowledges_the_one_before() {
 }
 
 #[tokio::test]
-async fn a_new_session_goes_on_at_the_stores_offset_even_if_kafkas_is_another() {
+async fn a_new_session_goes_on_at_the_stores_offset_or_where_an_ordinary_member_has_gone_further() {
     let world = World::new(6);
-    world.store.commit("g", 0, &[at(0, 4)]).await.unwrap();
-    for kafkas in [2, 6] {
+    world.store.commit("g", 0, &[at(0, 3)]).await.unwrap();
+    for (kafkas, read) in [(2, &["3", "4", "5"][..]), (4, &["4", "5"]), (3, &["4", "5"])] {
         world.kafka.set_committed("g", &[(tp(0), kafkas)]);
         let session = world.subscribed(false).await;
-        assert_eq!(fetch(&session, 9).await.unwrap(), ["4", "5"], "Kafka's was {kafkas}");
+        assert_eq!(fetch(&session, 9).await.unwrap(), read, "Kafka's was {kafkas}");
         world.sessions.remove(&session, false).await;
     }
+    assert_eq!(world.stored().await, Some(4), "the store has followed");
+    // Also after a reset: what was before it is no more.
+    world.store.reset("g", &[at(0, 1)]).await.unwrap();
+    world.kafka.set_committed("g", &[(tp(0), 5)]);
+    let session = world.subscribed(false).await;
+    assert_eq!(fetch(&session, 9).await.unwrap(), ["5"]);
+    session.commit(None).await.unwrap();
+    assert_eq!(world.stored().await, Some(6));
 }
 
 #[tokio::test]

@@ -283,11 +283,20 @@ impl Java {
     }
 }
 
-#[allow(clippy::print_stderr)] // figures
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_and_javas_consumer_share_a_group_and_each_record_goes_to_one_of_them() {
     // Offsets are where Java's consumer keeps its own.
-    let bridge = Bridge::start_with(&servers(), &[("MILLRACE_OFFSETS__STORE", "kafka")]).await;
+    share_a_group("kafka").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn they_share_it_too_where_sessions_keep_their_offsets_elsewhere() {
+    share_a_group("sled").await;
+}
+
+#[allow(clippy::print_stderr)] // figures
+async fn share_a_group(store: &str) {
+    let bridge = Bridge::start_with(&servers(), &[("MILLRACE_OFFSETS__STORE", store)]).await;
     let client = Client::of(&bridge).await;
     let world = World {
         http: client.http.clone(),
