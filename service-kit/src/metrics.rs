@@ -362,6 +362,12 @@ pub const METRICS: &[Metric] = &[
         &["file", "outcome"],
         "Times that policy, users, api_keys, forward_secret or jwks changed and were read, or refused and left as before.",
     ),
+    gauge(
+        "millrace_bridge_auth_kafka_logins",
+        "logins",
+        &[],
+        "Callers' own logins to Kafka whose clients are kept (auth.pass_through.principals_max).",
+    ),
     gauge("millrace_bridge_auth_passwords_remembered", "passwords", &[], "Right passwords that are remembered (auth.remembered_max)."),
     counter(
         "millrace_bridge_quota_refused_total",
