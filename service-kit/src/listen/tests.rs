@@ -410,6 +410,27 @@ async fn an_old_connection_is_closed_after_its_request() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("released"), "{answer}");
 }
 
+#[tokio::test]
+async fn a_stop_closes_a_connection_that_is_old_and_idle() {
+    let server = server(|limits| {
+        limits.connection_age_max = Duration::from_millis(100);
+        limits.connection_age_grace = PATIENCE * 2;
+        limits.header_timeout = PATIENCE * 2;
+    })
+    .await;
+    let mut stream = connect(server.address).await;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"page") {
+        assert!(timeout(PATIENCE, stream.read_buf(&mut answer)).await.unwrap().unwrap() > 0, "closed without a word");
+    }
+    // Until it is old.
+    sleep(Duration::from_millis(300)).await;
+    server.ending.stop.cancel();
+    assert_eq!(rest(stream).await, "");
+    timeout(PATIENCE, server.task).await.expect("the listener does not end").unwrap();
+}
+
 /// A request that comes as the connection gets old would be lost, if idle connections were just closed.
 #[tokio::test]
 async fn an_old_connection_answers_once_more_and_says_that_it_was_the_last_time() {
