@@ -42,6 +42,10 @@ struct Server {
 }
 
 async fn server(change: impl FnOnce(&mut LimitsConfig)) -> Server {
+    server_named("test", change).await
+}
+
+async fn server_named(name: &'static str, change: impl FnOnce(&mut LimitsConfig)) -> Server {
     crate::metrics::prometheus();
     let mut limits = LimitsConfig::default();
     change(&mut limits);
@@ -70,7 +74,7 @@ async fn server(change: impl FnOnce(&mut LimitsConfig)) -> Server {
         .route("/metrics", get(async || "page"))
         .route("/events", get(events))
         .merge(tonic::service::Routes::new(health).into_axum_router());
-    let listener = Listener::bind("test", ListenAddr::new((Ipv4Addr::LOCALHOST, 0)), &TlsConfig::default(), &limits).await.unwrap();
+    let listener = Listener::bind(name, ListenAddr::new((Ipv4Addr::LOCALHOST, 0)), &TlsConfig::default(), &limits).await.unwrap();
     let ending = Ending::default();
     let address = listener.address;
     let serving = listener.serve(router, Arc::new(limits), ending.clone());
@@ -308,16 +312,19 @@ async fn one_address_cannot_take_all_connections() {
 }
 
 #[tokio::test]
-async fn too_many_requests_at_a_time_get_503_but_control_calls_pass() {
-    let server = server(|limits| limits.requests_max = 1.try_into().unwrap()).await;
-    let held = tokio::spawn(ask(server.address, get_request("/held")));
-    server.arrived.notified().await;
-    let answer = ask(server.address, get_request("/events")).await;
-    check_status(&answer, 503);
-    assert!(answer.contains("retry-after: 1"), "{answer}");
-    check_status(&ask(server.address, get_request("/metrics")).await, 200);
-    server.release.notify_waiters();
-    check_status(&held.await.unwrap(), 200);
+async fn too_many_requests_at_a_time_get_503_but_calls_of_the_control_port_pass() {
+    for (name, control) in [("control", 200), ("test", 503)] {
+        let server = server_named(name, |limits| limits.requests_max = 1.try_into().unwrap()).await;
+        let held = tokio::spawn(ask(server.address, get_request("/held")));
+        server.arrived.notified().await;
+        let answer = ask(server.address, get_request("/events")).await;
+        check_status(&answer, 503);
+        assert!(answer.contains("retry-after: 1"), "{answer}");
+        assert!(answer.contains("millrace-refused: requests"), "{answer}");
+        check_status(&ask(server.address, get_request("/metrics")).await, control);
+        server.release.notify_waiters();
+        check_status(&held.await.unwrap(), 200);
+    }
 }
 
 #[tokio::test]
@@ -375,7 +382,9 @@ async fn a_drain_answers_what_is_in_flight_and_refuses_what_comes() {
     server.arrived.notified().await;
     server.arrived.notified().await;
     server.ending.drain.cancel();
-    check_status(&ask(server.address, get_request("/held")).await, 503);
+    let refused = ask(server.address, get_request("/held")).await;
+    check_status(&refused, 503);
+    assert!(refused.contains("millrace-refused: draining"), "{refused}");
     server.ending.stop.cancel();
     server.ending.in_flight.close();
     assert!(timeout(Duration::from_millis(100), server.ending.in_flight.wait()).await.is_err(), "a request is in flight");
