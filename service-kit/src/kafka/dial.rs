@@ -63,9 +63,12 @@ async fn log_in(stream: &mut Box<dyn Duplex>, login: &jaas::Login) -> io::Result
     if Input(&answer).i16() != Ok(0) {
         return Ok(Err(format!("it does not offer {}", login.mechanism)));
     }
-    let Some(scram) = Scram::new(&login.mechanism, &login.username) else {
+    if login.mechanism == "PLAIN" {
         let token = format!("\0{}\0{}", login.username, login.password);
         return Ok(authenticate(stream, token.as_bytes()).await?.map(drop));
+    }
+    let Some(scram) = Scram::new(&login.mechanism, &login.username) else {
+        return Ok(Err(format!("this client cannot log in by {:?}", login.mechanism)));
     };
     let challenge = match authenticate(stream, scram.first().as_bytes()).await? {
         Ok(challenge) => challenge,
@@ -190,5 +193,39 @@ impl ServerCertVerifier for AnyName {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// What a client with this mechanism sends after the broker has said that it offers it.
+    async fn sent(mechanism: &str) -> String {
+        let (ours, mut broker) = tokio::io::duplex(4096);
+        let login = jaas::Login { mechanism: mechanism.to_owned(), username: "app".to_owned(), password: "hunter2".to_owned() };
+        let client = tokio::spawn(async move { log_in(&mut (Box::new(ours) as Box<dyn Duplex>), &login).await.map(|_| ()) });
+        let length = broker.read_i32().await.unwrap();
+        broker.read_exact(&mut vec![0; length as usize]).await.unwrap();
+        // Correlation id, no error, no mechanisms.
+        broker.write_all(&[0, 0, 0, 10, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.unwrap();
+        let mut asked = vec![0; 1024];
+        let count = broker.read(&mut asked).await.unwrap();
+        drop(broker);
+        drop(client.await.unwrap());
+        String::from_utf8_lossy(&asked[..count]).into_owned()
+    }
+
+    #[tokio::test]
+    async fn the_password_is_sent_where_the_mechanism_is_plain_and_nowhere_else() {
+        assert!(sent("PLAIN").await.ends_with("\0app\0hunter2"));
+        assert!(sent("SCRAM-SHA-256").await.contains("n,,n=app,r="));
+        for mechanism in ["SCRAM-SHA-512", "SCRAM-SHA-1", "GSSAPI", ""] {
+            assert!(!sent(mechanism).await.contains("hunter2"), "{mechanism:?}");
+        }
     }
 }
