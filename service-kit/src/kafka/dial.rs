@@ -1,10 +1,13 @@
 //! Connections of our own to a broker, with TLS and a login as the settings say: for what librdkafka has no call for ([`super::wire`]).
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -14,13 +17,55 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName,
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
+use super::context::blocking;
 use super::scram::Scram;
 use super::wire::{Input, Output, SASL_AUTHENTICATE, SASL_HANDSHAKE, round_trip};
 use super::{KafkaConfig, KafkaError, jaas};
+use crate::files::Watched;
 
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
+/// Makes connections as the settings say. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Dialer {
+    pub(super) config: KafkaConfig,
+    kept: Arc<Mutex<Option<Kept>>>,
+}
+
+/// What the files said last.
+struct Kept {
+    files: Watched,
+    dial: Arc<Dial>,
+}
+
+impl Dialer {
+    pub(super) fn new(config: &KafkaConfig) -> Self {
+        Self { config: config.clone(), kept: Arc::default() }
+    }
+
+    /// What the files of the settings say now; the system's authorities are read once. The error names the setting that cannot be used here.
+    pub(super) async fn dial(&self) -> Result<Arc<Dial>, KafkaError> {
+        let Self { config, kept } = self.clone();
+        // It reads files.
+        let made = blocking(move || {
+            let mut kept = kept.lock();
+            // What cannot be used any more is not kept.
+            if let Some(mut before) = kept.take()
+                && !before.files.changed()
+            {
+                return Ok(Arc::clone(&kept.insert(before).dial));
+            }
+            let named = ["ssl.truststore.location", "ssl.keystore.location"].into_iter().filter_map(|key| config.get(key));
+            // First, so that a change between the two is seen.
+            let files = Watched::new(named.map(PathBuf::from));
+            let dial = Arc::new(Dial::of(&config)?);
+            Ok(Arc::clone(&kept.insert(Kept { files, dial }).dial))
+        });
+        made.await
+    }
+}
 
 /// How a connection is made.
 pub(super) struct Dial {
@@ -30,7 +75,7 @@ pub(super) struct Dial {
 
 impl Dial {
     /// The error names the setting that cannot be used here.
-    pub(super) fn of(config: &KafkaConfig) -> Result<Self, KafkaError> {
+    fn of(config: &KafkaConfig) -> Result<Self, KafkaError> {
         let tls = if config.tls() { Some(TlsConnector::from(Arc::new(tls(config)?))) } else { None };
         let login = if config.protocol().starts_with("sasl_") { Some(jaas::login(config.values())?) } else { None };
         Ok(Self { tls, login })
@@ -74,7 +119,10 @@ async fn log_in(stream: &mut Box<dyn Duplex>, login: &jaas::Login) -> io::Result
         Ok(challenge) => challenge,
         Err(reason) => return Ok(Err(reason)),
     };
-    let (last, signature) = match scram.last(&login.password, &challenge) {
+    let password = login.password.clone();
+    // Thousands of rounds of a hash.
+    let last = spawn_blocking(move || scram.last(&password, &challenge)).await.map_err(io::Error::other)?;
+    let (last, signature) = match last {
         Ok(last) => last,
         Err(reason) => return Ok(Err(reason)),
     };
@@ -218,6 +266,29 @@ mod tests {
         drop(broker);
         drop(client.await.unwrap());
         String::from_utf8_lossy(&asked[..count]).into_owned()
+    }
+
+    #[tokio::test]
+    async fn files_are_read_once_and_again_when_they_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = directory.path().join("ca.pem");
+        let write = |name: &str| std::fs::write(&ca, rcgen::generate_simple_self_signed([name.to_owned()]).unwrap().cert.pem()).unwrap();
+        write("first.example");
+        let mut config = KafkaConfig::new("h:9092");
+        config.set("security.protocol", "SSL");
+        config.set("ssl.truststore.location", ca.to_str().unwrap());
+        let (dialer, other) = (Dialer::new(&config), Dialer::new(&config));
+        let first = dialer.dial().await.unwrap();
+        assert!(Arc::ptr_eq(&first, &dialer.clone().dial().await.unwrap()) && !Arc::ptr_eq(&first, &other.dial().await.unwrap()));
+        write("second.of.another.length.example");
+        let second = dialer.dial().await.unwrap();
+        assert!(!Arc::ptr_eq(&first, &second) && Arc::ptr_eq(&second, &dialer.dial().await.unwrap()));
+        std::fs::write(&ca, "nothing").unwrap();
+        for _ in 0..2 {
+            assert!(dialer.dial().await.err().unwrap().to_string().contains("ssl.truststore.location"));
+        }
+        write("third.example");
+        assert!(dialer.dial().await.is_ok());
     }
 
     #[tokio::test]
