@@ -59,6 +59,8 @@ use crate::{
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// Longest name of a scheme that an answer repeats.
+const SCHEME_LETTERS_MAX: usize = 16;
 /// Longest name of a principal, in bytes.
 const PRINCIPAL_BYTES_MAX: usize = 255;
 
@@ -486,9 +488,15 @@ impl Auth {
 
     async fn recognise(&self, headers: &HeaderMap, peer: Option<&Peer>) -> (Option<Credential>, Result<Known>) {
         let inner = &*self.0;
+        // A proxy in front may have looked at another one of them.
+        let several = |(name, _): &(&str, &str)| headers.get_all(*name).iter().nth(1).is_some();
+        if let Some((_, shown)) = [("authorization", "Authorization"), (API_KEY, "X-API-Key")].into_iter().find(several) {
+            return (None, Err(self.unauthenticated(&format!("{shown} is there more than once"))));
+        }
         if let Some(value) = headers.get(header::AUTHORIZATION) {
-            let text = value.to_str().unwrap_or_default();
-            let (scheme, given) = text.split_once(' ').unwrap_or((text, ""));
+            let Some((scheme, given)) = value.to_str().unwrap_or_default().split_once(' ') else {
+                return (None, Err(self.unauthenticated("Authorization has no scheme")));
+            };
             let given = given.trim();
             return match (scheme.to_ascii_lowercase().as_str(), &inner.passwords, &inner.tokens) {
                 ("basic", Some(passwords), _) => (Some(Credential::Password), self.by_password(passwords, given).await),
@@ -501,7 +509,11 @@ impl Auth {
                     });
                     (Some(Credential::Token), known)
                 }
-                _ => (None, Err(self.unauthenticated(&format!("Authorization {scheme:?} is not taken here")))),
+                // What is no name of a scheme may be a secret, which neither the answer nor the log is to show.
+                _ if scheme.len() <= SCHEME_LETTERS_MAX && scheme.bytes().all(|letter| letter.is_ascii_alphabetic()) => {
+                    (None, Err(self.unauthenticated(&format!("Authorization {scheme:?} is not taken here"))))
+                }
+                _ => (None, Err(self.unauthenticated("Authorization's scheme is not taken here"))),
             };
         }
         if let (Some(value), Some(keys)) = (headers.get(API_KEY), &inner.api_keys) {
