@@ -173,54 +173,6 @@ async fn basic_is_base64_of_a_name_a_colon_and_a_password_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_certificate_may_name_its_principal_by_dns_name_or_uri() {
-    let names = service_kit::listen::ClientCertificate {
-        common_name: Some("cn".into()),
-        dns_names: vec!["a.example".into(), "b.example".into()],
-        uris: vec!["spiffe://example/a".into()],
-    };
-    for (which, expected) in
-        [(CertificateName::CommonName, "cn"), (CertificateName::Dns, "a.example"), (CertificateName::Uri, "spiffe://example/a")]
-#[tokio::test]
-async fn basic_is_base64_of_a_name_a_colon_and_a_password_and_nothing_else() {
-    let directory = tempfile::tempdir().unwrap();
-    let users = directory.path().join("users");
-    fs::write(&users, format!("basil:{}\n", bcrypt::hash("pa>>?ss", 4).unwrap())).unwrap();
-    let kept = Kept::with("", &["x"], |config| config.users_file = users);
-    let right = STANDARD.encode("basil:pa>>?ss");
-    assert!(right.contains('/') || right.contains('+'), "{right} is the same in both alphabets");
-    let (padded, short) = (STANDARD.encode("basil:pass"), STANDARD.encode("basil:"));
-    for (given, expected) in [
-        (format!("Basic {right}"), None),
-        // Blanks around it are nobody's.
-        (format!("Basic   {right} "), None),
-        (format!("Basic {}", right.replace('+', "-").replace('/', "_")), Some("not base64")),
-        (format!("Basic {}", padded.trim_end_matches('=')), Some("not base64")),
-        (format!("Basic {padded}AAAA"), Some("not base64")),
-        (format!("Basic {} {}", &right[..4], &right[4..]), Some("not base64")),
-        (format!("Basic {right},"), Some("not base64")),
-        ("Basic ".to_owned(), Some("not base64")),
-        (format!("Basic {}", STANDARD.encode("basil")), Some("not base64 of name:password")),
-        (format!("Basic {}", STANDARD.encode([b'a', b':', 0xff, 0xfe])), Some("not base64 of name:password")),
-        (format!("Basic {}", STANDARD.encode(":pa>>?ss")), Some("name or password is wrong")),
-        (format!("Basic {}", STANDARD.encode(":")), Some("name or password is wrong")),
-        (format!("Basic {short}"), Some("name or password is wrong")),
-        (format!("Basic {}", STANDARD.encode("basil:pa>>?ss\0")), Some("name or password is wrong")),
-        (format!("Basic {}", STANDARD.encode("BASIL:pa>>?ss")), Some("name or password is wrong")),
-    ] {
-        let found =
-            kept.auth.authenticate(&headers(&[("authorization", given.as_str())]), None).await.map(|caller| caller.0.principal.to_string());
-        match expected {
-            None => assert_eq!(found.as_deref(), Ok("basil"), "{given}"),
-            Some(reason) => {
-                let error = found.unwrap_err();
-                assert!(error.code == Code::Unauthenticated && error.message.contains(reason), "{given}: {error}");
-            }
-        }
-    }
-}
-
-#[tokio::test]
 async fn what_is_set_for_all_contexts_needs_a_right_to_all_subjects() {
     let policy = "[principals.contexts]\nallow = [\"all subject :.*\"]\n[principals.named]\nallow = [\"all subject :.__GLOBAL:*\"]\n[principals.all]\nallow = [\"all subject *\"]";
     let kept = Kept::new(policy, &["contexts", "named", "all"]);
