@@ -317,7 +317,16 @@ fn what_would_take_any_token_cannot_be_configured() {
     let config = config::Jwt { audience: vec!["a".to_owned()], ..config };
     assert!(open(config.clone()).1.contains("cannot read /nowhere/jwks.json"));
     assert_eq!(open(config::Jwt { algorithms: Vec::new(), ..config.clone() }).0, "algorithms");
-    assert_eq!(open(config::Jwt { jwks: "https://a b/".to_owned(), ..config }).0, "jwks");
+    assert_eq!(open(config::Jwt { jwks: "https://a b/".to_owned(), ..config.clone() }).0, "jwks");
+    let url = |jwks: &str, allow_plaintext: bool| Tokens::open(&config::Jwt { jwks: jwks.to_owned(), allow_plaintext, ..config.clone() });
+    for far in ["http://id.example/keys", "http://10.0.0.1/keys", "http://localhost.example/keys", "http://127.0.0.1.example/keys"] {
+        let (key, message) = url(far, false).err().unwrap();
+        assert!(key == "jwks" && message.contains("auth.jwt.allow_plaintext"), "{far}: {message}");
+        assert!(url(far, true).is_ok(), "{far}");
+    }
+    for near in ["http://localhost:1/keys", "http://127.0.0.9/keys", "http://[::1]:1/keys"] {
+        assert!(url(near, false).is_ok(), "{near}");
+    }
     for algorithm in ["HS256", "none"] {
         let error = toml::from_str::<config::Jwt>(&format!("algorithms = [\"{algorithm}\"]")).unwrap_err().to_string();
         assert!(error.contains("unknown variant") && error.contains("RS256"), "{error}");
