@@ -332,6 +332,14 @@ impl Auth {
             let message = "is set, and there is nothing by which callers could be known; set auth.users_file, auth.api_keys_file, auth.jwt.jwks, or tls.client_auth of a listener";
             return Err(wrong("policy_file", message.to_owned()));
         }
+        let watched = |path: &Path| Watched::new([path.to_owned()]);
+        // Before they are read: a change between the two is seen then.
+        let files = Files {
+            policy: watched(&config.policy_file),
+            users: watched(&config.users_file),
+            api_keys: watched(&config.api_keys_file),
+            secrets: watched(&config.forward_secret_file),
+        };
         let secrets = set(&config.forward_secret_file).then(|| Secrets::read(&config.forward_secret_file)).transpose();
         let secrets = secrets.map_err(|message| wrong("forward_secret_file", message))?.map(RwLock::new);
         let policy = Policy::read(&config.policy_file).map_err(|message| wrong("policy_file", message))?;
@@ -341,13 +349,6 @@ impl Auth {
         let api_keys = api_keys.map_err(|message| wrong("api_keys_file", message))?.map(RwLock::new);
         let tokens = (!config.jwt.jwks.is_empty()).then(|| Tokens::open(&config.jwt)).transpose();
         let tokens = tokens.map_err(|(key, message)| wrong(&format!("jwt.{key}"), message))?;
-        let watched = |path: &Path| Watched::new([path.to_owned()]);
-        let files = Files {
-            policy: watched(&config.policy_file),
-            users: watched(&config.users_file),
-            api_keys: watched(&config.api_keys_file),
-            secrets: watched(&config.forward_secret_file),
-        };
         Ok(Some(Self(Arc::new(Inner {
             policy: RwLock::new(Arc::new(policy)),
             passwords,
