@@ -212,6 +212,53 @@ async fn a_token_does_not_choose_how_it_is_checked() {
 }
 
 #[tokio::test]
+async fn a_token_in_another_form_is_refused_whoever_signed_it() {
+    let signer = Signer::ed25519();
+    let (tokens, _directory) = tokens(&[signer.jwk("e")], &[Algorithm::EdDSA]);
+    let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    // Signed as it stands.
+    let signed = |header: &str, claims: &str| {
+        let message = format!("{}.{}", part(header), part(claims));
+        format!("{message}.{}", URL_SAFE_NO_PAD.encode(signer.sign("EdDSA", message.as_bytes())))
+    };
+    let (header, claims) = (r#"{"alg":"EdDSA"}"#, claims().to_string());
+    let good = signed(header, &claims);
+    assert!(tokens.verify(&good, now()).await.is_ok());
+    let twice = claims.replacen('{', r#"{"exp":1,"#, 1);
+    for (token, reason) in [
+        (format!("{good}="), "not base64url"),
+        (format!("{good} "), "not base64url"),
+        (format!("{good}.{}", part("x")), "not base64url"),
+        (good.replacen('.', "..", 1), "is no JSON Web Token"),
+        (good.replacen('.', "=.", 1), "not base64url"),
+        (format!("{good}AAAA"), "wrong signature"),
+        (signed("{}", &claims), "no header with an algorithm"),
+        (signed("[]", &claims), "no header with an algorithm"),
+        (signed(r#"{"alg":["EdDSA"]}"#, &claims), "no header with an algorithm"),
+        (signed(r#"{"alg":"EdDSA","kid":7}"#, &claims), "no header with an algorithm"),
+        (signed(r#"{"alg":"EdDSA","alg":"none"}"#, &claims), "no header with an algorithm"),
+        (signed(r#"{"alg":"eddsa"}"#, &claims), "signed by \"eddsa\""),
+        (signed(r#"{"alg":"EdDSA","kid":""}"#, &claims), "kid \"\""),
+        (signed(header, "[]"), "no JSON object"),
+        (signed(header, "7"), "no JSON object"),
+        (signed(header, &format!("{claims}x")), "no JSON object"),
+        (signed(header, r#"{"exp":-1}"#), "has expired"),
+        (signed(header, r#"{"exp":1e400}"#), "no JSON object"),
+        (signed(header, &claims.replace("\"alice\"", "[\"alice\"]")), "has no \"sub\""),
+        (signed(header, &claims.replace("\"bridge\"", "[[\"bridge\"]]")), "for somebody else (aud)"),
+        (signed(header, &claims.replace("\"https://id\"", "[\"https://id\"]")), "from somebody else"),
+    ] {
+        assert!(refusal(&tokens, &token).await.contains(reason), "{reason}: {:?}", refusal(&tokens, &token).await);
+    }
+    // What stands twice counts as it stands last, as everywhere where JSON is read.
+    assert!(tokens.verify(&signed(header, &twice), now()).await.is_ok());
+    // Far away is far away, and not for ever.
+    let far = claims.replace(&(NOW + 60).to_string(), "1e300");
+    let until = tokens.verify(&signed(header, &far), now()).await.unwrap().until.unwrap();
+    assert!(until < now() + Duration::from_secs(400 * 86_400));
+}
+
+#[tokio::test]
 async fn a_key_that_is_not_there_is_refused_until_the_set_has_it() {
     let (old, new) = (Signer::p256(), Signer::p256());
     let (tokens, directory) = tokens(&[old.jwk("old")], &[Algorithm::ES256]);
