@@ -10,18 +10,18 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::client::danger::ServerCertVerifier;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
-use tokio_rustls::rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use tokio_rustls::rustls::{CertificateError, ClientConfig, Error, RootCertStore};
 
 use super::context::blocking;
 use super::scram::Scram;
 use super::wire::{Input, Output, SASL_AUTHENTICATE, SASL_HANDSHAKE, round_trip};
 use super::{KafkaConfig, KafkaError, jaas};
-use crate::files::Watched;
+use crate::{files::Watched, verifier::Verifier};
 
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 
@@ -174,7 +174,17 @@ fn tls(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
     let verifier: Arc<dyn ServerCertVerifier> = verifier.map_err(|error| wrong("ssl.truststore.location", error.to_string()))?;
     let by_name = config.get("ssl.endpoint.identification.algorithm") != Some("");
-    let verifier = if by_name { verifier } else { Arc::new(AnyName(verifier)) };
+    let verifier = match by_name {
+        true => verifier,
+        false => Verifier::of(Arc::clone(&provider), move |certificate, others, name, now| {
+            match verifier.verify_server_cert(certificate, others, name, &[], now) {
+                Err(Error::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. })) => {
+                    Ok(())
+                }
+                verified => verified.map(drop),
+            }
+        }),
+    };
     let key_provider = provider.key_provider;
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| KafkaError::Fatal(format!("TLS: {error}")))?;
@@ -197,50 +207,6 @@ fn tls(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
             Ok(builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key)))))
         }
         _ => Ok(builder.with_no_client_auth()),
-    }
-}
-
-/// Takes a certificate for any host (an empty `ssl.endpoint.identification.algorithm`).
-#[derive(Debug)]
-struct AnyName(Arc<dyn ServerCertVerifier>);
-
-impl ServerCertVerifier for AnyName {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        match self.0.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
-            Err(Error::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. })) => {
-                Ok(ServerCertVerified::assertion())
-            }
-            verified => verified,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
     }
 }
 
