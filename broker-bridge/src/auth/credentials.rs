@@ -177,7 +177,7 @@ impl ApiKeys {
     pub(super) fn read(path: &Path) -> Result<Self, String> {
         let mut keys = HashMap::new();
         for (line, name, text) in lines(path)? {
-            let hash = hex(&text).filter(|hash| hash.len() == digest::SHA512_OUTPUT_LEN).ok_or_else(|| {
+            let hash = unhex(&text).filter(|hash| hash.len() == digest::SHA512_OUTPUT_LEN).ok_or_else(|| {
                 format!(
                     "{}:{line}: what {name:?} has is no SHA-512 in 128 hex digits; make one with `printf %s KEY | sha512sum`",
                     path.display()
@@ -195,7 +195,7 @@ impl ApiKeys {
     }
 }
 
-fn hex(text: &str) -> Option<Vec<u8>> {
+fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u8>> = text.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
     let digits = digits.filter(|digits| digits.len().is_multiple_of(2))?;
     Some(digits.chunks(2).map(|pair| (pair[0] << 4) | pair[1]).collect())
@@ -314,10 +314,7 @@ mod tests {
     fn an_api_key_is_known_by_its_hash_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys");
-        let hash = |key: &str| {
-            let digest = digest::digest(&digest::SHA512, key.as_bytes());
-            digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-        };
+        let hash = |key: &str| crate::auth::hex(digest::digest(&digest::SHA512, key.as_bytes()).as_ref());
         fs::write(&path, format!("etl:{}\netl:{}\nweb:{}\n", hash("k1"), hash("k2").to_uppercase(), hash("k3"))).unwrap();
         let keys = ApiKeys::read(&path).unwrap();
         let found = ["k1", "k2", "k3", "k4", "", &hash("k1")].map(|key| keys.principal(key.as_bytes()));

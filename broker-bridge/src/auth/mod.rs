@@ -207,10 +207,15 @@ pub(crate) fn own_id(id: &str) -> String {
         // Both parts may have any letters, so their lengths keep them apart.
         Some(caller) if !id.is_empty() => {
             let named = format!("{}:{}{id}", caller.0.principal.len(), caller.0.principal);
-            digest::digest(&digest::SHA256, named.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+            hex(digest::digest(&digest::SHA256, named.as_bytes()).as_ref())
         }
         _ => id.to_owned(),
     }
+}
+
+/// Two digits a byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Counts bytes that no body holds, and waits where they are more than the quota gives.

@@ -28,8 +28,7 @@ pub(crate) fn key_of(principal: &str) -> String {
 }
 
 fn key_line(principal: &str, key: &str) -> String {
-    let digest = digest::digest(&digest::SHA512, key.as_bytes());
-    format!("{principal}:{}\n", digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    format!("{principal}:{}\n", hex(digest::digest(&digest::SHA512, key.as_bytes()).as_ref()))
 }
 
 impl Kept {
