@@ -40,6 +40,7 @@ use tokio::{
     select,
     time::{Instant, sleep},
 };
+use tokio_rustls::rustls::ClientConfig;
 
 use super::{App, consume};
 use crate::{
@@ -107,7 +108,11 @@ impl Forward {
     pub(crate) fn new(config: &BridgeConfig) -> Result<Self, String> {
         let tls = &config.http.tls;
         let files = Watched::new([config.consume.forward_ca.clone(), tls.cert.clone(), tls.key.clone()]);
-        let kept = Kept { client: connections(config)?, files, looked: Instant::now() };
+        let ca = &config.consume.forward_ca;
+        // What is wrong with the certificate, its listener tells; and who has no other bridges needs no authorities.
+        let otherwise = |_| if ca.as_os_str().is_empty() { trust::nobody() } else { trust::client(ca, None) };
+        let client = connections(config, trusted(config).or_else(otherwise)?);
+        let kept = Kept { client, files, looked: Instant::now() };
         Ok(Self { config: Arc::new(config.clone()), connections: Arc::new(Mutex::new(kept)) })
     }
 
@@ -116,8 +121,8 @@ impl Forward {
         if kept.looked.elapsed() >= LOOK {
             kept.looked = Instant::now();
             if kept.files.changed() {
-                match connections(&self.config) {
-                    Ok(client) => kept.client = client,
+                match trusted(&self.config) {
+                    Ok(trusted) => kept.client = connections(&self.config, trusted),
                     Err(error) => {
                         tracing::error!(error, "the changed TLS files cannot be used to reach other bridges; going on with those before")
                     }
@@ -198,24 +203,26 @@ impl Forward {
     }
 }
 
-fn connections(config: &BridgeConfig) -> Result<Connections, String> {
+/// Whom the files trust, and what they show.
+fn trusted(config: &BridgeConfig) -> Result<ClientConfig, String> {
     let (consume, tls) = (&config.consume, &config.http.tls);
     let secure = tls.is_on() || !consume.forward_ca.as_os_str().is_empty() || config.http.advertised.trim().starts_with("https:");
     let identity = tls.is_on().then_some((tls.cert.as_path(), tls.key.as_path()));
-    let ca = &consume.forward_ca;
-    // What is wrong with the certificate, its listener tells; and who has no other bridges needs no authorities.
-    let otherwise = |_| if ca.as_os_str().is_empty() { trust::nobody() } else { trust::client(ca, None) };
-    let trusted = if secure { trust::client(ca, identity).or_else(otherwise)? } else { trust::nobody()? };
+    if secure { trust::client(&consume.forward_ca, identity) } else { trust::nobody() }
+}
+
+fn connections(config: &BridgeConfig, trusted: ClientConfig) -> Connections {
+    let consume = &config.consume;
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(consume.forward_connect_timeout));
     connector.set_nodelay(true);
     connector.enforce_http(false);
     let connector = HttpsConnectorBuilder::new().with_tls_config(trusted).https_or_http().enable_http1().wrap_connector(connector);
-    Ok(Client::builder(TokioExecutor::new())
+    Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_MAX)
         .pool_max_idle_per_host(consume.forward_idle_max)
-        .build(connector))
+        .build(connector)
 }
 
 /// An error with what lies behind it.

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -11,6 +12,15 @@ use axum::body::to_bytes;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        RootCertStore, ServerConfig,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+        server::WebPkiClientVerifier,
+    },
 };
 use tower::ServiceExt as _;
 
@@ -54,6 +64,32 @@ async fn owner(answers: &'static [&'static str]) -> (String, Arc<AtomicUsize>) {
         }
     });
     (address, asked)
+}
+
+/// A listener that shows this certificate and asks its clients for the same one; its address.
+async fn secured(certificate: &Path, key: &Path) -> String {
+    let provider = Arc::new(ring::default_provider());
+    let chain: Vec<_> = CertificateDer::pem_file_iter(certificate).unwrap().map(Result::unwrap).collect();
+    let mut roots = RootCertStore::empty();
+    roots.add(chain[0].clone()).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap();
+    let server = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let server = server.with_client_cert_verifier(verifier).with_single_cert(chain, PrivateKeyDer::from_pem_file(key).unwrap()).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(server));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut request = [0; 4096];
+            if stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                drop(stream.write_all(ANSWER.replace("content-length", "connection: close\r\ncontent-length").as_bytes()).await);
+                drop(stream.shutdown().await);
+            }
+        }
+    });
+    address
 }
 
 /// One replica, and an instance `i` of group `g` that `owner` has.
@@ -123,6 +159,29 @@ async fn an_owner_that_stops_or_is_gone_is_replaced() {
         assert_eq!(world.ask("GET", "/subscription").await.0, 200, "{address}");
         assert!(world.has_it(), "{address}");
     }
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_read_any_more_leaves_the_one_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let (cert, key) = (directory.path().join("bridge.pem"), directory.path().join("bridge.key"));
+    let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&cert, own.cert.pem()).unwrap();
+    std::fs::write(&key, own.signing_key.serialize_pem()).unwrap();
+    let owner = secured(&cert, &key).await;
+    let authority = directory.path().join("ca.pem");
+    std::fs::copy(&cert, &authority).unwrap();
+    let mut config = BridgeConfig::default();
+    config.consume.forward_ca = authority;
+    config.http.tls.cert.clone_from(&cert);
+    config.http.tls.key = key;
+    let forward = Forward::new(&config).unwrap();
+    let (parts, ()) = Request::get("/consumers/g/instances/i/subscription").body(()).unwrap().into_parts();
+    let ask = async || forward.send(&owner, "http://me:1", None, &parts, Bytes::new()).await.map(|answer| answer.status()).map_err(|_| ());
+    assert_eq!(ask().await, Ok(StatusCode::OK));
+    std::fs::write(&cert, "nothing").unwrap();
+    forward.connections.lock().looked -= LOOK;
+    assert_eq!(ask().await, Ok(StatusCode::OK));
 }
 
 #[tokio::test]
