@@ -1,6 +1,6 @@
 //! The command line: what holds for every command, and how the words become a `Session`.
 
-use std::{ffi::OsString, fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{ffi::OsString, fmt, net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, ValueEnum, error::ErrorKind};
 
@@ -71,6 +71,9 @@ struct Global {
     cert_file: Option<PathBuf>,
     #[arg(long, global = true, value_name = "FILE", env = "MILLRACE_KEY_FILE", hide_env_values = true, requires = "cert_file")]
     key_file: Option<PathBuf>,
+    /// Say who calls without TLS, too, to services of other machines; whoever stands in between learns the token, key or password.
+    #[arg(long, global = true)]
+    allow_plaintext: bool,
     /// `table` for people, `json` for programs: raw numbers, and names that only grow.
     #[arg(long, short, global = true, value_name = "FORMAT", value_enum, default_value = "table")]
     output: Format,
@@ -156,6 +159,12 @@ impl Address {
         format!("http://{}", self.0)
     }
 
+    /// Whether only this machine can hear what is said to it.
+    pub(crate) fn is_loopback(&self) -> bool {
+        let host = self.0.rsplit_once(':').map_or("", |(host, _)| host).trim_matches(['[', ']']);
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|host| host.is_loopback())
+    }
+
     pub(crate) fn https(&self) -> String {
         format!("https://{}", self.0)
     }
@@ -186,6 +195,8 @@ pub(crate) struct Session {
     pub(crate) trace: Option<Trace>,
     pub(crate) tls: Option<Tls>,
     pub(crate) credential: Option<Credential>,
+    /// The credential may go to other machines without TLS.
+    pub(crate) allow_plaintext: bool,
     pub(crate) out: Output,
 }
 
@@ -243,9 +254,9 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<(Comman
         }
     };
     let credential = Credential::from_environment().map_err(|reason| Cli::command().error(ErrorKind::ValueValidation, reason))?;
-    let Global { collector, bridge, engine, timeout, ca_file, cert_file, key_file, .. } = global;
+    let Global { collector, bridge, engine, timeout, ca_file, cert_file, key_file, allow_plaintext, .. } = global;
     let tls = ca_file.map(|ca| Tls { ca, identity: cert_file.zip(key_file) });
-    Ok((command, Session { collector, bridge, engine, timeout, trace, tls, credential, out }))
+    Ok((command, Session { collector, bridge, engine, timeout, trace, tls, credential, allow_plaintext, out }))
 }
 
 #[cfg(test)]
@@ -266,6 +277,23 @@ mod tests {
         assert_eq!("http://127.0.0.1:7101/".parse::<Address>().unwrap().to_string(), "127.0.0.1:7101");
         for bad in ["", "127.0.0.1", ":7101", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:99999", "::1:7101", "https://a:1", "a b:1"] {
             assert!(bad.parse::<Address>().is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn only_this_machines_own_addresses_are_loopback() {
+        for (address, expected) in [
+            ("127.0.0.1:1", true),
+            ("127.8.0.1:1", true),
+            ("[::1]:1", true),
+            ("localhost:1", true),
+            ("localhost.example:1", false),
+            ("127.0.0.1.example:1", false),
+            ("10.0.0.1:1", false),
+            ("[::]:1", false),
+            ("bridge:1", false),
+        ] {
+            assert_eq!(address.parse::<Address>().unwrap().is_loopback(), expected, "{address}");
         }
     }
 

@@ -112,6 +112,11 @@ impl Session {
     pub(crate) async fn connect_within(&self, service: Service, wait: Duration) -> Result<Link, Failure> {
         let address = self.address(service).clone();
         let deadline = Instant::now() + wait;
+        if self.credential.is_some() && self.tls.is_none() && !self.allow_plaintext && !address.is_loopback() {
+            return Err(Failure::usage(format!(
+                "will not say who calls without TLS to {address}, where others could learn the credential; give --ca-file, or allow it with --allow-plaintext"
+            )));
+        }
         let uri = if self.tls.is_some() { address.https() } else { address.uri() };
         let endpoint = Endpoint::from_shared(uri).map_err(|error| Failure::usage(format!("{address} is no address: {error}")))?;
         let endpoint = match &self.tls {

@@ -296,6 +296,24 @@ fn a_wrong_command_line_is_exit_code_64() {
 }
 
 #[test]
+fn a_credential_goes_to_other_machines_by_tls_alone_unless_it_is_allowed() {
+    let world = World::start();
+    // Leads to this machine, and is none of its loopback addresses.
+    let address = format!("0.0.0.0:{}", world.bridge.address.port());
+    let list = |words: &[&str], key: &str| {
+        let words = [&["topic", "list", "--bridge", address.as_str()], words].concat();
+        millrace(&words).env("MILLRACE_API_KEY", key).output().unwrap()
+    };
+    let refused = list(&[], "hunter2");
+    assert_eq!(refused.status.code(), Some(64), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("--ca-file") && stderr(&refused).contains("--allow-plaintext"), "{}", stderr(&refused));
+    assert!(world.bridge.calls.lock().unwrap().is_empty());
+    for seen in [list(&["--allow-plaintext"], "hunter2"), list(&[], "")] {
+        assert_eq!(seen.status.code(), Some(0), "{}", stderr(&seen));
+    }
+}
+
+#[test]
 fn there_is_a_completion_script_for_each_shell() {
     for (shell, mark) in [
         ("bash", "complete -F"),

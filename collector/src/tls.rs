@@ -6,13 +6,13 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use service_kit::verifier::Verifier;
 use tokio_rustls::rustls::{
-    self, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, SupportedProtocolVersion,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    self, CertificateError, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
     client::verify_server_cert_signed_by_trust_anchor,
     client::verify_server_name,
-    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::ParsedCertificate,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -241,80 +241,36 @@ pub fn connector(component: &Component) -> anyhow::Result<Option<TlsConnector>> 
 
 /// A calling side that always speaks TLS.
 pub fn client(component: &Component) -> anyhow::Result<TlsConnector> {
-    let mut trust = Trust {
-        roots: RootCertStore::empty(),
-        known: Vec::new(),
-        anybody: component.boolean(TRUST_ALL.name),
-        hostname: component.boolean(VERIFY_HOSTNAME.name),
-        provider: provider(component)?,
-    };
-    if !trust.anybody {
-        trust.known = match component.set(TRUSTSTORE.name) {
+    let provider = provider(component)?;
+    let (anybody, hostname) = (component.boolean(TRUST_ALL.name), component.boolean(VERIFY_HOSTNAME.name));
+    let (mut roots, mut known) = (RootCertStore::empty(), Vec::new());
+    if !anybody {
+        known = match component.set(TRUSTSTORE.name) {
             Some(path) => certificates(path.trim(), &read(path.trim())?)?,
             None => rustls_native_certs::load_native_certs().certs,
         };
-        trust.roots.add_parsable_certificates(trust.known.iter().cloned());
-        anyhow::ensure!(!trust.known.is_empty(), "the system has no certificates of authorities; name them in truststore");
+        roots.add_parsable_certificates(known.iter().cloned());
+        anyhow::ensure!(!known.is_empty(), "the system has no certificates of authorities; name them in truststore");
     }
-    let config = ClientConfig::builder_with_provider(trust.provider.clone()).with_protocol_versions(&versions(component)?)?;
-    let config = config.dangerous().with_custom_certificate_verifier(Arc::new(trust)).with_no_client_auth();
+    let algorithms = provider.signature_verification_algorithms.all;
+    let verifier =
+        Verifier::of(Arc::clone(&provider), move |certificate, intermediates, server, now| {
+            // As in Java, a server's own certificate may be in the truststore.
+            if anybody || known.iter().any(|known| known == certificate) {
+                return Ok(());
+            }
+            let parsed = ParsedCertificate::try_from(certificate)?;
+            verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, now, algorithms)?;
+            match verify_server_name(&parsed, server) {
+                Err(rustls::Error::InvalidCertificate(
+                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+                )) if !hostname => Ok(()),
+                verified => verified,
+            }
+        });
+    let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(&versions(component)?)?;
+    let config = config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))
-}
-
-/// Whom a caller believes. As in Java, a server's own certificate may be in the truststore.
-#[derive(Debug)]
-struct Trust {
-    roots: RootCertStore,
-    known: Vec<CertificateDer<'static>>,
-    anybody: bool,
-    hostname: bool,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Trust {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server: &ServerName<'_>,
-        _ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if self.anybody || self.known.iter().any(|known| known == certificate) {
-            return Ok(ServerCertVerified::assertion());
-        }
-        let parsed = ParsedCertificate::try_from(certificate)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
-        match verify_server_name(&parsed, server) {
-            Err(rustls::Error::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }))
-                if !self.hostname => {}
-            verified => verified?,
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

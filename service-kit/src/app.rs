@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     ConfigErrors, Context, KitConfig, Readiness, Service, admin,
-    listen::{self, Ending, ListenError, Listener},
+    listen::{self, CONTROL, Ending, ListenError, Listener},
     metrics,
     telemetry::Telemetry,
 };
@@ -117,7 +117,7 @@ async fn live<S: Service>(service: S, kit: KitConfig) -> anyhow::Result<u8> {
         Some(guard) => guard(router),
         None => router,
     };
-    let control = Listener::bind("control", kit.control.listen, &kit.control.tls, &limits).await?;
+    let control = Listener::bind(CONTROL, kit.control.listen, &kit.control.tls, &limits).await?;
     let reflection = control.address.ip().is_loopback();
     let mut addresses = BTreeMap::from([(control.name, control.address)]);
     let control_server = tokio::spawn(control.serve(router, limits.clone(), control_ending.clone()));

@@ -16,6 +16,7 @@
 //! | [`hbase`] | how to speak to HBase |
 //! | [`fault`] | how a debug build is made to fail where a test wants it |
 //! | [`files`] | which files have changed |
+//! | [`verifier`] | which servers are believed, where that is not their certificate's authority and name |
 
 use std::{
     collections::BTreeMap,
@@ -44,6 +45,7 @@ pub mod metrics;
 pub mod offsets;
 pub mod readiness;
 pub mod telemetry;
+pub mod verifier;
 
 pub use app::exit;
 pub use config::{ConfigErrors, KitConfig, Secret};

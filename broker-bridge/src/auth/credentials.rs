@@ -1,7 +1,7 @@
 //! Who shows a password or an API key. Both are in files as `name:hash`, a line each; `#` begins a comment.
 //!
 //! Passwords are stored as bcrypt or argon2 hashes (`htpasswd -nB NAME`), which are slow on purpose: so many are computed at a time
-//! (`auth.hashes_at_once`), and a password that was right is remembered for a while, as a keyed hash. An unknown name costs as much as a wrong
+//! (`auth.hashes_at_once`, with a bounded queue before them), and a password that was right is remembered for a while, as a keyed hash. An unknown name costs as much as a wrong
 //! password. API keys are long and random, so a plain SHA-512 of them is kept (`printf %s KEY | sha512sum`); what is compared is the hash, of which
 //! nobody can choose the first bytes.
 
@@ -20,8 +20,10 @@ use crate::config;
 
 /// How long a request waits for its turn at a password.
 const TURN_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Requests that may wait for each turn; who guesses passwords is not to have all requests of a listener wait.
+const WAITING_PER_TURN: usize = 16;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Hash {
     Bcrypt(String),
     Argon2(String),
@@ -90,6 +92,8 @@ pub(super) struct Passwords {
     right: Mutex<HashMap<Vec<u8>, Instant>>,
     key: hmac::Key,
     turns: Arc<Semaphore>,
+    /// Places of those that wait for a turn.
+    waiting: Semaphore,
     remember_max: usize,
     remember: Duration,
 }
@@ -103,6 +107,7 @@ impl Passwords {
             right: Mutex::default(),
             key,
             turns: Arc::new(Semaphore::new(config.hashes_at_once.min(Semaphore::MAX_PERMITS))),
+            waiting: Semaphore::new(config.hashes_at_once.saturating_mul(WAITING_PER_TURN).min(Semaphore::MAX_PERMITS)),
             remember_max: config.remembered_max,
             remember: config.remembered,
         })
@@ -132,24 +137,29 @@ impl Passwords {
             (own.clone().or_else(|| users.values().next().cloned()), own.is_some())
         };
         let Some(hash) = hash else { return Some(false) };
+        let waiting = self.waiting.try_acquire().ok()?;
         let turn = timeout(TURN_WAIT_MAX, Arc::clone(&self.turns).acquire_owned()).await.ok()?.ok()?;
-        let password = password.to_owned();
+        drop(waiting);
+        let (of, password) = (hash.clone(), password.to_owned());
         // The turn is held until the work is done, whether or not somebody still waits for it.
         let right = spawn_blocking(move || {
-            let right = hash.is_of(&password);
+            let right = of.is_of(&password);
             drop(turn);
             right
         });
         let right = right.await.unwrap_or(false) && known;
         if right {
-            // A change of the file while this was computed has forgotten all: what holds now decides next time.
-            self.keep(tag);
+            self.keep(name, &hash, tag);
         }
         Some(right)
     }
 
-    fn keep(&self, tag: Vec<u8>) {
+    fn keep(&self, name: &str, hash: &Hash, tag: Vec<u8>) {
         let (mut kept, now) = (self.right.lock(), Instant::now());
+        // The file may have changed while this was computed. One that changes now waits for the lock, and forgets.
+        if self.users.read().get(name) != Some(hash) {
+            return;
+        }
         if kept.len() >= self.remember_max {
             kept.retain(|_, until| *until > now);
         }
@@ -167,7 +177,7 @@ impl ApiKeys {
     pub(super) fn read(path: &Path) -> Result<Self, String> {
         let mut keys = HashMap::new();
         for (line, name, text) in lines(path)? {
-            let hash = hex(&text).filter(|hash| hash.len() == digest::SHA512_OUTPUT_LEN).ok_or_else(|| {
+            let hash = unhex(&text).filter(|hash| hash.len() == digest::SHA512_OUTPUT_LEN).ok_or_else(|| {
                 format!(
                     "{}:{line}: what {name:?} has is no SHA-512 in 128 hex digits; make one with `printf %s KEY | sha512sum`",
                     path.display()
@@ -185,7 +195,7 @@ impl ApiKeys {
     }
 }
 
-fn hex(text: &str) -> Option<Vec<u8>> {
+fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u8>> = text.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
     let digits = digits.filter(|digits| digits.len().is_multiple_of(2))?;
     Some(digits.chunks(2).map(|pair| (pair[0] << 4) | pair[1]).collect())
@@ -249,6 +259,42 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_password_that_is_taken_back_while_it_is_checked_is_not_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("users");
+        fs::write(&path, line("alice", "old")).unwrap();
+        let passwords = Passwords::open(&config(&path)).unwrap();
+        let turns = Arc::clone(&passwords.turns).acquire_many_owned(config(&path).hashes_at_once as u32).await.unwrap();
+        let mut asked = Box::pin(passwords.verify("alice", "old"));
+        assert!(futures::poll!(asked.as_mut()).is_pending(), "it knows the hash and waits for its turn");
+        fs::write(&path, line("alice", "new")).unwrap();
+        passwords.reload(&path).unwrap();
+        drop(turns);
+        asked.await;
+        assert_eq!(passwords.verify("alice", "old").await, Some(false));
+    }
+
+    #[tokio::test]
+    async fn so_many_wait_for_their_turn_and_no_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("users");
+        fs::write(&path, line("alice", "right")).unwrap();
+        let passwords = Passwords::open(&config(&path)).unwrap();
+        assert_eq!(passwords.verify("alice", "right").await, Some(true));
+        let turns = Arc::clone(&passwords.turns).acquire_many_owned(config(&path).hashes_at_once as u32).await.unwrap();
+        let mut waiting: Vec<_> = (0..100).map(|_| Box::pin(passwords.verify("alice", "wrong"))).collect();
+        let mut refused = 0;
+        for asked in &mut waiting {
+            refused += usize::from(futures::poll!(asked.as_mut()) == std::task::Poll::Ready(None));
+        }
+        assert_eq!(refused, 100 - 32);
+        // Who is known already waits for nobody.
+        assert_eq!(passwords.verify("alice", "right").await, Some(true));
+        drop((turns, waiting));
+        assert_eq!(passwords.verify("alice", "wrong").await, Some(false));
+    }
+
+    #[tokio::test]
     async fn an_unknown_name_costs_a_hash_and_memory_is_bounded() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("users");
@@ -268,10 +314,7 @@ mod tests {
     fn an_api_key_is_known_by_its_hash_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys");
-        let hash = |key: &str| {
-            let digest = digest::digest(&digest::SHA512, key.as_bytes());
-            digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-        };
+        let hash = |key: &str| crate::auth::hex(digest::digest(&digest::SHA512, key.as_bytes()).as_ref());
         fs::write(&path, format!("etl:{}\netl:{}\nweb:{}\n", hash("k1"), hash("k2").to_uppercase(), hash("k3"))).unwrap();
         let keys = ApiKeys::read(&path).unwrap();
         let found = ["k1", "k2", "k3", "k4", "", &hash("k1")].map(|key| keys.principal(key.as_bytes()));

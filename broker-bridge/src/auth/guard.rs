@@ -150,12 +150,14 @@ async fn enter(auth: &Auth, access: Access, name: Option<String>, parts: &Parts)
         Access::Of(verb, kind, _) => {
             let name = name.ok_or_else(|| BridgeError::new(Code::Internal, "the path does not name what the route is about"))?;
             let name = if kind == Kind::Subject { subject::normal(&name) } else { name };
-            // A context's settings hold for everything in it.
-            if kind == Kind::Subject && subject::split(&name).1.is_empty() {
-                caller.check_all(verb, kind, &name)?;
-            } else {
-                caller.check(verb, kind, &name)?;
-                *caller.0.asked.lock() = Some((verb, kind, name));
+            match subject::split(&name) {
+                (subject::GLOBAL, _) if kind == Kind::Subject => caller.check_all(verb, kind, "")?,
+                // A context's settings hold for everything in it.
+                (_, "") if kind == Kind::Subject => caller.check_all(verb, kind, &name)?,
+                _ => {
+                    caller.check(verb, kind, &name)?;
+                    *caller.0.asked.lock() = Some((verb, kind, name));
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 //! A URL is asked every `auth.jwt.refresh`, and when a token names a key that is not there, but never sooner than `auth.jwt.refresh_min` after the last
 //! time. While it does not answer, the keys before stay.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::http::{Request, Uri, header};
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use service_kit::files::Watched;
 use tokio::{
     net::TcpStream,
+    task::spawn_blocking,
     time::{Instant, timeout},
 };
 use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
@@ -32,7 +33,7 @@ pub(super) struct Keys {
 
 enum Source {
     File(PathBuf, Mutex<Watched>),
-    Url { fetch: Fetch, asked: tokio::sync::Mutex<Option<Asked>> },
+    Url { fetch: Box<Fetch>, asked: tokio::sync::Mutex<Option<Asked>> },
 }
 
 /// The last question.
@@ -47,11 +48,12 @@ impl Keys {
     pub(super) fn open(config: &config::Jwt) -> Result<Self, (&'static str, String)> {
         let of_url = config.jwks.starts_with("http://") || config.jwks.starts_with("https://");
         let (source, keys) = if of_url {
-            (Source::Url { fetch: Fetch::new(config)?, asked: tokio::sync::Mutex::default() }, None)
+            (Source::Url { fetch: Box::new(Fetch::new(config)?), asked: tokio::sync::Mutex::default() }, None)
         } else {
             let path = PathBuf::from(&config.jwks);
-            let keys = read(&path).map_err(|message| ("jwks", message))?;
+            // First, so that a change between the two is seen.
             let watched = Watched::new([path.clone()]);
+            let keys = read(&path).map_err(|message| ("jwks", message))?;
             (Source::File(path, Mutex::new(watched)), Some(Arc::new(keys)))
         };
         Ok(Self { source, keys: RwLock::new(keys), refresh: config.refresh, refresh_min: config.refresh_min })
@@ -129,7 +131,8 @@ struct Fetch {
     shown: String,
     host: String,
     port: u16,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+    /// Whose certificates it must have (empty: the system's authorities), and its name.
+    tls: Option<(PathBuf, ServerName<'static>)>,
     timeout: Duration,
     bytes_max: usize,
 }
@@ -142,9 +145,13 @@ impl Fetch {
         let https = uri.scheme_str() == Some("https");
         let tls = if https {
             let name = ServerName::try_from(host.clone()).map_err(|_| wrong("has a host that no certificate can name"))?;
-            Some((TlsConnector::from(Arc::new(trust::client(&config.ca, None).map_err(|message| ("ca", message))?)), name))
-        } else {
+            trust::client(&config.ca, None).map_err(|message| ("ca", message))?;
+            Some((config.ca.clone(), name))
+        } else if config.allow_plaintext || host == "localhost" || host.parse::<IpAddr>().is_ok_and(|host| host.is_loopback()) {
             None
+        } else {
+            let message = "is asked without TLS, so whoever stands in between could have any token taken; write https://, or allow it with auth.jwt.allow_plaintext = true";
+            return Err(("jwks", message.to_owned()));
         };
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
         let shown = format!("{}://{host}:{port}{}", if https { "https" } else { "http" }, uri.path());
@@ -154,7 +161,13 @@ impl Fetch {
     async fn get(&self) -> anyhow::Result<Bytes> {
         let tcp = TcpStream::connect((self.host.as_str(), self.port)).await?;
         match &self.tls {
-            Some((connector, name)) => self.exchange(TokioIo::new(connector.connect(name.clone(), tcp).await?)).await,
+            Some((ca, name)) => {
+                // Each time: the file may have changed.
+                let ca = ca.clone();
+                let tls =
+                    spawn_blocking(move || trust::client(&ca, None)).await?.map_err(|reason| anyhow::anyhow!("{reason} (auth.jwt.ca)"))?;
+                self.exchange(TokioIo::new(TlsConnector::from(Arc::new(tls)).connect(name.clone(), tcp).await?)).await
+            }
             None => self.exchange(TokioIo::new(tcp)).await,
         }
     }

@@ -208,6 +208,53 @@ async fn a_token_does_not_choose_how_it_is_checked() {
 }
 
 #[tokio::test]
+async fn a_token_in_another_form_is_refused_whoever_signed_it() {
+    let signer = Signer::ed25519();
+    let (tokens, _directory) = tokens(&[signer.jwk("e")], &[Algorithm::EdDSA]);
+    let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    // Signed as it stands.
+    let signed = |header: &str, claims: &str| {
+        let message = format!("{}.{}", part(header), part(claims));
+        format!("{message}.{}", URL_SAFE_NO_PAD.encode(signer.sign("EdDSA", message.as_bytes())))
+    };
+    let (header, claims) = (r#"{"alg":"EdDSA"}"#, claims().to_string());
+    let good = signed(header, &claims);
+    assert!(tokens.verify(&good, now()).await.is_ok());
+    let twice = claims.replacen('{', r#"{"exp":1,"#, 1);
+    for (token, reason) in [
+        (format!("{good}="), "not base64url"),
+        (format!("{good} "), "not base64url"),
+        (format!("{good}.{}", part("x")), "not base64url"),
+        (good.replacen('.', "..", 1), "is no JSON Web Token"),
+        (good.replacen('.', "=.", 1), "not base64url"),
+        (format!("{good}AAAA"), "wrong signature"),
+        (signed("{}", &claims), "no header with an algorithm"),
+        (signed("[]", &claims), "no header with an algorithm"),
+        (signed(r#"{"alg":["EdDSA"]}"#, &claims), "no header with an algorithm"),
+        (signed(r#"{"alg":"EdDSA","kid":7}"#, &claims), "no header with an algorithm"),
+        (signed(r#"{"alg":"EdDSA","alg":"none"}"#, &claims), "no header with an algorithm"),
+        (signed(r#"{"alg":"eddsa"}"#, &claims), "signed by \"eddsa\""),
+        (signed(r#"{"alg":"EdDSA","kid":""}"#, &claims), "kid \"\""),
+        (signed(header, "[]"), "no JSON object"),
+        (signed(header, "7"), "no JSON object"),
+        (signed(header, &format!("{claims}x")), "no JSON object"),
+        (signed(header, r#"{"exp":-1}"#), "has expired"),
+        (signed(header, r#"{"exp":1e400}"#), "no JSON object"),
+        (signed(header, &claims.replace("\"alice\"", "[\"alice\"]")), "has no \"sub\""),
+        (signed(header, &claims.replace("\"bridge\"", "[[\"bridge\"]]")), "for somebody else (aud)"),
+        (signed(header, &claims.replace("\"https://id\"", "[\"https://id\"]")), "from somebody else"),
+    ] {
+        assert!(refusal(&tokens, &token).await.contains(reason), "{reason}: {:?}", refusal(&tokens, &token).await);
+    }
+    // What stands twice counts as it stands last, as everywhere where JSON is read.
+    assert!(tokens.verify(&signed(header, &twice), now()).await.is_ok());
+    // Far away is far away, and not for ever.
+    let far = claims.replace(&(NOW + 60).to_string(), "1e300");
+    let until = tokens.verify(&signed(header, &far), now()).await.unwrap().until.unwrap();
+    assert!(until < now() + Duration::from_secs(400 * 86_400));
+}
+
+#[tokio::test]
 async fn a_key_that_is_not_there_is_refused_until_the_set_has_it() {
     let (old, new) = (Signer::p256(), Signer::p256());
     let (tokens, directory) = tokens(&[old.jwk("old")], &[Algorithm::ES256]);
@@ -313,7 +360,16 @@ fn what_would_take_any_token_cannot_be_configured() {
     let config = config::Jwt { audience: vec!["a".to_owned()], ..config };
     assert!(open(config.clone()).1.contains("cannot read /nowhere/jwks.json"));
     assert_eq!(open(config::Jwt { algorithms: Vec::new(), ..config.clone() }).0, "algorithms");
-    assert_eq!(open(config::Jwt { jwks: "https://a b/".to_owned(), ..config }).0, "jwks");
+    assert_eq!(open(config::Jwt { jwks: "https://a b/".to_owned(), ..config.clone() }).0, "jwks");
+    let url = |jwks: &str, allow_plaintext: bool| Tokens::open(&config::Jwt { jwks: jwks.to_owned(), allow_plaintext, ..config.clone() });
+    for far in ["http://id.example/keys", "http://10.0.0.1/keys", "http://localhost.example/keys", "http://127.0.0.1.example/keys"] {
+        let (key, message) = url(far, false).err().unwrap();
+        assert!(key == "jwks" && message.contains("auth.jwt.allow_plaintext"), "{far}: {message}");
+        assert!(url(far, true).is_ok(), "{far}");
+    }
+    for near in ["http://localhost:1/keys", "http://127.0.0.9/keys", "http://[::1]:1/keys"] {
+        assert!(url(near, false).is_ok(), "{near}");
+    }
     for algorithm in ["HS256", "none"] {
         let error = toml::from_str::<config::Jwt>(&format!("algorithms = [\"{algorithm}\"]")).unwrap_err().to_string();
         assert!(error.contains("unknown variant") && error.contains("RS256"), "{error}");

@@ -67,6 +67,8 @@ use crate::{
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// Longest name of a scheme that an answer repeats.
+const SCHEME_LETTERS_MAX: usize = 16;
 /// Longest name of a principal, in bytes.
 const PRINCIPAL_BYTES_MAX: usize = 255;
 
@@ -241,10 +243,15 @@ pub(crate) fn own_id(id: &str) -> String {
         // Both parts may have any letters, so their lengths keep them apart.
         Some(caller) if !id.is_empty() => {
             let named = format!("{}:{}{id}", caller.0.principal.len(), caller.0.principal);
-            digest::digest(&digest::SHA256, named.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+            hex(digest::digest(&digest::SHA256, named.as_bytes()).as_ref())
         }
         _ => id.to_owned(),
     }
+}
+
+/// Two digits a byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Counts bytes that no body holds, and waits where they are more than the quota gives.
@@ -368,6 +375,14 @@ impl Auth {
             let message = "is set, and there is nothing by which callers could be known; set auth.users_file, auth.api_keys_file, auth.jwt.jwks, auth.pass_through.enabled, or tls.client_auth of a listener";
             return Err(wrong("policy_file", message.to_owned()));
         }
+        let watched = |path: &Path| Watched::new([path.to_owned()]);
+        // Before they are read: a change between the two is seen then.
+        let files = Files {
+            policy: watched(&config.policy_file),
+            users: watched(&config.users_file),
+            api_keys: watched(&config.api_keys_file),
+            secrets: watched(&config.forward_secret_file),
+        };
         let secrets = set(&config.forward_secret_file).then(|| Secrets::read(&config.forward_secret_file)).transpose();
         let secrets = secrets.map_err(|message| wrong("forward_secret_file", message))?.map(RwLock::new);
         let policy = Policy::read(&config.policy_file).map_err(|message| wrong("policy_file", message))?;
@@ -383,13 +398,6 @@ impl Auth {
         let api_keys = api_keys.map_err(|message| wrong("api_keys_file", message))?.map(RwLock::new);
         let tokens = (!config.jwt.jwks.is_empty()).then(|| Tokens::open(&config.jwt)).transpose();
         let tokens = tokens.map_err(|(key, message)| wrong(&format!("jwt.{key}"), message))?;
-        let watched = |path: &Path| Watched::new([path.to_owned()]);
-        let files = Files {
-            policy: watched(&config.policy_file),
-            users: watched(&config.users_file),
-            api_keys: watched(&config.api_keys_file),
-            secrets: watched(&config.forward_secret_file),
-        };
         Ok(Some(Self(Arc::new(Inner {
             policy: RwLock::new(Arc::new(policy)),
             passwords,
@@ -538,9 +546,15 @@ impl Auth {
 
     async fn recognise(&self, headers: &HeaderMap, peer: Option<&Peer>) -> (Option<Credential>, Result<Known>) {
         let inner = &*self.0;
+        // A proxy in front may have looked at another one of them.
+        let several = |(name, _): &(&str, &str)| headers.get_all(*name).iter().nth(1).is_some();
+        if let Some((_, shown)) = [("authorization", "Authorization"), (API_KEY, "X-API-Key")].into_iter().find(several) {
+            return (None, Err(self.unauthenticated(&format!("{shown} is there more than once"))));
+        }
         if let Some(value) = headers.get(header::AUTHORIZATION) {
-            let text = value.to_str().unwrap_or_default();
-            let (scheme, given) = text.split_once(' ').unwrap_or((text, ""));
+            let Some((scheme, given)) = value.to_str().unwrap_or_default().split_once(' ') else {
+                return (None, Err(self.unauthenticated("Authorization has no scheme")));
+            };
             let given = given.trim();
             return match (scheme.to_ascii_lowercase().as_str(), &inner.passwords, &inner.tokens) {
                 ("basic", ..) if inner.passwords.is_some() || inner.logins.is_some() => {
@@ -555,7 +569,11 @@ impl Auth {
                     });
                     (Some(Credential::Token), known)
                 }
-                _ => (None, Err(self.unauthenticated(&format!("Authorization {scheme:?} is not taken here")))),
+                // What is no name of a scheme may be a secret, which neither the answer nor the log is to show.
+                _ if scheme.len() <= SCHEME_LETTERS_MAX && scheme.bytes().all(|letter| letter.is_ascii_alphabetic()) => {
+                    (None, Err(self.unauthenticated(&format!("Authorization {scheme:?} is not taken here"))))
+                }
+                _ => (None, Err(self.unauthenticated("Authorization's scheme is not taken here"))),
             };
         }
         if let (Some(value), Some(keys)) = (headers.get(API_KEY), &inner.api_keys) {

@@ -28,8 +28,7 @@ pub(crate) fn key_of(principal: &str) -> String {
 }
 
 fn key_line(principal: &str, key: &str) -> String {
-    let digest = digest::digest(&digest::SHA512, key.as_bytes());
-    format!("{principal}:{}\n", digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    format!("{principal}:{}\n", hex(digest::digest(&digest::SHA512, key.as_bytes()).as_ref()))
 }
 
 impl Kept {
@@ -37,7 +36,7 @@ impl Kept {
         Self::with(policy, principals, |_| {})
     }
 
-    fn with(policy: &str, principals: &[&str], change: impl FnOnce(&mut config::Auth)) -> Self {
+    pub(crate) fn with(policy: &str, principals: &[&str], change: impl FnOnce(&mut config::Auth)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::write(at("policy.toml"), policy).unwrap();
@@ -53,14 +52,23 @@ impl Kept {
         self.auth.reload();
     }
 
-    /// Known by its key.
     async fn caller(&self, principal: &str) -> Caller {
-        self.auth.authenticate(&headers(&[("x-api-key", &key_of(principal))]), None).await.unwrap()
+        known(&self.auth, principal).await
     }
 }
 
 fn kafka() -> KafkaConfig {
     KafkaConfig::new("nowhere:1")
+}
+
+/// Known by its key.
+pub(crate) async fn known(auth: &Auth, principal: &str) -> Caller {
+    auth.authenticate(&headers(&[("x-api-key", &key_of(principal))]), None).await.unwrap()
+}
+
+/// As a request of this caller's.
+pub(crate) async fn as_caller<F: Future>(caller: Caller, work: F) -> F::Output {
+    CALLER.scope(caller, work).await
 }
 
 fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -80,6 +88,7 @@ async fn each_credential_names_its_principal_and_a_header_wins_over_the_certific
     let names = service_kit::listen::ClientCertificate { common_name: Some("certa".into()), ..Default::default() };
     let basic = |text: &str| format!("Basic {}", STANDARD.encode(text));
     let (right, wrong) = (basic("basil:pass:word"), basic("basil:pass"));
+    let lower = right.replace("Basic", "bASIC");
     for (given, certificate, expected) in [
         (vec![("authorization", right.as_str())], None, Ok("basil")),
         (vec![("authorization", &right)], Some(names.clone()), Ok("basil")),
@@ -88,7 +97,16 @@ async fn each_credential_names_its_principal_and_a_header_wins_over_the_certific
             Some(names.clone()),
             Err("name or password is wrong; send Basic or an X-API-Key or a client certificate"),
         ),
+        (vec![("authorization", &lower)], None, Ok("basil")),
         (vec![("authorization", "Basic %%%")], None, Err("not base64")),
+        (vec![("authorization", "Basic")], None, Err("Authorization has no scheme; send")),
+        (vec![("authorization", "c2VjcmV0LXRva2Vu")], Some(names.clone()), Err("Authorization has no scheme; send")),
+        (vec![("authorization", "c2VjcmV0LXRva2Vu x")], None, Err("Authorization's scheme is not taken here; send")),
+        (vec![("authorization", "secret7 x")], None, Err("Authorization's scheme is not taken here; send")),
+        (vec![("authorization", ""), ("x-api-key", "key-of-keye")], None, Err("Authorization has no scheme; send")),
+        (vec![("authorization", &right), ("authorization", &wrong)], None, Err("Authorization is there more than once; send")),
+        (vec![("authorization", &right), ("authorization", &right)], None, Err("Authorization is there more than once; send")),
+        (vec![("x-api-key", "key-of-keye"), ("x-api-key", "key-of-keye")], None, Err("X-API-Key is there more than once; send")),
         (vec![("authorization", "Bearer a.b.c")], Some(names.clone()), Err("\"Bearer\" is not taken here")),
         (vec![("x-api-key", "key-of-keye")], None, Ok("keye")),
         (vec![("x-api-key", "key-of-keye")], Some(names.clone()), Ok("keye")),
@@ -115,6 +133,66 @@ async fn each_credential_names_its_principal_and_a_header_wins_over_the_certific
             }
             (found, expected) => panic!("{given:?}: {:?}, not {expected:?}", found.map(|caller| caller.0.principal.to_string())),
         }
+    }
+}
+
+#[tokio::test]
+async fn basic_is_base64_of_a_name_a_colon_and_a_password_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let users = directory.path().join("users");
+    fs::write(&users, format!("basil:{}\n", bcrypt::hash("pa>>?ss", 4).unwrap())).unwrap();
+    let kept = Kept::with("", &["x"], |config| config.users_file = users);
+    let right = STANDARD.encode("basil:pa>>?ss");
+    assert!(right.contains('/') || right.contains('+'), "{right} is the same in both alphabets");
+    let (padded, short) = (STANDARD.encode("basil:pass"), STANDARD.encode("basil:"));
+    for (given, expected) in [
+        (format!("Basic {right}"), None),
+        // Blanks around it are nobody's.
+        (format!("Basic   {right} "), None),
+        (format!("Basic {}", right.replace('+', "-").replace('/', "_")), Some("not base64")),
+        (format!("Basic {}", padded.trim_end_matches('=')), Some("not base64")),
+        (format!("Basic {padded}AAAA"), Some("not base64")),
+        (format!("Basic {} {}", &right[..4], &right[4..]), Some("not base64")),
+        (format!("Basic {right},"), Some("not base64")),
+        ("Basic ".to_owned(), Some("not base64")),
+        (format!("Basic {}", STANDARD.encode("basil")), Some("not base64 of name:password")),
+        (format!("Basic {}", STANDARD.encode([b'a', b':', 0xff, 0xfe])), Some("not base64 of name:password")),
+        (format!("Basic {}", STANDARD.encode(":pa>>?ss")), Some("name or password is wrong")),
+        (format!("Basic {}", STANDARD.encode(":")), Some("name or password is wrong")),
+        (format!("Basic {short}"), Some("name or password is wrong")),
+        (format!("Basic {}", STANDARD.encode("basil:pa>>?ss\0")), Some("name or password is wrong")),
+        (format!("Basic {}", STANDARD.encode("BASIL:pa>>?ss")), Some("name or password is wrong")),
+    ] {
+        let found =
+            kept.auth.authenticate(&headers(&[("authorization", given.as_str())]), None).await.map(|caller| caller.0.principal.to_string());
+        match expected {
+            None => assert_eq!(found.as_deref(), Ok("basil"), "{given}"),
+            Some(reason) => {
+                let error = found.unwrap_err();
+                assert!(error.code == Code::Unauthenticated && error.message.contains(reason), "{given}: {error}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_set_for_all_contexts_needs_a_right_to_all_subjects() {
+    let policy = "[principals.contexts]\nallow = [\"all subject :.*\"]\n[principals.named]\nallow = [\"all subject :.__GLOBAL:*\"]\n[principals.all]\nallow = [\"all subject *\"]";
+    let kept = Kept::new(policy, &["contexts", "named", "all"]);
+    let route = guarded(Some(&kept.auth), on_subject(Verb::AlterConfigs), post(async || "inside"));
+    let router: Router = Router::new().route("/config/{subject}", route);
+    for (principal, subject, expected) in [
+        ("contexts", ":.x:", 200),
+        ("contexts", ":.x:a", 200),
+        ("contexts", ":.__GLOBAL:", 403),
+        ("contexts", ":.__GLOBAL:a", 403),
+        ("contexts", ":.:", 403),
+        ("named", ":.__GLOBAL:", 403),
+        ("all", ":.__GLOBAL:", 200),
+        ("all", ":.:", 200),
+    ] {
+        let request = Request::post(format!("/config/{subject}")).header("x-api-key", key_of(principal)).body(Body::empty()).unwrap();
+        assert_eq!(router.clone().oneshot(request).await.unwrap().status().as_u16(), expected, "{principal} {subject}");
     }
 }
 

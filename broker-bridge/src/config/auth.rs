@@ -100,6 +100,8 @@ pub struct Jwt {
     pub jwks: String,
     /// PEM file of the authorities that the URL's certificate must come from. Empty: the system's.
     pub ca: PathBuf,
+    /// Ask an http URL of another machine: whoever stands in between could have any token taken.
+    pub allow_plaintext: bool,
     /// What `iss` must be. Empty: anything.
     pub issuer: String,
     /// What `aud` must name one of. Required with `jwks`.
@@ -132,6 +134,7 @@ impl Default for Jwt {
         Self {
             jwks: String::new(),
             ca: PathBuf::new(),
+            allow_plaintext: false,
             issuer: String::new(),
             audience: Vec::new(),
             algorithms: vec![Algorithm::RS256, Algorithm::ES256],

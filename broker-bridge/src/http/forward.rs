@@ -1,12 +1,14 @@
 //! A request for a consumer instance that another replica holds goes there, whole, and its answer comes back.
 //!
 //! One for an instance that is held here is served at once and looks at nothing. What is known of the others is believed until it turns out to be
-//! wrong: an owner that does not hold the instance says so (421), and one that does not answer is looked for in the directory, and
+//! wrong: an owner that does not hold the instance says so (421), and one that is gone is looked for in the directory, and
 //! replaced if it is still the one that is named there. Since every operation can be done twice (`session/sharing.rs`), the request is then
 //! done here, although the owner may have done it before it broke off.
 //!
-//! A request is forwarded once: it carries a header that says so, and its answer one that says that it comes from a bridge. Somebody else
-//! at the owner's address, or a bridge that refuses everything because it stops, does not set it, and counts as gone.
+//! Gone is an owner to which no connection comes about, or that says that it stops; or at its address there is somebody else: a request is
+//! forwarded once, it carries a header that says so, and its answer one that says that it comes from a bridge, or from its listener
+//! (`millrace-refused`). An owner that lives keeps its sessions, however busy it is. One that breaks off a request is asked once more: it may just have
+//! closed a connection that nobody used.
 //!
 //! With authentication the replica that was asked first knows the caller; the owner is told who it is in a signed header, never by the credential
 //! (`auth/hop.rs`), and asks its own policy. Where the others listen with TLS, their certificates are checked (`consume.forward_ca`), and this one's own
@@ -30,11 +32,15 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use parking_lot::Mutex;
-use service_kit::files::Watched;
+use service_kit::{
+    files::Watched,
+    listen::{DRAINING, REFUSED},
+};
 use tokio::{
     select,
     time::{Instant, sleep},
 };
+use tokio_rustls::rustls::ClientConfig;
 
 use super::{App, consume};
 use crate::{
@@ -64,8 +70,8 @@ const ROUNDS_MAX: usize = 6;
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Beyond the longest wait for records.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
-/// The kit's listeners close a connection without requests after 60 s or more.
-const IDLE_MAX: Duration = Duration::from_secs(20);
+/// Well below the time after which a listener closes a connection without requests (`limits.header_timeout`, 10 s).
+const IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// How often requests have the files of TLS looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -89,9 +95,11 @@ struct Kept {
 enum Refused {
     /// It is there, and does not hold it.
     NotHeld,
-    /// It does not answer, or no bridge does.
+    /// It cannot be connected to, stops, or is no bridge.
     Gone(String),
-    /// It may be there, and cannot be asked.
+    /// It is there, and broke off; whether it has done what it was asked to is not known.
+    BrokeOff(String),
+    /// It may be there, and cannot be asked, or does not answer.
     Unasked(String),
 }
 
@@ -100,7 +108,11 @@ impl Forward {
     pub(crate) fn new(config: &BridgeConfig) -> Result<Self, String> {
         let tls = &config.http.tls;
         let files = Watched::new([config.consume.forward_ca.clone(), tls.cert.clone(), tls.key.clone()]);
-        let kept = Kept { client: connections(config)?, files, looked: Instant::now() };
+        let ca = &config.consume.forward_ca;
+        // What is wrong with the certificate, its listener tells; and who has no other bridges needs no authorities.
+        let otherwise = |_| if ca.as_os_str().is_empty() { trust::nobody() } else { trust::client(ca, None) };
+        let client = connections(config, trusted(config).or_else(otherwise)?);
+        let kept = Kept { client, files, looked: Instant::now() };
         Ok(Self { config: Arc::new(config.clone()), connections: Arc::new(Mutex::new(kept)) })
     }
 
@@ -109,8 +121,8 @@ impl Forward {
         if kept.looked.elapsed() >= LOOK {
             kept.looked = Instant::now();
             if kept.files.changed() {
-                match connections(&self.config) {
-                    Ok(client) => kept.client = client,
+                match trusted(&self.config) {
+                    Ok(trusted) => kept.client = connections(&self.config, trusted),
                     Err(error) => {
                         tracing::error!(error, "the changed TLS files cannot be used to reach other bridges; going on with those before")
                     }
@@ -155,20 +167,28 @@ impl Forward {
                 return Err(Refused::Gone("it takes no connections any more".to_owned()));
             }
             if Instant::now() >= until {
-                return Err(Refused::Gone(format!("no answer within {answer_timeout:?}")));
+                return Err(Refused::Unasked(format!("it takes connections, and gave no answer within {answer_timeout:?}")));
             }
         };
         let answer = match answer {
             Ok(answer) => answer,
-            // Somebody is there, and TLS does not come about: that must not cost a replica that lives its sessions.
-            Err(error) if error.is_connect() && owner.starts_with("https:") && answers_at(owner, connect_timeout).await => {
-                return Err(Refused::Unasked(format!("no TLS with it (consume.forward_ca): {}", causes(&error))));
+            // Somebody is there: what goes wrong then must not cost a replica that lives its sessions.
+            Err(error) if answers_at(owner, connect_timeout).await => {
+                let why = causes(&error);
+                return Err(match error.is_connect() {
+                    true if owner.starts_with("https:") => Refused::Unasked(format!("no TLS with it (consume.forward_ca): {why}")),
+                    _ => Refused::BrokeOff(format!("it takes connections, and breaks them off: {why}")),
+                });
             }
             Err(error) => return Err(gone(&causes(&error))),
         };
         let (mut parts, body) = answer.into_parts();
         if parts.headers.remove(FORWARDED).is_none() {
-            return Err(Refused::Gone(format!("{} from somebody who holds no consumers", parts.status)));
+            return Err(match parts.headers.get(REFUSED).map(HeaderValue::as_bytes) {
+                None => Refused::Gone(format!("{} from somebody who holds no consumers", parts.status)),
+                Some(DRAINING) => Refused::Gone("it is stopping".to_owned()),
+                Some(reason) => Refused::Unasked(format!("it answers {} ({})", parts.status, String::from_utf8_lossy(reason))),
+            });
         }
         if parts.status == StatusCode::MISDIRECTED_REQUEST {
             return Err(Refused::NotHeld);
@@ -183,24 +203,26 @@ impl Forward {
     }
 }
 
-fn connections(config: &BridgeConfig) -> Result<Connections, String> {
+/// Whom the files trust, and what they show.
+fn trusted(config: &BridgeConfig) -> Result<ClientConfig, String> {
     let (consume, tls) = (&config.consume, &config.http.tls);
     let secure = tls.is_on() || !consume.forward_ca.as_os_str().is_empty() || config.http.advertised.trim().starts_with("https:");
     let identity = tls.is_on().then_some((tls.cert.as_path(), tls.key.as_path()));
-    let ca = &consume.forward_ca;
-    // What is wrong with the certificate, its listener tells; and who has no other bridges needs no authorities.
-    let otherwise = |_| if ca.as_os_str().is_empty() { trust::nobody() } else { trust::client(ca, None) };
-    let trusted = if secure { trust::client(ca, identity).or_else(otherwise)? } else { trust::nobody()? };
+    if secure { trust::client(&consume.forward_ca, identity) } else { trust::nobody() }
+}
+
+fn connections(config: &BridgeConfig, trusted: ClientConfig) -> Connections {
+    let consume = &config.consume;
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(consume.forward_connect_timeout));
     connector.set_nodelay(true);
     connector.enforce_http(false);
     let connector = HttpsConnectorBuilder::new().with_tls_config(trusted).https_or_http().enable_http1().wrap_connector(connector);
-    Ok(Client::builder(TokioExecutor::new())
+    Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_MAX)
         .pool_max_idle_per_host(consume.forward_idle_max)
-        .build(connector))
+        .build(connector)
 }
 
 /// An error with what lies behind it.
@@ -235,9 +257,6 @@ fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
 
 /// Around every operation of a consumer instance.
 pub(super) async fn hand_over(State(app): State<App>, params: RawPathParams, request: Request, next: Next) -> Response {
-    if app.sessions.directory().is_none() {
-        return next.run(request).await;
-    }
     let param = |name: &str| params.iter().find(|(of, _)| *of == name).map_or("", |(_, value)| value).to_owned();
     let (group, name) = (param("group"), param("instance"));
     let (parts, body) = request.into_parts();
@@ -269,7 +288,9 @@ impl Handing<'_> {
         let me = app.sessions.directory().map_or("", |directory| directory.me());
         // The turn whose owner did not answer for it.
         let mut refused = None;
+        // Whether an owner may have done it before it broke off.
         let mut broke_off = false;
+        let mut asked_again = false;
         for _ in 0..ROUNDS_MAX {
             let (turn, entry) = match app.sessions.find(group, name, refused.is_some()).await? {
                 Place::Here(session) => {
@@ -310,9 +331,18 @@ impl Handing<'_> {
             if !is_ours && refused != Some(turn) {
                 metrics::counter!("millrace_bridge_forwarded_requests_total").increment(1);
                 match app.forward.send(&entry.owner, me, app.auth.as_ref(), &self.parts, self.body.clone()).await {
+                    Ok(answer) if broke_off && self.is_deletion() && answer.status() == StatusCode::NOT_FOUND => {
+                        return Ok(StatusCode::NO_CONTENT.into_response());
+                    }
                     Ok(answer) => return Ok(answer),
                     Err(Refused::NotHeld) => {}
-                    Err(Refused::Unasked(reason)) => {
+                    Err(Refused::BrokeOff(reason)) if !asked_again => {
+                        (broke_off, asked_again) = (true, true);
+                        metrics::counter!("millrace_bridge_forward_failures_total").increment(1);
+                        tracing::debug!(group, instance = name, owner = entry.owner, reason, "the owner of a consumer is asked once more");
+                        continue;
+                    }
+                    Err(Refused::BrokeOff(reason) | Refused::Unasked(reason)) => {
                         metrics::counter!("millrace_bridge_forward_failures_total").increment(1);
                         return Err(BridgeError::new(
                             Code::Unavailable,
@@ -322,7 +352,7 @@ impl Handing<'_> {
                     Err(Refused::Gone(reason)) => {
                         broke_off = true;
                         metrics::counter!("millrace_bridge_forward_failures_total").increment(1);
-                        tracing::debug!(group, instance = name, owner = entry.owner, reason, "the owner of a consumer does not answer");
+                        tracing::debug!(group, instance = name, owner = entry.owner, reason, "the owner of a consumer is gone");
                     }
                 }
                 refused = Some(turn);
@@ -350,3 +380,7 @@ impl Handing<'_> {
 fn is_doubtful(answer: &Response) -> bool {
     matches!(answer.status(), StatusCode::NOT_FOUND | StatusCode::CONFLICT) || answer.status().is_server_error()
 }
+
+#[cfg(test)]
+#[path = "forward_tests.rs"]
+mod tests;

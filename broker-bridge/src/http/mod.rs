@@ -358,8 +358,14 @@ fn query<T: std::str::FromStr>(query: &std::collections::HashMap<String, String>
     }
 }
 
-/// Where a client reaches this bridge: as a proxy in front says, else as the client itself said.
+/// Where a client reaches this bridge.
 fn base_url(headers: &HeaderMap) -> String {
+    let (scheme, host) = reached_at(headers);
+    format!("{scheme}://{host}")
+}
+
+/// Scheme and host by which a client reaches this bridge: as a proxy in front says, else as the client itself said.
+fn reached_at(headers: &HeaderMap) -> (&str, &str) {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let forwarded = |key: &str| {
         let first = text("forwarded")?.split(',').next()?;
@@ -372,7 +378,7 @@ fn base_url(headers: &HeaderMap) -> String {
     let first = |value: &'static str| text(value).and_then(|list| list.split(',').next()).map(str::trim);
     let scheme = forwarded("proto").or_else(|| first("x-forwarded-proto")).unwrap_or("http");
     let host = forwarded("host").or_else(|| first("x-forwarded-host")).or_else(|| text("host")).unwrap_or("localhost");
-    format!("{scheme}://{host}")
+    (scheme, host)
 }
 
 /// A name as a segment of a path.

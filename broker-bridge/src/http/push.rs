@@ -18,7 +18,7 @@ use std::{
 use axum::{
     body::Body,
     extract::{FromRequestParts, Path, Query, State, WebSocketUpgrade},
-    http::{HeaderMap, HeaderName, HeaderValue, Request, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -33,7 +33,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{App, consume, negotiate};
+use super::{App, consume, negotiate, reached_at};
 use crate::{
     auth::carrier,
     codec::Reader,
@@ -70,6 +70,9 @@ pub(super) async fn stream(
 ) -> Result<Response> {
     let (mut parts, _) = request.into_parts();
     let upgrades = parts.headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    if upgrades {
+        check_origin(&parts.headers)?;
+    }
     let form = if upgrades { Form::Messages } else { form(&parts.headers)? };
     let (topics, position, settings) = options_of(&app, options, &parts.headers)?;
     let upgrade = match form {
@@ -104,6 +107,25 @@ pub(super) async fn stream(
         response.headers_mut().insert(INSTANCE, name);
     }
     Ok(response)
+}
+
+/// An error where a page of another site opens the WebSocket: browsers let it, and add the login or certificate that they keep for the bridge.
+/// Programs send no `Origin`.
+fn check_origin(headers: &HeaderMap) -> Result<()> {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let Some(origin) = origins.next() else { return Ok(()) };
+    let (_, host) = reached_at(headers);
+    let is_own = |origin: &HeaderValue| {
+        let uri: Uri = origin.to_str().ok()?.parse().ok()?;
+        let usual = if uri.scheme_str()? == "https" { ":443" } else { ":80" };
+        // Browsers leave the usual port out; some proxies do not.
+        let bare = |authority: &str| authority.strip_suffix(usual).unwrap_or(authority).to_ascii_lowercase();
+        Some(bare(uri.authority()?.as_str()) == bare(host))
+    };
+    if is_own(origin) == Some(true) && origins.next().is_none() {
+        return Ok(());
+    }
+    Err(BridgeError::new(Code::Forbidden, format!("Origin is not {host:?}: a page of another site may not open a WebSocket here")))
 }
 
 fn form(headers: &HeaderMap) -> Result<Form> {

@@ -390,6 +390,47 @@ fn the_base_uri_is_what_the_client_can_reach() {
 }
 
 #[tokio::test]
+async fn a_page_of_another_origin_opens_no_web_socket() {
+    let bridge = Bridge::new(Compat::Confluent);
+    let upgrade = [
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA=="),
+    ];
+    let proxied = [("x-forwarded-host", "api.example"), ("x-forwarded-proto", "https")];
+    for (more, is_let_in) in [
+        (&[][..], true),
+        (&[("origin", "http://bridge:8082")], true),
+        (&[("origin", "https://BRIDGE:8082")], true),
+        (&[("origin", "http://bridge")], false),
+        (&[("origin", "http://bridge:8082.evil.example")], false),
+        (&[("origin", "https://evil.example")], false),
+        (&[("origin", "null")], false),
+        (&[("origin", "bridge:8082")], false),
+        (&[("origin", "")], false),
+        (&[proxied[0], proxied[1], ("origin", "https://api.example")], true),
+        // Some proxies write the usual port, and browsers never do.
+        (&[("x-forwarded-host", "api.example:443"), ("origin", "https://api.example")], true),
+        (&[("x-forwarded-host", "api.example:80"), ("origin", "https://api.example")], false),
+        (&[proxied[0], ("origin", "https://evil.example")], false),
+        (&[("origin", "http://bridge:8082"), ("origin", "https://evil.example")], false),
+    ] {
+        let headers = [&upgrade, more].concat();
+        let answer = bridge.call("GET", "/consumers/g/stream?topics=t", &headers, "").await;
+        if is_let_in {
+            // Who is let in has no connection to upgrade here.
+            answer.fails(400, 400, "upgrade");
+        } else {
+            answer.fails(403, 40301, "Origin");
+        }
+    }
+    // What is no WebSocket, a browser does not let another page read.
+    let lines = [("accept", "application/x-ndjson"), ("origin", "https://evil.example")];
+    assert_eq!(bridge.call("GET", "/consumers/g/stream?topics=t,missing", &lines, "").await.status, 404);
+}
+
+#[tokio::test]
 async fn what_cannot_be_read_at_all_is_refused_in_the_same_form() {
     let bridge = Bridge::new(Compat::Confluent);
     bridge.get("/topics/%FF").await.fails(400, 400, "UTF-8");

@@ -3,7 +3,7 @@
 /// The context of subjects that name none.
 pub(super) const DEFAULT: &str = ".";
 /// The context that holds what is set for all contexts.
-const GLOBAL: &str = ".__GLOBAL";
+pub(crate) const GLOBAL: &str = ".__GLOBAL";
 /// Matches subjects of every context.
 pub(super) const WILDCARD: &str = ":*:";
 

@@ -59,6 +59,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use acknowledged::{Acknowledged, Reject, Settlement};
+#[cfg(test)]
+pub(crate) use directory::tests::{Shared, directory_with};
 pub(crate) use directory::{Directory, Me};
 pub(crate) use position::Position;
 pub(crate) use registry::Sessions;

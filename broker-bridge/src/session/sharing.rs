@@ -1,7 +1,7 @@
 //! Sessions that any replica answers: created in the directory, taken over from a replica that is gone, given up to one that took them.
 //!
 //! **Whose a session is.** The replica that the directory names holds it: it is the member of the Kafka group, and the others hand requests on to it
-//! (`http/forward.rs`). One that does not answer is replaced: whoever was asked claims the session in the directory, joins the group, and goes on.
+//! (`http/forward.rs`). One that is gone is replaced: whoever was asked claims the session in the directory, joins the group, and goes on.
 //!
 //! **The member is a static one** (`group.instance.id`, made of the session's name). A second one of the same id takes the first one's place with its
 //! partitions, at once, and fences it: there is no rebalance and no waiting for a session timeout. So such a member stays in its group when

@@ -73,7 +73,7 @@ fn says(text: &str, principal: &str, acl: &Acl) -> bool {
     text.lines().any(|line| {
         let Some((_, grant)) = line.split_once("not authorised: grant ") else { return false };
         // WRITE and READ bring DESCRIBE with them, so that may be what is missed first.
-        let operation = grant.starts_with(&acl.operation) || grant.starts_with("DESCRIBE on");
+        let operation = grant.starts_with(&format!("{} ", acl.operation)) || grant.starts_with("DESCRIBE on");
         let object = match acl.resource.as_str() {
             "cluster" => "on the cluster".to_owned(),
             resource => format!("on {resource} \"{}\"", acl.name),

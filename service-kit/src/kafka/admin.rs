@@ -17,12 +17,12 @@ use tracing::debug;
 
 use super::access::Need;
 use super::context::{Elsewhere, Watch, blocking, client_config};
-use super::dial::Dial;
+use super::dial::Dialer;
 use super::lookup::{Lookup, list, topics_of};
 use super::properties::Role;
 use super::{
-    Admin, Bounds, BrokerView, ClusterView, ConfigEntry, GroupMemberView, GroupView, Isolation, KafkaConfig, KafkaError, TopicPartition,
-    TopicView, wire,
+    Admin, Bounds, BrokerView, ClusterView, ConfigEntry, ConfigOf, GroupMemberView, GroupView, Isolation, KafkaConfig, KafkaError, Manage,
+    TopicPartition, TopicView, wire,
 };
 
 /// Clients kept for groups whose offsets were asked for; the one unused longest goes first.
@@ -35,7 +35,7 @@ pub async fn admin(config: &KafkaConfig) -> Result<Arc<dyn Admin>, KafkaError> {
     Ok(Arc::new(Native {
         lookup: Lookup::new(config, Isolation::ReadUncommitted, None).await?,
         client: client(config)?,
-        config: config.clone(),
+        dialer: Dialer::new(config),
         groups: Mutex::default(),
     }))
 }
@@ -122,7 +122,7 @@ fn entries(resource: ConfigResource) -> Vec<ConfigEntry> {
 }
 
 struct Native {
-    config: KafkaConfig,
+    dialer: Dialer,
     lookup: Arc<Lookup>,
     client: Client,
     /// By group, with the time of last use.
@@ -138,7 +138,7 @@ impl Native {
             *used = Instant::now();
             return Ok(Arc::clone(lookup));
         }
-        let lookup = Lookup::new(&self.config, Isolation::ReadUncommitted, Some(group)).await?;
+        let lookup = Lookup::new(&self.dialer.config, Isolation::ReadUncommitted, Some(group)).await?;
         let mut groups = self.groups.lock();
         if groups.len() >= GROUP_CLIENTS_MAX
             && let Some(oldest) = groups.iter().min_by_key(|(_, (used, _))| *used).map(|(name, _)| name.clone())
@@ -183,9 +183,9 @@ impl Admin for Native {
         let (id, mut brokers) = asked.await?;
         brokers.sort_by_key(|broker| broker.id);
         let mut controller = None;
-        if Dial::of(&self.config).is_ok() {
+        if self.dialer.dial().await.is_ok() {
             for broker in &brokers {
-                match wire::controller(&self.config, &address(broker), self.lookup.timeout).await {
+                match wire::controller(&self.dialer, &address(broker), self.lookup.timeout).await {
                     Ok(id) => {
                         controller = id;
                         break;
@@ -206,7 +206,7 @@ impl Admin for Native {
     }
 
     async fn topic_id(&self, name: &str) -> Result<Option<[u8; 16]>, KafkaError> {
-        if Dial::of(&self.config).is_err() {
+        if self.dialer.dial().await.is_err() {
             return Ok(None);
         }
         let asked = self.lookup.ask("looking for brokers", |lookup| {
@@ -214,7 +214,7 @@ impl Admin for Native {
             Ok(metadata.brokers().iter().map(|broker| format!("{}:{}", bracketed(broker.host()), broker.port())).collect::<Vec<_>>())
         });
         for address in asked.await? {
-            match wire::topic_id(&self.config, &address, name, self.lookup.timeout).await {
+            match wire::topic_id(&self.dialer, &address, name, self.lookup.timeout).await {
                 Ok(id) => return Ok(id),
                 Err(error) => debug!(%error, "asking the next broker for the topic's id"),
             }
@@ -231,6 +231,10 @@ impl Admin for Native {
             }
             // The binding drops the reason: there is no such topic, or the broker that was asked has not heard of it yet, or it may not be looked at.
             self.lookup.topic(name).await?;
+            let asked = Manage::of(&self.dialer).configs(&[ConfigOf::Topic(name)]).await;
+            if let Err(refused @ KafkaError::Auth(_)) = asked {
+                return Err(refused);
+            }
             if Instant::now() >= deadline {
                 let what = format!("reading the configuration of topic \"{name}\"");
                 let need = Need::topic("DESCRIBE_CONFIGS", name);
@@ -358,7 +362,7 @@ impl Admin for Native {
     async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError> {
         let brokers = self.cluster().await?.brokers;
         let sizes = brokers.iter().map(async |broker| {
-            let bytes = wire::log_bytes(&self.config, &address(broker), self.lookup.timeout).await?;
+            let bytes = wire::log_bytes(&self.dialer, &address(broker), self.lookup.timeout).await?;
             Ok::<_, KafkaError>((broker.id, bytes))
         });
         Ok(futures::future::try_join_all(sizes).await?.into_iter().collect())

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection};
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
 use super::KafkaConfig;
 use super::access::{name, subject};
+use crate::verifier::Verifier;
 
 /// The names and the time of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,9 +132,14 @@ const LOOK: Duration = Duration::from_secs(2);
 /// The broker's certificate, whatever it is worth. Nothing is sent to it beyond the handshake.
 fn shown(host: &str, port: u16) -> io::Result<Option<Certificate>> {
     let provider = Arc::new(ring::default_provider());
-    let seen = Arc::new(Seen { provider: Arc::clone(&provider), certificate: Mutex::new(None) });
+    let seen = Arc::new(Mutex::new(None));
+    let kept = Arc::clone(&seen);
+    let verifier = Verifier::of(Arc::clone(&provider), move |certificate, _, _, _| {
+        *kept.lock() = Some(certificate.clone().into_owned());
+        Ok(())
+    });
     let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(io::Error::other)?;
-    let tls = tls.dangerous().with_custom_certificate_verifier(Arc::clone(&seen) as Arc<dyn ServerCertVerifier>).with_no_client_auth();
+    let tls = tls.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     let bare = host.trim_matches(['[', ']']);
     let server = ServerName::try_from(bare.to_owned()).map_err(io::Error::other)?;
     let mut connection = ClientConnection::new(Arc::new(tls), server).map_err(io::Error::other)?;
@@ -143,54 +148,11 @@ fn shown(host: &str, port: u16) -> io::Result<Option<Certificate>> {
     let mut stream = TcpStream::connect_timeout(&address, LOOK)?;
     stream.set_read_timeout(Some(LOOK))?;
     stream.set_write_timeout(Some(LOOK))?;
-    while connection.is_handshaking() && seen.certificate.lock().is_none() {
+    while connection.is_handshaking() && seen.lock().is_none() {
         connection.complete_io(&mut stream)?;
     }
-    let certificate = seen.certificate.lock().take();
+    let certificate: Option<CertificateDer<'_>> = seen.lock().take();
     Ok(certificate.and_then(|der| Certificate::read(&der)))
-}
-
-/// Keeps what the server shows.
-#[derive(Debug)]
-struct Seen {
-    provider: Arc<CryptoProvider>,
-    certificate: Mutex<Option<CertificateDer<'static>>>,
-}
-
-impl ServerCertVerifier for Seen {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        *self.certificate.lock() = Some(end_entity.clone().into_owned());
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -1,26 +1,71 @@
 //! Connections of our own to a broker, with TLS and a login as the settings say: for what librdkafka has no call for ([`super::wire`]).
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::client::danger::ServerCertVerifier;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
-use tokio_rustls::rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use tokio_rustls::rustls::{CertificateError, ClientConfig, Error, RootCertStore};
 
+use super::context::blocking;
 use super::scram::Scram;
 use super::wire::{Input, Output, SASL_AUTHENTICATE, SASL_HANDSHAKE, round_trip};
 use super::{KafkaConfig, KafkaError, jaas};
+use crate::{files::Watched, verifier::Verifier};
 
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
+/// Makes connections as the settings say. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Dialer {
+    pub(super) config: KafkaConfig,
+    kept: Arc<Mutex<Option<Kept>>>,
+}
+
+/// What the files said last.
+struct Kept {
+    files: Watched,
+    dial: Arc<Dial>,
+}
+
+impl Dialer {
+    pub(super) fn new(config: &KafkaConfig) -> Self {
+        Self { config: config.clone(), kept: Arc::default() }
+    }
+
+    /// What the files of the settings say now; the system's authorities are read once. The error names the setting that cannot be used here.
+    pub(super) async fn dial(&self) -> Result<Arc<Dial>, KafkaError> {
+        let Self { config, kept } = self.clone();
+        // It reads files.
+        let made = blocking(move || {
+            let mut kept = kept.lock();
+            // What cannot be used any more is not kept.
+            if let Some(mut before) = kept.take()
+                && !before.files.changed()
+            {
+                return Ok(Arc::clone(&kept.insert(before).dial));
+            }
+            let named = ["ssl.truststore.location", "ssl.keystore.location"].into_iter().filter_map(|key| config.get(key));
+            // First, so that a change between the two is seen.
+            let files = Watched::new(named.map(PathBuf::from));
+            let dial = Arc::new(Dial::of(&config)?);
+            Ok(Arc::clone(&kept.insert(Kept { files, dial }).dial))
+        });
+        made.await
+    }
+}
 
 /// How a connection is made.
 pub(super) struct Dial {
@@ -30,7 +75,7 @@ pub(super) struct Dial {
 
 impl Dial {
     /// The error names the setting that cannot be used here.
-    pub(super) fn of(config: &KafkaConfig) -> Result<Self, KafkaError> {
+    fn of(config: &KafkaConfig) -> Result<Self, KafkaError> {
         let tls = if config.tls() { Some(TlsConnector::from(Arc::new(tls(config)?))) } else { None };
         let login = if config.protocol().starts_with("sasl_") { Some(jaas::login(config.values())?) } else { None };
         Ok(Self { tls, login })
@@ -63,15 +108,21 @@ async fn log_in(stream: &mut Box<dyn Duplex>, login: &jaas::Login) -> io::Result
     if Input(&answer).i16() != Ok(0) {
         return Ok(Err(format!("it does not offer {}", login.mechanism)));
     }
-    let Some(scram) = Scram::new(&login.mechanism, &login.username) else {
+    if login.mechanism == "PLAIN" {
         let token = format!("\0{}\0{}", login.username, login.password);
         return Ok(authenticate(stream, token.as_bytes()).await?.map(drop));
+    }
+    let Some(scram) = Scram::new(&login.mechanism, &login.username) else {
+        return Ok(Err(format!("this client cannot log in by {:?}", login.mechanism)));
     };
     let challenge = match authenticate(stream, scram.first().as_bytes()).await? {
         Ok(challenge) => challenge,
         Err(reason) => return Ok(Err(reason)),
     };
-    let (last, signature) = match scram.last(&login.password, &challenge) {
+    let password = login.password.clone();
+    // Thousands of rounds of a hash.
+    let last = spawn_blocking(move || scram.last(&password, &challenge)).await.map_err(io::Error::other)?;
+    let (last, signature) = match last {
         Ok(last) => last,
         Err(reason) => return Ok(Err(reason)),
     };
@@ -123,7 +174,17 @@ fn tls(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
     let verifier: Arc<dyn ServerCertVerifier> = verifier.map_err(|error| wrong("ssl.truststore.location", error.to_string()))?;
     let by_name = config.get("ssl.endpoint.identification.algorithm") != Some("");
-    let verifier = if by_name { verifier } else { Arc::new(AnyName(verifier)) };
+    let verifier = match by_name {
+        true => verifier,
+        false => Verifier::of(Arc::clone(&provider), move |certificate, others, name, now| {
+            match verifier.verify_server_cert(certificate, others, name, &[], now) {
+                Err(Error::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. })) => {
+                    Ok(())
+                }
+                verified => verified.map(drop),
+            }
+        }),
+    };
     let key_provider = provider.key_provider;
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| KafkaError::Fatal(format!("TLS: {error}")))?;
@@ -149,46 +210,59 @@ fn tls(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
     }
 }
 
-/// Takes a certificate for any host (an empty `ssl.endpoint.identification.algorithm`).
-#[derive(Debug)]
-struct AnyName(Arc<dyn ServerCertVerifier>);
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
 
-impl ServerCertVerifier for AnyName {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        match self.0.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
-            Err(Error::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. })) => {
-                Ok(ServerCertVerified::assertion())
-            }
-            verified => verified,
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// What a client with this mechanism sends after the broker has said that it offers it.
+    async fn sent(mechanism: &str) -> String {
+        let (ours, mut broker) = tokio::io::duplex(4096);
+        let login = jaas::Login { mechanism: mechanism.to_owned(), username: "app".to_owned(), password: "hunter2".to_owned() };
+        let client = tokio::spawn(async move { log_in(&mut (Box::new(ours) as Box<dyn Duplex>), &login).await.map(|_| ()) });
+        let length = broker.read_i32().await.unwrap();
+        broker.read_exact(&mut vec![0; length as usize]).await.unwrap();
+        // Correlation id, no error, no mechanisms.
+        broker.write_all(&[0, 0, 0, 10, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.unwrap();
+        let mut asked = vec![0; 1024];
+        let count = broker.read(&mut asked).await.unwrap();
+        drop(broker);
+        drop(client.await.unwrap());
+        String::from_utf8_lossy(&asked[..count]).into_owned()
+    }
+
+    #[tokio::test]
+    async fn files_are_read_once_and_again_when_they_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let ca = directory.path().join("ca.pem");
+        let write = |name: &str| std::fs::write(&ca, rcgen::generate_simple_self_signed([name.to_owned()]).unwrap().cert.pem()).unwrap();
+        write("first.example");
+        let mut config = KafkaConfig::new("h:9092");
+        config.set("security.protocol", "SSL");
+        config.set("ssl.truststore.location", ca.to_str().unwrap());
+        let (dialer, other) = (Dialer::new(&config), Dialer::new(&config));
+        let first = dialer.dial().await.unwrap();
+        assert!(Arc::ptr_eq(&first, &dialer.clone().dial().await.unwrap()) && !Arc::ptr_eq(&first, &other.dial().await.unwrap()));
+        write("second.of.another.length.example");
+        let second = dialer.dial().await.unwrap();
+        assert!(!Arc::ptr_eq(&first, &second) && Arc::ptr_eq(&second, &dialer.dial().await.unwrap()));
+        std::fs::write(&ca, "nothing").unwrap();
+        for _ in 0..2 {
+            assert!(dialer.dial().await.err().unwrap().to_string().contains("ssl.truststore.location"));
         }
+        write("third.example");
+        assert!(dialer.dial().await.is_ok());
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+    #[tokio::test]
+    async fn the_password_is_sent_where_the_mechanism_is_plain_and_nowhere_else() {
+        assert!(sent("PLAIN").await.ends_with("\0app\0hunter2"));
+        assert!(sent("SCRAM-SHA-256").await.contains("n,,n=app,r="));
+        for mechanism in ["SCRAM-SHA-512", "SCRAM-SHA-1", "GSSAPI", ""] {
+            assert!(!sent(mechanism).await.contains("hunter2"), "{mechanism:?}");
+        }
     }
 }

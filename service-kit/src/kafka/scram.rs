@@ -1,13 +1,14 @@
 //! The client's side of SCRAM (RFC 5802, RFC 7677), for connections of our own.
 
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, ops::RangeInclusive};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::{digest, hmac, pbkdf2, rand};
 
-/// A broker that asks for more rounds than this is not answered; Kafka's own bound is 16,384.
-const ITERATIONS_MAX: u32 = 100_000;
+/// A broker that asks for fewer or more rounds is not answered: with few, who listens could guess the password; many keep this process busy. Kafka's own bounds
+/// are 4,096 and 16,384.
+const ITERATIONS: RangeInclusive<u32> = 4_096..=100_000;
 
 pub(super) struct Scram {
     derive: pbkdf2::Algorithm,
@@ -48,7 +49,7 @@ impl Scram {
         }
         let nonce = part("r=").filter(|nonce| nonce.starts_with(&self.nonce)).ok_or("its nonce is not ours")?;
         let salt = part("s=").and_then(|salt| STANDARD.decode(salt).ok()).ok_or("its salt cannot be read")?;
-        let iterations = part("i=").and_then(|count| count.parse().ok()).filter(|count| *count <= ITERATIONS_MAX);
+        let iterations = part("i=").and_then(|count| count.parse().ok()).filter(|count| ITERATIONS.contains(count));
         let iterations = iterations.and_then(NonZeroU32::new).ok_or("its number of iterations cannot be used")?;
 
         let mut salted = vec![0; self.hash.output_len()];
@@ -90,6 +91,9 @@ mod tests {
             ("r=other,s=AAAA,i=4096", "nonce"),
             ("r=n1,s=?,i=4096", "salt"),
             ("r=n1,s=AAAA,i=0", "iterations"),
+            ("r=n1,s=AAAA,i=1", "iterations"),
+            ("r=n1,s=AAAA,i=4095", "iterations"),
+            ("r=n1,s=AAAA,i=100001", "iterations"),
             ("r=n1,s=AAAA,i=4000000000", "iterations"),
             ("e=unknown-user", "unknown-user"),
             ("", "nonce"),

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::dial::{Dial, Duplex};
-use super::{KafkaConfig, KafkaError, access};
+use super::dial::{Dialer, Duplex};
+use super::{KafkaError, access};
 
 const METADATA: (i16, i16) = (3, 2);
 const METADATA_WITH_IDS: (i16, i16) = (3, 12);
@@ -22,9 +22,9 @@ const CORRELATION_ID: i32 = 1;
 const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
 /// Bytes of all logs in all directories of one broker.
-pub(super) async fn log_bytes(config: &KafkaConfig, address: &str, bound: Duration) -> Result<i64, KafkaError> {
+pub(super) async fn log_bytes(dialer: &Dialer, address: &str, bound: Duration) -> Result<i64, KafkaError> {
     // A null list of topics: all.
-    let body = ask(config, address, DESCRIBE_LOG_DIRS, &(-1i32).to_be_bytes(), bound).await?;
+    let body = ask(dialer, address, DESCRIBE_LOG_DIRS, &(-1i32).to_be_bytes(), bound).await?;
     parse_log_bytes(&body).map_err(|reason| malformed(address, &reason))
 }
 
@@ -43,19 +43,19 @@ impl Node {
 }
 
 /// All brokers, and the id of the controller, as one broker sees them.
-pub(super) async fn nodes(config: &KafkaConfig, address: &str, bound: Duration) -> Result<(Vec<Node>, Option<i32>), KafkaError> {
+pub(super) async fn nodes(dialer: &Dialer, address: &str, bound: Duration) -> Result<(Vec<Node>, Option<i32>), KafkaError> {
     // An empty list of topics: none.
-    let body = ask(config, address, METADATA, &0i32.to_be_bytes(), bound).await?;
+    let body = ask(dialer, address, METADATA, &0i32.to_be_bytes(), bound).await?;
     parse_nodes(&body).map_err(|reason| malformed(address, &reason))
 }
 
 /// Id of the controller as one broker sees it.
-pub(super) async fn controller(config: &KafkaConfig, address: &str, bound: Duration) -> Result<Option<i32>, KafkaError> {
-    Ok(nodes(config, address, bound).await?.1)
+pub(super) async fn controller(dialer: &Dialer, address: &str, bound: Duration) -> Result<Option<i32>, KafkaError> {
+    Ok(nodes(dialer, address, bound).await?.1)
 }
 
 /// The id that Kafka gave a topic; `None` where there is no such topic.
-pub(super) async fn topic_id(config: &KafkaConfig, address: &str, name: &str, bound: Duration) -> Result<Option<[u8; 16]>, KafkaError> {
+pub(super) async fn topic_id(dialer: &Dialer, address: &str, name: &str, bound: Duration) -> Result<Option<[u8; 16]>, KafkaError> {
     // No topic's name is longer than 249 bytes.
     let Ok(length) = u8::try_from(name.len() + 1) else { return Ok(None) };
     // Header: no tagged fields. One topic: no id, its name, no tagged fields; do not create it; no authorized operations.
@@ -67,7 +67,7 @@ pub(super) async fn topic_id(config: &KafkaConfig, address: &str, name: &str, bo
     }
     body.extend(name.as_bytes());
     body.extend([0, 0, 0, 0]);
-    let body = ask(config, address, METADATA_WITH_IDS, &body, bound).await?;
+    let body = ask(dialer, address, METADATA_WITH_IDS, &body, bound).await?;
     parse_topic_id(&body).map_err(|reason| malformed(address, &reason))
 }
 
@@ -77,13 +77,16 @@ pub(super) fn api_versions() -> Vec<u8> {
 }
 
 /// One request and its answer, without their headers.
-pub(super) async fn ask(config: &KafkaConfig, address: &str, api: (i16, i16), body: &[u8], bound: Duration) -> Result<Vec<u8>, KafkaError> {
-    let dial = Dial::of(config)?;
+pub(super) async fn ask(dialer: &Dialer, address: &str, api: (i16, i16), body: &[u8], bound: Duration) -> Result<Vec<u8>, KafkaError> {
     let exchange = async {
+        let dial = match dialer.dial().await {
+            Ok(dial) => dial,
+            Err(error) => return Ok(Err(error)),
+        };
         let mut stream = match dial.connect(address).await? {
             Ok(stream) => stream,
             Err(reason) => {
-                let principal = access::principal(config);
+                let principal = access::principal(&dialer.config);
                 let text = format!("broker {address} refuses the login of {principal} (sasl.jaas.config, sasl.mechanism): {reason}");
                 return Ok(Err(KafkaError::Auth(text)));
             }

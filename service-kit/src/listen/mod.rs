@@ -28,6 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 pub use body::StreamedBody;
+pub use request::{DRAINING, REFUSED};
 pub use tls::{ClientCertificate, Peer};
 
 use crate::config::{LimitsConfig, TlsConfig};
@@ -36,6 +37,9 @@ use tls::Handshake;
 
 /// Names the file that gets the bound addresses as JSON, `{"control":"127.0.0.1:41234"}`, once all are bound.
 const ADDRESS_FILE: &str = "MILLRACE_ADDRESS_FILE";
+
+/// The name of the listener for operators.
+pub(crate) const CONTROL: &str = "control";
 
 /// An HTTP listener of a service.
 pub struct HttpEndpoint {

@@ -1,12 +1,12 @@
 //! What a request must keep to, and what it gets when it does not.
 //!
-//! HTTP gets a status and `{"error_code", "message"}`, gRPC a status of its own. Control calls (`/millrace.control.…`, health, reflection, `/metrics`) are
-//! neither shed nor refused while the service drains: that is when an operator needs them.
+//! HTTP gets a status, `{"error_code", "message"}` and [`REFUSED`], gRPC a status of its own. Control calls (`/millrace.control.…`, health, reflection,
+//! `/metrics`) are not refused while the service drains, and not shed on the control port: that is when an operator needs them.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{body::Body, extract::DefaultBodyLimit};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 use metrics::{counter, gauge, histogram};
 use tokio::{
@@ -19,10 +19,15 @@ use tower::Service as _;
 use tracing::{Instrument as _, Span, field, info_span};
 
 use super::{
-    Ending,
+    CONTROL, Ending,
     body::{Progress, RequestBody, ResponseBody, StreamedBody},
 };
 use crate::{config::LimitsConfig, telemetry};
+
+/// On answers that the listener gives instead of the service: why, in a word, as in `millrace_listen_rejected_total`.
+pub const REFUSED: HeaderName = HeaderName::from_static("millrace-refused");
+/// That word where the service is shutting down.
+pub const DRAINING: &[u8] = b"draining";
 
 /// Counts a connection or request that a limit refused.
 pub(super) fn reject(listener: &'static str, reason: &'static str) {
@@ -115,6 +120,7 @@ impl Refusal {
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = status;
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(REFUSED, HeaderValue::from_static(reason));
         match self {
             Self::Draining | Self::Requests | Self::Bodies => {
                 response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"))
@@ -185,7 +191,7 @@ impl Requests {
             Err(Refusal::Headers)
         } else {
             match self.free.try_acquire() {
-                Err(TryAcquireError::NoPermits) if !control => Err(Refusal::Requests),
+                Err(TryAcquireError::NoPermits) if !control || self.listener != CONTROL => Err(Refusal::Requests),
                 permit => {
                     self.in_progress.increment(1);
                     let _leave = Leave(&self.in_progress, permit.ok());

@@ -256,9 +256,13 @@ impl Server {
                 if http2 {
                     connection.as_mut().graceful_shutdown();
                 }
-                match timeout(self.limits.connection_age_grace, connection.as_mut()).await {
-                    Ok(ended) => ended,
-                    Err(_) => {
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = self.ending.stop.cancelled() => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.as_mut().await
+                    }
+                    () = sleep(self.limits.connection_age_grace) => {
                         connection.as_mut().graceful_shutdown();
                         ending.cancel();
                         timeout(LAST_FRAMES, connection.as_mut()).await.unwrap_or(Ok(()))

@@ -42,6 +42,10 @@ struct Server {
 }
 
 async fn server(change: impl FnOnce(&mut LimitsConfig)) -> Server {
+    server_named("test", change).await
+}
+
+async fn server_named(name: &'static str, change: impl FnOnce(&mut LimitsConfig)) -> Server {
     crate::metrics::prometheus();
     let mut limits = LimitsConfig::default();
     change(&mut limits);
@@ -70,7 +74,7 @@ async fn server(change: impl FnOnce(&mut LimitsConfig)) -> Server {
         .route("/metrics", get(async || "page"))
         .route("/events", get(events))
         .merge(tonic::service::Routes::new(health).into_axum_router());
-    let listener = Listener::bind("test", ListenAddr::new((Ipv4Addr::LOCALHOST, 0)), &TlsConfig::default(), &limits).await.unwrap();
+    let listener = Listener::bind(name, ListenAddr::new((Ipv4Addr::LOCALHOST, 0)), &TlsConfig::default(), &limits).await.unwrap();
     let ending = Ending::default();
     let address = listener.address;
     let serving = listener.serve(router, Arc::new(limits), ending.clone());
@@ -308,16 +312,19 @@ async fn one_address_cannot_take_all_connections() {
 }
 
 #[tokio::test]
-async fn too_many_requests_at_a_time_get_503_but_control_calls_pass() {
-    let server = server(|limits| limits.requests_max = 1.try_into().unwrap()).await;
-    let held = tokio::spawn(ask(server.address, get_request("/held")));
-    server.arrived.notified().await;
-    let answer = ask(server.address, get_request("/events")).await;
-    check_status(&answer, 503);
-    assert!(answer.contains("retry-after: 1"), "{answer}");
-    check_status(&ask(server.address, get_request("/metrics")).await, 200);
-    server.release.notify_waiters();
-    check_status(&held.await.unwrap(), 200);
+async fn too_many_requests_at_a_time_get_503_but_calls_of_the_control_port_pass() {
+    for (name, control) in [("control", 200), ("test", 503)] {
+        let server = server_named(name, |limits| limits.requests_max = 1.try_into().unwrap()).await;
+        let held = tokio::spawn(ask(server.address, get_request("/held")));
+        server.arrived.notified().await;
+        let answer = ask(server.address, get_request("/events")).await;
+        check_status(&answer, 503);
+        assert!(answer.contains("retry-after: 1"), "{answer}");
+        assert!(answer.contains("millrace-refused: requests"), "{answer}");
+        check_status(&ask(server.address, get_request("/metrics")).await, control);
+        server.release.notify_waiters();
+        check_status(&held.await.unwrap(), 200);
+    }
 }
 
 #[tokio::test]
@@ -375,7 +382,9 @@ async fn a_drain_answers_what_is_in_flight_and_refuses_what_comes() {
     server.arrived.notified().await;
     server.arrived.notified().await;
     server.ending.drain.cancel();
-    check_status(&ask(server.address, get_request("/held")).await, 503);
+    let refused = ask(server.address, get_request("/held")).await;
+    check_status(&refused, 503);
+    assert!(refused.contains("millrace-refused: draining"), "{refused}");
     server.ending.stop.cancel();
     server.ending.in_flight.close();
     assert!(timeout(Duration::from_millis(100), server.ending.in_flight.wait()).await.is_err(), "a request is in flight");
@@ -408,6 +417,27 @@ async fn an_old_connection_is_closed_after_its_request() {
     server.release.notify_waiters();
     let answer = rest(stream).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("released"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_stop_closes_a_connection_that_is_old_and_idle() {
+    let server = server(|limits| {
+        limits.connection_age_max = Duration::from_millis(100);
+        limits.connection_age_grace = PATIENCE * 2;
+        limits.header_timeout = PATIENCE * 2;
+    })
+    .await;
+    let mut stream = connect(server.address).await;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"page") {
+        assert!(timeout(PATIENCE, stream.read_buf(&mut answer)).await.unwrap().unwrap() > 0, "closed without a word");
+    }
+    // Until it is old.
+    sleep(Duration::from_millis(300)).await;
+    server.ending.stop.cancel();
+    assert_eq!(rest(stream).await, "");
+    timeout(PATIENCE, server.task).await.expect("the listener does not end").unwrap();
 }
 
 /// A request that comes as the connection gets old would be lost, if idle connections were just closed.

@@ -90,12 +90,20 @@ impl From<Tls> for Handshake {
 impl Handshake {
     /// `None` where the configuration names no certificate. The error is a whole sentence.
     pub(super) fn of(name: &'static str, config: &TlsConfig) -> Result<Option<Self>, String> {
-        if !config.is_on() {
-            return match (config.key.as_os_str().is_empty(), config.client_auth) {
-                (true, ClientAuth::None) => Ok(None),
-                (false, _) => Err("key is set, and cert is not; name the certificate's PEM file".to_owned()),
-                (true, _) => Err("client_auth is set, and cert is not; name the PEM files of certificate and key".to_owned()),
-            };
+        let set = |path: &Path| !path.as_os_str().is_empty();
+        let asks = config.client_auth != ClientAuth::None;
+        let wrong = match config.is_on() {
+            false if set(&config.key) => "key is set, and cert is not; name the certificate's PEM file",
+            false if asks => "client_auth is set, and cert is not; name the PEM files of certificate and key",
+            false if set(&config.client_ca) => "client_ca is set, and cert is not; name the PEM files of certificate and key",
+            false => return Ok(None),
+            true if set(&config.client_ca) && !asks => {
+                "client_ca is set, and client_auth is none, so no client would be asked for a certificate; set client_auth to want or need, or leave client_ca out"
+            }
+            true => "",
+        };
+        if !wrong.is_empty() {
+            return Err(wrong.to_owned());
         }
         let files = Watched::new([&config.cert, &config.key, &config.client_ca].map(Clone::clone));
         let read = Mutex::new(Read { acceptor: acceptor(config)?, files, looked: Instant::now() });

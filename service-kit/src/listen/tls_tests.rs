@@ -147,6 +147,8 @@ async fn what_is_wrong_with_the_files_is_told_with_its_key() {
         (TlsConfig { client_auth: ClientAuth::Need, ..good.clone() }, "client_ca is missing"),
         (TlsConfig { cert: PathBuf::new(), ..good.clone() }, "key is set, and cert is not"),
         (TlsConfig { client_auth: ClientAuth::Want, ..TlsConfig::default() }, "client_auth is set, and cert is not"),
+        (TlsConfig { client_ca: at("server.pem"), ..good.clone() }, "client_ca is set, and client_auth is none"),
+        (TlsConfig { client_ca: at("server.pem"), ..TlsConfig::default() }, "client_ca is set, and cert is not"),
     ] {
         let address = ListenAddr::new((Ipv4Addr::LOCALHOST, 0));
         let error = Listener::bind("http", address, &config, &LimitsConfig::default()).await.err().unwrap().to_string();

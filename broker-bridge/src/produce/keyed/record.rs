@@ -4,7 +4,7 @@ use md5::{Digest as _, Md5};
 use serde::{Deserialize, Serialize};
 use service_kit::kafka::{OutRecord, Written};
 
-use crate::{produce::RecordOutcome, trace};
+use crate::{auth::hex, produce::RecordOutcome, trace};
 
 /// A record of the claims.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,10 +103,6 @@ pub(super) fn partition_of(key: &[u8], partitions: u32) -> i32 {
     let digest = Md5::digest(key);
     let number = digest.iter().take(4).fold(0u32, |number, byte| number << 8 | u32::from(*byte));
     (number % partitions.max(1)) as i32
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

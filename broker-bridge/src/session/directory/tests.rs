@@ -34,7 +34,7 @@ fn key(name: &str) -> Key {
 
 /// A topic that several directories have in common.
 #[derive(Clone, Default)]
-pub(in crate::session) struct Shared(Arc<Mutex<Vec<Record>>>);
+pub(crate) struct Shared(Arc<Mutex<Vec<Record>>>);
 
 #[async_trait]
 impl Log for Shared {
@@ -61,7 +61,7 @@ fn directory(log: &Shared, name: &str) -> Directory {
     directory_with(log, name, "redis")
 }
 
-pub(in crate::session) fn directory_with(log: &Shared, name: &str, store: &str) -> Directory {
+pub(crate) fn directory_with(log: &Shared, name: &str, store: &str) -> Directory {
     let me = Me { advertised: name.to_owned(), tls: false, bound: Arc::default(), store: store.to_owned() };
     Directory::new(log.clone(), me, 2, Duration::from_secs(5))
 }

@@ -18,13 +18,14 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use tracing::debug;
 
 use super::access::{Need, denied};
+use super::dial::Dialer;
 use super::wire::{self, Input, Node};
 use super::{KafkaConfig, KafkaError};
 
 /// Cheap to clone; connects for each request.
 #[derive(Clone)]
 pub struct Manage {
-    config: KafkaConfig,
+    dialer: Dialer,
 }
 
 /// Who is asked.
@@ -41,18 +42,22 @@ type Answer<T> = Result<T, String>;
 
 impl Manage {
     pub fn new(config: &KafkaConfig) -> Self {
-        Self { config: config.clone() }
+        Self::of(&Dialer::new(config))
+    }
+
+    pub(super) fn of(dialer: &Dialer) -> Self {
+        Self { dialer: dialer.clone() }
     }
 
     fn bound(&self) -> Duration {
-        self.config.api_timeout()
+        self.dialer.config.api_timeout()
     }
 
     /// Brokers with their racks, and the controller's id.
     async fn nodes(&self) -> Result<(Vec<Node>, Option<i32>), KafkaError> {
         let mut last = KafkaError::Unreachable("no bootstrap server is named".into());
-        for server in self.config.servers() {
-            match wire::nodes(&self.config, &server, self.bound()).await {
+        for server in self.dialer.config.servers() {
+            match wire::nodes(&self.dialer, &server, self.bound()).await {
                 Ok(found) => return Ok(found),
                 Err(error @ KafkaError::Auth(_)) => return Err(error),
                 Err(error) => {
@@ -82,7 +87,7 @@ impl Manage {
         };
         let Some(node) = node else { return Err(KafkaError::Unreachable("the cluster names no broker".into())) };
         let address = node.address();
-        let answer = wire::ask(&self.config, &address, api, body, self.bound()).await?;
+        let answer = wire::ask(&self.dialer, &address, api, body, self.bound()).await?;
         parse(&mut Input(&answer)).map_err(|reason| wire::malformed(&address, &reason))
     }
 }
@@ -96,7 +101,7 @@ impl Manage {
             31 => Some(Code::ClusterAuthorizationFailed),
             _ => None,
         };
-        let told = known.and_then(|code| denied(code, what, need, &self.config));
+        let told = known.and_then(|code| denied(code, what, need, &self.dialer.config));
         told.map_or_else(|| refused(code, message, what), KafkaError::Auth)
     }
 }
