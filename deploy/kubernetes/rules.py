@@ -245,3 +245,7 @@ def configuration(path, config, document, ports):
     if config.get("offsets", {}).get("store") == "sled":
         if document["spec"].get("replicas") != 1 or document["spec"].get("strategy", {}).get("type") != "Recreate":
             yield "offsets: the embedded store serves one process; replicas must be 1 and the strategy Recreate"
+    elif "offsets" in config:
+        env = {variable["name"] for variable in pod["containers"][0].get("env", [])}
+        if "MILLRACE_HTTP__ADVERTISED" not in env and not config.get("http", {}).get("advertised"):
+            yield "offsets: replicas hand requests on to each other, and nobody resolves a pod's name; set MILLRACE_HTTP__ADVERTISED to its address"

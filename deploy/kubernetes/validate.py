@@ -108,8 +108,8 @@ MUTATIONS = [
 ONLY = {
     ".": [("a namespace that lets everything in", lambda d: of(d, "Namespace")["metadata"].pop("labels"), "does not enforce")],
     "bridge": [
-        ("two replicas with an embedded store", lambda d: workload(d)["spec"].update(replicas=2), "replicas must be 1"),
-        ("a rolling update with an embedded store", lambda d: workload(d)["spec"].pop("strategy"), "replicas must be 1"),
+        ("replicas with an embedded store", config('store = "kafka"', 'store = "sled"'), "replicas must be 1"),
+        ("replicas that cannot reach each other", lambda d: container(d).pop("env"), "MILLRACE_HTTP__ADVERTISED"),
     ],
     "engine": [("nothing kept", lambda d: workload(d)["spec"].pop("volumeClaimTemplates"), "volume: data is mounted")],
     "collector": [("a Service that is not headless", lambda d: of(d, "Service")["spec"].pop("clusterIP"), "headless")],
