@@ -195,7 +195,8 @@ impl Service for BridgeService {
         });
         let clients: Arc<dyn Clients> =
             Arc::new(KafkaClients { kafka: connection.clone(), poll_interval_max: config.consume.session_idle + Duration::from_secs(60) });
-        let watch = Watch::new(connection.clone(), Arc::clone(&clients), Arc::clone(&store), config.monitor.clone());
+        let watch =
+            Watch::new(connection.clone(), Arc::clone(&clients), Arc::clone(&store), &config.offsets.kafka_topic, config.monitor.clone());
         let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate), watch);
         let linter = Linter { topics: topics.clone(), lag: lag.clone(), clients: Arc::clone(&clients), config: config.topics.clone() };
         let resets = Resets {

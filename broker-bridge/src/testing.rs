@@ -283,7 +283,7 @@ impl Writers for FakeKafka {
 
 pub(crate) fn lag(kafka: &FakeKafka, store: MemoryOffsets) -> Lag {
     let store: Arc<dyn OffsetStore> = Arc::new(store);
-    let watch = Watch::new(kafka.connection(), Arc::new(kafka.clone()), Arc::clone(&store), config::Monitor::default());
+    let watch = Watch::new(kafka.connection(), Arc::new(kafka.clone()), Arc::clone(&store), "_offsets", config::Monitor::default());
     Lag::new(kafka.connection(), store, gate(), watch)
 }
 

@@ -167,7 +167,10 @@ impl Lag {
         let assigned = group.members.iter().flat_map(|member| &member.assignment).map(|partition| (partition.clone(), None));
         let mut offsets: BTreeMap<_, _> = assigned.collect();
         match self.kafka.of_caller()?.admin().await?.committed(&group.id, None).await {
-            Ok(committed) => offsets.extend(committed.into_iter().map(|(partition, committed)| (partition, Some(committed)))),
+            Ok(mut committed) => {
+                committed.retain(|partition, (offset, _)| !self.watch.is_bookkeeping(partition, *offset));
+                offsets.extend(committed.into_iter().map(|(partition, committed)| (partition, Some(committed))));
+            }
             // Known to the store only.
             Err(KafkaError::UnknownGroup(_)) => {}
             Err(error) => return Err(error.into()),
@@ -248,6 +251,26 @@ mod tests {
         assert_eq!(ids, ["g", "only-here"]);
         assert_eq!(lag.all().await.unwrap().iter().map(GroupLag::total).collect::<Vec<_>>(), [3, 9]);
         assert_eq!(lag.of("nobody").await.unwrap_err().code, Code::GroupNotFound);
+    }
+
+    #[tokio::test]
+    async fn what_the_store_in_kafka_notes_for_itself_is_no_lag() {
+        let kafka = FakeKafka::with_topic("t", 2);
+        kafka.add_topic("_offsets", 1);
+        for topic in ["t", "_offsets"] {
+            kafka.append(topic, 0, 10);
+        }
+        let epoch = TopicPartition::new("_offsets", 0);
+        kafka.set_committed("g", &[(tp(0), 4), (tp(1), i64::MAX), (epoch.clone(), 3)]);
+        for (partition, offset) in [(&tp(0), 4), (&tp(1), 5), (&epoch, 3), (&tp(1), i64::MAX)] {
+            kafka.note_commit("g", partition, Some(offset), now_ms());
+        }
+        let lag = testing::lag(&kafka, testing::MemoryOffsets::default());
+        let found = lag.of("g").await.unwrap();
+        assert_eq!(found.partitions.iter().map(|row| (&row.partition, row.lag())).collect::<Vec<_>>(), [(&tp(0), Some(6))]);
+        lag.watch().pass().await.unwrap();
+        let state = lag.watch().table().state("g", now_ms()).unwrap();
+        assert_eq!((state.total_lag, state.partitions.len()), (6, 1));
     }
 
     fn status(lag: &Lag, group: &str, at_ms: i64) -> Option<(Status, Vec<Status>)> {
@@ -338,7 +361,7 @@ mod tests {
         let kafka = FakeKafka::with_topic("t", 8);
         let store: Arc<dyn OffsetStore> = Arc::new(testing::MemoryOffsets::default());
         let config = crate::config::Monitor { groups_max: 3, group_partitions_max: 5, intervals: 4, ..Default::default() };
-        let watch = Watch::new(kafka.connection(), Arc::new(kafka.clone()), store, config);
+        let watch = Watch::new(kafka.connection(), Arc::new(kafka.clone()), store, "_offsets", config);
         for at in 0..20 {
             for group in 0..6 {
                 for partition in 0..2 {

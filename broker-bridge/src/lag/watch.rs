@@ -14,8 +14,8 @@ use std::{
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::{RwLock, RwLockReadGuard};
 use service_kit::{
-    kafka::{GROUP_LOG, Isolation, KafkaError, RangeReader, TopicPartition, TopicView, group_record},
-    offsets::OffsetStore,
+    kafka::{GROUP_LOG, GroupRecord, Isolation, KafkaError, RangeReader, TopicPartition, TopicView, group_record},
+    offsets::{OffsetStore, REMOVED_OFFSET},
 };
 use tokio::{sync::Mutex, time::Instant};
 
@@ -42,6 +42,8 @@ struct Inner {
     kafka: Connection,
     clients: Arc<dyn Clients>,
     store: Arc<dyn OffsetStore>,
+    /// Of the offset store in Kafka, whichever store this bridge has.
+    bookkeeping: String,
     config: config::Monitor,
     table: RwLock<Table>,
     log: Mutex<Log>,
@@ -63,9 +65,22 @@ pub(crate) fn now_ms() -> i64 {
 }
 
 impl Watch {
-    pub(crate) fn new(kafka: Connection, clients: Arc<dyn Clients>, store: Arc<dyn OffsetStore>, config: config::Monitor) -> Self {
+    /// `bookkeeping`: `offsets.kafka_topic`.
+    pub(crate) fn new(
+        kafka: Connection,
+        clients: Arc<dyn Clients>,
+        store: Arc<dyn OffsetStore>,
+        bookkeeping: &str,
+        config: config::Monitor,
+    ) -> Self {
+        let bookkeeping = bookkeeping.to_owned();
         let table = RwLock::new(Table::new(config.clone()));
-        Self { inner: Arc::new(Inner { kafka, clients, store, config, table, log: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { kafka, clients, store, bookkeeping, config, table, log: Mutex::default() }) }
+    }
+
+    /// Whether this is what the offset store in Kafka notes for itself, and nobody's place in a log: a group's epoch, or a removed offset.
+    pub(super) fn is_bookkeeping(&self, partition: &TopicPartition, offset: i64) -> bool {
+        *partition.topic == *self.inner.bookkeeping || offset == REMOVED_OFFSET
     }
 
     pub(crate) fn table(&self) -> RwLockReadGuard<'_, Table> {
@@ -159,7 +174,7 @@ impl Watch {
                 match chunk {
                     Ok(records) => {
                         next = records.last().map_or(next, |record| record.offset + 1);
-                        let commits: Vec<_> = records.iter().filter_map(group_record).collect();
+                        let commits: Vec<_> = records.iter().filter_map(group_record).map(|record| self.plain(record)).collect();
                         metrics::counter!("millrace_bridge_watch_commits_total").increment(commits.len() as u64);
                         let now = now_ms();
                         let mut table = self.inner.table.write();
@@ -177,6 +192,15 @@ impl Watch {
             result = result.and(read);
         }
         Ok(result?)
+    }
+
+    fn plain(&self, record: GroupRecord) -> GroupRecord {
+        match record {
+            GroupRecord::Offset { group, partition, commit: Some(commit) } if self.is_bookkeeping(&partition, commit.offset) => {
+                GroupRecord::Offset { group, partition, commit: None }
+            }
+            other => other,
+        }
     }
 
     /// Reads the oldest unread record where only its own timestamp says how old it is. What fails is tried again with the next pass.

@@ -38,8 +38,9 @@ use crate::kafka::{
     self, Admin, Isolation, KafkaConfig, KafkaError, OutRecord, Producer, RangeReader, StableOffsets, TopicPartition, TransactionalWriter,
 };
 
-/// No log gets so far: an ordinary consumer that finds it goes by its `auto.offset.reset`.
-const REMOVED_OFFSET: i64 = i64::MAX;
+/// What Kafka shows where the store in Kafka has removed an offset. No log gets so far: an ordinary consumer that finds it goes by its
+/// `auto.offset.reset`.
+pub const REMOVED_OFFSET: i64 = i64::MAX;
 const REMOVED: &str = "millrace:removed";
 const LISTED: &str = "listed";
 /// Groups whose clients are kept.

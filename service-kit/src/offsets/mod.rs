@@ -44,7 +44,13 @@ mod redis;
 mod sled;
 mod zookeeper;
 
-pub use self::{hbase::hbase, kafka::kafka, redis::redis, sled::SledOffsets, zookeeper::zookeeper};
+pub use self::{
+    hbase::hbase,
+    kafka::{REMOVED_OFFSET, kafka},
+    redis::redis,
+    sled::SledOffsets,
+    zookeeper::zookeeper,
+};
 
 /// Longest metadata kept with an offset, in bytes: Kafka's own default (`offset.metadata.max.bytes`).
 pub const METADATA_BYTES_MAX: usize = 4096;
