@@ -497,61 +497,69 @@ async fn transactions_wait_for_a_broker_that_is_away_and_say_so_once() {
 
 #[tokio::test]
 async fn events_that_can_never_be_written_go_to_the_dead_letter_topic_with_their_reason() {
-    for transactional in [false, true] {
-        let mut bench = Bench::new(&kafka_bootstrap(), 1).await;
-        let letters = unique("letters");
-        kafka::create_topic(&bench.bootstrap, &letters, 1).await;
-        bench.topic = unique("small");
-        kafka::create_topic_with(&bench.bootstrap, &bench.topic, 1, &[("max.message.bytes", "100000")]).await;
-        let txn = if transactional { format!("\nsinks.k.kafka.producer.transactional.id = {}", unique("txn")) } else { String::new() };
-        bench.conf(
-            "s",
-            &format!(
-                "sources.s.type = exec\nsources.s.command = tail -n +1 -F {}\nsources.s.interceptors = e\n\
-                 sources.s.interceptors.e.type = regex_extractor\nsources.s.interceptors.e.regex = part=(\\\\w+)\n\
-                 sources.s.interceptors.e.serializers = p\nsources.s.interceptors.e.serializers.p.name = part\n\
-                 sinks.k.partitionIdHeader = part\nsinks.k.deadLetter.topic = {letters}\n\
-                 sinks.k.kafka.producer.max.request.size = 500000{txn}",
-                bench.path("app.log").display()
-            ),
-        );
-        bench.write("app.log", 200);
-        let bad = ["part=7 there is no such partition".to_owned(), "part=seven is no number".to_owned(), "z".repeat(200_000)];
-        // More than the sink's own limit, which is the dead letters' too: the file takes it.
-        let huge = "h".repeat(600_000);
-        let log = bench.path("app.log");
-        let append = |line: &str| OpenOptions::new().append(true).open(&log).and_then(|mut log| writeln!(log, "{line}")).expect("the log");
-        let mut collector = bench.start();
-        let page = collector.address("metrics").await;
-        for line in bad.iter().chain([&huge]) {
-            append(line);
-            bench.write("app.log", 100);
-        }
-        bench.delivered_once().await;
-        eventually(WAIT, "four events are put aside", || async {
-            let dead = counter(&page, "SINK.k", "DeadLetterCount").await;
-            if dead == 4 { Ok(()) } else { Err(format!("{dead}\n{}", collector.log())) }
-        })
-        .await;
-        assert_eq!(counter(&page, "SINK.k", "EventDrainSuccessCount").await, bench.written.len() as u64);
-        collector.stop().await;
-        bench.delivered_once().await;
-
-        let aside: BTreeMap<String, kafka::Seen> =
-            kafka::read_all(&bench.bootstrap, &letters).into_iter().map(|record| (record.text(), record)).collect();
-        assert_eq!(aside.keys().collect::<BTreeSet<_>>(), bad.iter().collect::<BTreeSet<_>>());
-        let header = |line: &String, name: &str| aside[line].headers.get(name).map(|value| String::from_utf8_lossy(value).into_owned());
-        for (line, reason) in bad.iter().zip(["partition 7", "header part = `seven` is not a partition number", "max.message.bytes"]) {
-            let said = header(line, "millrace.reason").unwrap_or_default();
-            assert!(said.contains(reason), "{line}: {said}");
-            assert_eq!(header(line, "millrace.sink").as_deref(), Some("k"));
-        }
-        // Its own headers go along.
-        assert_eq!(header(&bad[1], "part").as_deref(), Some("seven"));
-        let text = fs::read_to_string(bench.path("state/a/dead-letter/k.jsonl")).expect("the file of dead letters");
-        let letter: serde_json::Value = serde_json::from_str(&text).expect("one letter");
-        assert!(letter["body"] == *huge && letter["reason"].as_str().is_some_and(|why| why.contains("500000")), "{}", letter["reason"]);
+    for (transactional, compression) in [(false, "none"), (true, "none"), (false, "snappy"), (true, "snappy")] {
+        poison_is_put_aside(&kafka_bootstrap(), transactional, compression).await;
     }
+}
+
+async fn poison_is_put_aside(bootstrap: &str, transactional: bool, compression: &str) {
+    let mut bench = Bench::new(bootstrap, 1).await;
+    let letters = unique("letters");
+    kafka::create_topic(&bench.bootstrap, &letters, 1).await;
+    bench.topic = unique("small");
+    kafka::create_topic_with(&bench.bootstrap, &bench.topic, 1, &[("max.message.bytes", "100000")]).await;
+    let txn = if transactional { format!("\nsinks.k.kafka.producer.transactional.id = {}", unique("txn")) } else { String::new() };
+    bench.conf(
+        "s",
+        &format!(
+            "sources.s.type = exec\nsources.s.command = tail -n +1 -F {}\nsources.s.interceptors = e\n\
+             sources.s.interceptors.e.type = regex_extractor\nsources.s.interceptors.e.regex = part=(\\\\w+)\n\
+             sources.s.interceptors.e.serializers = p\nsources.s.interceptors.e.serializers.p.name = part\n\
+             sinks.k.partitionIdHeader = part\nsinks.k.deadLetter.topic = {letters}\n\
+             sinks.k.kafka.producer.compression.type = {compression}\n\
+             sinks.k.kafka.producer.max.request.size = 500000{txn}",
+            bench.path("app.log").display()
+        ),
+    );
+    bench.write("app.log", 200);
+    // No compression makes these fit.
+    let large = || rand::rng().sample_iter(rand::distr::Alphanumeric).take(200_000).map(char::from).collect::<String>();
+    let bad = ["part=7 there is no such partition".to_owned(), "part=seven is no number".to_owned(), large(), large(), large()];
+    // More than the sink's own limit, which is the dead letters' too: the file takes it.
+    let huge = "h".repeat(600_000);
+    let log = bench.path("app.log");
+    let append = |line: &str| OpenOptions::new().append(true).open(&log).and_then(|mut log| writeln!(log, "{line}")).expect("the log");
+    let mut collector = bench.start();
+    let page = collector.address("metrics").await;
+    for line in bad.iter().chain([&huge]) {
+        append(line);
+        bench.write("app.log", 100);
+    }
+    bench.delivered_once().await;
+    eventually(WAIT, "all six are put aside", || async {
+        let dead = counter(&page, "SINK.k", "DeadLetterCount").await;
+        if dead == 6 { Ok(()) } else { Err(format!("{dead}\n{}", collector.log())) }
+    })
+    .await;
+    assert_eq!(counter(&page, "SINK.k", "EventDrainSuccessCount").await, bench.written.len() as u64);
+    collector.stop().await;
+    bench.delivered_once().await;
+
+    let aside: BTreeMap<String, kafka::Seen> =
+        kafka::read_all(&bench.bootstrap, &letters).into_iter().map(|record| (record.text(), record)).collect();
+    assert_eq!(aside.keys().collect::<BTreeSet<_>>(), bad.iter().collect::<BTreeSet<_>>());
+    let header = |line: &String, name: &str| aside[line].headers.get(name).map(|value| String::from_utf8_lossy(value).into_owned());
+    let reasons = ["partition 7", "header part = `seven` is not a partition number"].into_iter().chain(["max.message.bytes"; 3]);
+    for (line, reason) in bad.iter().zip(reasons) {
+        let said = header(line, "millrace.reason").unwrap_or_default();
+        assert!(said.contains(reason), "{line}: {said}");
+        assert_eq!(header(line, "millrace.sink").as_deref(), Some("k"));
+    }
+    // Its own headers go along.
+    assert_eq!(header(&bad[1], "part").as_deref(), Some("seven"));
+    let text = fs::read_to_string(bench.path("state/a/dead-letter/k.jsonl")).expect("the file of dead letters");
+    let letter: serde_json::Value = serde_json::from_str(&text).expect("one letter");
+    assert!(letter["body"] == *huge && letter["reason"].as_str().is_some_and(|why| why.contains("500000")), "{}", letter["reason"]);
 }
 
 /// No record is too large for the topic, but some of their requests are; and then there is one that is.
