@@ -240,6 +240,9 @@ pub struct Limits {
     pub checkpoint_on_close: bool,
     pub sync_each: bool,
     pub sync_interval: Duration,
+    /// What an earlier process put is known by its place in the file, and not put again. Only where all that came before it
+    /// in the file was put here too.
+    pub remembers: bool,
 }
 
 /// Flume's segments are up to 1.6 GB, and not removed before they are through.
@@ -261,6 +264,7 @@ impl Limits {
             checkpoint_on_close: component.boolean("checkpointOnClose"),
             sync_each: component.boolean("fsyncPerTransaction"),
             sync_interval: Duration::from_secs(component.count("fsyncInterval") as u64),
+            remembers: true,
         }
     }
 
