@@ -593,3 +593,36 @@ async fn requests_that_are_too_large_for_the_topic_are_made_smaller_within_trans
     assert_eq!(collector.log().matches("requests are smaller from now on").count(), 1, "{}", collector.log());
     collector.stop().await;
 }
+
+/// A sender whose request fails sends it again: what one channel had taken by then would be there as often.
+#[tokio::test]
+async fn what_a_broken_channel_refuses_is_in_no_other_channel() {
+    let broken = [
+        (
+            "Kafka without a broker",
+            "type = org.apache.flume.channel.kafka.KafkaChannel\nkafka.bootstrap.servers = 127.0.0.1:9\nkafka.topic = t",
+        ),
+        ("a disk without room", "type = file\nminimumRequiredSpace = 4611686018427387904"),
+    ];
+    for (what, lines) in broken {
+        let bench = Bench::new(&kafka_bootstrap(), 1).await;
+        let port = integration_tests::flume::free_port();
+        let second: String = lines.lines().map(|line| format!("channels.x.{line}\n")).collect();
+        bench.conf(
+            "s",
+            &format!("sources.s.type = http\nsources.s.bind = 127.0.0.1\nsources.s.port = {port}\nchannels = c x\nsources.s.channels = c x\n{second}"),
+        );
+        let mut collector = bench.start();
+        let page = collector.address("metrics").await;
+        let client = reqwest::Client::new();
+        for _ in 0..3 {
+            let body = r#"[{"headers":{},"body":"once"}]"#;
+            let request = client.post(format!("http://127.0.0.1:{port}/")).body(body).timeout(Duration::from_secs(2));
+            let answer = request.send().await.map(|answer| answer.status().as_u16());
+            assert!(answer.as_ref().map_or_else(reqwest::Error::is_timeout, |status| *status == 503), "{what}: {answer:?}");
+        }
+        assert_eq!(counter(&page, "CHANNEL.c", "EventPutAttemptCount").await, 0, "{what}");
+        assert_eq!(counter(&page, "SOURCE.s", "EventReceivedCount").await, 3, "{what}");
+        collector.kill_9();
+    }
+}
