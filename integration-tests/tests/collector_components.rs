@@ -594,6 +594,38 @@ async fn requests_that_are_too_large_for_the_topic_are_made_smaller_within_trans
     collector.stop().await;
 }
 
+/// Positions in a topic that forgets them are no positions: nothing is delivered until it is compacted, or gone.
+#[tokio::test]
+async fn a_positions_topic_that_is_not_compacted_is_refused_and_one_that_is_in_part_is_told() {
+    for (policy, refused) in [("delete", true), ("compact,delete", false)] {
+        let mut bench = Bench::new(&kafka_bootstrap(), 1).await;
+        let positions = unique("positions");
+        kafka::create_topic_with(&bench.bootstrap, &positions, 1, &[("cleanup.policy", policy)]).await;
+        bench.conf(
+            "s",
+            &format!(
+                "sources.s.type = exec\nsources.s.command = tail -n +1 -F {}\nsinks.k.kafka.producer.transactional.id = {}\n\
+                 sinks.k.positionsTopic = {positions}",
+                bench.path("app.log").display(),
+                unique("txn")
+            ),
+        );
+        bench.write("app.log", 100);
+        let mut collector = bench.start();
+        if refused {
+            let said = format!("positionsTopic \\\"{positions}\\\" has cleanup.policy = delete: it would forget file positions");
+            collector.log_contains(WAIT, &said).await;
+            assert_eq!(bench.texts(), [""; 0]);
+            // It is made anew as it has to be.
+            kafka::delete_topic(&bench.bootstrap, &positions).await;
+        } else {
+            collector.log_contains(WAIT, "are forgotten, and such a file may be written again").await;
+        }
+        bench.delivered_once().await;
+        collector.stop().await;
+    }
+}
+
 /// A sender whose request fails sends it again: what one channel had taken by then would be there as often.
 #[tokio::test]
 async fn what_a_broken_channel_refuses_is_in_no_other_channel() {
