@@ -17,7 +17,7 @@ use tokio_rustls::rustls::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::flume_conf::{Component, Finding, Property};
+use crate::flume_conf::{Component, Finding, Property, Role};
 use crate::source::Output;
 
 pub const SSL: Property = Property::boolean("ssl", "false", "Speak TLS.");
@@ -107,10 +107,16 @@ pub fn review_client(component: &Component, _strict: bool) -> Vec<Finding> {
 pub fn look(component: &Component) -> Option<Finding> {
     let has = |property: &Property| component.kind.property(property.name).is_some();
     let ssl = !has(&SSL) || component.boolean(SSL.name);
-    let (property, fault) = if has(&KEYSTORE) && ssl && component.set(KEYSTORE.name).is_some() {
+    let (keystore, calls) = (ssl && component.set(KEYSTORE.name).is_some(), component.kind.role == Role::Sink);
+    let (property, fault) = if keystore
+        && calls
+        && let Err(fault) = identity(component)
+    {
+        (KEYSTORE.name, fault)
+    } else if keystore && !calls {
         (KEYSTORE.name, acceptor(component, &[]).err()?)
     } else if has(&TRUSTSTORE) && ssl && component.set(TRUSTSTORE.name).is_some() && !component.boolean(TRUST_ALL.name) {
-        (TRUSTSTORE.name, client(component).err()?)
+        (TRUSTSTORE.name, client(component, &[]).err()?)
     } else {
         return None;
     };
@@ -205,11 +211,8 @@ fn certificates(path: &str, pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'st
     Ok(found)
 }
 
-/// The listening side, where `ssl` is set. `protocols`: what is spoken above TLS, for clients that ask (ALPN).
-pub fn acceptor(component: &Component, protocols: &[&str]) -> anyhow::Result<Option<TlsAcceptor>> {
-    if !component.boolean(SSL.name) {
-        return Ok(None);
-    }
+/// The certificates and the key of `keystore`.
+fn identity(component: &Component) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
     let path = component.text(KEYSTORE.name).trim();
     let pem = read(path)?;
     let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
@@ -217,9 +220,18 @@ pub fn acceptor(component: &Component, protocols: &[&str]) -> anyhow::Result<Opt
             "{path} has no private key that can be read ({error:?}); an encrypted one is decrypted by `openssl pkey -in KEY -out KEY.pem`"
         )
     })?;
+    Ok((certificates(path, &pem)?, key))
+}
+
+/// The listening side, where `ssl` is set. `protocols`: what is spoken above TLS, for clients that ask (ALPN).
+pub fn acceptor(component: &Component, protocols: &[&str]) -> anyhow::Result<Option<TlsAcceptor>> {
+    if !component.boolean(SSL.name) {
+        return Ok(None);
+    }
+    let (certificates, key) = identity(component)?;
     let config = ServerConfig::builder_with_provider(provider(component)?).with_protocol_versions(&versions(component)?)?;
-    let config = config.with_no_client_auth().with_single_cert(certificates(path, &pem)?, key);
-    let mut config = config.with_context(|| format!("{path} cannot be used"))?;
+    let config = config.with_no_client_auth().with_single_cert(certificates, key);
+    let mut config = config.with_context(|| format!("{} cannot be used", component.text(KEYSTORE.name).trim()))?;
     config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }
@@ -236,11 +248,12 @@ pub async fn shaken<T>(out: &Output, peer: SocketAddr, handshake: impl Future<Ou
 
 /// The calling side, where `ssl` is set.
 pub fn connector(component: &Component) -> anyhow::Result<Option<TlsConnector>> {
-    component.boolean(SSL.name).then(|| client(component)).transpose()
+    component.boolean(SSL.name).then(|| client(component, &[])).transpose()
 }
 
-/// A calling side that always speaks TLS.
-pub fn client(component: &Component) -> anyhow::Result<TlsConnector> {
+/// A calling side that always speaks TLS, with the certificate of `keystore` where it has one. `protocols`: what is spoken
+/// above TLS (ALPN).
+pub fn client(component: &Component, protocols: &[&str]) -> anyhow::Result<TlsConnector> {
     let mut trust = Trust {
         roots: RootCertStore::empty(),
         known: Vec::new(),
@@ -257,7 +270,15 @@ pub fn client(component: &Component) -> anyhow::Result<TlsConnector> {
         anyhow::ensure!(!trust.known.is_empty(), "the system has no certificates of authorities; name them in truststore");
     }
     let config = ClientConfig::builder_with_provider(trust.provider.clone()).with_protocol_versions(&versions(component)?)?;
-    let config = config.dangerous().with_custom_certificate_verifier(Arc::new(trust)).with_no_client_auth();
+    let config = config.dangerous().with_custom_certificate_verifier(Arc::new(trust));
+    let mut config = if component.set(KEYSTORE.name).is_some() {
+        let (certificates, key) = identity(component)?;
+        let config = config.with_client_auth_cert(certificates, key);
+        config.with_context(|| format!("{} cannot be used", component.text(KEYSTORE.name).trim()))?
+    } else {
+        config.with_no_client_auth()
+    };
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(TlsConnector::from(Arc::new(config)))
 }
 

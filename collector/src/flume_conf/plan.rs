@@ -129,7 +129,9 @@ fn last(path: &str) -> &str {
 
 fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    ["password", "secret", "jaas", "token", "credential", "ssl.key", "keystore.key"].iter().any(|word| key.contains(word))
+    // The name of a file is none.
+    !key.ends_with("file")
+        && ["password", "secret", "jaas", "token", "apikey", "credential", "ssl.key", "keystore.key"].iter().any(|word| key.contains(word))
 }
 
 /// What a file came to.
