@@ -172,9 +172,14 @@ pub fn read(files: &[ConfFile<'_>], options: &Options<'_>) -> Outcome {
     }
     for (name, raw) in agents {
         if options.agent.is_none_or(|wanted| wanted == name) {
-            let plan =
-                Build { strict: options.strict, raw: &raw, plan: Plan { agent: name, ..Plan::default() }, findings: &mut outcome.findings }
-                    .run();
+            let plan = Build {
+                strict: options.strict,
+                raw: &raw,
+                options,
+                plan: Plan { agent: name, ..Plan::default() },
+                findings: &mut outcome.findings,
+            }
+            .run();
             outcome.plans.push(plan);
         }
     }
