@@ -374,7 +374,22 @@ async fn an_operator_pauses_resumes_and_reloads_by_command() {
 
 #[tokio::test]
 async fn taildir_with_transactions_survives_kill_9_and_leaves_no_position_of_a_file_that_is_through() {
-    let mut bench = Bench::new(&kafka_bootstrap(), 3).await;
+    rotated_and_killed(&kafka_bootstrap()).await;
+}
+
+/// The same on an old broker as on the newest: what it refuses, and what it has of a transaction that a kill has left.
+#[tokio::test]
+async fn on_kafka_2_8_poison_is_put_aside_and_kills_in_transactions_repeat_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let old = OwnKafka::start_version(folder.path().join("kafka-2.8"), "2.8");
+    for (transactional, compression) in [(false, "none"), (true, "none"), (true, "snappy")] {
+        poison_is_put_aside(&old.bootstrap, transactional, compression).await;
+    }
+    rotated_and_killed(&old.bootstrap).await;
+}
+
+async fn rotated_and_killed(bootstrap: &str) {
+    let mut bench = Bench::new(bootstrap, 3).await;
     let id = unique("txn");
     let positions = unique("positions");
     let logs = bench.dir.path().display().to_string();
