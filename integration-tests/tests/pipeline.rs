@@ -288,7 +288,7 @@ async fn a_bridge_that_is_killed_under_load_loses_and_repeats_no_line() {
         lines.extend((begin..begin + count).map(|n| format!("line {n:06} {}", "x".repeat(n % 90))));
         append(&log, &lines[begin..].join("\n"));
     };
-    for _ in 0..5 {
+    for _ in 0..10 {
         for _ in 0..20 {
             write(100);
             tokio::time::sleep(Duration::from_millis(rand::random_range(0..40))).await;
