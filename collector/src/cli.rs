@@ -85,7 +85,7 @@ struct AgentArgs {
     /// Do not read the files again when they change.
     #[arg(long)]
     no_reload_conf: bool,
-    /// Java system property: `flume.monitoring.port` sets the metrics page's port (on the loopback address); `flume.monitoring.type=ganglia` with `.hosts`, `.pollFrequency`, `.isGanglia3` sends counters to Ganglia; others are what ${sys:name} stands for.
+    /// Java system property: `flume.monitoring.port` sets the metrics page's port (on the loopback address); `flume.monitoring.type=ganglia` with `.hosts`, `.pollFrequency`, `.isGanglia3` sends counters to Ganglia; `javax.net.ssl.keyStore` and its like and `flume.ssl.…` are TLS settings for all components; others are what ${sys:name} stands for.
     #[arg(short = 'D', value_name = "NAME=VALUE")]
     define: Vec<String>,
 }

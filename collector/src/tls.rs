@@ -3,7 +3,7 @@
 //! Java's stores are not read: they are refused with the commands that turn them into PEM, which is named by
 //! `keystore-type = PEM` and `truststore-type = PEM`. Versions before TLS 1.2 do not exist here.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use service_kit::verifier::Verifier;
@@ -17,7 +17,8 @@ use tokio_rustls::rustls::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::flume_conf::{Component, Finding, Property};
+use crate::flume_conf::component::Setting;
+use crate::flume_conf::{Component, Finding, Property, Role};
 use crate::source::Output;
 
 pub const SSL: Property = Property::boolean("ssl", "false", "Speak TLS.");
@@ -50,6 +51,52 @@ pub const INCLUDE_CIPHERS: Property =
     Property::text("include-cipher-suites", None, "Cipher suites to offer, by their names in Java, separated by blanks.");
 pub const EXCLUDE_CIPHERS: Property = Property::text("exclude-cipher-suites", None, "Cipher suites not to offer.");
 
+/// Flume's settings for all components: the system property, the variable that counts where it is not set, and what they are
+/// the default of, in a component with `ssl` and in a Kafka client.
+const GLOBAL: &[(&str, &str, &str, Option<&str>)] = &[
+    ("javax.net.ssl.keyStore", "FLUME_SSL_KEYSTORE_PATH", KEYSTORE.name, Some("ssl.keystore.location")),
+    ("javax.net.ssl.keyStorePassword", "FLUME_SSL_KEYSTORE_PASSWORD", KEYSTORE_PASSWORD.name, Some("ssl.keystore.password")),
+    ("javax.net.ssl.keyStoreType", "FLUME_SSL_KEYSTORE_TYPE", KEYSTORE_TYPE.name, Some("ssl.keystore.type")),
+    ("javax.net.ssl.trustStore", "FLUME_SSL_TRUSTSTORE_PATH", TRUSTSTORE.name, Some("ssl.truststore.location")),
+    ("javax.net.ssl.trustStorePassword", "FLUME_SSL_TRUSTSTORE_PASSWORD", TRUSTSTORE_PASSWORD.name, Some("ssl.truststore.password")),
+    ("javax.net.ssl.trustStoreType", "FLUME_SSL_TRUSTSTORE_TYPE", TRUSTSTORE_TYPE.name, Some("ssl.truststore.type")),
+    ("flume.ssl.include.protocols", "FLUME_SSL_INCLUDE_PROTOCOLS", INCLUDE_PROTOCOLS.name, None),
+    ("flume.ssl.exclude.protocols", "FLUME_SSL_EXCLUDE_PROTOCOLS", EXCLUDE_PROTOCOLS.name, None),
+    ("flume.ssl.include.cipherSuites", "FLUME_SSL_INCLUDE_CIPHERSUITES", INCLUDE_CIPHERS.name, None),
+    ("flume.ssl.exclude.cipherSuites", "FLUME_SSL_EXCLUDE_CIPHERSUITES", EXCLUDE_CIPHERS.name, None),
+];
+
+/// Fills what the component does not set and Flume's global settings do; tells what came from them.
+pub fn fill_from_global(
+    component: &mut Component,
+    sys: &BTreeMap<String, String>,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Option<Finding> {
+    let kind = component.kind;
+    let mut filled = Vec::new();
+    for (property, variable, own, client) in GLOBAL {
+        let Some((name, value)) = sys.get(*property).map(|value| (*property, value.clone())).or_else(|| Some((*variable, env(variable)?)))
+        else {
+            continue;
+        };
+        let mut keys = Vec::new();
+        if component.boolean(SSL.name) && kind.property(own).is_some() {
+            keys.push((*own).to_owned());
+        }
+        for prefix in ["kafka.producer.", "kafka.consumer."] {
+            let protocol = component.set(&format!("{prefix}security.protocol")).unwrap_or_default().trim().to_ascii_uppercase();
+            keys.extend(client.filter(|_| ["SSL", "SASL_SSL"].contains(&protocol.as_str())).map(|client| format!("{prefix}{client}")));
+        }
+        keys.retain(|key| !component.settings.contains_key(key));
+        for key in keys {
+            filled.push(format!("{key} from {name}"));
+            component.settings.insert(key, Setting { value: value.clone(), place: None });
+        }
+    }
+    (!filled.is_empty())
+        .then(|| Finding::note("global-tls", format!("taken from Flume's settings for all components: {}", filled.join(", "))))
+}
+
 /// The properties of a listener.
 pub const LISTENER: &[Property] =
     &[SSL, KEYSTORE, KEYSTORE_PASSWORD, KEYSTORE_TYPE, INCLUDE_PROTOCOLS, EXCLUDE_PROTOCOLS, INCLUDE_CIPHERS, EXCLUDE_CIPHERS];
@@ -77,7 +124,9 @@ pub fn review_server(component: &Component, _strict: bool) -> Vec<Finding> {
             Finding::error("missing-key", "`ssl` needs a key")
                 .key(format!("{}.keystore", component.name))
                 .flume("drops the source")
-                .remedy("set keystore = /path/of.pem and keystore-type = PEM"),
+                .remedy(
+                    "set keystore = /path/of.pem and keystore-type = PEM, or FLUME_SSL_KEYSTORE_PATH and FLUME_SSL_KEYSTORE_TYPE for all",
+                ),
         ),
     }
     findings
@@ -107,10 +156,16 @@ pub fn review_client(component: &Component, _strict: bool) -> Vec<Finding> {
 pub fn look(component: &Component) -> Option<Finding> {
     let has = |property: &Property| component.kind.property(property.name).is_some();
     let ssl = !has(&SSL) || component.boolean(SSL.name);
-    let (property, fault) = if has(&KEYSTORE) && ssl && component.set(KEYSTORE.name).is_some() {
+    let (keystore, calls) = (ssl && component.set(KEYSTORE.name).is_some(), component.kind.role == Role::Sink);
+    let (property, fault) = if keystore
+        && calls
+        && let Err(fault) = identity(component)
+    {
+        (KEYSTORE.name, fault)
+    } else if keystore && !calls {
         (KEYSTORE.name, acceptor(component, &[]).err()?)
     } else if has(&TRUSTSTORE) && ssl && component.set(TRUSTSTORE.name).is_some() && !component.boolean(TRUST_ALL.name) {
-        (TRUSTSTORE.name, client(component).err()?)
+        (TRUSTSTORE.name, client(component, &[]).err()?)
     } else {
         return None;
     };
@@ -205,11 +260,8 @@ fn certificates(path: &str, pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'st
     Ok(found)
 }
 
-/// The listening side, where `ssl` is set. `protocols`: what is spoken above TLS, for clients that ask (ALPN).
-pub fn acceptor(component: &Component, protocols: &[&str]) -> anyhow::Result<Option<TlsAcceptor>> {
-    if !component.boolean(SSL.name) {
-        return Ok(None);
-    }
+/// The certificates and the key of `keystore`.
+fn identity(component: &Component) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
     let path = component.text(KEYSTORE.name).trim();
     let pem = read(path)?;
     let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| {
@@ -217,9 +269,18 @@ pub fn acceptor(component: &Component, protocols: &[&str]) -> anyhow::Result<Opt
             "{path} has no private key that can be read ({error:?}); an encrypted one is decrypted by `openssl pkey -in KEY -out KEY.pem`"
         )
     })?;
+    Ok((certificates(path, &pem)?, key))
+}
+
+/// The listening side, where `ssl` is set. `protocols`: what is spoken above TLS, for clients that ask (ALPN).
+pub fn acceptor(component: &Component, protocols: &[&str]) -> anyhow::Result<Option<TlsAcceptor>> {
+    if !component.boolean(SSL.name) {
+        return Ok(None);
+    }
+    let (certificates, key) = identity(component)?;
     let config = ServerConfig::builder_with_provider(provider(component)?).with_protocol_versions(&versions(component)?)?;
-    let config = config.with_no_client_auth().with_single_cert(certificates(path, &pem)?, key);
-    let mut config = config.with_context(|| format!("{path} cannot be used"))?;
+    let config = config.with_no_client_auth().with_single_cert(certificates, key);
+    let mut config = config.with_context(|| format!("{} cannot be used", component.text(KEYSTORE.name).trim()))?;
     config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }
@@ -236,11 +297,12 @@ pub async fn shaken<T>(out: &Output, peer: SocketAddr, handshake: impl Future<Ou
 
 /// The calling side, where `ssl` is set.
 pub fn connector(component: &Component) -> anyhow::Result<Option<TlsConnector>> {
-    component.boolean(SSL.name).then(|| client(component)).transpose()
+    component.boolean(SSL.name).then(|| client(component, &[])).transpose()
 }
 
-/// A calling side that always speaks TLS.
-pub fn client(component: &Component) -> anyhow::Result<TlsConnector> {
+/// A calling side that always speaks TLS, with the certificate of `keystore` where it has one. `protocols`: what is spoken
+/// above TLS (ALPN).
+pub fn client(component: &Component, protocols: &[&str]) -> anyhow::Result<TlsConnector> {
     let provider = provider(component)?;
     let (anybody, hostname) = (component.boolean(TRUST_ALL.name), component.boolean(VERIFY_HOSTNAME.name));
     let (mut roots, mut known) = (RootCertStore::empty(), Vec::new());
@@ -269,7 +331,15 @@ pub fn client(component: &Component) -> anyhow::Result<TlsConnector> {
             }
         });
     let config = ClientConfig::builder_with_provider(provider).with_protocol_versions(&versions(component)?)?;
-    let config = config.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    let config = config.dangerous().with_custom_certificate_verifier(verifier);
+    let mut config = if component.set(KEYSTORE.name).is_some() {
+        let (certificates, key) = identity(component)?;
+        let config = config.with_client_auth_cert(certificates, key);
+        config.with_context(|| format!("{} cannot be used", component.text(KEYSTORE.name).trim()))?
+    } else {
+        config.with_no_client_auth()
+    };
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
@@ -277,7 +347,6 @@ pub fn client(component: &Component) -> anyhow::Result<TlsConnector> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::flume_conf::component::Setting;
 
     fn component(settings: &[(&str, &str)]) -> Component {
         let mut component = Component::new(&crate::sink::avro::KIND, "k", "avro");
@@ -296,7 +365,7 @@ mod tests {
             (&[("keystore", "/k.jks")][..], ""),
             (
                 &[("ssl", "true")],
-                "k.keystore: `ssl` needs a key; Flume: drops the source; set keystore = /path/of.pem and keystore-type = PEM",
+                "k.keystore: `ssl` needs a key; Flume: drops the source; set keystore = /path/of.pem and keystore-type = PEM, or FLUME_SSL_KEYSTORE_PATH and FLUME_SSL_KEYSTORE_TYPE for all",
             ),
             (
                 &[("ssl", "true"), ("keystore", "/k.jks")],
@@ -331,6 +400,52 @@ mod tests {
             let findings: Vec<String> = review_client(&component(settings), false).iter().map(ToString::to_string).collect();
             assert!(findings.join("\n").contains(expected) && findings.is_empty() == expected.is_empty(), "{findings:?}");
         }
+    }
+
+    #[test]
+    fn flumes_global_settings_are_the_defaults_of_what_speaks_tls() {
+        let text = "a.sources = r s\na.channels = c\na.sinks = k\na.channels.c.type = memory\na.sinks.k.channel = c\n\
+                    a.sources.r.type = avro\na.sources.r.bind = 0.0.0.0\na.sources.r.port = 1\na.sources.r.channels = c\na.sources.r.ssl = true\n\
+                    a.sources.r.exclude-protocols = TLSv1.2\na.sources.s.type = avro\na.sources.s.bind = 0.0.0.0\na.sources.s.port = 2\n\
+                    a.sources.s.channels = c\na.sinks.k.type = org.apache.flume.sink.kafka.KafkaSink\na.sinks.k.kafka.bootstrap.servers = h:1\n\
+                    a.sinks.k.kafka.topic = t\na.sinks.k.kafka.producer.security.protocol = SSL\n";
+        let set = |name: &str| {
+            let value = match name {
+                "FLUME_SSL_KEYSTORE_PATH" => "/env.pem",
+                "FLUME_SSL_KEYSTORE_TYPE" | "FLUME_SSL_TRUSTSTORE_TYPE" => "PEM",
+                "FLUME_SSL_TRUSTSTORE_PATH" => "/trust.pem",
+                "FLUME_SSL_EXCLUDE_PROTOCOLS" => "TLSv1.3",
+                _ => return None,
+            };
+            Some(value.to_owned())
+        };
+        let read = |env: &dyn Fn(&str) -> Option<String>, sys: &[(&str, &str)]| {
+            let options = crate::flume_conf::Options {
+                agent: None,
+                strict: false,
+                env,
+                run: &|_, _| Err(String::new()),
+                sys: &sys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+                now: chrono::Local::now(),
+            };
+            crate::flume_conf::read(&[crate::flume_conf::ConfFile { name: "f", bytes: text.as_bytes() }], &options)
+        };
+        let none = read(&|_| None, &[]);
+        assert!(none.findings.iter().any(|finding| finding.message == "`ssl` needs a key"));
+        let outcome = read(&set, &[("javax.net.ssl.keyStore", "/sys.pem")]);
+        assert!(!outcome.failed(), "{:?}", outcome.findings);
+        let plan = &outcome.plans[0];
+        let (tls, plain, kafka) = (&plan.sources[0], &plan.sources[1], &plan.sinks[0]);
+        assert_eq!((tls.set("keystore"), tls.set("keystore-type")), (Some("/sys.pem"), Some("PEM")));
+        // What the file says counts, and a listener trusts nobody.
+        assert_eq!((tls.set("exclude-protocols"), tls.set("truststore")), (Some("TLSv1.2"), None));
+        assert_eq!(plain.set("keystore"), None);
+        let of_kafka = |key: &str| kafka.set(&format!("kafka.producer.ssl.{key}"));
+        assert_eq!(of_kafka("truststore.location"), Some("/trust.pem"));
+        assert_eq!((of_kafka("keystore.location"), of_kafka("truststore.type")), (Some("/sys.pem"), Some("PEM")));
+        let told: Vec<String> = outcome.findings.iter().filter(|finding| finding.code == "global-tls").map(ToString::to_string).collect();
+        let keys = "keystore from javax.net.ssl.keyStore, keystore-type from FLUME_SSL_KEYSTORE_TYPE";
+        assert!(told.len() == 2 && told[0].starts_with("a.sources.r.ssl: ") && told[0].ends_with(keys), "{told:?}");
     }
 
     #[test]

@@ -374,7 +374,22 @@ async fn an_operator_pauses_resumes_and_reloads_by_command() {
 
 #[tokio::test]
 async fn taildir_with_transactions_survives_kill_9_and_leaves_no_position_of_a_file_that_is_through() {
-    let mut bench = Bench::new(&kafka_bootstrap(), 3).await;
+    rotated_and_killed(&kafka_bootstrap()).await;
+}
+
+/// The same on an old broker as on the newest: what it refuses, and what it has of a transaction that a kill has left.
+#[tokio::test]
+async fn on_kafka_2_8_poison_is_put_aside_and_kills_in_transactions_repeat_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let old = OwnKafka::start_version(folder.path().join("kafka-2.8"), "2.8");
+    for (transactional, compression) in [(false, "none"), (true, "none"), (true, "snappy")] {
+        poison_is_put_aside(&old.bootstrap, transactional, compression).await;
+    }
+    rotated_and_killed(&old.bootstrap).await;
+}
+
+async fn rotated_and_killed(bootstrap: &str) {
+    let mut bench = Bench::new(bootstrap, 3).await;
     let id = unique("txn");
     let positions = unique("positions");
     let logs = bench.dir.path().display().to_string();
@@ -497,61 +512,69 @@ async fn transactions_wait_for_a_broker_that_is_away_and_say_so_once() {
 
 #[tokio::test]
 async fn events_that_can_never_be_written_go_to_the_dead_letter_topic_with_their_reason() {
-    for transactional in [false, true] {
-        let mut bench = Bench::new(&kafka_bootstrap(), 1).await;
-        let letters = unique("letters");
-        kafka::create_topic(&bench.bootstrap, &letters, 1).await;
-        bench.topic = unique("small");
-        kafka::create_topic_with(&bench.bootstrap, &bench.topic, 1, &[("max.message.bytes", "100000")]).await;
-        let txn = if transactional { format!("\nsinks.k.kafka.producer.transactional.id = {}", unique("txn")) } else { String::new() };
-        bench.conf(
-            "s",
-            &format!(
-                "sources.s.type = exec\nsources.s.command = tail -n +1 -F {}\nsources.s.interceptors = e\n\
-                 sources.s.interceptors.e.type = regex_extractor\nsources.s.interceptors.e.regex = part=(\\\\w+)\n\
-                 sources.s.interceptors.e.serializers = p\nsources.s.interceptors.e.serializers.p.name = part\n\
-                 sinks.k.partitionIdHeader = part\nsinks.k.deadLetter.topic = {letters}\n\
-                 sinks.k.kafka.producer.max.request.size = 500000{txn}",
-                bench.path("app.log").display()
-            ),
-        );
-        bench.write("app.log", 200);
-        let bad = ["part=7 there is no such partition".to_owned(), "part=seven is no number".to_owned(), "z".repeat(200_000)];
-        // More than the sink's own limit, which is the dead letters' too: the file takes it.
-        let huge = "h".repeat(600_000);
-        let log = bench.path("app.log");
-        let append = |line: &str| OpenOptions::new().append(true).open(&log).and_then(|mut log| writeln!(log, "{line}")).expect("the log");
-        let mut collector = bench.start();
-        let page = collector.address("metrics").await;
-        for line in bad.iter().chain([&huge]) {
-            append(line);
-            bench.write("app.log", 100);
-        }
-        bench.delivered_once().await;
-        eventually(WAIT, "four events are put aside", || async {
-            let dead = counter(&page, "SINK.k", "DeadLetterCount").await;
-            if dead == 4 { Ok(()) } else { Err(format!("{dead}\n{}", collector.log())) }
-        })
-        .await;
-        assert_eq!(counter(&page, "SINK.k", "EventDrainSuccessCount").await, bench.written.len() as u64);
-        collector.stop().await;
-        bench.delivered_once().await;
-
-        let aside: BTreeMap<String, kafka::Seen> =
-            kafka::read_all(&bench.bootstrap, &letters).into_iter().map(|record| (record.text(), record)).collect();
-        assert_eq!(aside.keys().collect::<BTreeSet<_>>(), bad.iter().collect::<BTreeSet<_>>());
-        let header = |line: &String, name: &str| aside[line].headers.get(name).map(|value| String::from_utf8_lossy(value).into_owned());
-        for (line, reason) in bad.iter().zip(["partition 7", "header part = `seven` is not a partition number", "max.message.bytes"]) {
-            let said = header(line, "millrace.reason").unwrap_or_default();
-            assert!(said.contains(reason), "{line}: {said}");
-            assert_eq!(header(line, "millrace.sink").as_deref(), Some("k"));
-        }
-        // Its own headers go along.
-        assert_eq!(header(&bad[1], "part").as_deref(), Some("seven"));
-        let text = fs::read_to_string(bench.path("state/a/dead-letter/k.jsonl")).expect("the file of dead letters");
-        let letter: serde_json::Value = serde_json::from_str(&text).expect("one letter");
-        assert!(letter["body"] == *huge && letter["reason"].as_str().is_some_and(|why| why.contains("500000")), "{}", letter["reason"]);
+    for (transactional, compression) in [(false, "none"), (true, "none"), (false, "snappy"), (true, "snappy")] {
+        poison_is_put_aside(&kafka_bootstrap(), transactional, compression).await;
     }
+}
+
+async fn poison_is_put_aside(bootstrap: &str, transactional: bool, compression: &str) {
+    let mut bench = Bench::new(bootstrap, 1).await;
+    let letters = unique("letters");
+    kafka::create_topic(&bench.bootstrap, &letters, 1).await;
+    bench.topic = unique("small");
+    kafka::create_topic_with(&bench.bootstrap, &bench.topic, 1, &[("max.message.bytes", "100000")]).await;
+    let txn = if transactional { format!("\nsinks.k.kafka.producer.transactional.id = {}", unique("txn")) } else { String::new() };
+    bench.conf(
+        "s",
+        &format!(
+            "sources.s.type = exec\nsources.s.command = tail -n +1 -F {}\nsources.s.interceptors = e\n\
+             sources.s.interceptors.e.type = regex_extractor\nsources.s.interceptors.e.regex = part=(\\\\w+)\n\
+             sources.s.interceptors.e.serializers = p\nsources.s.interceptors.e.serializers.p.name = part\n\
+             sinks.k.partitionIdHeader = part\nsinks.k.deadLetter.topic = {letters}\n\
+             sinks.k.kafka.producer.compression.type = {compression}\n\
+             sinks.k.kafka.producer.max.request.size = 500000{txn}",
+            bench.path("app.log").display()
+        ),
+    );
+    bench.write("app.log", 200);
+    // No compression makes these fit.
+    let large = || rand::rng().sample_iter(rand::distr::Alphanumeric).take(200_000).map(char::from).collect::<String>();
+    let bad = ["part=7 there is no such partition".to_owned(), "part=seven is no number".to_owned(), large(), large(), large()];
+    // More than the sink's own limit, which is the dead letters' too: the file takes it.
+    let huge = "h".repeat(600_000);
+    let log = bench.path("app.log");
+    let append = |line: &str| OpenOptions::new().append(true).open(&log).and_then(|mut log| writeln!(log, "{line}")).expect("the log");
+    let mut collector = bench.start();
+    let page = collector.address("metrics").await;
+    for line in bad.iter().chain([&huge]) {
+        append(line);
+        bench.write("app.log", 100);
+    }
+    bench.delivered_once().await;
+    eventually(WAIT, "all six are put aside", || async {
+        let dead = counter(&page, "SINK.k", "DeadLetterCount").await;
+        if dead == 6 { Ok(()) } else { Err(format!("{dead}\n{}", collector.log())) }
+    })
+    .await;
+    assert_eq!(counter(&page, "SINK.k", "EventDrainSuccessCount").await, bench.written.len() as u64);
+    collector.stop().await;
+    bench.delivered_once().await;
+
+    let aside: BTreeMap<String, kafka::Seen> =
+        kafka::read_all(&bench.bootstrap, &letters).into_iter().map(|record| (record.text(), record)).collect();
+    assert_eq!(aside.keys().collect::<BTreeSet<_>>(), bad.iter().collect::<BTreeSet<_>>());
+    let header = |line: &String, name: &str| aside[line].headers.get(name).map(|value| String::from_utf8_lossy(value).into_owned());
+    let reasons = ["partition 7", "header part = `seven` is not a partition number"].into_iter().chain(["max.message.bytes"; 3]);
+    for (line, reason) in bad.iter().zip(reasons) {
+        let said = header(line, "millrace.reason").unwrap_or_default();
+        assert!(said.contains(reason), "{line}: {said}");
+        assert_eq!(header(line, "millrace.sink").as_deref(), Some("k"));
+    }
+    // Its own headers go along.
+    assert_eq!(header(&bad[1], "part").as_deref(), Some("seven"));
+    let text = fs::read_to_string(bench.path("state/a/dead-letter/k.jsonl")).expect("the file of dead letters");
+    let letter: serde_json::Value = serde_json::from_str(&text).expect("one letter");
+    assert!(letter["body"] == *huge && letter["reason"].as_str().is_some_and(|why| why.contains("500000")), "{}", letter["reason"]);
 }
 
 /// No record is too large for the topic, but some of their requests are; and then there is one that is.
@@ -584,4 +607,69 @@ async fn requests_that_are_too_large_for_the_topic_are_made_smaller_within_trans
     assert_eq!(counter(&page, "SINK.k", "DeadLetterCount").await, 1);
     assert_eq!(collector.log().matches("requests are smaller from now on").count(), 1, "{}", collector.log());
     collector.stop().await;
+}
+
+/// Positions in a topic that forgets them are no positions: nothing is delivered until it is compacted, or gone.
+#[tokio::test]
+async fn a_positions_topic_that_is_not_compacted_is_refused_and_one_that_is_in_part_is_told() {
+    for (policy, refused) in [("delete", true), ("compact,delete", false)] {
+        let mut bench = Bench::new(&kafka_bootstrap(), 1).await;
+        let positions = unique("positions");
+        kafka::create_topic_with(&bench.bootstrap, &positions, 1, &[("cleanup.policy", policy)]).await;
+        bench.conf(
+            "s",
+            &format!(
+                "sources.s.type = exec\nsources.s.command = tail -n +1 -F {}\nsinks.k.kafka.producer.transactional.id = {}\n\
+                 sinks.k.positionsTopic = {positions}",
+                bench.path("app.log").display(),
+                unique("txn")
+            ),
+        );
+        bench.write("app.log", 100);
+        let mut collector = bench.start();
+        if refused {
+            let said = format!("positionsTopic \\\"{positions}\\\" has cleanup.policy = delete: it would forget file positions");
+            collector.log_contains(WAIT, &said).await;
+            assert_eq!(bench.texts(), [""; 0]);
+            // It is made anew as it has to be.
+            kafka::delete_topic(&bench.bootstrap, &positions).await;
+        } else {
+            collector.log_contains(WAIT, "are forgotten, and such a file may be written again").await;
+        }
+        bench.delivered_once().await;
+        collector.stop().await;
+    }
+}
+
+/// A sender whose request fails sends it again: what one channel had taken by then would be there as often.
+#[tokio::test]
+async fn what_a_broken_channel_refuses_is_in_no_other_channel() {
+    let broken = [
+        (
+            "Kafka without a broker",
+            "type = org.apache.flume.channel.kafka.KafkaChannel\nkafka.bootstrap.servers = 127.0.0.1:9\nkafka.topic = t",
+        ),
+        ("a disk without room", "type = file\nminimumRequiredSpace = 4611686018427387904"),
+    ];
+    for (what, lines) in broken {
+        let bench = Bench::new(&kafka_bootstrap(), 1).await;
+        let port = integration_tests::flume::free_port();
+        let second: String = lines.lines().map(|line| format!("channels.x.{line}\n")).collect();
+        bench.conf(
+            "s",
+            &format!("sources.s.type = http\nsources.s.bind = 127.0.0.1\nsources.s.port = {port}\nchannels = c x\nsources.s.channels = c x\n{second}"),
+        );
+        let mut collector = bench.start();
+        let page = collector.address("metrics").await;
+        let client = reqwest::Client::new();
+        for _ in 0..3 {
+            let body = r#"[{"headers":{},"body":"once"}]"#;
+            let request = client.post(format!("http://127.0.0.1:{port}/")).body(body).timeout(Duration::from_secs(2));
+            let answer = request.send().await.map(|answer| answer.status().as_u16());
+            assert!(answer.as_ref().map_or_else(reqwest::Error::is_timeout, |status| *status == 503), "{what}: {answer:?}");
+        }
+        assert_eq!(counter(&page, "CHANNEL.c", "EventPutAttemptCount").await, 0, "{what}");
+        assert_eq!(counter(&page, "SOURCE.s", "EventReceivedCount").await, 3, "{what}");
+        collector.kill_9();
+    }
 }

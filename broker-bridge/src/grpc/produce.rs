@@ -87,8 +87,15 @@ pub(super) fn out_record(default: &Arc<str>, index: usize, record: Record) -> Re
 
 fn response(batch_id: String, topics: Vec<String>, receipt: &Receipt) -> ProduceResponse {
     let results = topics.into_iter().zip(receipt.results.iter()).map(|(topic, result)| match result {
-        Ok(written) => RecordResult { topic, partition: written.partition, offset: written.offset, error: String::new(), retryable: false },
-        Err(error) => RecordResult { topic, partition: -1, offset: -1, error: error.message.clone(), retryable: error.retryable() },
+        Ok(written) => RecordResult { topic, partition: written.partition, offset: written.offset, ..RecordResult::default() },
+        Err(error) => RecordResult {
+            topic,
+            partition: -1,
+            offset: -1,
+            error: error.message.clone(),
+            retryable: error.retryable(),
+            error_code: error.code.number(),
+        },
     });
     ProduceResponse { batch_id, results: results.collect(), replayed: receipt.replayed }
 }

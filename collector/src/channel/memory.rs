@@ -258,6 +258,10 @@ impl Channel for MemoryChannel {
         self.state.lock().limits.transaction_max
     }
 
+    fn may_fail(&self) -> bool {
+        false
+    }
+
     fn fill(&self) -> Fill {
         let state = self.state.lock();
         Fill { events: state.used(), events_max: state.limits.events_max, bytes: state.bytes, bytes_max: state.limits.bytes_max }

@@ -126,6 +126,11 @@ pub trait Channel: Send + Sync + 'static {
         self.fill().events
     }
 
+    /// May it refuse for what its fill does not show: a disk, a broker?
+    fn may_fail(&self) -> bool {
+        true
+    }
+
     /// What is wrong with the channel now, for status.
     fn trouble(&self) -> Option<String> {
         None

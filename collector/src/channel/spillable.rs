@@ -22,7 +22,7 @@ pub static KIND: Kind = Kind {
     role: Role::Channel,
     alias: Some("spillablememory"),
     class: Some("org.apache.flume.channel.SpillableMemoryChannel"),
-    doc: "Events in memory, and on disk when they are too many. What is in memory is lost with the process; tailed files are read again from the last line that is delivered or on disk.",
+    doc: "Events in memory, and on disk when they are too many. What is in memory is lost with the process; tailed files are read again from the first line of it on, so lines behind it that were on disk come twice.",
     properties: &[
         Property::integer("memoryCapacity", 0, 100_000_000, Some("10000"), "Events in memory. 0: all on disk."),
         Property::integer(
@@ -97,7 +97,8 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Arc<dyn Chan
 }
 
 fn limits(component: &Component) -> (memory::Limits, Limits) {
-    let disk = Limits { events_max: component.count("overflowCapacity"), ..Limits::of(component) };
+    // Lines before those on disk may have been in memory, and lost with the process: they are put again.
+    let disk = Limits { events_max: component.count("overflowCapacity"), remembers: false, ..Limits::of(component) };
     let bytes = component.count("byteCapacity");
     let spare = if component.set("byteCapacity").is_some() { component.count("byteCapacityBufferPercentage") } else { 0 };
     let memory = memory::Limits {
@@ -205,7 +206,9 @@ impl Channel for Spillable {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::event::Origin;
     use crate::flume_conf::component::Setting;
+    use crate::source::tail::identity::TailedFile;
 
     fn open(directory: &std::path::Path, settings: &[(&str, &str)]) -> Arc<dyn Channel> {
         let mut component = Component::new(&KIND, "c", "spillablememory");
@@ -262,6 +265,29 @@ mod tests {
         // Memory again.
         put(&channel, 10..12).await.unwrap();
         assert_eq!((channel.fill().events, channel.at_risk()), (2, 2));
+    }
+
+    /// A tailed file is read again from the first line that was in memory, and lines behind it are on disk.
+    #[tokio::test]
+    async fn what_was_in_memory_when_the_process_was_killed_is_taken_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let origin = Arc::new(Origin::of_file(Arc::new(TailedFile::for_test(1)), None));
+        let lines = |lines: std::ops::Range<u32>| {
+            let line = |line: u32| Event { end: u64::from(line) + 1, origin: Some(origin.clone()), ..Event::new(line.to_string()) };
+            lines.map(line).collect::<Vec<_>>()
+        };
+        let channel = open(directory.path(), &[("memoryCapacity", "5")]);
+        channel.put(&mut lines(0..5)).await.unwrap();
+        channel.put(&mut lines(5..8)).await.unwrap();
+        assert_eq!(channel.at_risk(), 5);
+        drop(channel);
+        let channel = open(directory.path(), &[("memoryCapacity", "5")]);
+        channel.put(&mut lines(0..5)).await.unwrap();
+        channel.put(&mut lines(5..8)).await.unwrap();
+        let (mut all, taken) = take(&channel, 100).await;
+        taken.commit();
+        all.extend(take(&channel, 100).await.0);
+        assert_eq!(all, [5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[tokio::test]

@@ -6,12 +6,14 @@ use super::component::{Component, Setting};
 use super::kinds::{self, Kind, Role};
 use super::lenient::leniency;
 use super::merge::Raw;
-use super::plan::Plan;
+use super::plan::{Options, Plan};
 use super::{Finding, Level, Place};
+use crate::tls;
 
 pub(super) struct Build<'a> {
     pub(super) strict: bool,
     pub(super) raw: &'a Raw,
+    pub(super) options: &'a Options<'a>,
     /// What has come of it so far; the agent's name at first.
     pub(super) plan: Plan,
     pub(super) findings: &'a mut Vec<Finding>,
@@ -189,6 +191,10 @@ impl Build<'_> {
             if kind.property(key).is_none() && !common(role, key) {
                 usable &= self.other_key(&mut component, key, setting);
             }
+        }
+        if let Some(finding) = tls::fill_from_global(&mut component, self.options.sys, self.options.env) {
+            let key = if kind.property(tls::SSL.name).is_some() { tls::SSL.name } else { "type" };
+            self.findings.push(finding.key(self.key(role, name, key)));
         }
         if role == Role::Source {
             usable &= self.parts(&mut component, properties);

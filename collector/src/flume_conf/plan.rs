@@ -129,7 +129,9 @@ fn last(path: &str) -> &str {
 
 fn is_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    ["password", "secret", "jaas", "token", "credential", "ssl.key", "keystore.key"].iter().any(|word| key.contains(word))
+    // The name of a file is none.
+    !key.ends_with("file")
+        && ["password", "secret", "jaas", "token", "apikey", "credential", "ssl.key", "keystore.key"].iter().any(|word| key.contains(word))
 }
 
 /// What a file came to.
@@ -170,9 +172,14 @@ pub fn read(files: &[ConfFile<'_>], options: &Options<'_>) -> Outcome {
     }
     for (name, raw) in agents {
         if options.agent.is_none_or(|wanted| wanted == name) {
-            let plan =
-                Build { strict: options.strict, raw: &raw, plan: Plan { agent: name, ..Plan::default() }, findings: &mut outcome.findings }
-                    .run();
+            let plan = Build {
+                strict: options.strict,
+                raw: &raw,
+                options,
+                plan: Plan { agent: name, ..Plan::default() },
+                findings: &mut outcome.findings,
+            }
+            .run();
             outcome.plans.push(plan);
         }
     }

@@ -15,7 +15,7 @@ use crate::flume_conf::component::Setting;
 use crate::flume_conf::{Component, Plan};
 use crate::interceptor::{fixed, host, timestamp};
 use crate::sink::record::{Maker, Poison};
-use crate::sink::{hdfs, kafka};
+use crate::sink::{bridge, hdfs, kafka};
 use crate::source::{Output, Route};
 
 /// One way in which an expectation is not met.
@@ -61,6 +61,14 @@ pub fn source_of<'a>(plan: &'a Plan, test: &Test) -> Result<&'a Component, Strin
     }
 }
 
+/// The property with the topic of a sink that makes records.
+fn topic_key(sink: &Component) -> Option<&'static str> {
+    [(&kafka::KIND, "kafka.topic"), (&bridge::KIND, "topic")]
+        .into_iter()
+        .find(|(kind, _)| std::ptr::eq(sink.kind, *kind))
+        .map(|(_, key)| key)
+}
+
 /// What an expectation names but the agent does not have.
 pub fn fault_of(plan: &Plan, source: &Component, expect: &Expect) -> Option<String> {
     if let Some(channel) = &expect.channel {
@@ -76,8 +84,10 @@ pub fn fault_of(plan: &Plan, source: &Component, expect: &Expect) -> Option<Stri
         return Some(format!("sink `{name}` reads none of the source's channels ({})", source.channels.join(", ")));
     }
     let said = |is: fn(&Expected) -> bool| expect.events.iter().any(|event| is(event.get_ref()));
-    if said(Expected::is_of_record) && !std::ptr::eq(sink.kind, &kafka::KIND) {
-        return Some(format!("sink `{name}` is no Kafka sink: it has no topic, partition, key, timestamp or dead letters"));
+    if said(Expected::is_of_record) && topic_key(sink).is_none() {
+        return Some(format!(
+            "sink `{name}` is neither a Kafka nor a bridge sink: it has no topic, partition, key, timestamp or dead letters"
+        ));
     }
     if said(|event| event.path.is_some()) && !std::ptr::eq(sink.kind, &hdfs::KIND) {
         return Some(format!("sink `{name}` is no HDFS sink: it has no path"));
@@ -242,8 +252,8 @@ fn differences(at: &Place<'_>, expected: &Expected, event: &Event) -> Vec<(Strin
         };
         check(fits, "path", quoted(path), Some(seen));
     }
-    if std::ptr::eq(sink.kind, &kafka::KIND) {
-        match Maker::of(sink).record_at(event, || at.now) {
+    if let Some(topic_key) = topic_key(sink) {
+        match Maker::of(sink, topic_key).record_at(event, || at.now) {
             Ok(record) => of_record(&record, expected, &mut check),
             Err(Poison(reason)) => {
                 let (fits, what) = match &expected.dead_letter {

@@ -201,7 +201,7 @@ fn a_file_that_cannot_be_used_is_told_with_its_line() {
         ),
         (
             format!("conf = \"agent.conf\"\n{test}[[test.expect]]\nsink = \"d\"\n[[test.expect.event]]\ntopic = \"t\"\n"),
-            "t.toml:5: test `t`: sink `d` is no Kafka sink",
+            "t.toml:5: test `t`: sink `d` is neither a Kafka nor a bridge sink",
         ),
         (
             format!("conf = \"agent.conf\"\n{test}[[test.expect]]\nchannel = \"rest\"\n[[test.expect.event]]\nbody_matches = \"(\"\n"),

@@ -355,7 +355,7 @@ impl Target {
         });
         let tls = if https {
             let server = ServerName::try_from(host.clone()).with_context(|| format!("`{host}` cannot be a certificate's name"))?;
-            Some((tls::client(component)?, server))
+            Some((tls::client(component, &[])?, server))
         } else {
             None
         };

@@ -9,7 +9,7 @@ use service_kit::kafka::{KafkaConfig, KafkaError, OutRecord, PIECE_RECORDS, Prod
 use super::dead_letter::{DIRECTORY, DeadLetters};
 use super::flights::{Bounds, Deliver, Flights};
 use super::positions::Positions;
-use super::record::{Maker, topic_escapes, topic_fault};
+use super::record::{self, Maker};
 use super::transactions::{self, Transactions};
 use super::{Input, Setup, Sink, keeps_positions};
 use crate::flume_conf::{Component, Finding, Kind, Level, Property, Role};
@@ -40,13 +40,13 @@ pub static KIND: Kind = Kind {
             None,
             "Any property of Kafka's producer, in its Java name: `kafka.producer.acks`, `kafka.producer.compression.type`, …",
         ),
-        Property::boolean("useFlumeEventFormat", "false", "Write headers and body in Flume's Avro form instead of the body alone."),
-        Property::integer("defaultPartitionId", 0, 2_147_483_647, None, "Partition of every record. Without it the key decides."),
-        Property::text("partitionIdHeader", None, "Header with the partition's number; wins over `defaultPartitionId`."),
-        Property::boolean("allowTopicOverride", "true", "Take the topic from a header where an event has it."),
-        Property::text("topicHeader", Some("topic"), "Name of that header."),
-        Property::text("timestampHeader", None, "Header with the record's time in milliseconds since 1970."),
-        Property::text("header.*", None, "`header.<event header> = <record header>`: headers to pass on."),
+        record::FLUME_FORMAT,
+        record::PARTITION,
+        record::PARTITION_HEADER,
+        record::TOPIC_OVERRIDE,
+        record::TOPIC_HEADER,
+        record::TIMESTAMP_HEADER,
+        record::HEADERS,
         Property::text(
             "deadLetter.topic",
             None,
@@ -129,26 +129,11 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
     // What concerns transactions alone says nothing to a sink without them.
     let heard = |note: &str| keeps_positions(component) || !note.contains("in transactions");
     let mut findings = kafka_settings::review(component, &[Client::Producer], strict, heard);
-    let topic = component.text("kafka.topic");
     if component.set("kafka.topic").is_none() {
-        findings.push(
-            say(Level::Warning, "default-topic", "kafka.topic", format!("no topic is set; records go to `{topic}`"))
-                .remedy("add kafka.topic = …"),
-        );
-    } else if !(topic.contains('%') && component.boolean("allowTopicOverride"))
-        && let Some(fault) = topic_fault(topic)
-    {
-        let escapes = if topic.contains('%') { "; escapes count only while allowTopicOverride is true" } else { "" };
-        findings.push(
-            say(Level::Error, "wrong-value", "kafka.topic", format!("`{topic}` cannot be a topic: {fault}{escapes}"))
-                .flume("fails with every batch, for ever")
-                .remedy("name an existing topic"),
-        );
-    }
-    if component.boolean("allowTopicOverride")
-        && let Err(fault) = topic_escapes(topic)
-    {
-        findings.push(say(Level::Error, "wrong-value", "kafka.topic", fault).flume("fails with every batch, for ever"));
+        let message = format!("no topic is set; records go to `{}`", component.text("kafka.topic"));
+        findings.push(say(Level::Warning, "default-topic", "kafka.topic", message).remedy("add kafka.topic = …"));
+    } else {
+        findings.extend(record::review_topic(component, "kafka.topic"));
     }
     const TIMEOUT: &str = "kafka.producer.transaction.timeout.ms";
     // Brokers' default of transaction.max.timeout.ms.
@@ -184,7 +169,7 @@ pub fn build(component: &Component, setup: Setup) -> anyhow::Result<Box<dyn Sink
         // A broker that is away is waited for: giving up would only mean to send again later, out of order.
         config.set("delivery.timeout.ms", "2147483647");
     }
-    let maker = Maker::of(component);
+    let maker = Maker::of(component, "kafka.topic");
     let dead = DeadLetters::of(component, &setup.state_dir);
     let dead_topic = component.set("deadLetter.topic").map(str::to_owned);
     if let Some(id) = component.set("kafka.producer.transactional.id") {

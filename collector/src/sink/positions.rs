@@ -3,7 +3,14 @@
 //! One record per file, key `<transactional id>/<file id>`, value JSON (`Remembered`); compaction keeps the last one. A
 //! file that is through gets a tombstone, so that the topic holds the files of now and not every file there ever was.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -15,6 +22,8 @@ pub struct Positions {
     config: KafkaConfig,
     topic: Arc<str>,
     prefix: String,
+    /// What is doubtful about the topic was said.
+    told: AtomicBool,
 }
 
 /// How long another writer's open transaction is waited for. Brokers end those after `transaction.timeout.ms`, 1 min by default.
@@ -22,7 +31,7 @@ const OPEN_TRANSACTIONS_WAIT: Duration = Duration::from_secs(90);
 
 impl Positions {
     pub fn new(config: KafkaConfig, topic: &str, transactional_id: &str) -> Self {
-        Self { config, topic: topic.into(), prefix: format!("{transactional_id}/") }
+        Self { config, topic: topic.into(), prefix: format!("{transactional_id}/"), told: AtomicBool::default() }
     }
 
     pub fn topic(&self) -> &str {
@@ -55,6 +64,7 @@ impl Positions {
             }
             Err(error) => return Err(error),
         };
+        self.check(admin.as_ref()).await?;
         let partitions: Vec<TopicPartition> =
             partitions.into_iter().map(|partition| TopicPartition::new(self.topic.clone(), partition)).collect();
         // Committed records may lie behind another writer's open transaction, where a committed reader does not look yet:
@@ -84,6 +94,38 @@ impl Positions {
             }
         }
         Ok(found)
+    }
+
+    /// Without compaction the topic forgets where files that have rested for its retention were: they would be read again.
+    async fn check(&self, admin: &dyn kafka::Admin) -> Result<(), KafkaError> {
+        let entries = match admin.topic_config(&self.topic).await {
+            Ok(entries) => entries,
+            Err(error) if error.retryable() => return Err(error),
+            Err(error) => {
+                if !self.told.swap(true, Relaxed) {
+                    tracing::warn!(topic = &*self.topic, %error, "it cannot be seen whether the topic of file positions is compacted; it has to be");
+                }
+                return Ok(());
+            }
+        };
+        let policy = entries.into_iter().find(|entry| entry.name == "cleanup.policy").and_then(|entry| entry.value).unwrap_or_default();
+        let has = |word: &str| policy.split(',').any(|part| part.trim() == word);
+        if !has("compact") && has("delete") {
+            return Err(KafkaError::Config(format!(
+                "positionsTopic \"{}\" has cleanup.policy = {policy}: it would forget file positions, and lines would be written again; set \
+                 cleanup.policy = compact for it, or name another topic",
+                self.topic
+            )));
+        }
+        if has("delete") && !self.told.swap(true, Relaxed) {
+            tracing::warn!(
+                topic = &*self.topic,
+                policy,
+                "positions of files that rest for longer than the topic's retention are forgotten, and such a file may be written again; set \
+                 cleanup.policy = compact"
+            );
+        }
+        Ok(())
     }
 
     fn apply(&self, found: &mut BTreeMap<u64, Remembered>, key: Option<&Bytes>, value: Option<&Bytes>) {

@@ -8,8 +8,21 @@ use service_kit::kafka::OutRecord;
 use crate::counters::unix_ms;
 use crate::escape::{Escapes, TimeFrom, TimeRule};
 use crate::event::Event;
-use crate::flume_conf::Component;
+use crate::flume_conf::{Component, Finding, Level, Property};
+use crate::kafka_settings::say;
 use crate::serializer::avro_event;
+
+// What sinks that write records have in common.
+pub const FLUME_FORMAT: Property =
+    Property::boolean("useFlumeEventFormat", "false", "Write headers and body in Flume's Avro form instead of the body alone.");
+pub const PARTITION: Property =
+    Property::integer("defaultPartitionId", 0, 2_147_483_647, None, "Partition of every record. Without it the key decides.");
+pub const PARTITION_HEADER: Property =
+    Property::text("partitionIdHeader", None, "Header with the partition's number; wins over `defaultPartitionId`.");
+pub const TOPIC_OVERRIDE: Property = Property::boolean("allowTopicOverride", "true", "Take the topic from a header where an event has it.");
+pub const TOPIC_HEADER: Property = Property::text("topicHeader", Some("topic"), "Name of that header.");
+pub const TIMESTAMP_HEADER: Property = Property::text("timestampHeader", None, "Header with the record's time in milliseconds since 1970.");
+pub const HEADERS: Property = Property::text("header.*", None, "`header.<event header> = <record header>`: headers to pass on.");
 
 /// What a Kafka record is made by.
 pub struct Maker {
@@ -30,19 +43,20 @@ pub struct Maker {
 pub struct Poison(pub String);
 
 impl Maker {
-    pub fn of(component: &Component) -> Self {
-        let topic = component.text("kafka.topic");
-        let override_allowed = component.boolean("allowTopicOverride");
+    /// `topic_key`: the property that names the topic.
+    pub fn of(component: &Component, topic_key: &str) -> Self {
+        let topic = component.text(topic_key);
+        let override_allowed = component.boolean(TOPIC_OVERRIDE.name);
         Self {
             topic: topic.into(),
             // A slip in it has been told by the check.
             escapes: override_allowed.then(|| topic_escapes(topic).ok()).flatten().filter(Escapes::vary),
-            topic_header: override_allowed.then(|| component.text("topicHeader").to_owned()),
-            partition: component.set("defaultPartitionId").and_then(|text| text.trim().parse().ok()),
-            partition_header: component.set("partitionIdHeader").map(str::to_owned),
-            timestamp_header: component.set("timestampHeader").map(str::to_owned),
+            topic_header: override_allowed.then(|| component.text(TOPIC_HEADER.name).to_owned()),
+            partition: component.set(PARTITION.name).and_then(|text| text.trim().parse().ok()),
+            partition_header: component.set(PARTITION_HEADER.name).map(str::to_owned),
+            timestamp_header: component.set(TIMESTAMP_HEADER.name).map(str::to_owned),
             headers: component.below("header.").into_iter().collect(),
-            flume_format: component.boolean("useFlumeEventFormat"),
+            flume_format: component.boolean(FLUME_FORMAT.name),
         }
     }
 
@@ -142,6 +156,27 @@ impl Maker {
 /// A topic's escapes; its time is the header `timestamp`, the present without it.
 pub fn topic_escapes(topic: &str) -> Result<Escapes, String> {
     Escapes::parse(topic, TimeRule { from: TimeFrom::HeaderOrNow, ..TimeRule::default() })
+}
+
+/// What is wrong with the topic that the property `key` names.
+pub fn review_topic(component: &Component, key: &str) -> Vec<Finding> {
+    let topic = component.text(key);
+    let varies = component.boolean(TOPIC_OVERRIDE.name);
+    let mut told = Vec::new();
+    if !(topic.contains('%') && varies)
+        && let Some(fault) = topic_fault(topic)
+    {
+        let escapes = if topic.contains('%') { "; escapes count only while allowTopicOverride is true" } else { "" };
+        let finding = say(component, Level::Error, "wrong-value", key, format!("`{topic}` cannot be a topic: {fault}{escapes}"));
+        told.push(finding.remedy("name an existing topic"));
+    }
+    if varies && let Err(fault) = topic_escapes(topic) {
+        told.push(say(component, Level::Error, "wrong-value", key, fault));
+    }
+    if component.kind.class.is_some() {
+        told = told.into_iter().map(|finding| finding.flume("fails with every batch, for ever")).collect();
+    }
+    told
 }
 
 pub fn topic_fault(topic: &str) -> Option<&'static str> {

@@ -81,10 +81,11 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 const SLOW: Duration = Duration::from_secs(10);
 
 /// Takes in the order of their events, and how many of the first one's are decided.
-#[derive(Default)]
 struct Held {
     takes: VecDeque<Taken>,
     decided: usize,
+    /// Events of the next transaction, at most: fewer while the cause of an error is searched for, also with the next writer.
+    most: usize,
     /// Events whose dead letter is written, so that an attempt that is made again does not write it again.
     put_aside: HashSet<u64>,
 }
@@ -143,7 +144,7 @@ struct Limits {
     /// Of a request, in bytes: the settings', or less.
     request_bytes: usize,
     set: usize,
-    /// Then a record's size does not say whether it is too large.
+    /// Then a record that is larger than the limit may still fit.
     compressed: bool,
 }
 
@@ -183,13 +184,21 @@ impl Limits {
         smaller
     }
 
-    /// Why the record cannot be written whatever is around it.
-    fn refuses(&self, record: &OutRecord) -> Option<String> {
-        if self.topics.is_empty() || self.compressed || !self.knows(&record.topic) {
+    /// The record's size, and what its topic takes where that is known to be less.
+    fn excess(&self, record: &OutRecord) -> Option<(usize, usize)> {
+        if self.topics.is_empty() || !self.knows(&record.topic) {
             return None;
         }
         let (max, bytes) = (self.topics.get(&record.topic)?.0, size(record));
-        (bytes + ALONE_BYTES > max).then(|| {
+        (bytes + ALONE_BYTES > max).then_some((bytes, max))
+    }
+
+    /// Why the record cannot be written whatever is around it.
+    fn refuses(&self, record: &OutRecord) -> Option<String> {
+        if self.compressed {
+            return None;
+        }
+        self.excess(record).map(|(bytes, max)| {
             format!(
                 "record of {bytes} bytes is larger than the max.message.bytes of topic \"{}\", {max}; raise it, or make the record smaller",
                 record.topic
@@ -217,7 +226,7 @@ enum Attempt {
 
 impl Transactions {
     pub async fn run(self, input: Input, stop: Stop) -> anyhow::Result<()> {
-        let mut held = Held::default();
+        let mut held = Held { takes: VecDeque::new(), decided: 0, most: self.bounds.events, put_aside: HashSet::new() };
         let mut backoff = BACKOFF_MIN;
         let mut told = String::new();
         let mut fencings = Fencings::default();
@@ -376,8 +385,6 @@ impl Session<'_> {
     /// Delivers until told to stop or until another writer is needed.
     async fn run(mut self, held: &mut Held, stop: &Stop, backoff: &mut Duration, told: &mut String) -> anyhow::Result<Ended> {
         let all = self.transactions.bounds.events;
-        // Halved while the cause of an error is searched for.
-        let mut most = all;
         loop {
             if held.takes.is_empty() {
                 if stop.begin.is_cancelled() {
@@ -391,7 +398,7 @@ impl Session<'_> {
             }
             let (attempt, count) = {
                 let (input, slow) = (self.input, self.transactions.bounds.time + SLOW);
-                let attempt = self.attempt(held, most, stop);
+                let attempt = self.attempt(held, stop);
                 tokio::pin!(attempt);
                 match timeout(slow, &mut attempt).await {
                     Ok(done) => done?,
@@ -407,7 +414,7 @@ impl Session<'_> {
                 Attempt::Committed => {
                     held.decide(count);
                     Point::TransactionDecided.reach();
-                    most = (most * 2).min(all);
+                    held.most = (held.most * 2).min(all);
                     *backoff = BACKOFF_MIN;
                     self.input.trouble(None);
                     if !std::mem::take(told).is_empty() {
@@ -416,15 +423,21 @@ impl Session<'_> {
                 }
                 Attempt::Lost(error) => return Ok(Ended::Lost(error)),
                 Attempt::Aborted(error) if is_poison(&error, self.transactions.maker.topic()) => {
+                    let mut suspect = None;
                     if matches!(error, KafkaError::TooLarge { .. }) {
-                        let records = held.events(0, count).filter_map(|event| self.transactions.maker.record(event).ok());
-                        let topics: BTreeSet<_> = records.map(|record| record.topic).filter(|topic| !self.limits.knows(topic)).collect();
-                        if !topics.is_empty() {
-                            return Ok(Ended::TooLarge(topics));
+                        let record = |event| self.transactions.maker.record(event).ok();
+                        let mut unknown: BTreeSet<_> = held.events(0, count).filter_map(record).map(|record| record.topic).collect();
+                        unknown.retain(|topic| !self.limits.knows(topic));
+                        if !unknown.is_empty() {
+                            return Ok(Ended::TooLarge(unknown));
                         }
+                        suspect = held
+                            .events(0, count)
+                            .position(|event| record(event).is_some_and(|record| self.limits.excess(&record).is_some()));
                     }
                     if count > 1 {
-                        most = count / 2;
+                        // Those before the first one that may be at fault; it alone, when there are none.
+                        held.most = suspect.map_or(count / 2, |before| before.max(1));
                     } else {
                         let letters = held.events(0, 1).map(|event| (event.clone(), error.to_string())).collect();
                         self.transactions.dead.put(letters, &self.input.counters.dead).await.context("dead letters cannot be written")?;
@@ -443,9 +456,9 @@ impl Session<'_> {
         }
     }
 
-    /// One transaction with the next events, `most` at most; says how many they were.
-    async fn attempt(&mut self, held: &mut Held, most: usize, stop: &Stop) -> anyhow::Result<(Attempt, usize)> {
-        let mut open = self.open(most);
+    /// One transaction with the next events; says how many they were.
+    async fn attempt(&mut self, held: &mut Held, stop: &Stop) -> anyhow::Result<(Attempt, usize)> {
+        let mut open = self.open(held.most);
         let result = self.fill(held, &mut open, stop).await?;
         self.input.counters.sent_in(open.since.elapsed());
         if let Err(error) = result {

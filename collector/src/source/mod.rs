@@ -24,6 +24,7 @@ pub mod udp;
 pub mod web;
 
 use std::{
+    cmp::Reverse,
     io,
     net::SocketAddr,
     path::PathBuf,
@@ -314,8 +315,11 @@ impl Output {
         let count = self.arrived(&events);
         self.unpaused().await;
         let (mut required, optional) = self.routed(events);
-        // The one most likely to refuse is asked first.
-        required.sort_by(|a, b| b.0.channel.fill().percent().total_cmp(&a.0.channel.fill().percent()));
+        // The one most likely to refuse is asked first: what the others have taken by then would come again with the next try.
+        required.sort_by_cached_key(|(door, _)| {
+            let channel = &door.channel;
+            Reverse((channel.trouble().is_some(), channel.may_fail(), (channel.fill().percent() * 1000.0) as u64))
+        });
         let mut required = required.into_iter();
         if let Some((channel, mut part)) = required.next()
             && let Err(error) = channel.put(&mut part).await
@@ -412,6 +416,7 @@ mod tests {
 
     use super::*;
     use crate::channel::memory::{Limits, MemoryChannel};
+    use crate::channel::{Fill, Taken, Traffic};
     use crate::event::{Ledger, Mark};
     use crate::flume_conf::component::Setting;
     use crate::source::tail::identity::{Checksum, TailedFile};
@@ -493,6 +498,59 @@ mod tests {
             assert!(matches!(out.offer(vec![Event::new("2")]).await, Err(PutError::Full { .. })));
         }
         assert_eq!((bodies(&channels[0]).await, bodies(&channels[1]).await), (vec!["1".to_owned()], vec!["1".to_owned()]));
+    }
+
+    /// A disk without room, a broker that is away: nothing is in it, and it takes nothing.
+    struct Failing {
+        knows: bool,
+    }
+
+    #[async_trait]
+    impl Channel for Failing {
+        async fn put(&self, _events: &mut Vec<Event>) -> Result<(), PutError> {
+            Err(PutError::Failed { reason: "no room".into() })
+        }
+
+        async fn take(self: Arc<Self>, _max: usize, _wait: Duration) -> Taken {
+            Taken::new(Vec::new(), self)
+        }
+
+        fn committed(&self, _events: &[Event]) {}
+
+        fn returned(&self, _events: Vec<Event>) {}
+
+        fn transaction_capacity(&self) -> usize {
+            10
+        }
+
+        fn fill(&self) -> Fill {
+            Fill { events: 0, events_max: 10, bytes: 0, bytes_max: 10 }
+        }
+
+        fn traffic(&self) -> Traffic {
+            Traffic::default()
+        }
+
+        fn reconfigure(&self, _component: &Component) {}
+
+        fn trouble(&self) -> Option<String> {
+            self.knows.then(|| "no room".to_owned())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_may_fail_is_asked_before_one_that_is_only_fuller() {
+        for knows in [false, true] {
+            let [memory, _] = <[_; 2]>::try_from(channels([10, 10])).map_err(drop).unwrap();
+            let channels = [memory, Arc::new(Failing { knows }) as Arc<dyn Channel>];
+            let out = output(&part(&seq::KIND, "s", &[]), &channels);
+            channels[0].put(&mut vec![Event::new("0")]).await.unwrap();
+            for _ in 0..3 {
+                let refused = tokio::time::timeout(Duration::from_secs(5), out.offer(vec![Event::new("1")])).await;
+                assert_eq!(refused.expect("an answer"), Err(PutError::Failed { reason: "no room".into() }));
+            }
+            assert_eq!(bodies(&channels[0]).await, ["0"]);
+        }
     }
 
     #[tokio::test]

@@ -185,6 +185,62 @@ async fn exactly_once(channel: &str, more: &[&str]) {
     assert!(kills >= 12 && lines > 500, "{kills} kills, {lines} lines");
 }
 
+/// What was in memory is read again, and what was on disk is there; a start does not begin at the first line.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spilling_channel_that_is_killed_at_random_loses_no_line() {
+    const KILLS: usize = 10;
+    let (bootstrap, topic) = (kafka_bootstrap(), unique("spilling"));
+    kafka::create_topic(&bootstrap, &topic, 1).await;
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (log, conf) = (dir.path().join("app.log"), dir.path().join("agent.conf"));
+    fs::write(&log, "").expect("the log");
+    // A batch of more lines than there is room for in memory goes to disk at once.
+    let text = agent_file(dir.path(), "spillablememory", &log, &bootstrap, &topic)
+        + "a.channels.c.memoryCapacity = 50\na.channels.c.overflowTimeout = 0\na.sources.r.writePosInterval = 100\n";
+    fs::write(&conf, text).expect("the agent's file");
+    let done = Done(Arc::new(AtomicBool::new(false)));
+    let writer = {
+        let (log, done) = (log.clone(), done.0.clone());
+        tokio::task::spawn_blocking(move || append(&log, &done))
+    };
+    let state = dir.path().join("state");
+    let args = ["agent", "-n", "a", "-f", &conf.to_string_lossy(), "--state-dir", &state.to_string_lossy(), "--no-reload-conf"];
+    let env = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_METRICS__LISTEN", "127.0.0.1:0")];
+    let start = || Process::start("millrace-collector", dir.path(), &args, &env);
+    let mut spilled: u64 = 0;
+    for _ in 0..KILLS {
+        let mut collector = start();
+        collector.addresses().await;
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..800))).await;
+        collector.kill_9();
+        let segments = fs::read_dir(dir.path().join("data")).expect("segments").flatten();
+        spilled = spilled.max(segments.filter_map(|entry| entry.metadata().ok()).map(|file| file.len()).sum());
+    }
+    drop(done);
+    let written = writer.await.expect("the writer");
+    let mut collector = start();
+    collector.addresses().await;
+    let count = || {
+        let seen = kafka::texts(&bootstrap, &topic);
+        let there: std::collections::BTreeSet<&String> = seen.iter().collect();
+        (seen.len(), written.iter().filter(|line| !there.contains(line)).count())
+    };
+    eventually(WAIT, "every line is in Kafka", || async {
+        let (records, missing) = count();
+        if missing == 0 { Ok(()) } else { Err(format!("{missing} of {} lines are missing, {records} records", written.len())) }
+    })
+    .await;
+    collector.stop().await;
+    let (records, _) = count();
+    // A start repeats what came since the positions were saved, and what was in memory.
+    let repeated = records - written.len();
+    assert!(
+        repeated < KILLS * 2000 && spilled > 10_000 && written.len() > 2000,
+        "{repeated} of {} lines repeated, {spilled} bytes on disk",
+        written.len()
+    );
+}
+
 /// Lets the writer end, also when the test fails.
 struct Done(Arc<AtomicBool>);
 
@@ -195,18 +251,23 @@ impl Drop for Done {
 }
 
 fn transactional(dir: &Path, channel: &str, log: &Path, bootstrap: &str, topic: &str) -> String {
+    agent_file(dir, channel, log, bootstrap, topic) + &format!("a.sinks.k.kafka.producer.transactional.id = {topic}\n")
+}
+
+/// A tailed file, a channel, a Kafka sink.
+fn agent_file(dir: &Path, channel: &str, log: &Path, bootstrap: &str, topic: &str) -> String {
     let dir = dir.display();
     let on_disk = format!(
         "a.channels.c.checkpointDir = {dir}/checkpoint\na.channels.c.dataDirs = {dir}/data\na.channels.c.maxFileSize = 65536\n\
          a.channels.c.minimumRequiredSpace = 1048576\n"
     );
-    let on_disk = if channel == "file" { on_disk.as_str() } else { "" };
+    let on_disk = if channel == "memory" { "" } else { on_disk.as_str() };
     format!(
         "a.sources = r\na.channels = c\na.sinks = k\na.sources.r.channels = c\na.sinks.k.channel = c\n\
          a.sources.r.type = TAILDIR\na.sources.r.filegroups = g\na.sources.r.filegroups.g = {}\n\
          a.channels.c.type = {channel}\na.sinks.k.type = org.apache.flume.sink.kafka.KafkaSink\n\
          {on_disk}\
-         a.sinks.k.kafka.bootstrap.servers = {bootstrap}\na.sinks.k.kafka.topic = {topic}\na.sinks.k.kafka.producer.transactional.id = {topic}\n",
+         a.sinks.k.kafka.bootstrap.servers = {bootstrap}\na.sinks.k.kafka.topic = {topic}\n",
         log.display()
     )
 }

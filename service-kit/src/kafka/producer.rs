@@ -240,7 +240,13 @@ impl Handle {
         change(&mut client);
         let bytes_max = client.get("message.max.bytes").and_then(|value| value.parse().ok()).unwrap_or(1 << 20);
         let watch = Watch::new(config);
-        let deliveries = Arc::new(Pieces { open: Mutex::default(), latest: Mutex::default(), watch: watch.clone(), bytes_max });
+        let deliveries = Arc::new(Pieces {
+            open: Mutex::default(),
+            latest: Mutex::default(),
+            watch: watch.clone(),
+            bytes_max,
+            failed: AtomicBool::default(),
+        });
         let producer =
             Polled::new(&client, Deliveries(Arc::clone(&deliveries))).map_err(|error| watch.explain(&error, "making a Kafka producer"))?;
         let producer = Arc::new(Elsewhere::new(producer));
@@ -343,6 +349,15 @@ impl Handle {
             delivery_opaque: opaque,
         };
         self.producer.send(base).map_err(|(error, _)| error)
+    }
+
+    /// Was a record not written, since [`Self::forget_failures`]?
+    pub(super) fn has_failed(&self) -> bool {
+        self.deliveries.failed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn forget_failures(&self) {
+        self.deliveries.failed.store(false, Ordering::Relaxed);
     }
 
     pub(super) async fn flush(self: Arc<Self>, timeout: Duration) -> Result<(), KafkaError> {
@@ -503,6 +518,7 @@ struct Pieces {
     latest: Mutex<Option<(u32, Arc<Piece>)>>,
     watch: Watch,
     bytes_max: usize,
+    failed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -539,6 +555,9 @@ impl Pieces {
     }
 
     fn settle(&self, number: u32, index: usize, result: Result<Written, KafkaError>) {
+        if result.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
         let piece = {
             let mut latest = self.latest.lock();
             match &*latest {

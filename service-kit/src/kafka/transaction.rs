@@ -13,7 +13,7 @@ use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError as RdError, RDKafkaErrorCode as Code};
 use rdkafka::producer::Producer as _;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 use tracing::debug;
 
 use super::access::Need;
@@ -36,6 +36,7 @@ pub async fn transactional_writer(config: &KafkaConfig, transactional_id: &str) 
         timeout: config.api_timeout(),
         state: State::Idle,
         under_way: VecDeque::new(),
+        aborted: None,
         topics: BTreeSet::new(),
         groups: HashMap::new(),
     };
@@ -51,6 +52,8 @@ struct Writer {
     state: State,
     /// Queued and not known to be acknowledged.
     under_way: VecDeque<UnderWay>,
+    /// Why the transaction was aborted before the caller asked for it.
+    aborted: Option<KafkaError>,
     /// Written to in this transaction.
     topics: BTreeSet<Arc<str>>,
     /// librdkafka gives the form of a group's name that the protocol needs only through a consumer.
@@ -59,6 +62,8 @@ struct Writer {
 
 /// Calls that `queue` leaves unsettled: the broker has work while the next one is made.
 const UNDER_WAY_MAX: usize = 1;
+/// After a record's error the others are waited for so long before it is asked whether the transaction has failed.
+const STUCK: Duration = Duration::from_millis(100);
 
 enum State {
     Idle,
@@ -155,11 +160,13 @@ impl Writer {
     async fn settle(&mut self, left: usize) -> Result<(), KafkaError> {
         let mut left = left;
         let mut worst: Option<KafkaError> = None;
-        // Taken out only when it is settled: a call that is dropped half way leaves it to the next one.
-        while self.under_way.len() > left
-            && let Some(first) = self.under_way.front_mut()
-        {
-            let mut results = first.settled().await;
+        while self.under_way.len() > left {
+            // Taken out only when it is settled: a call that is dropped half way leaves it to the next one.
+            let Some(first) = self.under_way.front_mut() else { break };
+            let Ok(mut results) = timeout(STUCK, first.settled()).await else {
+                self.abort_what_failed().await?;
+                continue;
+            };
             if results.iter().any(Result::is_err) {
                 self.handle.confirm_unknown(first.records(), &mut results).await;
             }
@@ -172,7 +179,7 @@ impl Writer {
                 }
             }
         }
-        match worst {
+        match worst.or_else(|| self.aborted.clone()) {
             None => Ok(()),
             Some(error) => {
                 let error = match self.fatal() {
@@ -185,9 +192,42 @@ impl Writer {
         }
     }
 
+    /// Where a record's error has failed the transaction, aborts it. librdkafka gives up what waits when it meets the error; what
+    /// comes back from the broker after that, to be sent again, it keeps until the transaction is aborted or
+    /// `delivery.timeout.ms` is over (seen with a record above `max.message.bytes`, and a request sent behind it).
+    async fn abort_what_failed(&mut self) -> Result<(), KafkaError> {
+        if self.aborted.is_none()
+            && self.handle.has_failed()
+            && let Some(cause) = self.cause().await
+        {
+            self.roll_back().await?;
+            self.aborted = Some(cause);
+        }
+        Ok(())
+    }
+
+    /// Everything queued is settled when this returns.
+    async fn roll_back(&mut self) -> Result<(), KafkaError> {
+        let bound = self.timeout;
+        match self.step("aborting a transaction", self.written(), move |handle| handle.producer.abort_transaction(bound)).await {
+            Ok(()) => Ok(()),
+            Err(failed) => {
+                let error = match self.fatal() {
+                    Some(fatal) => fatal,
+                    None if failed.error.poisons() => failed.error,
+                    None => KafkaError::OutcomeUnknown(format!("it is not known whether it was aborted: {}", failed.error)),
+                };
+                Err(self.fail(error))
+            }
+        }
+    }
+
     /// Why the transaction failed, where its records were only purged for it. A transaction that is under way cannot be begun: librdkafka
     /// says what is wrong with it instead.
     async fn cause(&self) -> Option<KafkaError> {
+        if self.aborted.is_some() {
+            return self.aborted.clone();
+        }
         let handle = Arc::clone(&self.handle);
         let what = format!("writing in a transaction of \"{}\"", self.id);
         let mut need = self.written();
@@ -251,6 +291,8 @@ impl TransactionalWriter for Writer {
         match self.step("beginning a transaction", Need::default(), |handle| handle.producer.begin_transaction()).await {
             Ok(()) => {
                 self.topics.clear();
+                self.aborted = None;
+                self.handle.forget_failures();
                 self.state = State::Open;
                 Ok(())
             }
@@ -262,7 +304,15 @@ impl TransactionalWriter for Writer {
     async fn queue(&mut self, records: Vec<OutRecord>) -> Result<(), KafkaError> {
         self.expect_open()?;
         self.remember(&records);
-        let queued = self.handle.queue_all(records).await;
+        let handle = Arc::clone(&self.handle);
+        let mut queuing = std::pin::pin!(handle.queue_all(records));
+        // It waits for the room of those that are under way.
+        let queued = loop {
+            match timeout(STUCK, &mut queuing).await {
+                Ok(queued) => break queued,
+                Err(_) => self.abort_what_failed().await?,
+            }
+        };
         self.under_way.push_back(queued);
         self.settle(UNDER_WAY_MAX).await
     }
@@ -285,10 +335,16 @@ impl TransactionalWriter for Writer {
         let mut settled = Vec::with_capacity(queued.len());
         let mut failed = None;
         for one in &mut queued {
-            let results = match one {
-                Some(under_way) => timeout_at(until, under_way.settled()).await.ok(),
-                None => None,
-            };
+            let mut results = None;
+            if let Some(under_way) = one {
+                while results.is_none() && tokio::time::Instant::now() < until {
+                    let soon = tokio::time::Instant::now() + STUCK;
+                    results = timeout_at(until.min(soon), under_way.settled()).await.ok();
+                    if results.is_none() && self.abort_what_failed().await.is_err() {
+                        break;
+                    }
+                }
+            }
             let results = match (results, one) {
                 (Some(mut results), Some(under_way)) if results.iter().any(Result::is_err) => {
                     self.handle.confirm_unknown(under_way.records(), &mut results).await;
@@ -302,7 +358,7 @@ impl TransactionalWriter for Writer {
             }
             settled.push(results);
         }
-        if let Some(error) = failed {
+        if let Some(error) = failed.filter(|_| !matches!(self.state, State::Poisoned(_))) {
             let error = match self.fatal() {
                 Some(fatal) => fatal,
                 None if error.retryable() => self.cause().await.unwrap_or(error),
@@ -375,22 +431,12 @@ impl TransactionalWriter for Writer {
             State::Idle => return Err(KafkaError::Conflict("no transaction is open".into())),
             State::Poisoned(error) => return Err(error.clone()),
         }
-        let bound = self.timeout;
-        match self.step("aborting a transaction", self.written(), move |handle| handle.producer.abort_transaction(bound)).await {
-            Ok(()) => {
-                self.under_way.clear();
-                self.state = State::Idle;
-                Ok(())
-            }
-            Err(failed) => {
-                let error = match self.fatal() {
-                    Some(fatal) => fatal,
-                    None if failed.error.poisons() => failed.error,
-                    None => KafkaError::OutcomeUnknown(format!("it is not known whether it was aborted: {}", failed.error)),
-                };
-                Err(self.fail(error))
-            }
+        if self.aborted.is_none() {
+            self.roll_back().await?;
         }
+        self.under_way.clear();
+        self.state = State::Idle;
+        Ok(())
     }
 }
 

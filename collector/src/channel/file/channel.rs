@@ -107,7 +107,10 @@ impl<D: Disk> FileChannel<D> {
         let started = Moment::now();
         Point::RecoveryBegun.reach();
         let facts = place.facts()?;
-        let decision = recovery::decide(&facts)?;
+        let mut decision = recovery::decide(&facts)?;
+        if !limits.remembers {
+            decision.marks.clear();
+        }
         Point::RecoveryDecided.reach();
         let place = Arc::new(place);
         settle(name, &place, &decision)?;

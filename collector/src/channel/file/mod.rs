@@ -197,6 +197,11 @@ pub(super) fn review(component: &Component, strict: bool) -> Vec<Finding> {
         let message = "kept below the state directory, one directory for each channel";
         told.push(say(Level::Note, "default-directory", key, message).flume("keeps all channels without one in ~/.flume/file-channel"));
     }
+    if component.set(MAX_FILE_SIZE.name).is_some() && component.integer(MAX_FILE_SIZE.name) > FLUME_FILE_SIZE_MAX {
+        let message = format!("more than {FLUME_FILE_SIZE_MAX} has no effect");
+        let finding = say(Level::Note, "capped", MAX_FILE_SIZE.name, &message).flume("takes that much instead, whatever its guide says");
+        told.push(finding.remedy("remove the line: a segment ends at 64 MiB at the latest"));
+    }
     if let Some(key) = component.settings.keys().find(|key| key.starts_with("encryption.")) {
         let level = if strict { Level::Warning } else { Level::Error };
         let finding = say(level, "not-built", key, "segments are not encrypted");
@@ -240,8 +245,13 @@ pub struct Limits {
     pub checkpoint_on_close: bool,
     pub sync_each: bool,
     pub sync_interval: Duration,
+    /// What an earlier process put is known by its place in the file, and not put again. Only where all that came before it
+    /// in the file was put here too.
+    pub remembers: bool,
 }
 
+/// Flume's `maxFileSize` at most; its guide names 2146435071 as the default.
+const FLUME_FILE_SIZE_MAX: i64 = 1_623_195_647;
 /// Flume's segments are up to 1.6 GB, and not removed before they are through.
 const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 const SEGMENT_BYTES_MIN: u64 = 64 << 10;
@@ -261,6 +271,7 @@ impl Limits {
             checkpoint_on_close: component.boolean("checkpointOnClose"),
             sync_each: component.boolean("fsyncPerTransaction"),
             sync_interval: Duration::from_secs(component.count("fsyncInterval") as u64),
+            remembers: true,
         }
     }
 

@@ -29,6 +29,7 @@ pub(super) fn limits() -> Limits {
         checkpoint_on_close: true,
         sync_each: true,
         sync_interval: Duration::from_secs(5),
+        remembers: true,
     }
 }
 

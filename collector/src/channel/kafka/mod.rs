@@ -115,6 +115,12 @@ fn review(component: &Component, strict: bool) -> Vec<Finding> {
         let message = format!("with acks = {acks} a put does not wait for all replicas: a broker's end may lose events");
         findings.push(say(component, Level::Warning, "unsafe", "kafka.producer.acks", message).remedy("remove the line"));
     }
+    let reset = "kafka.consumer.auto.offset.reset";
+    if component.set(reset).is_none() && component.set("readSmallestOffset").is_none() {
+        let message = "not set: a group without offsets begins at the earliest record".into();
+        let finding = say(component, Level::Note, "default-offset", reset, message).flume("does the same, though its guide says latest");
+        findings.push(finding.remedy("write it out where it matters"));
+    }
     if component.set("kafka.producer.transactional.id").is_some() {
         let message = "the channel writes without transactions; accepted without effect".into();
         findings.push(say(component, Level::Warning, "no-effect", "kafka.producer.transactional.id", message).remedy("remove the line"));

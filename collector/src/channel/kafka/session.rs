@@ -423,6 +423,6 @@ impl Channel for Session {
 
     fn trouble(&self) -> Option<String> {
         let puts = self.put_trouble.lock().clone();
-        puts.or_else(|| self.read_trouble.lock().clone())
+        puts.or_else(|| self.read_trouble.lock().clone()).or_else(|| self.producer.get()?.trouble())
     }
 }

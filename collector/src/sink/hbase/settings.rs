@@ -108,7 +108,7 @@ const fn kind(alias: &'static str, class: &'static str, properties: &'static [Pr
 
 pub(super) fn config(component: &Component) -> anyhow::Result<HbaseConfig> {
     let url = component.text(URL).trim();
-    let tls = url.starts_with("https:").then(|| tls::client(component)).transpose()?;
+    let tls = url.starts_with("https:").then(|| tls::client(component, &[])).transpose()?;
     Ok(HbaseConfig {
         tls,
         connect_timeout: component.millis("connectTimeout"),

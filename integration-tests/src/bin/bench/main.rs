@@ -41,10 +41,12 @@ fn setting(name: &str, default: usize) -> Result<usize> {
     }
 }
 
+/// Of an even number of values the mean of the middle two; 0 of none.
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+    let middle = &values[values.len().saturating_sub(1) / 2..values.len().min(values.len() / 2 + 1)];
+    if middle.is_empty() { 0.0 } else { middle.iter().sum::<f64>() / middle.len() as f64 }
 }
 
 const PARTS: &str = "memory-channel file-channel latency start idle-files engine bridge registry";
@@ -82,4 +84,15 @@ async fn main() -> Result<()> {
         writeln!(out, "  {:<62} {value:>8.1} {unit:<3} aim {aim:>5.1} {unit:<3} {}", what, if met { "met" } else { "MISSED" })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_median_of_two_is_between_them() {
+        for (values, expected) in [(&[][..], 0.0), (&[3.0], 3.0), (&[4.0, 2.0], 3.0), (&[9.0, 1.0, 2.0], 2.0), (&[1.0, 9.0, 2.0, 4.0], 3.0)]
+        {
+            assert_eq!(super::median(values.iter().copied()), expected, "{values:?}");
+        }
+    }
 }
