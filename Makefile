@@ -36,7 +36,7 @@ check: ## Formatting, clippy, tidy, licences; about a minute when warm
 	cargo test -q --workspace --test tidy
 	$(DEV)/cargo-deny --log-level error check bans licenses sources
 
-bench: setup ## Collector against real Flume 1.11, and the engine's window job; prints ratios
+bench: setup ## Collector against real Flume 1.11, the engine's window job, the bridge; prints ratios and what is aimed at
 	@$(DEV)/bench
 
 chaos: setup ## kill -9 of collector, engine and broker under load, CHAOS_ROUNDS times; counts must stay equal
