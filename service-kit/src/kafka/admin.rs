@@ -155,10 +155,25 @@ impl Native {
             while !self.lookup.topic(name).await.is_ok_and(|topic| topic.partitions.iter().all(|one| one.leader.is_some())) {
                 sleep(VISIBLE_INTERVAL).await;
             }
+            // That was one broker, and whoever asks next may ask another one.
+            for address in self.addresses().await.unwrap_or_default() {
+                while matches!(wire::topic_id(&self.dialer, &address, name, self.lookup.timeout).await, Ok(None)) {
+                    sleep(VISIBLE_INTERVAL).await;
+                }
+            }
         };
         if tokio::time::timeout(self.lookup.timeout, known).await.is_err() {
             debug!(topic = name, "the new topic is not yet known to the brokers");
         }
+    }
+
+    /// Of all brokers.
+    async fn addresses(&self) -> Result<Vec<String>, KafkaError> {
+        let asked = self.lookup.ask("looking for brokers", |lookup| {
+            let metadata = lookup.client().fetch_metadata(None, lookup.timeout)?;
+            Ok(metadata.brokers().iter().map(|broker| format!("{}:{}", bracketed(broker.host()), broker.port())).collect())
+        });
+        asked.await
     }
 
     fn options(&self) -> AdminOptions {
@@ -209,11 +224,7 @@ impl Admin for Native {
         if self.dialer.dial().await.is_err() {
             return Ok(None);
         }
-        let asked = self.lookup.ask("looking for brokers", |lookup| {
-            let metadata = lookup.client().fetch_metadata(None, lookup.timeout)?;
-            Ok(metadata.brokers().iter().map(|broker| format!("{}:{}", bracketed(broker.host()), broker.port())).collect::<Vec<_>>())
-        });
-        for address in asked.await? {
+        for address in self.addresses().await? {
             match wire::topic_id(&self.dialer, &address, name, self.lookup.timeout).await {
                 Ok(id) => return Ok(id),
                 Err(error) => debug!(%error, "asking the next broker for the topic's id"),
