@@ -1,7 +1,11 @@
 //! A connection to Kafka: the bridge's own, or that of a caller who logs in to Kafka itself. It starts without a broker: clients are made when they
 //! are first needed, and again until that succeeds.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use service_kit::kafka::{self, Admin, KafkaConfig, KafkaError, Manage, Producer};
@@ -9,8 +13,15 @@ use tokio::{sync::OnceCell, time::Instant};
 
 use crate::auth;
 
-/// How long it is believed that a topic may be written to.
-const WRITABLE_FOR: Duration = Duration::from_secs(10);
+/// How long it is believed that something is allowed.
+const ALLOWED_FOR: Duration = Duration::from_secs(10);
+
+/// What a login may do in Kafka.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Right {
+    Write { topic: String },
+    Read { group: String },
+}
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -21,8 +32,8 @@ struct Inner {
     manage: Manage,
     admin: OnceCell<Arc<dyn Admin>>,
     producer: OnceCell<Arc<dyn Producer>>,
-    /// Topics that may be written to, and since when that is known.
-    writable: Mutex<HashMap<String, Instant>>,
+    /// What is allowed in Kafka, and since when that is known.
+    allowed: Mutex<HashMap<Right, Instant>>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -33,16 +44,16 @@ impl std::fmt::Debug for Connection {
 
 impl Connection {
     pub(crate) fn new(config: KafkaConfig) -> Self {
-        let (manage, writable) = (Manage::new(&config), Mutex::default());
-        Self(Arc::new(Inner { config, manage, admin: OnceCell::new(), producer: OnceCell::new(), writable }))
+        let (manage, allowed) = (Manage::new(&config), Mutex::default());
+        Self(Arc::new(Inner { config, manage, admin: OnceCell::new(), producer: OnceCell::new(), allowed }))
     }
 
     /// One that is there already.
     #[cfg(test)]
     pub(crate) fn made(admin: Arc<dyn Admin>) -> Self {
         let config = KafkaConfig::new("nowhere:1");
-        let (manage, writable) = (Manage::new(&config), Mutex::default());
-        Self(Arc::new(Inner { config, manage, admin: OnceCell::new_with(Some(admin)), producer: OnceCell::new(), writable }))
+        let (manage, allowed) = (Manage::new(&config), Mutex::default());
+        Self(Arc::new(Inner { config, manage, admin: OnceCell::new_with(Some(admin)), producer: OnceCell::new(), allowed }))
     }
 
     /// The caller's own where callers log in to Kafka themselves, else this one. What the bridge does for itself, whoever calls, goes by this one.
@@ -72,19 +83,33 @@ impl Connection {
 
     /// An error unless Kafka lets this login write to the topics.
     pub(crate) async fn check_write<'a>(&self, topics: impl IntoIterator<Item = &'a str>) -> Result<(), KafkaError> {
-        let now = Instant::now();
-        let mut unknown: Vec<&str> = {
-            let mut writable = self.0.writable.lock();
-            writable.retain(|_, since| now - *since < WRITABLE_FOR);
-            topics.into_iter().filter(|topic| !writable.contains_key(*topic)).collect()
-        };
-        unknown.sort_unstable();
-        unknown.dedup();
-        if unknown.is_empty() {
-            return Ok(());
+        let topics: BTreeSet<&str> = topics.into_iter().collect();
+        let right = |topic: &str| Right::Write { topic: topic.to_owned() };
+        let unknown: Vec<&str> = topics.into_iter().filter(|topic| !self.is_allowed(&right(topic))).collect();
+        if !unknown.is_empty() {
+            self.0.manage.check_write(&unknown).await?;
+            unknown.into_iter().for_each(|topic| self.allow(right(topic)));
         }
-        self.0.manage.check_write(&unknown).await?;
-        self.0.writable.lock().extend(unknown.into_iter().map(|topic| (topic.to_owned(), now)));
         Ok(())
+    }
+
+    /// An error unless Kafka lets this login commit the group's offsets.
+    pub(crate) async fn check_group(&self, group: &str) -> Result<(), KafkaError> {
+        let right = Right::Read { group: group.to_owned() };
+        if !self.is_allowed(&right) {
+            self.0.manage.check_group(group).await?;
+            self.allow(right);
+        }
+        Ok(())
+    }
+
+    fn is_allowed(&self, right: &Right) -> bool {
+        self.0.allowed.lock().get(right).is_some_and(|since| since.elapsed() < ALLOWED_FOR)
+    }
+
+    fn allow(&self, right: Right) {
+        let mut allowed = self.0.allowed.lock();
+        allowed.retain(|_, since| since.elapsed() < ALLOWED_FOR);
+        allowed.insert(right, Instant::now());
     }
 }

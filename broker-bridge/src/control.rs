@@ -29,7 +29,7 @@ impl Control for BridgeControl {
             fact("offline", seen.replicas.offline.to_string()),
             fact("consumers", self.sessions.count().to_string()),
             fact("in flight", self.gate.in_flight().to_string()),
-            fact("offsets", format!("sled, {}", self.config.offsets.path.display())),
+            fact("offsets", self.config.offsets.identity()),
         ]
     }
 

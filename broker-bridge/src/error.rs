@@ -185,6 +185,7 @@ impl From<OffsetError> for BridgeError {
         let code = match &error {
             OffsetError::Fenced { .. } | OffsetError::Regressed { .. } => Code::IllegalState,
             OffsetError::Invalid(_) => Code::Unprocessable,
+            OffsetError::Denied(_) => Code::Forbidden,
             OffsetError::InUse { .. } | OffsetError::Away { .. } => Code::Unavailable,
             OffsetError::Storage { .. } => Code::Internal,
         };

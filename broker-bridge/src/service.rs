@@ -14,7 +14,7 @@ use service_kit::{
 use tokio::{select, time::sleep};
 
 use crate::{
-    auth::{self, Auth},
+    auth::{self, Auth, CheckedOffsets},
     config::{BridgeConfig, Offsets, Store},
     connect::Connection,
     control::BridgeControl,
@@ -168,6 +168,7 @@ impl Service for BridgeService {
                 Arc::new(opened.context("[offsets] path")?)
             }
         };
+        let store: Arc<dyn OffsetStore> = if config.auth.pass_through.enabled { Arc::new(CheckedOffsets(store)) } else { store };
         let connection = Connection::new(kafka.clone());
         let producer = kafka::producer(&kafka).await.context("[kafka]")?;
 

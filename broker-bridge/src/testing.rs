@@ -65,12 +65,16 @@ struct Cluster {
     /// Something was written, or moved.
     changed: Notify,
     polls: AtomicUsize,
+    /// The next poll of a member is told that it is fenced.
+    fenced: AtomicBool,
     transactional: transactional::Transactional,
 }
 
 #[derive(Default)]
 struct Group {
     committed: BTreeMap<TopicPartition, i64>,
+    /// Of the last commits; empty where there is none.
+    metadata: BTreeMap<TopicPartition, String>,
     members: Vec<GroupMemberView>,
 }
 
@@ -169,6 +173,11 @@ impl FakeKafka {
     }
 
     /// How often members polled.
+    /// The next poll fails as if another static member had come.
+    pub(crate) fn fence(&self) {
+        self.0.fenced.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn polls(&self) -> usize {
         self.0.polls.load(Ordering::Relaxed)
     }
@@ -179,8 +188,15 @@ impl FakeKafka {
 
     pub(crate) fn set_committed(&self, group: &str, offsets: &[(TopicPartition, i64)]) {
         self.0.groups.lock().entry(group.to_owned()).or_default().committed.extend(offsets.iter().cloned());
+        self.note_metadata(group, offsets, "");
         let now = now_ms();
         offsets.iter().for_each(|(partition, offset)| self.note_commit(group, partition, Some(*offset), now));
+    }
+
+    fn note_metadata(&self, group: &str, offsets: &[(TopicPartition, i64)], metadata: &str) {
+        let mut groups = self.0.groups.lock();
+        let noted = &mut groups.entry(group.to_owned()).or_default().metadata;
+        noted.extend(offsets.iter().map(|(partition, _)| (partition.clone(), metadata.to_owned())));
     }
 
     /// Writes a commit of some time, or `None` for its end, into the log of groups alone.
@@ -448,7 +464,12 @@ impl Admin for FakeKafka {
         if let Some(partitions) = partitions {
             committed.retain(|partition, _| partitions.contains(partition));
         }
-        Ok(committed.into_iter().map(|(partition, offset)| (partition, (offset, String::new()))).collect())
+        let noted = self.0.groups.lock().get(group).map(|group| group.metadata.clone()).unwrap_or_default();
+        let with = |(partition, offset)| {
+            let metadata = noted.get(&partition).cloned().unwrap_or_default();
+            (partition, (offset, metadata))
+        };
+        Ok(committed.into_iter().map(with).collect())
     }
 
     async fn commit(&self, group: &str, offsets: &[(TopicPartition, i64, String)]) -> Result<(), KafkaError> {
@@ -597,6 +618,9 @@ impl Member for FakeMember {
     async fn poll(&self, max: usize, wait: Duration) -> Result<Vec<(TopicPartition, Record)>, KafkaError> {
         self.join();
         self.kafka.0.polls.fetch_add(1, Ordering::Relaxed);
+        if self.kafka.0.fenced.swap(false, Ordering::Relaxed) {
+            return Err(KafkaError::Fenced("by nobody".into()));
+        }
         let until = Instant::now() + wait;
         loop {
             let changed = self.kafka.0.changed.notified();
@@ -607,8 +631,9 @@ impl Member for FakeMember {
         }
     }
 
-    async fn commit(&self, offsets: Vec<(TopicPartition, i64)>) -> Result<(), KafkaError> {
+    async fn commit(&self, offsets: Vec<(TopicPartition, i64)>, metadata: &str) -> Result<(), KafkaError> {
         self.kafka.set_committed(&self.group, &offsets);
+        self.kafka.note_metadata(&self.group, &offsets, metadata);
         Ok(())
     }
 

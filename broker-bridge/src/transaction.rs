@@ -67,26 +67,49 @@ struct Inner {
     /// What transactional ids begin with.
     id: String,
     open: Mutex<HashMap<String, Arc<Transaction>>>,
-    /// Writers that wait for the next transaction, and the numbers that no writer has.
-    idle: Mutex<Idle>,
+    /// Writers that wait for the next transaction.
+    idle: Mutex<Vec<Slot>>,
+    /// Of all writers there are.
+    numbers: Arc<Mutex<Numbers>>,
     /// `transactions.open_max`.
     room: Arc<Semaphore>,
 }
 
+/// A writer with its number, which ends its transactional id.
+struct Slot {
+    writer: Box<dyn TransactionalWriter>,
+    /// Made with a caller's own login: nobody else may use it.
+    of_caller: bool,
+    _number: Number,
+}
+
+/// The end of a transactional id; free again when it is dropped. Whoever takes it then aborts what its writer left open.
+struct Number {
+    number: usize,
+    of: Arc<Mutex<Numbers>>,
+}
+
 #[derive(Default)]
-struct Idle {
-    writers: Vec<Slot>,
-    /// Numbers of writers that were dropped.
+struct Numbers {
     free: Vec<usize>,
     made: usize,
 }
 
-/// A writer with its number, which ends its transactional id.
-struct Slot {
-    number: usize,
-    /// Made with a caller's own login: nobody else may use it.
-    of_caller: bool,
-    writer: Box<dyn TransactionalWriter>,
+impl Number {
+    fn take(of: &Arc<Mutex<Numbers>>) -> Self {
+        let mut numbers = of.lock();
+        let number = numbers.free.pop().unwrap_or_else(|| {
+            numbers.made += 1;
+            numbers.made - 1
+        });
+        Self { number, of: Arc::clone(of) }
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        self.of.lock().free.push(self.number);
+    }
 }
 
 struct Transaction {
@@ -116,8 +139,8 @@ pub(crate) struct Begun {
 impl Transactions {
     pub(crate) fn new(writers: Arc<dyn Writers>, topics: Topics, gate: Arc<Gate>, id: String, config: config::Transactions) -> Self {
         let room = Arc::new(Semaphore::new(config.open_max.min(Semaphore::MAX_PERMITS)));
-        let (open, idle) = (Mutex::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { writers, topics, gate, config, id, open, idle, room }) }
+        let (open, idle, numbers) = (Mutex::default(), Mutex::default(), Arc::default());
+        Self { inner: Arc::new(Inner { writers, topics, gate, config, id, open, idle, numbers, room }) }
     }
 
     /// `lease`: how long it lives without a call; `None` takes `transactions.lease`.
@@ -166,7 +189,6 @@ impl Transactions {
         })?;
         let mut slot = self.slot().await?;
         if let Err(error) = slot.writer.begin().await {
-            self.forget(slot);
             return Err(error.into());
         }
         metrics::gauge!("millrace_bridge_transactions_open").increment(1);
@@ -175,32 +197,20 @@ impl Transactions {
 
     /// A writer that waits, or a new one.
     async fn slot(&self) -> Result<Slot> {
-        let of_caller = auth::connection()?.is_some();
-        let number = {
-            let mut idle = self.inner.idle.lock();
-            if !of_caller && let Some(slot) = idle.writers.pop() {
-                return Ok(slot);
-            }
-            match idle.free.pop() {
-                Some(number) => number,
-                None => {
-                    idle.made += 1;
-                    idle.made - 1
-                }
-            }
-        };
-        match self.inner.writers.writer(&format!("{}-{number}", self.inner.id)).await {
-            Ok(writer) => Ok(Slot { number, of_caller, writer }),
-            Err(error) => {
-                self.inner.idle.lock().free.push(number);
-                Err(error.into())
-            }
+        let of_caller = auth::connection()?.and_then(|_| auth::owner());
+        if of_caller.is_none()
+            && let Some(slot) = self.inner.idle.lock().pop()
+        {
+            return Ok(slot);
         }
-    }
-
-    /// Drops a writer: what it left open is aborted now, or when the next one takes its id.
-    fn forget(&self, slot: Slot) {
-        self.inner.idle.lock().free.push(slot.number);
+        let number = Number::take(&self.inner.numbers);
+        // Nobody else's: who may use an id can fence whoever has it.
+        let id = match &of_caller {
+            Some(name) => format!("{}.of.{name}-{}", self.inner.id, number.number),
+            None => format!("{}-{}", self.inner.id, number.number),
+        };
+        let writer = self.inner.writers.writer(&id).await?;
+        Ok(Slot { writer, of_caller: of_caller.is_some(), _number: number })
     }
 
     /// An error where somebody else began it.
@@ -316,9 +326,8 @@ impl Transactions {
             }
             Err(error) => {
                 // The next writer with its id aborts what this one could not.
-                if let Some(slot) = state.slot.take() {
+                if state.slot.take().is_some() {
                     over("failed");
-                    self.forget(slot);
                 }
                 Err(error.into())
             }
@@ -329,8 +338,8 @@ impl Transactions {
         if let Some(slot) = state.slot.take() {
             over(outcome);
             match slot.of_caller {
-                false => self.inner.idle.lock().writers.push(slot),
-                true => self.forget(slot),
+                false => self.inner.idle.lock().push(slot),
+                true => drop(slot),
             }
         }
     }

@@ -76,7 +76,18 @@ impl Logins {
         if let Some(settled) = self.settled(&tag) {
             return settled;
         }
-        let Ok(Ok(_turn)) = timeout(TURN_WAIT_MAX, self.turns.acquire()).await else { return Err(Trouble::Busy) };
+        // Who was known is not to wait for those who guess.
+        let _turn = match self.known.lock().contains_key(&tag) {
+            true => None,
+            false => Some(self.turns.acquire()),
+        };
+        let _turn = match _turn {
+            None => None,
+            Some(turn) => match timeout(TURN_WAIT_MAX, turn).await {
+                Ok(Ok(turn)) => Some(turn),
+                _ => return Err(Trouble::Busy),
+            },
+        };
         // Another request of the same caller may have been faster.
         if let Some(settled) = self.settled(&tag) {
             return settled;

@@ -5,7 +5,7 @@
 //! | `access` | what an operation needs: declared beside each route, and for each gRPC method |
 //! | `policy` | who may do what: verbs on topics, groups, subjects, the cluster. Nothing is allowed that is not written there |
 //! | `credentials` | who shows a password or an API key |
-//! | `login` | who logs in to Kafka itself, by which connection |
+//! | `login`, `offsets` | who logs in to Kafka itself, by which connection; whose offsets it may change |
 //! | `jwt`, `jwks` | whose token is good; which keys sign, from a file or a URL |
 //! | `quota` | how many requests and bytes a second each principal has |
 //! | `hop` | who calls, where another replica hands the request on |
@@ -25,6 +25,7 @@ mod hop;
 mod jwks;
 mod jwt;
 mod login;
+mod offsets;
 mod policy;
 mod quota;
 #[cfg(test)]
@@ -57,6 +58,7 @@ pub(crate) use self::access::METHODS;
 pub(crate) use self::{
     access::{Access, KNOWN, Kind, OPEN, Verb, on_all, on_any, on_cluster, on_group, on_subject, on_topic},
     guard::{guard_grpc, guarded},
+    offsets::CheckedOffsets,
 };
 use self::{credentials::Passwords, hop::Secrets, jwt::Tokens, login::Logins, policy::Policy, quota::Quotas};
 use crate::{

@@ -15,10 +15,7 @@ use tonic::{Request, Response, Status};
 use super::Services;
 use crate::auth::{self, Kind, Verb};
 use crate::lag::{GroupLag, Pace, Place, Status as GroupStatus};
-use crate::topics::{Advice, MIN_ISR, NewTopic, ReplicaState};
-
-/// A topic's `retention.ms`.
-const RETENTION: &str = "retention.ms";
+use crate::topics::{Advice, MIN_ISR, NewTopic, RETENTION, ReplicaState};
 
 #[tonic::async_trait]
 impl Bridge for Services {

@@ -364,6 +364,13 @@ impl Handing<'_> {
                 }
                 continue;
             }
+            // Only where the caller has logged in to Kafka itself can its consumer go on.
+            if self.is_forwarded && auth::connection().is_err() {
+                return Err(BridgeError::new(
+                    Code::Misdirected,
+                    format!("instance {name:?} of group {group:?} needs its caller's login to Kafka"),
+                ));
+            }
             let (_, settings) = consume::settings(entry.fields.clone(), &app.config)?;
             // Whoever has won: the next round finds it.
             app.sessions.take_over(group, name, turn, &entry, settings).await?;

@@ -38,7 +38,7 @@ use tokio::{
 };
 
 use super::{
-    EncodeBatch, HELD_INTERVAL, Limits, POLL_RECORDS_MAX, POLL_WAIT_MAX, Session,
+    EncodeBatch, HELD_INTERVAL, Limits, POLL_WAIT_MAX, Session,
     batches::DeadLetter,
     state::State,
     window::{ATTEMPTS_MAX, Held, Settled, Window},
@@ -230,11 +230,12 @@ impl Session {
         let (answer, answered) = oneshot::channel();
         let session = Arc::clone(self);
         // A task of its own: a caller that hangs up must not take polled records with it. A batch that nobody was there for is given again.
-        self.deps.tasks.spawn(async move {
+        let work = async move {
             let fetched = session.next_batch(limits, may_repeat, encode, &answer).await;
             session.touch();
             drop(answer.send(fetched));
-        });
+        };
+        self.deps.tasks.spawn(auth::carrier().run(work));
         answered.await.unwrap_or_else(|_| Err(BridgeError::new(Code::Internal, "the session's task ended without an answer")))
     }
 
@@ -359,7 +360,7 @@ impl Session {
             let Some(source) = &state.source else { return Ok(true) };
             (Arc::clone(&source.member), state.seeks)
         };
-        let polled = member.poll(POLL_RECORDS_MAX, wait).await?;
+        let polled = self.poll(&member, wait).await?;
         let nothing_came = polled.is_empty();
         let mut state = self.open().await?;
         if !state.source.as_ref().is_some_and(|source| Arc::ptr_eq(&source.member, &member)) {

@@ -213,7 +213,7 @@ async fn after_its_attempts_a_record_is_a_dead_letter() {
     assert_eq!(fetch_after(&session, 9, Some(&batch)).await.unwrap().0, [(1, 2)]);
     settled(&session, reject(1, Duration::ZERO)).await;
     // The topic does not take it at first.
-    world.kafka.fail_next_produce("1", service_kit::kafka::KafkaError::Retryable("not now".into()));
+    world.kafka.fail_next_produce("1", KafkaError::Retryable("not now".into()));
     let told = fetch(&session, 9).await.unwrap_err();
     assert!(told.message.contains("dead-letter topic dead does not take t-0 at offset 1") && told.message.contains("not now"), "{told}");
     assert_eq!(world.stored(0).await.0, 1);

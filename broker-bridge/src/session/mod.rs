@@ -10,7 +10,7 @@
 //!   what was delivered before. A session that expires or is cut off acknowledges nothing: its records are delivered again.
 //! - A caller that hangs up while it waits has got nothing: the records go back and are in the next answer.
 //! - Acknowledged offsets are mirrored to Kafka, for its tools and for ordinary members of the group; a failed mirror is counted, and the next one
-//!   makes up for it. Where an ordinary member has committed further than the store knows, a partition that comes begins there, and the store follows.
+//!   makes up for it. They are known by their metadata, so that an old one is not taken for somebody else's. Where an ordinary member has committed further than the store knows, a partition that comes begins there, and the store follows.
 //! - Behind the last record there may be marks of transactions, which nobody is given: an acknowledgement of everything before them passes them,
 //!   so that a group that has read everything has no lag.
 //! - A record that cannot be shown in the session's format blocks its partition until a seek; the others go on, and its error comes when they have
@@ -49,7 +49,7 @@ use std::{
 };
 
 use service_kit::{
-    kafka::{Bounds, Isolation, Member, Record, TopicPartition},
+    kafka::{Bounds, Isolation, KafkaError, Member, Record, TopicPartition},
     offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
 };
 use tokio::{
@@ -83,8 +83,12 @@ use crate::{
 const POLL_RECORDS_MAX: usize = 500;
 /// The longest single wait for Kafka: a hang-up or the end of the process is noticed in between.
 const POLL_WAIT_MAX: Duration = Duration::from_millis(500);
+/// Not sooner does a fenced member join again: who really has its place would be fenced in turn.
+const JOIN_AGAIN_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a session looks whether others hold less.
 const HELD_INTERVAL: Duration = Duration::from_millis(50);
+/// Metadata of what is mirrored to Kafka: an ordinary member's commit has another.
+const MIRRORED: &str = "millrace";
 /// How long an acknowledgement waits for its mirror in Kafka.
 const MIRROR_WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -205,6 +209,8 @@ pub(crate) struct Session {
     polling: Mutex<()>,
     state: Mutex<State>,
     used: parking_lot::Mutex<Instant>,
+    /// When its member was fenced by nobody and came back.
+    joined_again: parking_lot::Mutex<Option<Instant>>,
     /// This session's part of `Deps::held_bytes`.
     held: AtomicU64,
     /// `None`: it is this process's alone.
@@ -226,6 +232,7 @@ impl Session {
             polling: Mutex::default(),
             state: Mutex::default(),
             used: parking_lot::Mutex::new(Instant::now()),
+            joined_again: parking_lot::Mutex::default(),
             held: AtomicU64::new(0),
             sharing,
             windowed: AtomicU64::new(0),
@@ -352,7 +359,7 @@ impl Session {
         let (answer, answered) = oneshot::channel();
         let session = Arc::clone(self);
         // A task of its own: a caller that hangs up must not take polled records with it.
-        self.deps.tasks.spawn(async move {
+        let work = async move {
             // Another request may be waiting for records: this one waits no longer than it may, and gets none.
             let asked = Instant::now();
             let polling = match session.deps.gate.enter(Work::Consume, 1) {
@@ -397,7 +404,8 @@ impl Session {
                 }
             }
             session.measure(&state);
-        });
+        };
+        self.deps.tasks.spawn(auth::carrier().run(work));
         answered.await.unwrap_or_else(|_| Err(BridgeError::new(Code::Internal, "the session's task ended without an answer")))
     }
 
@@ -540,7 +548,7 @@ impl Session {
                 continue;
             }
             let wait = if has_enough || all_blocked { Duration::ZERO } else { left.min(POLL_WAIT_MAX) };
-            let polled = member.poll(POLL_RECORDS_MAX, wait).await?;
+            let polled = self.poll(&member, wait).await?;
             let nothing_came = polled.is_empty();
             let mut state = self.open().await?;
             let same_source = state.source.as_ref().is_some_and(|source| Arc::ptr_eq(&source.member, &member));
@@ -566,6 +574,30 @@ impl Session {
                 return Ok(());
             }
         }
+    }
+
+    /// Polls. A static member may be fenced although no other bridge has the session: the coordinator that goes on for a killed one may know an earlier
+    /// member of that name. Then it joins again, in the place of that one.
+    async fn poll(&self, member: &Arc<dyn Member>, wait: Duration) -> Result<Vec<(TopicPartition, Record)>> {
+        let reason = match member.poll(POLL_RECORDS_MAX, wait).await {
+            Err(KafkaError::Fenced(reason)) => reason,
+            polled => return Ok(polled?),
+        };
+        let lately = self.joined_again.lock().is_some_and(|at| at.elapsed() < JOIN_AGAIN_INTERVAL);
+        if lately || !self.is_ours().await {
+            return Err(KafkaError::Fenced(reason).into());
+        }
+        *self.joined_again.lock() = Some(Instant::now());
+        let mut state = self.open().await?;
+        if let Some(Source { member: fenced, subscription: Some(topics) }) = &state.source
+            && Arc::ptr_eq(fenced, member)
+        {
+            tracing::warn!(group = self.group, instance = self.name, reason, "the group's coordinator knows another member; joining again");
+            member.release().await;
+            let member = self.deps.clients.member(&self.group, topics, &self.settings, self.instance_id().as_deref()).await?;
+            state.source = Some(Source { member, subscription: Some(topics.clone()) });
+        }
+        Ok(Vec::new())
     }
 
     /// Drops what belongs to partitions that went, and puts new ones at their stored offset.
@@ -619,9 +651,12 @@ impl Session {
             state.partitions.insert(partition.clone(), Progress::default());
             if let Some(start) = start {
                 if let Err(error) = self.seek_one(state, &partition, start).await {
-                    // The next call tries again.
+                    // The next look tries again.
                     state.partitions.remove(&partition);
-                    return Err(error);
+                    match error.retryable() {
+                        true => continue,
+                        false => return Err(error),
+                    }
                 }
                 if let Some(progress) = state.partitions.get_mut(&partition) {
                     progress.committed = Some(start);
@@ -719,7 +754,11 @@ impl Session {
             }
             let known: Vec<TopicPartition> = stored.offsets.keys().cloned().collect();
             let mut ahead = Vec::new();
-            for (partition, (offset, _)) in self.kafka().admin().await?.committed(&self.group, Some(&known)).await? {
+            for (partition, (offset, metadata)) in self.kafka().admin().await?.committed(&self.group, Some(&known)).await? {
+                // An old copy, that a failed mirror or a reset has left behind.
+                if metadata == MIRRORED {
+                    continue;
+                }
                 let Some(kept) = stored.offsets.get_mut(&partition).filter(|kept| kept.offset != offset) else { continue };
                 metrics::counter!("millrace_bridge_foreign_offsets_total").increment(1);
                 if offset < kept.offset {
@@ -784,7 +823,7 @@ impl Session {
     /// Gives Kafka its copy of stored offsets.
     async fn mirror(&self, member: Option<Arc<dyn Member>>, stored: Vec<(TopicPartition, i64)>) {
         if let (Some(member), false) = (member, stored.is_empty() || self.deps.store.is_kafka()) {
-            let mirrored = timeout(MIRROR_WAIT_MAX, member.commit(stored)).await;
+            let mirrored = timeout(MIRROR_WAIT_MAX, member.commit(stored, MIRRORED)).await;
             if !matches!(mirrored, Ok(Ok(()))) {
                 metrics::counter!("millrace_bridge_mirror_failures_total").increment(1);
                 tracing::debug!(?mirrored, group = self.group, "offsets are stored, Kafka did not take its copy");

@@ -85,6 +85,13 @@ impl Session {
         self.sharing.is_some()
     }
 
+    /// Whether the directory, as it is now, says that this process has it.
+    pub(super) async fn is_ours(&self) -> bool {
+        let Some(directory) = self.deps.directory.as_ref().filter(|_| self.is_shared()) else { return false };
+        directory.sync().await.is_ok()
+            && directory.known(&self.key()).and_then(|known| known.entry).is_some_and(|entry| entry.owner == directory.me())
+    }
+
     /// Of its member, where it is a static one.
     pub(super) fn instance_id(&self) -> Option<String> {
         self.sharing.is_some().then(|| format!("millrace.{}", self.name))

@@ -224,8 +224,8 @@ impl Member for Direct {
         }
     }
 
-    async fn commit(&self, offsets: Vec<(TopicPartition, i64)>) -> Result<(), KafkaError> {
-        let offsets: Vec<_> = offsets.into_iter().map(|(partition, offset)| (partition, offset, String::new())).collect();
+    async fn commit(&self, offsets: Vec<(TopicPartition, i64)>, metadata: &str) -> Result<(), KafkaError> {
+        let offsets: Vec<_> = offsets.into_iter().map(|(partition, offset)| (partition, offset, metadata.to_owned())).collect();
         self.admin.commit(&self.group, &offsets).await
     }
 

@@ -2,7 +2,7 @@
 //!
 //! - partitions = max(consumers, producers) × 2: every consumer has work, and the group can double before the topic must grow
 //! - replication = min(3, brokers)
-//! - min.insync.replicas = max(1, replication − 1): one broker may be away without stopping writes with acks=all
+//! - min.insync.replicas = 2 of three replicas or more, else 1: one broker may be away without stopping writes with acks=all
 
 /// Advice for one topic, with a reason for each number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,9 +31,14 @@ pub(crate) fn advise(consumers: u32, producers: u32, brokers: u32, partitions_ma
         reasons.push("replication: a single copy is lost with its broker's disk; run 3 brokers where that matters".to_owned());
     }
 
-    let min_insync_replicas = replication.saturating_sub(1).max(1);
-    reasons.push(format!("min.insync.replicas: max(1, {replication} − 1) = {min_insync_replicas}"));
+    let min_insync_replicas = min_insync_replicas(replication);
+    reasons.push(format!("min.insync.replicas: {min_insync_replicas}, of {}", count(replication, "replica")));
     Advice { partitions, replication, min_insync_replicas, reasons }
+}
+
+/// Of three replicas or more one may be away, and what is acknowledged is on two; fewer have none to spare.
+pub(super) fn min_insync_replicas(replication: u32) -> u32 {
+    if replication >= 3 { 2 } else { 1 }
 }
 
 pub(super) fn count(number: u32, what: &str) -> String {
@@ -71,7 +76,7 @@ mod tests {
             [
                 "partitions: max(3 consumers, 2 producers) × 2 = 6",
                 "replication: min(3, 3 brokers) = 3",
-                "min.insync.replicas: max(1, 3 − 1) = 2"
+                "min.insync.replicas: 2, of 3 replicas"
             ]
         );
         let reasons = advise(900, 1, 1, 1_000).reasons.join("\n");

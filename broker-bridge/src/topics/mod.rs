@@ -247,7 +247,8 @@ impl Topics {
             ));
         }
         // Advice for the replication that the topic really gets.
-        config.entry(MIN_ISR.to_owned()).or_insert_with(|| replication.saturating_sub(1).max(1).to_string());
+        config.entry(MIN_ISR.to_owned()).or_insert_with(|| advice::min_insync_replicas(replication).to_string());
+        keep_a_week(&mut config);
         let as_i32 = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
         self.admin().await?.create_topic(&new.name, as_i32(partitions), as_i32(replication), &config, new.dry_run).await.map_err(
             |error| match error {
@@ -271,6 +272,8 @@ impl Topics {
         self.inner.gate.broker()?;
         let partitions = u32::try_from(assignments.len()).unwrap_or(u32::MAX);
         self.check_partitions(partitions)?;
+        let mut new = new;
+        keep_a_week(&mut new.config);
         self.inner.kafka.of_caller()?.manage().create_topic(&new.name, assignments, &new.config, new.dry_run).await?;
         if !new.dry_run {
             tracing::info!(topic = new.name, partitions, "topic created, with replicas as assigned");
@@ -396,6 +399,17 @@ const USABLE_INTERVAL: Duration = Duration::from_millis(25);
 
 pub(crate) const MIN_ISR: &str = "min.insync.replicas";
 
+/// Kafka's own default, said by the topic itself: what its brokers have may be another.
+pub(crate) const RETENTION: &str = "retention.ms";
+const WEEK_MS: &str = "604800000";
+
+/// The retention of a topic for which none is asked. A compacted one keeps what it has.
+fn keep_a_week(config: &mut BTreeMap<String, String>) {
+    if !config.get("cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
+        config.entry(RETENTION.to_owned()).or_insert_with(|| WEEK_MS.to_owned());
+    }
+}
+
 /// Kafka's rule for names, checked here so that the error says it.
 fn check_name(name: &str) -> Result<()> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
@@ -423,7 +437,11 @@ mod tests {
         let topics = testing::topics(&kafka);
         let created = topics.create(NewTopic { name: "t".into(), consumers: 3, producers: 2, ..NewTopic::default() }).await.unwrap();
         assert_eq!((created.partitions, created.replication), (6, 1));
-        assert_eq!(created.config, BTreeMap::from([(MIN_ISR.to_owned(), "1".to_owned())]));
+        let week = (RETENTION.to_owned(), "604800000".to_owned());
+        assert_eq!(created.config, BTreeMap::from([(MIN_ISR.to_owned(), "1".to_owned()), week]));
+        let compacted = BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]);
+        let created = topics.create(NewTopic { name: "c".into(), config: compacted, ..NewTopic::default() }).await.unwrap();
+        assert_eq!(created.config.get(RETENTION), None, "it keeps the last of each key");
         assert_eq!(topics.get("t").await.unwrap().partitions.len(), 6);
         let error = topics.create(NewTopic { name: "t".into(), ..NewTopic::default() }).await.unwrap_err();
         assert_eq!(error.code, Code::TopicExists);

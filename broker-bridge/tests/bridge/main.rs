@@ -109,8 +109,9 @@ impl Client {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
             let response = self.http.get(format!("{base}/records?timeout=2000")).header("accept", JSON).send().await.unwrap();
-            assert_eq!(response.status(), 200);
-            let records: Vec<Value> = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+            let (status, text) = (response.status(), response.text().await.unwrap());
+            assert_eq!(status, 200, "{text}");
+            let records: Vec<Value> = serde_json::from_str(&text).unwrap();
             if !records.is_empty() {
                 return records;
             }

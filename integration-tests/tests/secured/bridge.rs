@@ -103,6 +103,45 @@ impl Bridge {
         }
     }
 
+    pub(super) async fn text(&self, path: &str) -> String {
+        let mut request = self.http.get(format!("{}{path}", self.base));
+        if let Some((name, password)) = &self.caller {
+            request = request.basic_auth(name, Some(password));
+        }
+        request.send().await.expect("an answer").text().await.expect("a text")
+    }
+
+    /// Gives out a record of a topic once, has it rejected, and put aside into another topic.
+    pub(super) async fn rejected(&self, group: &str, from: &str, to: &str) -> Result<(), String> {
+        kafka::produce(&self.kafka.bootstrap, from, 1, ["1".to_owned()]);
+        let settings = json!({"format": "json", "auto.offset.reset": "earliest", "delivery": "acknowledged", "delivery.attempts.max": 1,
+            "dead.letter.topic": to});
+        let created = self.ask(reqwest::Method::POST, &format!("/consumers/{group}"), V2, Some(settings)).await?;
+        let instance = created["base_uri"].as_str().ok_or("no base_uri")?.to_owned();
+        let fetch = async || self.ask(reqwest::Method::GET, &format!("{instance}/records?timeout=2000"), JSON, None).await;
+        let work = async {
+            self.ask(reqwest::Method::POST, &format!("{instance}/subscription"), V2, Some(json!({"topics": [from]}))).await?;
+            for _ in 0..5 {
+                let records = fetch().await?;
+                let given: Vec<Value> = records
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .map(|record| json!({"topic": from, "partition": 0, "offset": record["offset"]}))
+                    .collect();
+                if !given.is_empty() {
+                    let reject = json!({"reject": given});
+                    self.ask(reqwest::Method::POST, &format!("{instance}/acknowledgements"), "application/json", Some(reject)).await?;
+                    return fetch().await.map(drop);
+                }
+            }
+            Err("no records".to_owned())
+        };
+        let done = work.await;
+        let removed = self.ask(reqwest::Method::DELETE, &instance, V2, None).await;
+        done.and(removed.map(drop))
+    }
+
     /// Takes the entry away: the call says so and names it. Gives it back: the call does its work.
     pub(super) async fn without<T>(&self, acl: &Acl, call: impl AsyncFn() -> Result<T, String>) -> T {
         self.kafka.revoke(&self.principal, acl);

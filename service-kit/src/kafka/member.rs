@@ -303,7 +303,7 @@ impl Member for Native {
         self.read(max, usize::MAX, wait).await
     }
 
-    async fn commit(&self, offsets: Vec<(TopicPartition, i64)>) -> Result<(), KafkaError> {
+    async fn commit(&self, offsets: Vec<(TopicPartition, i64)>, metadata: &str) -> Result<(), KafkaError> {
         if offsets.is_empty() {
             return Ok(());
         }
@@ -311,8 +311,12 @@ impl Member for Native {
         let watch = self.watch.clone();
         let group = Arc::clone(&self.held.group);
         let what = format!("committing offsets of group \"{group}\"");
+        let metadata = metadata.to_owned();
         blocking(move || {
             let list = list(offsets.iter().map(|(partition, offset)| (partition, Offset::Offset(*offset))))?;
+            if !metadata.is_empty() {
+                list.elements().iter_mut().for_each(|element| element.set_metadata(&metadata));
+            }
             let need = Need::topic("READ", &topics_of(offsets.iter().map(|(partition, _)| partition))).and_group("READ", &group);
             consumer.commit(&list, CommitMode::Sync).map_err(|error| watch.explain_for(&error, &what, &need))
         })
@@ -350,9 +354,12 @@ impl Member for Native {
         let (partition, bound) = (partition.clone(), self.bound);
         blocking(move || {
             let list = list([(&partition, Offset::Offset(offset))])?;
+            let assigned = || consumer.assignment().is_ok_and(|all| all.find_partition(&partition.topic, partition.partition).is_some());
             let sought =
                 consumer.seek_partitions(list, bound).and_then(|list| list.elements().iter().try_for_each(|element| element.error()));
             sought.map_err(|error| match error.rdkafka_error_code() {
+                // Its first offset is still looked for, as while the group's coordinator moves.
+                Some(Code::State) if assigned() => KafkaError::Retryable(format!("{partition} is not being read yet")),
                 Some(Code::State | Code::UnknownPartition) => KafkaError::Conflict(format!("{partition} is not assigned to this member")),
                 _ => watch.explain(&error, &format!("seeking {partition} to {offset}")),
             })

@@ -199,8 +199,8 @@ pub trait TransactionalWriter: Send {
 pub trait Member: Send + Sync {
     /// At most `max` records; waits up to `wait` for the first. Must be called at least every `max.poll.interval.ms`.
     async fn poll(&self, max: usize, wait: Duration) -> Result<Vec<(TopicPartition, Record)>, KafkaError>;
-    /// Commits next offsets to read, and waits for the answer.
-    async fn commit(&self, offsets: Vec<(TopicPartition, i64)>) -> Result<(), KafkaError>;
+    /// Commits next offsets to read, each with this metadata (empty: none), and waits for the answer.
+    async fn commit(&self, offsets: Vec<(TopicPartition, i64)>, metadata: &str) -> Result<(), KafkaError>;
     async fn assignment(&self) -> Vec<TopicPartition>;
     /// Next offsets to read, where they are known: behind the last record that `poll` gave, and behind control records that followed it.
     async fn positions(&self) -> BTreeMap<TopicPartition, i64>;

@@ -125,6 +125,9 @@ pub enum OffsetError {
     /// The request itself is wrong.
     #[error("{0}")]
     Invalid(String),
+    /// Whoever asked may not do this to the group.
+    #[error("{0}")]
+    Denied(String),
     /// Only one process may own an embedded store.
     #[error("the offset store {path} is in use by {owner}; stop that process, or give this one another path")]
     InUse { path: String, owner: String },
@@ -141,6 +144,7 @@ impl From<OffsetError> for ServiceError {
         let kind = match &error {
             OffsetError::Fenced { .. } | OffsetError::Regressed { .. } => ErrorKind::Conflict,
             OffsetError::Invalid(_) => ErrorKind::Invalid,
+            OffsetError::Denied(_) => ErrorKind::Forbidden,
             OffsetError::InUse { .. } | OffsetError::Away { .. } => ErrorKind::Unavailable,
             OffsetError::Storage { .. } => ErrorKind::Internal,
         };
@@ -198,7 +202,7 @@ impl Calls {
             Ok(_) => "ok",
             Err(OffsetError::Away { .. }) => "away",
             Err(OffsetError::Storage { .. } | OffsetError::InUse { .. }) => "failed",
-            Err(OffsetError::Fenced { .. } | OffsetError::Regressed { .. } | OffsetError::Invalid(_)) => "refused",
+            Err(OffsetError::Fenced { .. } | OffsetError::Regressed { .. } | OffsetError::Invalid(_) | OffsetError::Denied(_)) => "refused",
         };
         metrics::counter!("millrace_offset_store_calls_total", "store" => self.store, "outcome" => outcome).increment(1);
         metrics::histogram!("millrace_offset_store_call_seconds", "store" => self.store).record(begun.elapsed().as_secs_f64());

@@ -33,7 +33,7 @@ async fn members_share_partitions_and_take_over() {
 
         // What the first commits is where its successor begins.
         let mine = first.assignment().await.remove(0);
-        first.commit(vec![(mine.clone(), 60)]).await.unwrap();
+        first.commit(vec![(mine.clone(), 60)], "").await.unwrap();
         assert_eq!(admin().await.committed(&group, None).await.unwrap()[&mine].0, 60);
         first.close().await;
         assert!(matches!(first.poll(1, Duration::ZERO).await, Err(KafkaError::Conflict(_))));

@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// Copies of each partition; left out, 3, or as many as there are brokers.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     replication: Option<u32>,
-    /// How long records are kept, e.g. `12h` or `7d`, or `-1` for ever; left out, as the broker has it.
+    /// How long records are kept, e.g. `12h` or `7d`, or `-1` for ever; left out, a week.
     #[arg(long, value_name = "DURATION", value_parser = retention_ms, allow_negative_numbers = true)]
     retention: Option<i64>,
     /// `min.insync.replicas`; left out, one less than the copies, at least 1.

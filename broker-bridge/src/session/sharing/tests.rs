@@ -90,6 +90,26 @@ async fn fetch(session: &Arc<Session>, records_max: usize) -> Vec<i64> {
 }
 
 #[tokio::test]
+async fn a_member_that_is_fenced_while_nobody_has_its_session_joins_again() {
+    let world = World::new();
+    let (a, b) = (world.replica("http://a:1"), world.replica("http://b:1"));
+    let session = subscribed(&a).await;
+    assert_eq!(fetch(&session, 4).await, [0, 1, 2, 3]);
+    session.commit(at(2)).await.unwrap();
+    world.kafka.fence();
+    assert_eq!(fetch(&session, 9).await, [4, 5], "where it was");
+    // Not again and again: somebody outside may really have the place.
+    world.kafka.fence();
+    let limits = Limits { records_max: 9, bytes_max: 1 << 20, bytes_min: 1, wait: Duration::from_millis(50) };
+    assert_eq!(session.fetch(limits, Values(Vec::new())).await.err().unwrap().code, Code::Conflict);
+    // Where another replica has it, that one goes on.
+    *session.joined_again.lock() = None;
+    taken(&b).await.unwrap().unwrap();
+    world.kafka.fence();
+    assert_eq!(session.fetch(limits, Values(Vec::new())).await.err().unwrap().code, Code::Conflict);
+}
+
+#[tokio::test]
 async fn another_replica_goes_on_at_what_was_acknowledged_and_the_first_one_lets_go() {
     let world = World::new();
     let (a, b) = (world.replica("http://a:1"), world.replica("http://b:1"));

@@ -231,7 +231,7 @@ impl Session {
                     window.keep(tenure);
                     window.due()
                 };
-                match reader.commit(due.clone()).await {
+                match reader.commit(due.clone(), "").await {
                     Ok(()) => self.window.lock().settled(&due),
                     Err(error) if stopping => {
                         tracing::warn!(channel = self.name, %error, "the last offsets are not committed; their events come again");

@@ -242,7 +242,7 @@ impl<'a> Session<'a> {
         if due.is_empty() {
             return Ok(());
         }
-        self.reader.commit(due).await?;
+        self.reader.commit(due, "").await?;
         self.places.due.clear();
         Ok(())
     }

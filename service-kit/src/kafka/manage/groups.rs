@@ -13,17 +13,31 @@ const DESCRIBE: (i16, i16) = (15, 4);
 impl Manage {
     /// `group.instance.id` by member id, of static members; `coordinator` is the broker that looks after the group.
     pub async fn static_members(&self, coordinator: i32, group: &str) -> Result<BTreeMap<String, String>, KafkaError> {
+        Ok(self.describe_group(coordinator, group).await?.instances)
+    }
+
+    pub(super) async fn describe_group(&self, coordinator: i32, group: &str) -> Result<Described, KafkaError> {
         let mut body = Output::default();
-        body.count(1).string(group).bool(false);
-        self.ask(To::Broker(coordinator), DESCRIBE, body.bytes(), parse_instances).await
+        // With the group's authorized operations.
+        body.count(1).string(group).bool(true);
+        self.ask(To::Broker(coordinator), DESCRIBE, body.bytes(), parse).await
     }
 }
 
-fn parse_instances(input: &mut Input<'_>) -> Answer<BTreeMap<String, String>> {
+/// One group.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Described {
+    pub(super) error: i16,
+    /// `group.instance.id` by member id.
+    instances: BTreeMap<String, String>,
+    pub(super) operations: i32,
+}
+
+fn parse(input: &mut Input<'_>) -> Answer<Described> {
     let _throttle_ms = input.i32()?;
-    let mut instances = BTreeMap::new();
+    let mut found = Described::default();
     for _ in 0..input.count()? {
-        let _error = input.i16()?;
+        found.error = input.i16()?;
         // Id, state, protocol type, protocol.
         for _ in 0..4 {
             input.string()?;
@@ -36,11 +50,11 @@ fn parse_instances(input: &mut Input<'_>) -> Answer<BTreeMap<String, String>> {
                 let length = input.count()?;
                 input.take(length)?;
             }
-            instances.extend(instance.map(|instance| (member, instance)));
+            found.instances.extend(instance.map(|instance| (member, instance)));
         }
-        let _operations = input.i32()?;
+        found.operations = input.i32()?;
     }
-    Ok(instances)
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -53,10 +67,11 @@ mod tests {
         answer.i32(0).count(1).i16(0).string("g").string("Stable").string("consumer").string("range").count(2);
         answer.string("m1").nullable(Some("i1")).string("c").string("/h").i32(2).i16(7).i32(0);
         answer.string("m2").nullable(None).string("c").string("/h").i32(0).i32(0);
-        answer.i32(0);
-        assert_eq!(parse_instances(&mut Input(answer.bytes())).unwrap(), BTreeMap::from([("m1".to_owned(), "i1".to_owned())]));
+        answer.i32(8);
+        let instances = BTreeMap::from([("m1".to_owned(), "i1".to_owned())]);
+        assert_eq!(parse(&mut Input(answer.bytes())).unwrap(), Described { error: 0, instances, operations: 8 });
         for length in 0..answer.bytes().len() {
-            assert!(parse_instances(&mut Input(&answer.bytes()[..length])).is_err(), "{length}");
+            assert!(parse(&mut Input(&answer.bytes()[..length])).is_err(), "{length}");
         }
     }
 }

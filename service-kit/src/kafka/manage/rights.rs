@@ -1,4 +1,5 @@
-//! What this login may do: whether the brokers take it, and which topics it may write to (`Metadata` v8).
+//! What this login may do: whether the brokers take it, which topics it may write to (`Metadata` v8), which groups it may read
+//! (`FindCoordinator` v1, `DescribeGroups` v4).
 
 use super::{Answer, Manage, To};
 use crate::kafka::{
@@ -9,16 +10,39 @@ use crate::kafka::{
 
 /// With the authorized operations of topics.
 const METADATA: (i16, i16) = (3, 8);
-/// Bit of WRITE among a topic's authorized operations.
+const FIND_COORDINATOR: (i16, i16) = (10, 1);
+/// Bits among authorized operations.
+const READ: i32 = 1 << 3;
 const WRITE: i32 = 1 << 4;
 /// UNKNOWN_TOPIC_OR_PARTITION, TOPIC_AUTHORIZATION_FAILED
 const UNKNOWN: i16 = 3;
 const DENIED: i16 = 29;
+/// GROUP_AUTHORIZATION_FAILED
+const GROUP_DENIED: i16 = 30;
 
 impl Manage {
     /// [`KafkaError::Auth`] where a broker refuses the login.
     pub async fn log_in(&self) -> Result<(), KafkaError> {
         self.nodes().await.map(drop)
+    }
+
+    /// [`KafkaError::Auth`] where this login may not read the group: be its member, commit its offsets.
+    pub async fn check_group(&self, group: &str) -> Result<(), KafkaError> {
+        let what = format!("committing offsets of group \"{group}\"");
+        let need = Need::default().and_group("READ", group);
+        let mut body = Output::default();
+        // A group's, not a transactional id's.
+        body.string(group).i8(0);
+        let (error, coordinator) = self.ask(To::Any, FIND_COORDINATOR, body.bytes(), parse_coordinator).await?;
+        if error != 0 {
+            return Err(self.denied(error, None, &what, &need));
+        }
+        let found = self.describe_group(coordinator, group).await?;
+        match found.error {
+            0 if found.operations & READ != 0 => Ok(()),
+            0 => Err(self.denied(GROUP_DENIED, None, &what, &need)),
+            error => Err(self.denied(error, None, &what, &need)),
+        }
     }
 
     /// [`KafkaError::Auth`] names the first of the topics that this login may not write to; one that is not there is [`KafkaError::UnknownTopic`].
@@ -40,6 +64,12 @@ impl Manage {
         }
         Ok(())
     }
+}
+
+/// Error and broker.
+fn parse_coordinator(input: &mut Input<'_>) -> Answer<(i16, i32)> {
+    let (_throttle_ms, error, _message) = (input.i32()?, input.i16()?, input.string()?);
+    Ok((error, input.i32()?))
 }
 
 /// Name, error and authorized operations of each topic.
