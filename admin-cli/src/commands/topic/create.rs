@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// How long records are kept, e.g. `12h` or `7d`, or `-1` for ever; left out, a week.
     #[arg(long, value_name = "DURATION", value_parser = retention_ms, allow_negative_numbers = true)]
     retention: Option<i64>,
-    /// `min.insync.replicas`; left out, one less than the copies, at least 1.
+    /// `min.insync.replicas`; left out, 2 of three copies or more, else 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     min_isr: Option<u32>,
     /// Consumers that will read at the same time, for the advice.
