@@ -261,7 +261,6 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<(Comman
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

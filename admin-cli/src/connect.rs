@@ -234,7 +234,6 @@ fn reason(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use super::*;
 

@@ -463,7 +463,6 @@ impl Default for Registry {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use std::path::Path;
 

@@ -156,7 +156,6 @@ impl Drop for Pass<'_> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use super::*;
 

@@ -1,7 +1,5 @@
 //! A Kafka in memory behind the client traits, for unit tests: one broker, what is needed of it, and faults on request.
 
-#![allow(clippy::unwrap_used)]
-
 mod transactional;
 
 use std::{

@@ -178,7 +178,6 @@ fn run_within(command: &str, key: &str, bound: Duration) -> Result<String, Strin
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::io::Write;
 
     use super::*;

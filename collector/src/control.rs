@@ -279,7 +279,6 @@ fn java_number(name: &str, value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::channel::memory::{Limits, MemoryChannel};
     use crate::counters::{ChannelGauges, Shown, SinkCounters, SourceCounters};

@@ -323,7 +323,6 @@ fn host() -> &'static Host {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

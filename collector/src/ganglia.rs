@@ -198,7 +198,6 @@ fn metric_3_0(machine: &str, name: &str, value: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

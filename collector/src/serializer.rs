@@ -284,7 +284,6 @@ fn read_length(input: &mut impl io::Read) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn written(format: Format, events: &[Event]) -> Vec<u8> {

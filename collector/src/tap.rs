@@ -308,7 +308,6 @@ impl Point {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn wanted(limit: usize) -> Wanted {

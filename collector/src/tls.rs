@@ -345,7 +345,6 @@ pub fn client(component: &Component, protocols: &[&str]) -> anyhow::Result<TlsCo
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn component(settings: &[(&str, &str)]) -> Component {

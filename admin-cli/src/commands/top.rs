@@ -216,7 +216,6 @@ fn bar(percent: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use proto::control::v1::ComponentKind;
 
     use super::*;

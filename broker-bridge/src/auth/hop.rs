@@ -112,7 +112,6 @@ impl Secrets {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use std::{
         fs,

@@ -251,7 +251,6 @@ pub(super) fn literal_prefix(pattern: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use super::*;
 

@@ -1,7 +1,5 @@
 //! Callers, files and tasks; what each route and method asks is tested in `http::access_tests`.
 
-#![allow(clippy::unwrap_used)]
-
 use std::{fs, path::PathBuf};
 
 use axum::{

@@ -61,7 +61,6 @@ impl std::fmt::Debug for Codec {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use super::*;
 

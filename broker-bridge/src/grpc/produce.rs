@@ -102,7 +102,6 @@ fn response(batch_id: String, topics: Vec<String>, receipt: &Receipt) -> Produce
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use proto::data::v1::Header;
 

@@ -1,7 +1,5 @@
 //! Every authorisation pair: each route and each gRPC method with each verb on each kind of thing, with a caller who may do nothing, and with none.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::BTreeSet;
 
 use axum::{body::Body, http::Request, routing::MethodFilter};

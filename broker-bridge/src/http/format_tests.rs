@@ -1,7 +1,5 @@
 //! The formats with schemas over HTTP, with a registry that knows a few.
 
-#![allow(clippy::unwrap_used)]
-
 use serde_json::{Value, json};
 
 use super::tests::Bridge;

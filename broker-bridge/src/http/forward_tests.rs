@@ -1,7 +1,5 @@
 //! What the answer of another replica means, and when its sessions are taken over.
 
-#![allow(clippy::unwrap_used)]
-
 use std::{
     collections::BTreeMap,
     path::Path,

@@ -92,7 +92,6 @@ pub(super) fn accepts(headers: &HeaderMap, offered: &[&str]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use super::*;
 

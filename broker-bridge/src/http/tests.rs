@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used)]
-
 use axum::{body::Body, http::Request};
 use http_body_util::BodyExt as _;
 use serde_json::Value;

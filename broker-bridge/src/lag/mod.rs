@@ -215,7 +215,6 @@ impl Lag {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use service_kit::{kafka::GroupMemberView, offsets::OffsetCommit};
 

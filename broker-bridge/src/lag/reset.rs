@@ -113,7 +113,6 @@ impl Resets {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use service_kit::kafka::GroupMemberView;
 

@@ -105,7 +105,6 @@ pub(super) fn slope<'a>(samples: impl ExactSizeIterator<Item = &'a (i64, i64)> +
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use proptest::{collection::vec, prelude::*};
 

@@ -100,7 +100,6 @@ fn lag_never_fell(commits: &[Commit]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use proptest::{collection::vec, option, prelude::*};
 

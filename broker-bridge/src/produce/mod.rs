@@ -367,7 +367,6 @@ fn size(record: &OutRecord) -> usize {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use super::*;
     use crate::testing::{self, FakeKafka};

@@ -80,7 +80,6 @@ pub(super) fn is_valid(subject: &str, setting: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use super::*;
 

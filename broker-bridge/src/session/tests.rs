@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used)]
-
 use super::{state::size, *};
 use crate::testing::{self, FakeKafka, MemoryOffsets};
 

@@ -430,7 +430,6 @@ fn parse(stored: &StoredOffset) -> Option<VecDeque<Run>> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use proptest::prelude::*;
 

@@ -327,7 +327,6 @@ fn retention(facts: &Facts, findings: &mut Findings) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use super::*;
 

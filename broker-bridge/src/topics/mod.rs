@@ -424,7 +424,6 @@ fn check_name(name: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use service_kit::kafka::PartitionView;
 

@@ -278,7 +278,6 @@ impl Channel for MemoryChannel {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;

@@ -204,7 +204,6 @@ impl Channel for Spillable {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::event::Origin;
     use crate::flume_conf::component::Setting;

@@ -195,7 +195,6 @@ fn unescape(text: &[char], lost: &mut Vec<char>) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;

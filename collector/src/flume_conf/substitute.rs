@@ -211,7 +211,6 @@ fn java_date_pattern(pattern: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use chrono::TimeZone;
     use proptest::prelude::*;
 

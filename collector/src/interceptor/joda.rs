@@ -316,7 +316,6 @@ pub(crate) fn tokens(pattern: &str) -> Vec<Token> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use chrono::{DateTime, Utc};
     use proptest::prelude::*;
 

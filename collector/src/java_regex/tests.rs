@@ -1,5 +1,4 @@
 //! What real Java makes of expressions is in `tests/fixtures/java_regex/`, written there by `Expect.java`.
-#![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
 

@@ -432,7 +432,6 @@ fn fits(protocol: &[u8]) -> Result<(), Malformed> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use md5::{Digest as _, Md5 as Sum};
     use proptest::prelude::*;
 

@@ -164,7 +164,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Deflated<S> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -1,4 +1,3 @@
-#![allow(clippy::unwrap_used)]
 //! The sinks and the sources of one protocol against each other, over loopback.
 
 use std::{path::PathBuf, time::Duration};

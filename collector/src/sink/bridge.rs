@@ -461,7 +461,6 @@ fn told(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::flume_conf::component::Setting;
 

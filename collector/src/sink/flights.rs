@@ -243,7 +243,6 @@ pub fn is_poison(error: &KafkaError, configured_topic: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::collections::BTreeMap;
 
     use parking_lot::Mutex;

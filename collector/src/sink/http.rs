@@ -455,7 +455,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::flume_conf::component::Setting;
 

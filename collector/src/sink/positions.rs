@@ -160,7 +160,6 @@ impl Positions {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::source::tail::identity::Fingerprint;
 

@@ -202,7 +202,6 @@ fn flume_avro(event: &Event) -> Bytes {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn maker() -> Maker {

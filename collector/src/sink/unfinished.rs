@@ -238,7 +238,6 @@ pub fn make_directory(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::event::Event;
     use crate::serializer::AvroCodec;

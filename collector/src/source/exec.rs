@@ -314,7 +314,6 @@ pub fn describe(begin: Begin) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::sync::Arc;
 
     use parking_lot::Mutex;

@@ -139,7 +139,6 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::{sync::Arc, time::Duration};
 
     use parking_lot::Mutex;

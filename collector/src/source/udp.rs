@@ -219,7 +219,6 @@ fn dropped(table: &str, inode: u64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

@@ -179,7 +179,6 @@ impl std::fmt::Debug for KafkaConfig {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -212,7 +212,6 @@ fn tls(config: &KafkaConfig) -> Result<ClientConfig, KafkaError> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 

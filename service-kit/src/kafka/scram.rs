@@ -69,7 +69,6 @@ impl Scram {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     /// The example of RFC 7677.

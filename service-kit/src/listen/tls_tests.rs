@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used)]
-
 use std::{fs, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{Extension, Router, routing::get};

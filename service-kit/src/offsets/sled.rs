@@ -376,7 +376,6 @@ fn decode_partition(key: &[u8]) -> Option<TopicPartition> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use super::*;
 

@@ -1,5 +1,4 @@
 //! The runner over Kafka in memory: what happens to records when jobs start, fail, stop, crash and go on.
-#![allow(clippy::unwrap_used)]
 
 use std::{sync::Arc, time::Duration};
 

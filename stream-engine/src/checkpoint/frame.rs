@@ -55,7 +55,6 @@ pub fn decode<T: DeserializeOwned>(bytes: &Bytes) -> Result<(T, Bytes), FrameErr
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;

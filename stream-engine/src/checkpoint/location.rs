@@ -45,7 +45,6 @@ fn local(path: &FilePath, wrong: &dyn Fn(String) -> CheckpointError) -> Result<O
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

@@ -1,5 +1,4 @@
 //! Crashes at every step of the protocol, against a store that loses, tears or half-does any operation.
-#![allow(clippy::unwrap_used)]
 
 use std::{
     fmt,

@@ -165,7 +165,6 @@ pub fn differences(old: &serde_json::Value, new: &serde_json::Value, max: usize)
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use serde_json::json;
 
     use super::*;

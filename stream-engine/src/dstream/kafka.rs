@@ -281,7 +281,6 @@ impl<K: FromKafka, V: FromKafka> Partitions<ConsumerRecord<K, V>> for KafkaParti
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn spec(params: &[(&str, &str)]) -> Result<SourceSpec, String> {

@@ -2,7 +2,6 @@
 //!
 //! Every table is also run with a restart after each batch, from the checkpoint's snapshot and the records that it asks
 //! for: what the outputs see must be the same.
-#![allow(clippy::unwrap_used)]
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 

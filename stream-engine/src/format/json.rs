@@ -247,7 +247,6 @@ fn truncate(value: f64) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::super::testing::decode;
     use super::*;
     use arrow::datatypes::{Field, TimeUnit};

@@ -242,7 +242,6 @@ impl Cut<'_> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::super::testing::decode;
     use super::*;
     use arrow::datatypes::{Field, TimeUnit};

@@ -118,7 +118,6 @@ pub(super) fn without_line_break(message: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::super::testing::decode;
     use super::*;
     use arrow::datatypes::{DataType, Field};

@@ -1,5 +1,4 @@
 //! The registry over Kafka in memory: jobs across restarts of the engine, savepoints, defaults.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::{sync::Arc, time::Duration};

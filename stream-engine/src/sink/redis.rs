@@ -416,7 +416,6 @@ impl Rows {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::sync::Arc;
 
     use arrow::array::{ArrayRef, Int64Array, StringArray, TimestampMillisecondArray};

@@ -63,7 +63,6 @@ impl<T: Send + 'static> Receiver<T> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use futures::{FutureExt, StreamExt};
 
     use super::*;

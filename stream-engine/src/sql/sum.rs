@@ -125,7 +125,6 @@ impl GroupsAccumulator for Totals {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

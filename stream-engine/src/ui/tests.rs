@@ -1,5 +1,4 @@
 //! The pages as a browser gets them, over a registry whose Kafka is in memory.
-#![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -193,7 +193,6 @@ pub(in crate::http) async fn delete_acls(
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use super::*;
 

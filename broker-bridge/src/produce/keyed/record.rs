@@ -107,7 +107,6 @@ pub(super) fn partition_of(key: &[u8], partitions: u32) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
 
     use super::*;
 

@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used)]
-
 use super::{super::vectors, *};
 
 fn parse(text: &str) -> Protobuf {

@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used)]
-
 use service_kit::{
     kafka::Record,
     offsets::{OffsetCommit, OffsetStore as _},

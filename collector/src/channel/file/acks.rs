@@ -211,7 +211,6 @@ fn decode(bytes: &[u8]) -> Option<Saved> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;

@@ -1,6 +1,5 @@
 //! Single faults at every place: the process ended at each change of the disk, each operation failing once, each byte of a
 //! segment damaged, segments missing, cut, copied; a full disk; numbers at their end.
-#![allow(clippy::unwrap_used)]
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

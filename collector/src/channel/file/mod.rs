@@ -336,7 +336,6 @@ pub(super) fn open(component: &Component, setup: &Setup, limits: Limits) -> anyh
 
 #[cfg(test)]
 mod settings {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::flume_conf::component::Setting;
 

@@ -1,5 +1,4 @@
 //! A disk that loses what was not synced: write-back in sectors, names apart from contents, errors where they are wanted.
-#![allow(clippy::unwrap_used)]
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},

@@ -1,5 +1,4 @@
 //! The file channel against a model, on a disk that loses, tears, fills up and fails.
-#![allow(clippy::unwrap_used)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -123,7 +123,6 @@ fn index(number: u64, first: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;

@@ -1,4 +1,3 @@
-#![allow(clippy::unwrap_used)]
 use service_kit::hbase::Row;
 
 use super::key::Keys;

@@ -121,7 +121,6 @@ fn number(input: &mut impl Read) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

@@ -222,7 +222,6 @@ impl<R: Read> Counting<'_, R> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

@@ -150,7 +150,6 @@ async fn timed<T>(timeout: Duration, call: impl Future<Output = T>) -> anyhow::R
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use object_store::memory::InMemory;
 
     use super::*;

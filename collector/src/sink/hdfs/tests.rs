@@ -1,4 +1,3 @@
-#![allow(clippy::unwrap_used)]
 use std::{fs, path::Path};
 
 use object_store::{ObjectStoreExt as _, memory::InMemory};

@@ -162,7 +162,6 @@ fn is_within(whole: &[u8], part: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;

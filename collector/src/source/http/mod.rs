@@ -215,7 +215,6 @@ fn refuse(status: StatusCode, why: &str) -> Response {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::time::Duration;
 
     use axum::body::Body;

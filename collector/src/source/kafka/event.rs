@@ -67,7 +67,6 @@ pub fn read(value: Option<bytes::Bytes>, flume_format: bool) -> Result<Event, Ma
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use bytes::Bytes;
     use proptest::prelude::*;
 

@@ -214,7 +214,6 @@ impl Source for KafkaSource {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::flume_conf::component::Setting;
 

@@ -265,7 +265,6 @@ async fn stay<T>(reader: &dyn GroupReader, work: impl Future<Output = T>) -> T {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::event::{Event, acknowledge};
 

@@ -216,7 +216,6 @@ impl Codec {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::io::Write as _;
 
     use proptest::prelude::*;

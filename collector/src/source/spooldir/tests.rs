@@ -1,7 +1,5 @@
 //! The engine step by step: order, completion, what is set aside, and restarts at every point.
 
-#![allow(clippy::unwrap_used)]
-
 use std::{
     fs,
     path::PathBuf,

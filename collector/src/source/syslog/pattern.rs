@@ -238,7 +238,6 @@ pub fn without_year(stamp: &[u8]) -> Option<Time> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
     use super::*;

@@ -99,7 +99,6 @@ pub fn offset(text: &[u8]) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use chrono::FixedOffset;
 
     use super::*;

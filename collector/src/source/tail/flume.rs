@@ -152,7 +152,6 @@ fn replace(path: &Path, entries: &[Entry], owns: impl Fn(&Path) -> bool) -> io::
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::source::tail::identity::head;
 

@@ -210,7 +210,6 @@ pub fn file_name(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::super::identity::Fingerprint;
     use super::*;
 

@@ -96,7 +96,6 @@ fn parse(input: &mut Input<'_>) -> Answer<Vec<(String, i16, i32)>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -1,7 +1,5 @@
 //! SQL jobs against hand-made batches and a sink in memory: no network.
 
-#![allow(clippy::unwrap_used)]
-
 mod messages;
 mod partitions;
 mod queries;

@@ -1,5 +1,4 @@
 //! The tail engine, driven step by step over real files: every kind of rotation, and restarts with and without delivery.
-#![allow(clippy::unwrap_used)]
 
 mod positions;
 mod reading;
