@@ -85,6 +85,15 @@ fn users(path: &Path) -> Result<HashMap<String, Hash>, String> {
     Ok(users)
 }
 
+/// What is kept of a name and a password that were right.
+pub(super) fn tag(key: &hmac::Key, name: &str, password: &str) -> Vec<u8> {
+    let mut tagged = hmac::Context::with_key(key);
+    tagged.update(&(name.len() as u64).to_be_bytes());
+    tagged.update(name.as_bytes());
+    tagged.update(password.as_bytes());
+    tagged.sign().as_ref().to_vec()
+}
+
 /// The users of a file, and those passwords that were right lately.
 pub(super) struct Passwords {
     users: RwLock<HashMap<String, Hash>>,
@@ -122,11 +131,7 @@ impl Passwords {
 
     /// `None`: too many are being checked.
     pub(super) async fn verify(&self, name: &str, password: &str) -> Option<bool> {
-        let mut tagged = hmac::Context::with_key(&self.key);
-        tagged.update(&(name.len() as u64).to_be_bytes());
-        tagged.update(name.as_bytes());
-        tagged.update(password.as_bytes());
-        let tag = tagged.sign().as_ref().to_vec();
+        let tag = tag(&self.key, name, password);
         if self.right.lock().get(&tag).is_some_and(|until| *until > Instant::now()) {
             return Some(true);
         }

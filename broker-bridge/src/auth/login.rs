@@ -13,6 +13,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use super::credentials::tag;
 use crate::{config, connect::Connection};
 
 /// How long a request waits for its turn to log in.
@@ -72,21 +73,15 @@ impl Logins {
 
     /// The connection of who logs in so.
     pub(super) async fn connection(&self, name: &str, password: &str) -> Result<Connection, Trouble> {
-        let tag = self.tag(name, password);
+        let tag = tag(&self.key, name, password);
         if let Some(settled) = self.settled(&tag) {
             return settled;
         }
         // Who was known is not to wait for those who guess.
-        let _turn = match self.known.lock().contains_key(&tag) {
+        let is_known = self.known.lock().contains_key(&tag);
+        let _turn = match is_known {
             true => None,
-            false => Some(self.turns.acquire()),
-        };
-        let _turn = match _turn {
-            None => None,
-            Some(turn) => match timeout(TURN_WAIT_MAX, turn).await {
-                Ok(Ok(turn)) => Some(turn),
-                _ => return Err(Trouble::Busy),
-            },
+            false => Some(timeout(TURN_WAIT_MAX, self.turns.acquire()).await.map_err(|_| Trouble::Busy)?),
         };
         // Another request of the same caller may have been faster.
         if let Some(settled) = self.settled(&tag) {
@@ -108,14 +103,6 @@ impl Logins {
             }
             Err(error) => Err(Trouble::Kafka(error)),
         }
-    }
-
-    fn tag(&self, name: &str, password: &str) -> Tag {
-        let mut tagged = hmac::Context::with_key(&self.key);
-        tagged.update(&(name.len() as u64).to_be_bytes());
-        tagged.update(name.as_bytes());
-        tagged.update(password.as_bytes());
-        tagged.sign().as_ref().to_vec()
     }
 
     /// What is known without asking Kafka.
