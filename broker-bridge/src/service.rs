@@ -72,8 +72,6 @@ impl BridgeService {
             ("delivery.timeout.ms", delivery_ms.as_str()),
             ("default.api.timeout.ms", &timeout_ms),
             ("request.timeout.ms", &timeout_ms),
-            // Requests arrive one by one; waiting longer for company costs them more than it saves.
-            ("linger.ms", "2"),
             ("client.id", "millrace-bridge"),
         ] {
             properties.entry(key.to_owned()).or_insert_with(|| value.to_owned());

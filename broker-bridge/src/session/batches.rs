@@ -61,7 +61,7 @@ impl State {
 
     /// Moves what was polled into the windows.
     pub(super) fn take_in(&mut self, now: Instant) {
-        for (partition, record) in self.ready.drain(..) {
+        for (partition, record) in std::mem::take(&mut self.ready) {
             if let Some(progress) = self.partitions.get_mut(&partition) {
                 progress.window.take_in(record, now);
             }

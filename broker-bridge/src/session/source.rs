@@ -54,9 +54,9 @@ impl Clients for KafkaClients {
             config.set("group.instance.id", instance);
         }
         for (key, value) in [
-            // What the client reads ahead is memory of this session.
+            // What the client reads ahead is memory of this session, and a fetch comes as a whole.
             ("fetch.max.bytes", "8388608"),
-            ("max.partition.fetch.bytes", "1048576"),
+            ("max.partition.fetch.bytes", "131072"),
             // The partitions of a bridge that was killed are free after this, instead of after Kafka's 45 s.
             ("session.timeout.ms", "10000"),
             ("heartbeat.interval.ms", "3000"),

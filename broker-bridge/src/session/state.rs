@@ -136,6 +136,10 @@ impl State {
             }
             delivered.records.push((partition, record));
         }
+        if self.ready.is_empty() {
+            // Its room for thousands of records would be kept for as long as the session is.
+            self.ready = VecDeque::new();
+        }
         for (partition, progress) in &self.partitions {
             match &progress.blocked {
                 Some(error) if delivered.records.is_empty() => return Err(error.clone()),

@@ -23,10 +23,17 @@ use super::properties::Role;
 use super::range::{record, size};
 use super::{GroupReader, KafkaConfig, KafkaError, Member, Record, TopicPartition};
 
+/// There are many members in a process, most of them asked now and then: each record that waits costs about 500 bytes beside its own.
+const AHEAD_RECORDS: &str = "1000";
+const AHEAD_KIB: &str = "1024";
+
 /// Joins `group` for `topics`. `auto_offset_reset`: `earliest`, `latest` or `none`, where the group has no offset.
-/// Partitions come with the first polls.
+/// Partitions come with the first polls. About a thousand records or a MiB are read ahead.
 pub async fn member(config: &KafkaConfig, group: &str, topics: &[String], auto_offset_reset: &str) -> Result<Arc<dyn Member>, KafkaError> {
-    let native = join(config, group, auto_offset_reset, |_| {}).await?;
+    let native = join(config, group, auto_offset_reset, |client| {
+        client.set("queued.min.messages", AHEAD_RECORDS).set("queued.max.messages.kbytes", AHEAD_KIB);
+    });
+    let native = native.await?;
     native.subscribe_to(topics)?;
     Ok(Arc::new(native))
 }
