@@ -87,9 +87,12 @@ impl BridgeService {
             ));
         }
         let store = outside(&config.offsets, &kafka).map_err(|(key, message)| wrong(key, message))?;
-        let asked = [&config.http.tls, &config.control.tls].into_iter().any(|tls| tls.client_auth != ClientAuth::None);
+        let asked =
+            [&config.http.tls, &config.registry.tls, &config.control.tls].into_iter().any(|tls| tls.client_auth != ClientAuth::None);
         let auth = Auth::open(&config.auth, asked, &kafka).map_err(|error| ConfigErrors(vec![error]))?;
-        for (name, listen) in [("http", config.http.listen), ("control", config.control.listen)] {
+        let listeners =
+            [("http", Some(config.http.listen)), ("registry", config.registry.listen), ("control", Some(config.control.listen))];
+        for (name, listen) in listeners.into_iter().filter_map(|(name, listen)| Some((name, listen?))) {
             if auth.is_none() && !config.auth.allow_open && !listen.is_loopback() {
                 let message = format!(
                     "other machines can reach {listen}, and authentication is off: name a policy in auth.policy_file, listen on a loopback address, or allow it with [auth] allow_open = true"
@@ -262,9 +265,12 @@ impl Service for BridgeService {
             auth,
         };
         let (listen, tls) = (config.http.listen, config.http.tls.clone());
-        let http = vec![HttpEndpoint { name: "http", listen, tls, router: http::router(app) }];
+        let mut http = vec![HttpEndpoint { name: "http", listen, tls, router: http::router(app.clone()) }];
+        if let Some(listen) = config.registry.listen {
+            http.push(HttpEndpoint { name: "registry", listen, tls: config.registry.tls.clone(), router: http::registry_router(app) });
+        }
         let drain = config.shutdown.deadline;
-        let control = Arc::new(BridgeControl { config, gate, sessions: sessions.clone(), seen });
+        let control = Arc::new(BridgeControl { config, gate, sessions: sessions.clone(), seen, addresses: Arc::clone(&ctx.addresses) });
         let done = async move {
             ctx.shutdown.cancelled().await;
             sessions.close().await;
@@ -275,7 +281,7 @@ impl Service for BridgeService {
     }
 }
 
-/// Waits for a store that is outside; its absence is logged by the store itself.
+/// Waits for a store that is outside; its absence is logged by the store itself, and what it refuses is logged here, once.
 async fn until_reached(store: Arc<dyn OffsetStore>, ctx: Context, latch: Latch) {
     while let Err(error) = store.groups().await {
         tracing::debug!(%error, "waiting for the offset store");

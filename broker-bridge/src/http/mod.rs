@@ -227,6 +227,20 @@ pub(crate) fn router(app: App) -> Router {
     router.with_state(app)
 }
 
+/// The registry's paths by themselves, for a listener of their own. The answers are the same as beside the others, and errors are in its form.
+pub(crate) fn registry_router(app: App) -> Router {
+    let root = Route::get("/", KNOWN, async || json_response(StatusCode::OK, registry::CONTENT_TYPE, &json!({})));
+    let mut router = Router::new();
+    for Route { path, access, handler, .. } in registry::routes().into_iter().chain([root]) {
+        router = router.route(path, guarded(app.auth.as_ref(), access, handler));
+    }
+    let no_method = async |method: Method| BridgeError::new(Code::MethodNotAllowed, format!("HTTP 405 Method Not Allowed: {method}"));
+    let no_route =
+        async |uri: Uri| BridgeError::new(Code::NoRoute, format!("HTTP 404 Not Found: {} is no path of the registry", uri.path()));
+    let router = router.fallback(no_route).method_not_allowed_fallback(no_method);
+    router.layer(axum::middleware::map_response(in_our_form)).layer(axum::middleware::map_response(as_registry)).with_state(app)
+}
+
 async fn root() -> Response {
     let operations: Vec<String> = routes().iter().map(|route| format!("{} {}", route.method, route.path)).collect();
     json_response(
@@ -295,6 +309,14 @@ async fn as_strimzi(mut response: Response) -> Response {
     }
     *response.body_mut() = axum::body::Body::from(body.to_string());
     response.headers_mut().remove(header::CONTENT_LENGTH);
+    response
+}
+
+/// What its clients read as an error of the registry.
+async fn as_registry(mut response: Response) -> Response {
+    if response.extensions().get::<BridgeError>().is_some() {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(registry::CONTENT_TYPE));
+    }
     response
 }
 
@@ -398,5 +420,7 @@ fn segment(name: &str) -> String {
 mod access_tests;
 #[cfg(test)]
 mod format_tests;
+#[cfg(test)]
+mod registry_tests;
 #[cfg(test)]
 mod tests;

@@ -36,6 +36,8 @@ pub(super) struct Bridge {
     lag: Lag,
     pub(super) registry: Registry,
     router: Router,
+    /// What the registry's own port serves.
+    pub(super) registry_router: Router,
 }
 
 /// What came back.
@@ -58,6 +60,18 @@ impl Answer {
     }
 }
 
+/// One request to one router.
+pub(super) async fn call(router: &Router, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    let mut request = Request::builder().method(method).uri(path).header("host", "bridge:8082");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    Answer { status: parts.status.as_u16(), headers: parts.headers, text }
+}
+
 impl Bridge {
     pub(super) fn new(compat: Compat) -> Self {
         let kafka = FakeKafka::with_topic("t", 2);
@@ -65,18 +79,12 @@ impl Bridge {
         let mut config = BridgeConfig::default();
         config.http.compat = compat;
         let app = app(&kafka, &store, config, None);
-        Self { kafka, store, lag: app.lag.clone(), registry: app.registry.clone(), router: router(app) }
+        let registry_router = registry_router(app.clone());
+        Self { kafka, store, lag: app.lag.clone(), registry: app.registry.clone(), registry_router, router: router(app) }
     }
 
     pub(super) async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-        let mut request = Request::builder().method(method).uri(path).header("host", "bridge:8082");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let response = self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
-        Answer { status: parts.status.as_u16(), headers: parts.headers, text }
+        call(&self.router, method, path, headers, body).await
     }
 
     pub(super) async fn get(&self, path: &str) -> Answer {

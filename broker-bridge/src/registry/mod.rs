@@ -1,4 +1,4 @@
-//! The schema registry: Confluent's API on the bridge's own listener, over the same topic in the same form.
+//! The schema registry: Confluent's API, on a listener of its own and beside the bridge's other paths, over the same topic in the same form.
 //!
 //! | module | question it answers |
 //! |---|---|

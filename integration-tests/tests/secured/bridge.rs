@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use super::{WAIT, grant_all, needed, says};
 
-const ENV: [(&str, &str); 2] = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_HTTP__LISTEN", "127.0.0.1:0")];
+const ENV: [(&str, &str); 3] =
+    [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_HTTP__LISTEN", "127.0.0.1:0"), ("MILLRACE_REGISTRY__LISTEN", "127.0.0.1:0")];
 pub(super) const JSON: &str = "application/vnd.kafka.json.v2+json";
 const REGISTRY: &str = "application/vnd.schemaregistry.v1+json";
 pub(super) const V2: &str = "application/vnd.kafka.v2+json";
