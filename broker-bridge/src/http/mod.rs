@@ -82,6 +82,10 @@ impl Route {
         Self { method: "GET", path, access, handler: get(handler) }
     }
 
+    fn post<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Self {
+        Self { method: "POST", path, access, handler: post(handler) }
+    }
+
     fn delete<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Self {
         Self { method: "DELETE", path, access, handler: delete(handler) }
     }

@@ -540,7 +540,28 @@ async fn burrows_paths_answer_in_burrows_words() {
         let answer = bridge.get(path).await;
         assert_eq!((answer.status, &answer.json()["error"]), (404, &json!(true)), "{path}");
     }
+    for (kind, message) in [("consumer", "consumer module not found"), ("notifier", "notifier module not found")] {
+        let answer = bridge.get(&format!("/v3/config/{kind}/x")).await;
+        assert_eq!((answer.status, &answer.json()["error"], &answer.json()["message"]), (404, &json!(true), &json!(message)));
+    }
     assert_eq!(bridge.get("/v3/config/storage/millrace").await.json()["module"]["intervals"], 10);
+    let module = bridge.get("/v3/config/consumer/millrace").await.json()["module"].clone();
+    assert_eq!(
+        (&module["cluster"], &module["offsets-topic"], &module["servers"]),
+        (&json!("fake"), &json!("__consumer_offsets"), &json!([""]))
+    );
+    let level = bridge.get("/v3/admin/loglevel").await.json();
+    assert_eq!((&level["error"], &level["message"], &level["level"]), (&json!(false), &json!("log level returned"), &json!("info")));
+    for (body, status, message) in [
+        ("level", 400, "could not decode message body"),
+        ("{}", 404, "unknown log level"),
+        (r#"{"level":"loud"}"#, 404, "unknown log level"),
+    ] {
+        let answer = bridge.post("/v3/admin/loglevel", body).await;
+        let expected =
+            json!({"error": true, "message": message, "request": {"url": "/v3/admin/loglevel", "host": answer.json()["request"]["host"]}});
+        assert_eq!((answer.status, answer.json()), (status, expected));
+    }
     assert!(bridge.get("/v3/config").await.json()["httpserver"]["default"]["address"].is_string());
     assert_eq!(bridge.call("DELETE", "/v3/kafka/fake/consumer/slow", &[], "").await.status, 200);
     assert_eq!(bridge.get("/v3/kafka/fake/consumer/slow/status").await.status, 404);

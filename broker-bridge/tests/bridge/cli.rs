@@ -54,6 +54,16 @@ async fn the_cli_shows_lag_advice_brokers_and_settings_of_a_bridge() {
     assert_eq!(changed["current"], "debug", "{changed}");
     let back = document(&["log-level", "bridge", "info"]).await;
     assert_eq!((&back["previous"], &back["current"]), (&json!("debug"), &json!("info")));
+    // The same by Burrow's path.
+    let level = format!("{}/v3/admin/loglevel", client.base);
+    let (status, set) = client.post(&level, "application/json", &json!({"level": "WARNING"})).await;
+    assert_eq!((status, &set["error"], &set["message"]), (200, &json!(false), &json!("set log level")), "{set}");
+    let shown = client.http.get(&level).send().await.unwrap().json::<Value>().await.unwrap();
+    assert_eq!(
+        (&shown["level"], &shown["message"], &shown["request"]["url"]),
+        (&json!("warn"), &json!("log level returned"), &json!("/v3/admin/loglevel"))
+    );
+    assert_eq!(document(&["log-level", "bridge", "info"]).await["previous"], "warn");
 
     client.delete_topic(&topic).await;
     bridge.stop().await;
