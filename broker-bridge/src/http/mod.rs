@@ -214,6 +214,7 @@ fn routes() -> Vec<Route> {
 }
 
 pub(crate) fn router(app: App) -> Router {
+    let compat = app.config.http.compat;
     let mut router = Router::new();
     for Route { path, access, handler, .. } in routes() {
         // Who is known here is known to the replica that holds the instance.
@@ -222,9 +223,11 @@ pub(crate) fn router(app: App) -> Router {
         let handler = if is_of_an_instance { handler.route_layer(hand_over()) } else { handler };
         let handler = guarded(app.auth.as_ref(), access, handler);
         let marked = || axum::middleware::from_fn_with_state(app.clone(), forward::marked);
-        router = router.route(path, if is_of_an_instance { handler.route_layer(marked()) } else { handler });
+        let handler = if is_of_an_instance { handler.route_layer(marked()) } else { handler };
+        let is_confluents =
+            compat == Compat::Confluent && ["/topics", "/consumers", "/brokers"].iter().any(|begin| path.starts_with(begin));
+        router = router.route(path, if is_confluents { handler.layer(axum::middleware::map_response(as_confluent)) } else { handler });
     }
-    let compat = app.config.http.compat;
     let router = router.fallback(no_route).method_not_allowed_fallback(no_method).layer(axum::middleware::map_response(in_our_form));
     let router = if compat == Compat::Strimzi { router.layer(axum::middleware::map_response(as_strimzi)) } else { router };
     let router = if app.config.http.tls.is_on() { router.layer(axum::middleware::map_request(by_tls)) } else { router };
@@ -301,6 +304,14 @@ async fn by_tls(mut request: Request) -> Request {
         request.headers_mut().entry("x-forwarded-proto").or_insert(HeaderValue::from_static("https"));
     }
     request
+}
+
+/// Confluent's REST proxy answers 500 to whatever Kafka refuses for now, on all paths of v2. Elsewhere that is 503, which balancers understand.
+async fn as_confluent(mut response: Response) -> Response {
+    if response.extensions().get::<BridgeError>().is_some_and(|error| error.code == Code::KafkaRetriable) {
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    }
+    response
 }
 
 /// Strimzi's errors have the status as their code, and say twice what is wrong with a body.

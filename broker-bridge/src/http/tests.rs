@@ -163,9 +163,17 @@ async fn a_produce_that_wrote_nothing_is_not_200() {
     let bridge = Bridge::new(Compat::Confluent);
     bridge.kafka.fail_next_produce("1", KafkaError::Retryable("not enough replicas".into()));
     let answer = bridge.produce("/topics/t", "json", r#"{"records":[{"value":1}]}"#).await;
-    answer.fails(503, 50003, "not enough replicas");
+    // As the REST proxy has it; Strimzi's bridge has no such code.
+    answer.fails(500, 50003, "not enough replicas");
     assert_eq!(answer.headers["retry-after"], "1");
     assert_eq!(answer.json()["offsets"][0]["error_code"], 50003);
+    let strimzi = Bridge::new(Compat::Strimzi);
+    strimzi.kafka.fail_next_produce("1", KafkaError::Retryable("not enough replicas".into()));
+    strimzi.produce("/topics/t", "json", r#"{"records":[{"value":1}]}"#).await.fails(503, 503, "not enough replicas");
+    // On paths of others the status is the honest one.
+    bridge.kafka.fail_next_produce("1", KafkaError::Retryable("not enough replicas".into()));
+    let atomic = bridge.call("POST", "/records", &[("content-type", JSON)], r#"{"records":[{"topic":"t","value":1}]}"#).await;
+    assert_eq!((atomic.status, atomic.json()["error_code"].as_u64()), (503, Some(50003)), "{}", atomic.text);
 
     bridge.kafka.fail_next_produce("1", KafkaError::TooLarge { bytes: 9, max: 1 });
     let mixed = bridge.produce("/topics/t", "json", r#"{"records":[{"value":1},{"value":2}]}"#).await;
