@@ -31,6 +31,29 @@ async fn its_root_is_empty_and_what_it_does_not_have_is_refused_in_its_form() {
     }
 }
 
+/// docs/bridge.md says why.
+#[tokio::test]
+async fn what_confluents_registry_has_and_this_one_leaves_out_is_not_found() {
+    let bridge = Bridge::new(Compat::Confluent);
+    for (method, path) in [
+        ("POST", "/subjects/s/versions/1/tags"),
+        ("GET", "/associations"),
+        ("GET", "/associations/subjects/s"),
+        ("POST", "/associations:batchGet"),
+        ("GET", "/exporters"),
+        ("PUT", "/exporters/e/pause"),
+        ("GET", "/dek-registry/v1/keks"),
+        ("POST", "/dek-registry/v1/keks/k/deks"),
+        ("GET", "/catalog/v1/types/tagdefs"),
+        ("GET", "/v1/metadata/deployment"),
+    ] {
+        let own = call(&bridge.registry_router, method, path, &[], "").await;
+        own.fails(404, 404, "HTTP 404 Not Found");
+        assert_eq!(own.headers["content-type"], TYPE, "{method} {path}");
+        bridge.call(method, path, &[], "").await.fails(404, 404, path);
+    }
+}
+
 /// Its routes ask as they do beside the others.
 #[tokio::test]
 async fn nobody_comes_to_it_without_being_asked() {
