@@ -596,7 +596,7 @@ async fn the_page_shows_cluster_topics_and_groups_and_escapes_what_it_is_told() 
         assert_eq!(page.status, 200, "{path}: {}", page.text);
         assert!(page.text.contains(words) && !page.text.contains("<script>alert"), "{path}: {}", page.text);
         assert!(page.headers["content-security-policy"].to_str().unwrap().contains("default-src 'none'"));
-        assert!(page.text.contains("href=\"/subjects\"") && page.text.contains("width=device-width"));
+        assert!(page.text.contains("href=\"/ui/subjects\"") && page.text.contains("width=device-width"));
     }
     let missing = bridge.get("/ui/groups/nobody").await;
     assert!(missing.status == 404 && missing.text.starts_with("<!DOCTYPE html>"), "{}", missing.text);
