@@ -360,7 +360,7 @@ pub struct Topics {
     /// The most partitions that advice gives, and that a new topic may have.
     #[serde(deserialize_with = "at_least_one")]
     pub partitions_max: u32,
-    /// Records a second that one partition should take at most; what is measured above asks for more partitions.
+    /// Records a second that one partition should take at most; what is measured above asks for more partitions. 10 MB/s of 200 bytes each.
     #[serde(deserialize_with = "at_least_one")]
     pub partition_rate_max: u32,
     /// How long the bridge believes that a topic exists.

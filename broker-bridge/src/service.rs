@@ -202,7 +202,7 @@ impl Service for BridgeService {
         let watch =
             Watch::new(connection.clone(), Arc::clone(&clients), Arc::clone(&store), &config.offsets.kafka_topic, config.monitor.clone());
         let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate), watch);
-        let linter = Linter { topics: topics.clone(), lag: lag.clone(), clients: Arc::clone(&clients), config: config.topics.clone() };
+        let linter = Linter { topics: topics.clone(), lag: lag.clone(), clients: Arc::clone(&clients) };
         let resets = Resets {
             lag: lag.clone(),
             topics: topics.clone(),

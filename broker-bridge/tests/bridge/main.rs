@@ -305,7 +305,13 @@ async fn topics_are_advised_created_described_and_deleted() {
     let count = u32::try_from(brokers.brokers.len()).unwrap();
     assert!(!brokers.cluster_id.is_empty() && brokers.brokers.iter().any(|broker| broker.controller));
 
-    let advice = control.advise_topic(AdviseTopicRequest { consumers: 3, producers: 2 }).await.unwrap().into_inner().advice.unwrap();
+    let advice = control
+        .advise_topic(AdviseTopicRequest { consumers: 3, producers: 2, ..Default::default() })
+        .await
+        .unwrap()
+        .into_inner()
+        .advice
+        .unwrap();
     assert_eq!((advice.partitions, advice.replication), (6, count.min(3)));
     assert_eq!(advice.reasons[0], "partitions: max(3 consumers, 2 producers) × 2 = 6");
 
