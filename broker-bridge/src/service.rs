@@ -9,7 +9,7 @@ use service_kit::{
     ConfigErrors, Context, Guard, HttpEndpoint, Latch, Running, Service,
     config::{ClientAuth, ConfigError},
     kafka::{self, KafkaConfig},
-    offsets::{self, OffsetStore, SledOffsets},
+    offsets::{self, OffsetError, OffsetStore, SledOffsets},
 };
 use tokio::{select, time::sleep};
 
@@ -132,7 +132,7 @@ fn outside(config: &Offsets, kafka: &KafkaConfig) -> Result<Option<Arc<dyn Offse
     if address.is_empty() && !name.is_empty() {
         return Err((ADDRESS, format!("is missing; store = \"{name}\" needs {form}")));
     }
-    let wrong = |key| move |error: offsets::OffsetError| (key, error.to_string());
+    let wrong = |key| move |error: OffsetError| (key, error.to_string());
     let store: Arc<dyn OffsetStore> = match config.store {
         Store::Sled => return Ok(None),
         Store::Kafka => Arc::new(offsets::kafka(kafka, &config.kafka_topic, config.timeout).map_err(wrong("offsets.kafka_topic"))?),
@@ -283,8 +283,13 @@ impl Service for BridgeService {
 
 /// Waits for a store that is outside; its absence is logged by the store itself, and what it refuses is logged here, once.
 async fn until_reached(store: Arc<dyn OffsetStore>, ctx: Context, latch: Latch) {
+    let mut told = String::new();
     while let Err(error) = store.groups().await {
-        tracing::debug!(%error, "waiting for the offset store");
+        let reason = error.to_string();
+        if !matches!(error, OffsetError::Away { .. }) && reason != told {
+            tracing::warn!(%error, "the offset store cannot be used; trying on");
+            told = reason;
+        }
         select! {
             () = ctx.shutdown.cancelled() => return,
             () = sleep(STORE_LOOK) => {}
