@@ -24,6 +24,7 @@ fn every_listing_is_a_table_and_a_document() {
         ("topic_list", &["topic", "list"]),
         ("topic_describe", &["topic", "describe", "logs_topic"]),
         ("topic_advise", &["topic", "advise", "--consumers", "3", "--producers", "2"]),
+        ("topic_advise_of_one", &["topic", "advise", "--topic", "clicks"]),
         ("topic_lint", &["topic", "lint"]),
         ("topic_lint_clean", &["topic", "lint", "clean"]),
         ("group_list", &["group", "list"]),
@@ -98,6 +99,7 @@ fn a_topic_is_created_as_asked_and_the_rest_is_advised() {
         assert!(message.contains(part), "{part} is not in {message}");
     }
     world.check("topic_create_as_advised", &["topic", "create", "clicks"]);
+    world.check("topic_create_like_another", &["topic", "create", "clicks-2", "--like", "clicks", "--dry-run"]);
     world.check("topic_create_not_as_advised", &["topic", "create", "clicks", "--partitions", "1", "--replication", "1"]);
     world.check("topic_create_dry_run", &["topic", "create", "clicks", "--partitions", "8", "--dry-run"]);
     world.check("topic_create_dry_run_json", &["topic", "create", "clicks", "--partitions", "8", "--dry-run", "-o", "json"]);

@@ -36,6 +36,9 @@ struct Serve {
     /// HTTP address [default: 127.0.0.1:8082].
     #[arg(long, value_name = "ADDRESS")]
     http_listen: Option<String>,
+    /// Address of the schema registry [default: 127.0.0.1:8081; empty: none of its own].
+    #[arg(long, value_name = "ADDRESS")]
+    registry_listen: Option<String>,
     /// Control and gRPC address [default: 127.0.0.1:7102].
     #[arg(long, value_name = "ADDRESS")]
     control_listen: Option<String>,
@@ -52,6 +55,7 @@ impl Serve {
         for (section, key, value) in [
             ("kafka", "bootstrap_servers", &self.bootstrap_servers),
             ("http", "listen", &self.http_listen),
+            ("registry", "listen", &self.registry_listen),
             ("control", "listen", &self.control_listen),
             ("offsets", "path", &path),
         ] {

@@ -360,7 +360,7 @@ pub struct Topics {
     /// The most partitions that advice gives, and that a new topic may have.
     #[serde(deserialize_with = "at_least_one")]
     pub partitions_max: u32,
-    /// Records a second that one partition should take at most; what is measured above asks for more partitions.
+    /// Records a second that one partition should take at most; what is measured above asks for more partitions. 10 MB/s of 200 bytes each.
     #[serde(deserialize_with = "at_least_one")]
     pub partition_rate_max: u32,
     /// How long the bridge believes that a topic exists.
@@ -427,6 +427,11 @@ impl Default for Monitor {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Registry {
+    /// Where the registry's paths are by themselves, as Confluent's clients expect them. Empty: nowhere but beside the others, at `[http] listen`.
+    #[serde(with = "or_nowhere")]
+    pub listen: Option<ListenAddr>,
+    /// As `[control.tls]`.
+    pub tls: TlsConfig,
     /// The topic that holds the schemas: one partition, compacted. It is created with the first write. Every replica names the same one.
     pub topic: String,
     /// Replicas of the topic when it is created; 0: as the brokers' default says.
@@ -450,6 +455,8 @@ pub struct Registry {
 impl Default for Registry {
     fn default() -> Self {
         Self {
+            listen: Some(ListenAddr::new((Ipv4Addr::LOCALHOST, 8081))),
+            tls: TlsConfig::default(),
             topic: "_schemas".to_owned(),
             replication_factor: 0,
             transactional_id: "millrace-schema-registry".to_owned(),
@@ -458,6 +465,24 @@ impl Default for Registry {
             bytes_max: 256 * 1024 * 1024,
             value_schemas_bytes_max: 64 * 1024 * 1024,
         }
+    }
+}
+
+/// An address to listen on; an empty text for none.
+mod or_nowhere {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+    use service_kit::ListenAddr;
+
+    pub(super) fn serialize<S: Serializer>(listen: &Option<ListenAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+        match listen {
+            Some(listen) => serializer.collect_str(listen),
+            None => serializer.serialize_str(""),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ListenAddr>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(D::Error::custom) }
     }
 }
 
@@ -486,6 +511,25 @@ mod tests {
                 assert!(shown[section].as_table().unwrap().contains_key(key), "[{section}] {key} is missing in the example");
             }
         }
+    }
+
+    #[test]
+    fn the_registry_s_own_port_can_be_moved_and_switched_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.toml");
+        let load = |listen: &str| {
+            std::fs::write(&path, format!("[registry]\nlisten = {listen:?}\n")).unwrap();
+            service_kit::config::load::<BridgeConfig>(Some(&path), serde_json::Value::Null)
+        };
+        for (listen, shown) in [("", "listen = \"\""), ("[::1]:0", "listen = \"[::1]:0\""), ("localhost:81", "listen = \"127.0.0.1:81\"")] {
+            let config = load(listen).unwrap();
+            assert_eq!(config.registry.listen.is_none(), listen.is_empty());
+            let rendered = service_kit::config::render(&config);
+            let section = rendered.split("[registry]").nth(1).unwrap();
+            assert!(section.contains(shown), "{section}");
+        }
+        let error = load("off").unwrap_err().to_string();
+        assert!(error.contains("b.toml:2: registry.listen: `off` is not an address to listen on"), "{error}");
     }
 
     #[test]

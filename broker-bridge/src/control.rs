@@ -1,6 +1,10 @@
 //! Status, pause and drain for operators: asks the parts, changes nothing itself.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -14,6 +18,8 @@ pub(crate) struct BridgeControl {
     pub(crate) gate: Arc<Gate>,
     pub(crate) sessions: Sessions,
     pub(crate) seen: Arc<Mutex<Seen>>,
+    /// Where it listens, by name.
+    pub(crate) addresses: Arc<OnceLock<BTreeMap<&'static str, SocketAddr>>>,
 }
 
 #[async_trait]
@@ -21,7 +27,10 @@ impl Control for BridgeControl {
     async fn facts(&self) -> Vec<(String, String)> {
         let seen = self.seen.lock().clone();
         let fact = |name: &str, value: String| (name.to_owned(), value);
+        let at = |name: &str| self.addresses.get()?.get(name).map(SocketAddr::to_string);
         vec![
+            fact("http", at("http").unwrap_or_default()),
+            fact("registry", at("registry").unwrap_or_else(|| "at the same address".to_owned())),
             fact("kafka", self.config.kafka.bootstrap_servers.clone()),
             fact("brokers", seen.brokers.to_string()),
             fact("topics", seen.topics.to_string()),

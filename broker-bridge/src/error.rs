@@ -89,7 +89,8 @@ const TABLE: &[(Code, u32, StatusCode, ErrorKind)] = &[
     (Code::Internal, 500, StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Internal),
     (Code::Kafka, 50002, StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Internal),
     (Code::Unsupported, 501, StatusCode::NOT_IMPLEMENTED, ErrorKind::Unsupported),
-    // The REST proxy sends 50003 with status 500. Balancers and clients act on the status, so it is the honest one here.
+    // The REST proxy sends 50003 with status 500, and so do the paths that are its own (`http`). Balancers and clients act on the status, so
+    // everywhere else it is the honest one.
     (Code::KafkaRetriable, 50003, StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Unavailable),
     (Code::Unavailable, 503, StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Unavailable),
     // Nobody will ever know it: a repetition is not safe, so it is not asked for.
@@ -221,7 +222,7 @@ mod tests {
         for (code, number, status, _) in TABLE {
             assert_eq!(code.number(), *number);
             let prefix = if *number >= 1000 { number / 100 } else { *number };
-            // The two that deliberately differ are explained in the table and in `http`.
+            // The two that deliberately differ: the one is explained in the table, the other is of a conflict.
             if !matches!(code, Code::KafkaRetriable | Code::TopicExists) {
                 assert_eq!(prefix, u32::from(status.as_u16()), "{code:?}");
             }

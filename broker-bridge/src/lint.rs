@@ -7,13 +7,12 @@ use service_kit::kafka::{Bounds as Ends, Isolation, RangeReader, TopicPartition}
 
 use crate::{
     auth::{self, Kind, Verb},
-    config,
     error::Result,
     lag::{GroupLag, Lag, now_ms},
     session::Clients,
     topics::{
-        Described, Topics,
-        lint::{Bounds, Facts, Finding, lint},
+        Described, Measured, Topics,
+        lint::{Facts, Finding, lint},
     },
 };
 
@@ -28,7 +27,6 @@ pub(crate) struct Linter {
     pub(crate) topics: Topics,
     pub(crate) lag: Lag,
     pub(crate) clients: Arc<dyn Clients>,
-    pub(crate) config: config::Topics,
 }
 
 impl Linter {
@@ -46,7 +44,7 @@ impl Linter {
         let brokers = u32::try_from(self.topics.cluster().await?.brokers.len()).unwrap_or(u32::MAX);
         // Made for this only: a reader goes on fetching what it has read.
         let reader = self.clients.reader(Isolation::ReadUncommitted).await?;
-        let bounds = Bounds { partitions_max: self.config.partitions_max, partition_rate_max: self.config.partition_rate_max };
+        let allowed = self.topics.allowed();
         stream::iter(names)
             .map(async |name| {
                 let found = self.topics.describe(&name).await?;
@@ -55,12 +53,19 @@ impl Linter {
                 facts.producers = producers;
                 facts.consumers = if consumers == 0 { facts.consumers } else { consumers };
                 facts.keyed = keyed(reader.as_ref(), ends).await;
-                let findings = lint(&facts, bounds);
+                let findings = lint(&facts, allowed);
                 Ok((facts, findings))
             })
             .buffered(AT_ONCE)
             .try_collect()
             .await
+    }
+
+    /// How busy a topic is, for advice on it or on one like it.
+    pub(crate) async fn measured(&self, topic: &str) -> Result<Measured> {
+        auth::check(Verb::Describe, Kind::Topic, topic)?;
+        self.topics.get(topic).await.map_err(|error| error.of_missing(topic))?;
+        Ok(Measured { topic: topic.to_owned(), rate: self.lag.watch().table().rate(topic) })
     }
 
     fn facts(&self, found: Described, groups: &[GroupLag], brokers: u32) -> Facts {

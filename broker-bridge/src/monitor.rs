@@ -122,7 +122,7 @@ impl Monitor {
         self.gate.set_broker(Some(error.to_string()));
         if memory.away_since.is_none() {
             memory.away_since = Some(Instant::now());
-            tracing::warn!(%error, "kafka is away, requests are answered with 503 until it is back");
+            tracing::warn!(%error, "kafka is away, requests are refused until it is back");
         }
     }
 

@@ -9,7 +9,7 @@ use service_kit::{
     ConfigErrors, Context, Guard, HttpEndpoint, Latch, Running, Service,
     config::{ClientAuth, ConfigError},
     kafka::{self, KafkaConfig},
-    offsets::{self, OffsetStore, SledOffsets},
+    offsets::{self, OffsetError, OffsetStore, SledOffsets},
 };
 use tokio::{select, time::sleep};
 
@@ -85,9 +85,12 @@ impl BridgeService {
             ));
         }
         let store = outside(&config.offsets, &kafka).map_err(|(key, message)| wrong(key, message))?;
-        let asked = [&config.http.tls, &config.control.tls].into_iter().any(|tls| tls.client_auth != ClientAuth::None);
+        let asked =
+            [&config.http.tls, &config.registry.tls, &config.control.tls].into_iter().any(|tls| tls.client_auth != ClientAuth::None);
         let auth = Auth::open(&config.auth, asked, &kafka).map_err(|error| ConfigErrors(vec![error]))?;
-        for (name, listen) in [("http", config.http.listen), ("control", config.control.listen)] {
+        let listeners =
+            [("http", Some(config.http.listen)), ("registry", config.registry.listen), ("control", Some(config.control.listen))];
+        for (name, listen) in listeners.into_iter().filter_map(|(name, listen)| Some((name, listen?))) {
             if auth.is_none() && !config.auth.allow_open && !listen.is_loopback() {
                 let message = format!(
                     "other machines can reach {listen}, and authentication is off: name a policy in auth.policy_file, listen on a loopback address, or allow it with [auth] allow_open = true"
@@ -127,7 +130,7 @@ fn outside(config: &Offsets, kafka: &KafkaConfig) -> Result<Option<Arc<dyn Offse
     if address.is_empty() && !name.is_empty() {
         return Err((ADDRESS, format!("is missing; store = \"{name}\" needs {form}")));
     }
-    let wrong = |key| move |error: offsets::OffsetError| (key, error.to_string());
+    let wrong = |key| move |error: OffsetError| (key, error.to_string());
     let store: Arc<dyn OffsetStore> = match config.store {
         Store::Sled => return Ok(None),
         Store::Kafka => Arc::new(offsets::kafka(kafka, &config.kafka_topic, config.timeout).map_err(wrong("offsets.kafka_topic"))?),
@@ -197,7 +200,7 @@ impl Service for BridgeService {
         let watch =
             Watch::new(connection.clone(), Arc::clone(&clients), Arc::clone(&store), &config.offsets.kafka_topic, config.monitor.clone());
         let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate), watch);
-        let linter = Linter { topics: topics.clone(), lag: lag.clone(), clients: Arc::clone(&clients), config: config.topics.clone() };
+        let linter = Linter { topics: topics.clone(), lag: lag.clone(), clients: Arc::clone(&clients) };
         let resets = Resets {
             lag: lag.clone(),
             topics: topics.clone(),
@@ -260,9 +263,12 @@ impl Service for BridgeService {
             auth,
         };
         let (listen, tls) = (config.http.listen, config.http.tls.clone());
-        let http = vec![HttpEndpoint { name: "http", listen, tls, router: http::router(app) }];
+        let mut http = vec![HttpEndpoint { name: "http", listen, tls, router: http::router(app.clone()) }];
+        if let Some(listen) = config.registry.listen {
+            http.push(HttpEndpoint { name: "registry", listen, tls: config.registry.tls.clone(), router: http::registry_router(app) });
+        }
         let drain = config.shutdown.deadline;
-        let control = Arc::new(BridgeControl { config, gate, sessions: sessions.clone(), seen });
+        let control = Arc::new(BridgeControl { config, gate, sessions: sessions.clone(), seen, addresses: Arc::clone(&ctx.addresses) });
         let done = async move {
             ctx.shutdown.cancelled().await;
             sessions.close().await;
@@ -273,10 +279,15 @@ impl Service for BridgeService {
     }
 }
 
-/// Waits for a store that is outside; its absence is logged by the store itself.
+/// Waits for a store that is outside; its absence is logged by the store itself, and what it refuses is logged here, once.
 async fn until_reached(store: Arc<dyn OffsetStore>, ctx: Context, latch: Latch) {
+    let mut told = String::new();
     while let Err(error) = store.groups().await {
-        tracing::debug!(%error, "waiting for the offset store");
+        let reason = error.to_string();
+        if !matches!(error, OffsetError::Away { .. }) && reason != told {
+            tracing::warn!(%error, "the offset store cannot be used; trying on");
+            told = reason;
+        }
         select! {
             () = ctx.shutdown.cancelled() => return,
             () = sleep(STORE_LOOK) => {}

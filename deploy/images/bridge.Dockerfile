@@ -31,6 +31,6 @@ FROM scratch
 COPY --from=build /rootfs /
 USER 65532:65532
 WORKDIR /var/lib/millrace
-EXPOSE 7102 8082
+EXPOSE 7102 8081 8082
 ENTRYPOINT ["/usr/bin/millrace-bridge"]
 CMD ["serve", "--config=/etc/millrace/bridge.toml"]

@@ -231,7 +231,8 @@ def configuration(path, config, document, ports):
         yield f"config: {path} has no [control]; loopback cannot be probed"
     for section, keys in config.items():
         listen = keys.get("listen") if isinstance(keys, dict) else None
-        if listen is None:
+        # An empty one is switched off.
+        if not listen:
             continue
         host, port = listen.rsplit(":", 1)
         if ipaddress.ip_address(host.strip("[]")).is_loopback:

@@ -57,7 +57,7 @@ fn start_bridge(dir: &Path, bootstrap: &str) -> Process {
 fn start_bridge_with(dir: &Path, bootstrap: &str, env: &[(&str, &str)]) -> Process {
     let data = dir.join("bridge");
     let args = ["serve", "--bootstrap-servers", bootstrap, "--offsets-path", &data.to_string_lossy()];
-    let env = [&[CONTROL, ("MILLRACE_HTTP__LISTEN", "127.0.0.1:0")], env].concat();
+    let env = [&[CONTROL, ("MILLRACE_HTTP__LISTEN", "127.0.0.1:0"), ("MILLRACE_REGISTRY__LISTEN", "127.0.0.1:0")], env].concat();
     Process::start("millrace-bridge", dir, &args, &env)
 }
 

@@ -110,8 +110,13 @@ struct LogFilter {
     text: Mutex<String>,
 }
 
+/// What is logged now; `None` where the log is not this process's own.
+pub fn log_filter() -> Option<String> {
+    LOG_FILTER.get().map(|log| log.text.lock().clone())
+}
+
 /// Changes what is logged; gives the filter that was in force.
-pub(crate) fn set_log_filter(text: &str) -> Result<String, String> {
+pub fn set_log_filter(text: &str) -> Result<String, String> {
     let filter = parse_filter(text)?;
     let log = LOG_FILTER.get().ok_or("the log is not this process's own")?;
     let mut current = log.text.lock();

@@ -56,6 +56,10 @@ impl Bridge for Services {
         if wanted.min_insync_replicas != 0 {
             config.insert(MIN_ISR.to_owned(), wanted.min_insync_replicas.to_string());
         }
+        let like = match wanted.like.as_str() {
+            "" => None,
+            topic => Some(self.linter.measured(topic).await?),
+        };
         let name = wanted.name.clone();
         let created = self
             .topics
@@ -65,6 +69,7 @@ impl Bridge for Services {
                 replication: wanted.replication,
                 consumers: wanted.consumers,
                 producers: wanted.producers,
+                like,
                 config,
                 dry_run: wanted.dry_run,
             })
@@ -83,7 +88,11 @@ impl Bridge for Services {
 
     async fn advise_topic(&self, request: Request<AdviseTopicRequest>) -> Result<Response<AdviseTopicResponse>, Status> {
         let wanted = request.into_inner();
-        let advice = self.topics.advise(wanted.consumers, wanted.producers).await?;
+        let measured = match wanted.topic.as_str() {
+            "" => None,
+            topic => Some(self.linter.measured(topic).await?),
+        };
+        let advice = self.topics.advise(wanted.consumers, wanted.producers, measured.as_ref()).await?;
         Ok(Response::new(AdviseTopicResponse { advice: Some(wire_advice(advice)) }))
     }
 

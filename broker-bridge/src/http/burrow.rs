@@ -3,22 +3,25 @@
 use std::collections::BTreeMap;
 
 use axum::{
+    body::Bytes,
     extract::{Path, State},
     http::{StatusCode, Uri},
     response::{IntoResponse, Response},
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
+use service_kit::telemetry;
 
-use super::{App, JSON, Route, json_response};
+use super::{App, JSON, Route, json_response, object::Object};
 use crate::{
     auth::{
         Access,
         Kind::{Group, Topic},
         OPEN, Verb,
-        Verb::{Delete, Describe, DescribeConfigs},
+        Verb::{AlterConfigs, Delete, Describe, DescribeConfigs},
         on_any, on_cluster, on_topic, sees,
     },
-    error::Result,
+    error::{BridgeError, Code, Result},
     lag::{Commit, GroupState, PartitionState, Status, now_ms},
 };
 
@@ -47,7 +50,11 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get("/v3/config/evaluator", on_cluster(DescribeConfigs), config_modules),
         Route::get("/v3/config/evaluator/{name}", on_cluster(DescribeConfigs), config_evaluator),
         Route::get("/v3/config/consumer", on_cluster(DescribeConfigs), config_modules),
+        Route::get("/v3/config/consumer/{name}", on_cluster(DescribeConfigs), config_consumer),
         Route::get("/v3/config/notifier", on_cluster(DescribeConfigs), config_notifiers),
+        Route::get("/v3/config/notifier/{name}", on_cluster(DescribeConfigs), async |uri: Uri| missing(&uri, "notifier module not found")),
+        Route::get("/v3/admin/loglevel", on_cluster(DescribeConfigs), log_level),
+        Route::post("/v3/admin/loglevel", on_cluster(AlterConfigs), set_log_level),
     ]
 }
 
@@ -105,16 +112,23 @@ async fn cluster(State(app): State<App>, Path(cluster): Path<String>, uri: Uri) 
     if !is_ours(&app, &cluster).await? {
         return Ok(missing(&uri, "cluster module not found"));
     }
-    let servers: Vec<&str> = app.config.kafka.bootstrap_servers.split(',').map(str::trim).collect();
     let interval = app.config.monitor.interval.as_secs();
     let module = json!({
         "class-name": "kafka",
-        "servers": servers,
+        "servers": servers(&app),
         "topic-refresh": interval,
         "offset-refresh": interval,
-        "client-profile": {"name": MODULE, "client-id": "millrace-bridge", "kafka-version": "", "tls": null, "sasl": null},
+        "client-profile": client_profile(),
     });
     Ok(found(&uri, "cluster module detail returned", json!({"module": module})))
+}
+
+fn servers(app: &App) -> Vec<&str> {
+    app.config.kafka.bootstrap_servers.split(',').map(str::trim).collect()
+}
+
+fn client_profile() -> Value {
+    json!({"name": MODULE, "client-id": "millrace-bridge", "kafka-version": "", "tls": null, "sasl": null})
 }
 
 async fn topics(State(app): State<App>, Path(cluster): Path<String>, uri: Uri) -> Result<Response> {
@@ -270,7 +284,7 @@ async fn config(State(app): State<App>, uri: Uri) -> Response {
         "general": {"pidfile": "", "stdout-logfile": "", "access-control-allow-origin": ""},
         "logging": {
             "filename": "", "max-size": 0, "max-backups": 0, "max-age": 0, "use-local-time": false, "use-compression": false,
-            "level": app.config.telemetry.log,
+            "level": level(&app),
         },
         "zookeeper": {"servers": [], "timeout": 0, "root-path": ""},
         "httpserver": {"default": {"address": app.config.http.listen.to_string(), "tls": "", "timeout": 0}},
@@ -311,10 +325,59 @@ async fn config_storage(State(app): State<App>, Path(name): Path<String>, uri: U
     found(&uri, "storage module detail returned", json!({"module": module}))
 }
 
+async fn config_consumer(State(app): State<App>, Path(module): Path<String>, uri: Uri) -> Result<Response> {
+    if module != MODULE {
+        return Ok(missing(&uri, "consumer module not found"));
+    }
+    let module = json!({
+        "class-name": "kafka",
+        "cluster": name(&app).await?,
+        "servers": servers(&app),
+        "group-allowlist": "",
+        "zookeeper-path": "",
+        "zookeeper-timeout": 0,
+        "client-profile": client_profile(),
+        "offsets-topic": "__consumer_offsets",
+        "start-latest": false,
+    });
+    Ok(found(&uri, "consumer module detail returned", json!({"module": module})))
+}
+
 async fn config_evaluator(Path(name): Path<String>, uri: Uri) -> Response {
     if name != MODULE {
         return missing(&uri, "evaluator module not found");
     }
     // Nothing is kept: an answer costs less than looking it up.
     found(&uri, "evaluator module detail returned", json!({"module": {"class-name": "caching", "expire-cache": 0}}))
+}
+
+/// The filter in force: one word, unless somebody asked for more with `millrace log-level`.
+fn level(app: &App) -> String {
+    telemetry::log_filter().unwrap_or_else(|| app.config.telemetry.log.clone())
+}
+
+async fn log_level(State(app): State<App>, uri: Uri) -> Response {
+    found(&uri, "log level returned", json!({"level": level(&app)}))
+}
+
+#[derive(Deserialize)]
+struct LogLevel {
+    #[serde(default)]
+    level: String,
+}
+
+/// Burrow's words, in any case, and its answers. It takes `trace` for `debug`; above `error` there is nothing here.
+async fn set_log_level(uri: Uri, body: Bytes) -> Result<Response> {
+    let Ok(Object(LogLevel { level })) = serde_json::from_slice(&body) else {
+        return Ok(answer(&uri, StatusCode::BAD_REQUEST, "could not decode message body", json!({})));
+    };
+    let filter = match level.to_lowercase().as_str() {
+        "debug" | "trace" => "debug",
+        "info" => "info",
+        "warning" | "warn" => "warn",
+        "error" | "fatal" => "error",
+        _ => return Ok(missing(&uri, "unknown log level")),
+    };
+    telemetry::set_log_filter(filter).map_err(|error| BridgeError::new(Code::Internal, error))?;
+    Ok(found(&uri, "set log level", json!({})))
 }

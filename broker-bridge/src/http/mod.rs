@@ -82,6 +82,10 @@ impl Route {
         Self { method: "GET", path, access, handler: get(handler) }
     }
 
+    fn post<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Self {
+        Self { method: "POST", path, access, handler: post(handler) }
+    }
+
     fn delete<H: Handler<T, App>, T: 'static>(path: &'static str, access: Access, handler: H) -> Self {
         Self { method: "DELETE", path, access, handler: delete(handler) }
     }
@@ -210,6 +214,7 @@ fn routes() -> Vec<Route> {
 }
 
 pub(crate) fn router(app: App) -> Router {
+    let compat = app.config.http.compat;
     let mut router = Router::new();
     for Route { path, access, handler, .. } in routes() {
         // Who is known here is known to the replica that holds the instance.
@@ -218,13 +223,29 @@ pub(crate) fn router(app: App) -> Router {
         let handler = if is_of_an_instance { handler.route_layer(hand_over()) } else { handler };
         let handler = guarded(app.auth.as_ref(), access, handler);
         let marked = || axum::middleware::from_fn_with_state(app.clone(), forward::marked);
-        router = router.route(path, if is_of_an_instance { handler.route_layer(marked()) } else { handler });
+        let handler = if is_of_an_instance { handler.route_layer(marked()) } else { handler };
+        let is_confluents =
+            compat == Compat::Confluent && ["/topics", "/consumers", "/brokers"].iter().any(|begin| path.starts_with(begin));
+        router = router.route(path, if is_confluents { handler.layer(axum::middleware::map_response(as_confluent)) } else { handler });
     }
-    let compat = app.config.http.compat;
     let router = router.fallback(no_route).method_not_allowed_fallback(no_method).layer(axum::middleware::map_response(in_our_form));
     let router = if compat == Compat::Strimzi { router.layer(axum::middleware::map_response(as_strimzi)) } else { router };
     let router = if app.config.http.tls.is_on() { router.layer(axum::middleware::map_request(by_tls)) } else { router };
     router.with_state(app)
+}
+
+/// The registry's paths by themselves, for a listener of their own. The answers are the same as beside the others, and errors are in its form.
+pub(crate) fn registry_router(app: App) -> Router {
+    let root = Route::get("/", KNOWN, async || json_response(StatusCode::OK, registry::CONTENT_TYPE, &json!({})));
+    let mut router = Router::new();
+    for Route { path, access, handler, .. } in registry::routes().into_iter().chain([root]) {
+        router = router.route(path, guarded(app.auth.as_ref(), access, handler));
+    }
+    let no_method = async |method: Method| BridgeError::new(Code::MethodNotAllowed, format!("HTTP 405 Method Not Allowed: {method}"));
+    let no_route =
+        async |uri: Uri| BridgeError::new(Code::NoRoute, format!("HTTP 404 Not Found: {} is no path of the registry", uri.path()));
+    let router = router.fallback(no_route).method_not_allowed_fallback(no_method);
+    router.layer(axum::middleware::map_response(in_our_form)).layer(axum::middleware::map_response(as_registry)).with_state(app)
 }
 
 async fn root() -> Response {
@@ -285,6 +306,14 @@ async fn by_tls(mut request: Request) -> Request {
     request
 }
 
+/// Confluent's REST proxy answers 500 to whatever Kafka refuses for now, on all paths of v2. Elsewhere that is 503, which balancers understand.
+async fn as_confluent(mut response: Response) -> Response {
+    if response.extensions().get::<BridgeError>().is_some_and(|error| error.code == Code::KafkaRetriable) {
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    }
+    response
+}
+
 /// Strimzi's errors have the status as their code, and say twice what is wrong with a body.
 async fn as_strimzi(mut response: Response) -> Response {
     let Some(error) = response.extensions_mut().remove::<BridgeError>() else { return response };
@@ -295,6 +324,14 @@ async fn as_strimzi(mut response: Response) -> Response {
     }
     *response.body_mut() = axum::body::Body::from(body.to_string());
     response.headers_mut().remove(header::CONTENT_LENGTH);
+    response
+}
+
+/// What its clients read as an error of the registry.
+async fn as_registry(mut response: Response) -> Response {
+    if response.extensions().get::<BridgeError>().is_some() {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(registry::CONTENT_TYPE));
+    }
     response
 }
 
@@ -398,5 +435,7 @@ fn segment(name: &str) -> String {
 mod access_tests;
 #[cfg(test)]
 mod format_tests;
+#[cfg(test)]
+mod registry_tests;
 #[cfg(test)]
 mod tests;

@@ -160,7 +160,10 @@ fn answer(compat: Compat, receipt: &Receipt, writer: &Writer) -> Response {
             let body = json!({"error_code": number, "message": error.message, "offsets": offsets});
             let mut response = error.clone().into_response();
             *response.body_mut() = axum::body::Body::from(body.to_string());
-            response.extensions_mut().remove::<BridgeError>();
+            if compat == Compat::Strimzi {
+                // It is in Strimzi's form already.
+                response.extensions_mut().remove::<BridgeError>();
+            }
             // The length is that of the shorter body.
             response.headers_mut().remove(header::CONTENT_LENGTH);
             response

@@ -36,6 +36,8 @@ pub(super) struct Bridge {
     lag: Lag,
     pub(super) registry: Registry,
     router: Router,
+    /// What the registry's own port serves.
+    pub(super) registry_router: Router,
 }
 
 /// What came back.
@@ -58,6 +60,18 @@ impl Answer {
     }
 }
 
+/// One request to one router.
+pub(super) async fn call(router: &Router, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    let mut request = Request::builder().method(method).uri(path).header("host", "bridge:8082");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    Answer { status: parts.status.as_u16(), headers: parts.headers, text }
+}
+
 impl Bridge {
     pub(super) fn new(compat: Compat) -> Self {
         let kafka = FakeKafka::with_topic("t", 2);
@@ -65,18 +79,12 @@ impl Bridge {
         let mut config = BridgeConfig::default();
         config.http.compat = compat;
         let app = app(&kafka, &store, config, None);
-        Self { kafka, store, lag: app.lag.clone(), registry: app.registry.clone(), router: router(app) }
+        let registry_router = registry_router(app.clone());
+        Self { kafka, store, lag: app.lag.clone(), registry: app.registry.clone(), registry_router, router: router(app) }
     }
 
     pub(super) async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-        let mut request = Request::builder().method(method).uri(path).header("host", "bridge:8082");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let response = self.router.clone().oneshot(request.body(Body::from(body.to_owned())).unwrap()).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
-        Answer { status: parts.status.as_u16(), headers: parts.headers, text }
+        call(&self.router, method, path, headers, body).await
     }
 
     pub(super) async fn get(&self, path: &str) -> Answer {
@@ -155,9 +163,17 @@ async fn a_produce_that_wrote_nothing_is_not_200() {
     let bridge = Bridge::new(Compat::Confluent);
     bridge.kafka.fail_next_produce("1", KafkaError::Retryable("not enough replicas".into()));
     let answer = bridge.produce("/topics/t", "json", r#"{"records":[{"value":1}]}"#).await;
-    answer.fails(503, 50003, "not enough replicas");
+    // As the REST proxy has it; Strimzi's bridge has no such code.
+    answer.fails(500, 50003, "not enough replicas");
     assert_eq!(answer.headers["retry-after"], "1");
     assert_eq!(answer.json()["offsets"][0]["error_code"], 50003);
+    let strimzi = Bridge::new(Compat::Strimzi);
+    strimzi.kafka.fail_next_produce("1", KafkaError::Retryable("not enough replicas".into()));
+    strimzi.produce("/topics/t", "json", r#"{"records":[{"value":1}]}"#).await.fails(503, 503, "not enough replicas");
+    // On paths of others the status is the honest one.
+    bridge.kafka.fail_next_produce("1", KafkaError::Retryable("not enough replicas".into()));
+    let atomic = bridge.call("POST", "/records", &[("content-type", JSON)], r#"{"records":[{"topic":"t","value":1}]}"#).await;
+    assert_eq!((atomic.status, atomic.json()["error_code"].as_u64()), (503, Some(50003)), "{}", atomic.text);
 
     bridge.kafka.fail_next_produce("1", KafkaError::TooLarge { bytes: 9, max: 1 });
     let mixed = bridge.produce("/topics/t", "json", r#"{"records":[{"value":1},{"value":2}]}"#).await;
@@ -532,7 +548,28 @@ async fn burrows_paths_answer_in_burrows_words() {
         let answer = bridge.get(path).await;
         assert_eq!((answer.status, &answer.json()["error"]), (404, &json!(true)), "{path}");
     }
+    for (kind, message) in [("consumer", "consumer module not found"), ("notifier", "notifier module not found")] {
+        let answer = bridge.get(&format!("/v3/config/{kind}/x")).await;
+        assert_eq!((answer.status, &answer.json()["error"], &answer.json()["message"]), (404, &json!(true), &json!(message)));
+    }
     assert_eq!(bridge.get("/v3/config/storage/millrace").await.json()["module"]["intervals"], 10);
+    let module = bridge.get("/v3/config/consumer/millrace").await.json()["module"].clone();
+    assert_eq!(
+        (&module["cluster"], &module["offsets-topic"], &module["servers"]),
+        (&json!("fake"), &json!("__consumer_offsets"), &json!([""]))
+    );
+    let level = bridge.get("/v3/admin/loglevel").await.json();
+    assert_eq!((&level["error"], &level["message"], &level["level"]), (&json!(false), &json!("log level returned"), &json!("info")));
+    for (body, status, message) in [
+        ("level", 400, "could not decode message body"),
+        ("{}", 404, "unknown log level"),
+        (r#"{"level":"loud"}"#, 404, "unknown log level"),
+    ] {
+        let answer = bridge.post("/v3/admin/loglevel", body).await;
+        let expected =
+            json!({"error": true, "message": message, "request": {"url": "/v3/admin/loglevel", "host": answer.json()["request"]["host"]}});
+        assert_eq!((answer.status, answer.json()), (status, expected));
+    }
     assert!(bridge.get("/v3/config").await.json()["httpserver"]["default"]["address"].is_string());
     assert_eq!(bridge.call("DELETE", "/v3/kafka/fake/consumer/slow", &[], "").await.status, 200);
     assert_eq!(bridge.get("/v3/kafka/fake/consumer/slow/status").await.status, 404);
@@ -559,7 +596,7 @@ async fn the_page_shows_cluster_topics_and_groups_and_escapes_what_it_is_told() 
         assert_eq!(page.status, 200, "{path}: {}", page.text);
         assert!(page.text.contains(words) && !page.text.contains("<script>alert"), "{path}: {}", page.text);
         assert!(page.headers["content-security-policy"].to_str().unwrap().contains("default-src 'none'"));
-        assert!(page.text.contains("href=\"/subjects\"") && page.text.contains("width=device-width"));
+        assert!(page.text.contains("href=\"/ui/subjects\"") && page.text.contains("width=device-width"));
     }
     let missing = bridge.get("/ui/groups/nobody").await;
     assert!(missing.status == 404 && missing.text.starts_with("<!DOCTYPE html>"), "{}", missing.text);

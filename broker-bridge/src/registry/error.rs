@@ -6,7 +6,7 @@ use serde_json::json;
 use service_kit::kafka::KafkaError;
 
 use super::CONTENT_TYPE;
-use crate::error::BridgeError;
+use crate::error::{BridgeError, Code};
 
 /// A failure as a client of the registry sees it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +84,19 @@ impl From<KafkaError> for RegistryError {
 impl From<BridgeError> for RegistryError {
     fn from(error: BridgeError) -> Self {
         Self::new(if error.retryable() { 50001 } else { error.code.number() }, error.message)
+    }
+}
+
+/// For who asks on behalf of people.
+impl From<RegistryError> for BridgeError {
+    fn from(error: RegistryError) -> Self {
+        let code = match error.status() {
+            StatusCode::NOT_FOUND => Code::NoRoute,
+            StatusCode::UNPROCESSABLE_ENTITY => Code::Unprocessable,
+            status if status.is_server_error() => Code::Unavailable,
+            _ => Code::BadRequest,
+        };
+        Self::new(code, error.message)
     }
 }
 

@@ -95,7 +95,7 @@ fn answer(body: &Value) -> Response {
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
     serde_json::from_slice(body).map_err(|error| {
         let (code, what) = if error.is_data() { (422, "the body is not as expected") } else { (400, "the body is not JSON") };
-        RegistryError::new(code, format!("{what}: {error}; GET /openapi shows what is expected"))
+        RegistryError::new(code, format!("{what}: {error}; GET /openapi at [http] listen shows what is expected"))
     })
 }
 

@@ -1,4 +1,4 @@
-//! The schema registry: Confluent's API on the bridge's own listener, over the same topic in the same form.
+//! The schema registry: Confluent's API, on a listener of its own and beside the bridge's other paths, over the same topic in the same form.
 //!
 //! | module | question it answers |
 //! |---|---|
@@ -12,6 +12,7 @@
 //! | `subject` | contexts in the names of subjects |
 //! | `choose` | which schema records are written or read with |
 //! | `values` | their keys and values as bytes, and which schemas are kept for them |
+//! | `view` | what people are shown of subjects and versions |
 //! | `error` | codes and words of refusals |
 
 mod avro;
@@ -31,6 +32,7 @@ mod topic;
 mod values;
 #[cfg(test)]
 mod vectors;
+mod view;
 
 use std::sync::Arc;
 
@@ -43,6 +45,7 @@ pub(crate) use self::{
     http::routes,
     schema::Kind,
     values::{ValueSchema, schema_id},
+    view::{SubjectView, Version, VersionView},
 };
 use self::{topic::Topic, values::Kept};
 use crate::{config, connect::Connection, gate::Gate};
@@ -80,6 +83,20 @@ impl Registry {
         for (subject, version, id, kind, schema) in schemas {
             values::put(&mut state, subject, *version, *id, kind, schema, &[]);
         }
+        drop(state);
+        self.is_known();
+    }
+
+    /// What else is known, as in a record of the topic.
+    pub(crate) fn know(&self, records: &[(&str, &str)]) {
+        for (key, value) in records {
+            let record = record::Record::parse(key.as_bytes(), Some(value.as_bytes())).unwrap();
+            self.0.state.write().apply(record, 1_700_000_000_000).unwrap();
+        }
+        self.is_known();
+    }
+
+    fn is_known(&self) {
         // Long ago enough is never.
         *self.0.fresh_at.lock() = Some(std::time::Instant::now() + std::time::Duration::from_secs(86_400));
     }

@@ -27,7 +27,7 @@ pub(super) fn join(context: &str, name: &str) -> String {
 }
 
 /// A subject that a schema of `parent` refers to: in the parent's context unless it names its own.
-pub(super) fn beside(parent: &str, subject: &str) -> String {
+pub(crate) fn beside(parent: &str, subject: &str) -> String {
     match split(subject) {
         (DEFAULT, name) => join(split(parent).0, name),
         (context, name) => join(context, name),

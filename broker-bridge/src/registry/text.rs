@@ -86,7 +86,72 @@ impl Json {
             other => other.clone(),
         }
     }
+
+    /// For people: two blanks a level, and on one line what is short and hardly nested.
+    pub(super) fn pretty(&self) -> String {
+        let mut out = String::new();
+        self.write_pretty(0, &mut out);
+        out
+    }
+
+    fn write_pretty(&self, level: usize, out: &mut String) {
+        let line = self.is_simple().then(|| self.line()).filter(|line| line.len() <= LINE_MAX);
+        let begin = |out: &mut String, first: bool| {
+            out.push_str(if first { "\n" } else { ",\n" });
+            out.extend(std::iter::repeat_n("  ", level + 1));
+        };
+        let close = match (line, self) {
+            (Some(line), _) => return out.push_str(&line),
+            (None, Json::Array(items)) => {
+                out.push('[');
+                for (at, item) in items.iter().enumerate() {
+                    begin(out, at == 0);
+                    item.write_pretty(level + 1, out);
+                }
+                ']'
+            }
+            (None, Json::Object(members)) => {
+                out.push('{');
+                for (at, (key, value)) in members.iter().enumerate() {
+                    begin(out, at == 0);
+                    out.push_str(&quoted(key));
+                    out.push_str(": ");
+                    value.write_pretty(level + 1, out);
+                }
+                '}'
+            }
+            (None, other) => return out.push_str(&other.to_string()),
+        };
+        out.push('\n');
+        out.extend(std::iter::repeat_n("  ", level));
+        out.push(close);
+    }
+
+    /// A value, a list of values, or members with these.
+    fn is_simple(&self) -> bool {
+        let is_value = |json: &Json| !matches!(json, Json::Array(_) | Json::Object(_));
+        match self {
+            Json::Array(items) => items.iter().all(is_value),
+            Json::Object(members) => members.iter().all(|(_, json)| !matches!(json, Json::Object(_)) && json.is_simple()),
+            _ => true,
+        }
+    }
+
+    /// With blanks, on one line.
+    fn line(&self) -> String {
+        match self {
+            Json::Array(items) => format!("[{}]", items.iter().map(Json::line).collect::<Vec<_>>().join(", ")),
+            Json::Object(members) => {
+                let members: Vec<String> = members.iter().map(|(key, value)| format!("{}: {}", quoted(key), value.line())).collect();
+                format!("{{{}}}", members.join(", "))
+            }
+            other => other.to_string(),
+        }
+    }
 }
+
+/// Of [`Json::pretty`], indentation apart.
+const LINE_MAX: usize = 80;
 
 /// `text` between quotes, as JSON.
 pub(super) fn quoted(text: &str) -> String {
@@ -281,6 +346,34 @@ mod tests {
         assert_eq!(Json::parse(" { \"b\" : [ 1 , 2 ] , \"b\" : 3 } ").unwrap().to_string(), r#"{"b":3}"#);
         assert_eq!(Json::parse(r#"{"b":{"d":1,"c":2},"a":1}"#).unwrap().sorted().to_string(), r#"{"a":1,"b":{"c":2,"d":1}}"#);
         assert!(Json::parse(r#"{"a":1.0,"b":2}"#).unwrap().same(&Json::parse(r#"{"b":2,"a":1}"#).unwrap()));
+    }
+
+    #[test]
+    fn people_get_lines_and_the_same_json() {
+        let text = r#"{"type":"record","name":"R","fields":[{"name":"z","type":["null","string"],"default":null},{"name":"a","doc":"DOC","type":"int"}],"x":[],"n":1.50}"#;
+        let text = text.replace("DOC", &"d".repeat(60));
+        let parsed = Json::parse(&text).unwrap();
+        let expected = [
+            "{".to_owned(),
+            r#"  "type": "record","#.to_owned(),
+            r#"  "name": "R","#.to_owned(),
+            r#"  "fields": ["#.to_owned(),
+            r#"    {"name": "z", "type": ["null", "string"], "default": null},"#.to_owned(),
+            r#"    {"#.to_owned(),
+            r#"      "name": "a","#.to_owned(),
+            format!(r#"      "doc": "{}","#, "d".repeat(60)),
+            r#"      "type": "int""#.to_owned(),
+            r#"    }"#.to_owned(),
+            r#"  ],"#.to_owned(),
+            r#"  "x": [],"#.to_owned(),
+            r#"  "n": 1.50"#.to_owned(),
+            "}".to_owned(),
+        ];
+        assert_eq!(parsed.pretty(), expected.join("\n"));
+        for text in [text.as_str(), "\"bytes\"", "[]", &format!("{}1{}", "[".repeat(90), "]".repeat(90))] {
+            let parsed = Json::parse(text).unwrap();
+            assert_eq!(Json::parse(&parsed.pretty()).unwrap(), parsed);
+        }
     }
 
     #[test]

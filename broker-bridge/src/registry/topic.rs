@@ -133,7 +133,9 @@ impl Topic {
             // A partition of a topic that is not there is no valid one.
             Err(error @ KafkaError::Invalid(_)) => match reader.partitions(&partition.topic).await {
                 Err(KafkaError::UnknownTopic(_)) => None,
-                _ => return Err(error.into()),
+                // It was created in this moment, and the client has heard of it by now.
+                Ok(_) => reader.bounds(std::slice::from_ref(&partition)).await?.get(&partition).copied(),
+                Err(_) => return Err(error.into()),
             },
             Err(error) => return Err(error.into()),
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use service_kit::kafka::ConfigEntry;
 
-use super::{MIN_ISR, advice, count, setting};
+use super::{Allowed, MIN_ISR, advice, count, setting};
 
 /// Records are lost, writes refused or consumers idle: [`Level::Error`]. It will hurt some day: [`Level::Warning`]. Worth a look: [`Level::Hint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -58,13 +58,6 @@ pub(crate) struct Facts {
     pub(crate) lost: BTreeMap<String, i64>,
 }
 
-/// What a partition takes, and how many there may be: `[topics]`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
-    pub(crate) partitions_max: u32,
-    pub(crate) partition_rate_max: u32,
-}
-
 const HOUR_MS: i64 = 3_600_000;
 
 /// Below this many records a second and partition, more of them only cost.
@@ -74,9 +67,9 @@ const FAR_TOO_MANY: u32 = 4;
 const MANY: u32 = 24;
 
 /// The worst first.
-pub(crate) fn lint(facts: &Facts, bounds: Bounds) -> Vec<Finding> {
+pub(crate) fn lint(facts: &Facts, allowed: Allowed) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());
-    partitions(facts, bounds, &mut findings);
+    partitions(facts, allowed, &mut findings);
     replication(facts, &mut findings);
     min_isr(facts, &mut findings);
     cleanup(facts, &mut findings);
@@ -113,26 +106,9 @@ fn deletes(facts: &Facts) -> bool {
     setting(&facts.config, "cleanup.policy").is_none_or(|policy| policy.contains("delete"))
 }
 
-/// How many there should be: the rule, at least what the measured rate needs, at most what is allowed.
-fn wanted(facts: &Facts, bounds: Bounds) -> (u32, String) {
-    let by_rule = advice::advise(facts.consumers, facts.producers, 1, u32::MAX).partitions;
-    let mut why =
-        format!("max({}, {}) × 2 = {by_rule}", count(facts.consumers.max(1), "consumer"), count(facts.producers.max(1), "producer"));
-    let by_rate = facts.rate.map_or(0, |rate| (rate / f64::from(bounds.partition_rate_max)).ceil() as u32);
-    let mut wanted = by_rule;
-    if by_rate > wanted {
-        wanted = by_rate;
-        why += &format!("; {by_rate} for the measured {:.0} records/s at {} each", facts.rate.unwrap_or(0.0), bounds.partition_rate_max);
-    }
-    if wanted > bounds.partitions_max {
-        wanted = bounds.partitions_max;
-        why += &format!("; cut to {wanted} (topics.partitions_max)");
-    }
-    (wanted, why)
-}
-
-fn partitions(facts: &Facts, bounds: Bounds, findings: &mut Findings) {
-    let (wanted, why) = wanted(facts, bounds);
+fn partitions(facts: &Facts, allowed: Allowed, findings: &mut Findings) {
+    let (wanted, why) = advice::partitions(facts.consumers, facts.producers, facts.rate, allowed);
+    let why = why.join("; ");
     let have = facts.partitions;
     let grow = || format!("grow it to {wanted} partitions{}", what_growing_breaks(facts));
     if have < facts.consumers {
@@ -147,13 +123,13 @@ fn partitions(facts: &Facts, bounds: Bounds, findings: &mut Findings) {
         findings.add(Level::Warning, "partitions-few", format!("{}, and {wanted} are advised: {why}", count(have, "partition")), grow());
     }
     let thin = facts.rate.is_some_and(|rate| rate < RATE_MIN * f64::from(have));
-    if have > bounds.partitions_max {
+    if have > allowed.partitions_max {
         findings.add(
             Level::Warning,
             "partitions-many",
             format!(
                 "{have} partitions are more than {} (topics.partitions_max); each costs the brokers files, memory and time at an election",
-                bounds.partitions_max
+                allowed.partitions_max
             ),
             "make a smaller topic and move producers and consumers to it: partitions cannot be taken away",
         );
@@ -330,7 +306,7 @@ mod tests {
 
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { partitions_max: 1_000, partition_rate_max: 10_000 };
+    const ALLOWED: Allowed = Allowed { partitions_max: 1_000, partition_rate_max: 10_000 };
 
     /// A topic that nothing is wrong with.
     fn good() -> Facts {
@@ -361,7 +337,7 @@ mod tests {
     fn with(change: impl FnOnce(&mut Facts)) -> Vec<Finding> {
         let mut facts = good();
         change(&mut facts);
-        lint(&facts, BOUNDS)
+        lint(&facts, ALLOWED)
     }
 
     fn set(facts: &mut Facts, name: &str, value: &str) {

@@ -17,8 +17,8 @@ use service_kit::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-pub(crate) use advice::Advice;
-use advice::count;
+pub(crate) use advice::{Advice, Measured};
+use advice::{Allowed, count};
 pub(crate) use health::{Health, Kind};
 
 use crate::{
@@ -55,6 +55,8 @@ pub(crate) struct NewTopic {
     pub(crate) replication: u32,
     pub(crate) consumers: u32,
     pub(crate) producers: u32,
+    /// A topic that is used as this one will be.
+    pub(crate) like: Option<Measured>,
     /// As `retention.ms`, `min.insync.replicas` and the like.
     pub(crate) config: BTreeMap<String, String>,
     pub(crate) dry_run: bool,
@@ -216,16 +218,23 @@ impl Topics {
         Ok(self.admin().await?.cluster().await?)
     }
 
-    pub(crate) async fn advise(&self, consumers: u32, producers: u32) -> Result<Advice> {
+    /// `measured`: the topic, or one that is used alike.
+    pub(crate) async fn advise(&self, consumers: u32, producers: u32, measured: Option<&Measured>) -> Result<Advice> {
         let brokers = u32::try_from(self.cluster().await?.brokers.len()).unwrap_or(u32::MAX);
-        Ok(advice::advise(consumers, producers, brokers, self.inner.config.partitions_max))
+        Ok(advice::advise(consumers, producers, measured, brokers, self.allowed()))
+    }
+
+    /// What advice goes by.
+    pub(crate) fn allowed(&self) -> Allowed {
+        let config::Topics { partitions_max, partition_rate_max, .. } = self.inner.config;
+        Allowed { partitions_max, partition_rate_max }
     }
 
     pub(crate) async fn create(&self, new: NewTopic) -> Result<Created> {
         check_name(&new.name)?;
         auth::check(Verb::Create, Thing::Topic, &new.name)?;
         self.check_partitions(new.partitions)?;
-        let advice = self.advise(new.consumers, new.producers).await?;
+        let advice = self.advise(new.consumers, new.producers, new.like.as_ref()).await?;
         let partitions = if new.partitions == 0 { advice.partitions } else { new.partitions };
         let replication = if new.replication == 0 { advice.replication } else { new.replication };
         let mut config = new.config;

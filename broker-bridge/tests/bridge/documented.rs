@@ -1,4 +1,4 @@
-//! The examples of README.md and docs/bridge.md, as they stand: with curl, against a running bridge, on the port that they name.
+//! The examples of README.md and docs/bridge.md, as they stand: with curl, against a running bridge, on the ports that they name.
 
 use std::{fmt::Write as _, path::Path, process::Stdio, time::Duration};
 
@@ -47,7 +47,7 @@ fn requests(page: &str) -> Vec<&str> {
     lines.filter(|line| line.starts_with("curl ") || line.starts_with("millrace ")).collect()
 }
 
-/// A shell in which the bridge's documented port is this one's.
+/// A shell in which the bridge's documented ports are this one's.
 struct Shell {
     home: TempDir,
     input: ChildStdin,
@@ -66,7 +66,10 @@ struct Ran {
 impl Shell {
     fn of(bridge: &Bridge) -> Self {
         let home = TempDir::new().unwrap();
-        let rc = format!("connect-to = \"localhost:8082:{}\"\nwrite-out = \"%{{stderr}}\\n<%{{http_code}}>\\n\"\n", bridge.http);
+        let rc = format!(
+            "connect-to = \"localhost:8082:{}\"\nconnect-to = \"localhost:8081:{}\"\nwrite-out = \"%{{stderr}}\\n<%{{http_code}}>\\n\"\n",
+            bridge.http, bridge.registry
+        );
         std::fs::write(home.path().join(".curlrc"), rc).unwrap();
         let binaries = Path::new(env!("CARGO_BIN_EXE_millrace-bridge")).parent().unwrap();
         let mut process = Command::new("bash")

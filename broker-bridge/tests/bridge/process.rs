@@ -25,6 +25,8 @@ pub(crate) struct Bridge {
     /// Of its environment, beside what every bridge has here.
     variables: Vec<(String, String)>,
     pub(crate) http: String,
+    /// The registry's own port; empty where it has none.
+    pub(crate) registry: String,
     pub(crate) control: String,
 }
 
@@ -71,7 +73,8 @@ impl Bridge {
             sleep(Duration::from_millis(20)).await;
         };
         let address = |name: &str| found[name].as_str().unwrap().to_owned();
-        Self { child, http: address("http"), control: address("control"), directory, servers, variables }
+        let registry = found["registry"].as_str().unwrap_or_default().to_owned();
+        Self { child, http: address("http"), registry, control: address("control"), directory, servers, variables }
     }
 
     pub(crate) async fn ready(&self) {
@@ -140,6 +143,7 @@ fn command(directory: &Path, servers: &str) -> Command {
         .arg("--offsets-path")
         .arg(directory.join("offsets"))
         .env("MILLRACE_MONITOR__INTERVAL", "1s")
+        .env("MILLRACE_REGISTRY__LISTEN", "127.0.0.1:0")
         .stdout(log.try_clone().unwrap())
         .stderr(log);
     command

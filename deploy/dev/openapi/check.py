@@ -94,6 +94,7 @@ apart = {
     "POST /transactions/{transaction}/abort": {"path.transaction": "ended"},
     "GET /v3/config/storage/{name}": {"path.name": "module"},
     "GET /v3/config/evaluator/{name}": {"path.name": "module"},
+    "GET /v3/config/consumer/{name}": {"path.name": "module"},
 }
 for path in ["", "/assignments", "/assignments/{topic}/partitions/{partition}"]:
     apart[f"GET /v3/clusters/{{cluster}}/consumer-groups/{{group}}/consumers/{{consumer}}{path}"] = {"path.consumer": "member"}

@@ -10,9 +10,10 @@ use integration_tests::{
 };
 use serde_json::{Value, json};
 
-use super::{WAIT, grant_all, needed, says};
+use super::{WAIT, grant_all, needed, says, told};
 
-const ENV: [(&str, &str); 2] = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_HTTP__LISTEN", "127.0.0.1:0")];
+const ENV: [(&str, &str); 3] =
+    [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_HTTP__LISTEN", "127.0.0.1:0"), ("MILLRACE_REGISTRY__LISTEN", "127.0.0.1:0")];
 pub(super) const JSON: &str = "application/vnd.kafka.json.v2+json";
 const REGISTRY: &str = "application/vnd.schemaregistry.v1+json";
 pub(super) const V2: &str = "application/vnd.kafka.v2+json";
@@ -35,6 +36,21 @@ impl Bridge {
 
     /// `more`: further sections of its configuration.
     pub(super) async fn start_with(by: By, sessions: &str, more: &str) -> Self {
+        let bridge = Self::start_unready(by, sessions, more, &[]).await;
+        bridge.ready().await;
+        bridge
+    }
+
+    async fn ready(&self) {
+        eventually(WAIT, "the bridge is ready", || async {
+            let answer = self.http.get(format!("{}/ready", self.base)).send().await.map_err(|error| error.to_string())?;
+            if answer.status().is_success() { Ok(()) } else { Err(answer.text().await.unwrap_or_default()) }
+        })
+        .await;
+    }
+
+    /// It listens. `variables`: of its environment.
+    async fn start_unready(by: By, sessions: &str, more: &str, variables: &[(&str, &str)]) -> Self {
         let kafka = Secured::shared();
         let dir = tempfile::tempdir().expect("a temporary folder");
         let mut text = format!(
@@ -47,14 +63,10 @@ impl Bridge {
         }
         let config = dir.path().join("bridge.toml");
         fs::write(&config, text).expect("the configuration");
-        let mut process = Process::start("millrace-bridge", dir.path(), &["serve", "--config", &config.to_string_lossy()], &ENV);
+        let variables = [&ENV[..], variables].concat();
+        let mut process = Process::start("millrace-bridge", dir.path(), &["serve", "--config", &config.to_string_lossy()], &variables);
         let base = format!("http://{}", process.address("http").await);
         let http = reqwest::Client::new();
-        eventually(WAIT, "the bridge is ready", || async {
-            let answer = http.get(format!("{base}/ready")).send().await.map_err(|error| error.to_string())?;
-            if answer.status().is_success() { Ok(()) } else { Err(answer.text().await.unwrap_or_default()) }
-        })
-        .await;
         Self { kafka, principal: Secured::principal(by, "bridge"), process, base, caller: None, http, _dir: dir }
     }
 
@@ -256,6 +268,48 @@ async fn consuming_by_scram_says_what_it_lacks_and_goes_on() {
 #[tokio::test]
 async fn consuming_by_certificate_says_what_it_lacks_and_goes_on() {
     consume(By::Certificate).await;
+}
+
+#[tokio::test]
+async fn offsets_in_kafka_by_scram_say_what_they_lack_and_go_on() {
+    let (topic, group, offsets) = (unique("kept"), unique("group"), unique("offsets"));
+    let variables = [("MILLRACE_OFFSETS__STORE", "kafka"), ("MILLRACE_OFFSETS__KAFKA_TOPIC", offsets.as_str())];
+    let mut bridge = Bridge::start_unready(By::Scram, "", "", &variables).await;
+    kafka::create_topic(&bridge.kafka.bootstrap, &topic, 1).await;
+    let id = format!("millrace-offsets-{group}");
+    let names = [("OFFSETS", offsets.as_str()), ("TOPIC", &topic), ("GROUP", &group), ("ID", &id)];
+    let acls = needed("bridge: offsets in Kafka", &names);
+    let (own, rest): (Vec<Acl>, Vec<Acl>) = acls.iter().cloned().partition(|acl| acl.name == offsets);
+    grant_all(&bridge.kafka, &bridge.principal, &rest);
+    let call = async || {
+        kafka::produce(&bridge.kafka.bootstrap, &topic, 1, ["1".to_owned()]);
+        consumed(&bridge, &group, &topic).await
+    };
+    // Without a store there is no bridge that could be asked; without WRITE it has nothing to list yet.
+    for acl in own.iter().filter(|acl| acl.operation != "WRITE") {
+        told(&bridge.process, &bridge.principal, acl).await;
+        bridge.kafka.grant(&bridge.principal, acl);
+    }
+    bridge.ready().await;
+    for acl in own.iter().filter(|acl| acl.operation == "WRITE") {
+        bridge.at_last(acl, call).await;
+    }
+    // In one transaction with the offsets of the topic is the group's epoch, under the store's own.
+    let mut both = [topic.as_str(), offsets.as_str()];
+    both.sort_unstable();
+    // What the store lacks is 500 or, where its writer ended over it, 503.
+    for acl in acls.iter().filter(|acl| acl.name != offsets || acl.operation == "READ") {
+        bridge.kafka.revoke(&bridge.principal, acl);
+        eventually(WAIT, &format!("{acl:?} is missed"), || async {
+            let Err(said) = call().await else { return Err("it works".to_owned()) };
+            let joined = Acl { name: both.join(", "), ..acl.clone() };
+            if says(&said, &bridge.principal, acl) || says(&said, &bridge.principal, &joined) { Ok(()) } else { Err(said) }
+        })
+        .await;
+        bridge.kafka.grant(&bridge.principal, acl);
+        eventually(WAIT, &format!("it works with {acl:?}"), call).await;
+    }
+    bridge.process.stop().await;
 }
 
 async fn topics(by: By) {

@@ -32,6 +32,7 @@ const COMPONENTS: &[&str] = &[
     "collector: Kafka channel",
     "bridge: produce",
     "bridge: consume",
+    "bridge: offsets in Kafka",
     "bridge: topics",
     "bridge: transactions",
     "bridge: idempotency keys",

@@ -138,12 +138,17 @@ impl Kafka {
     async fn admin(&self) -> Result<&Arc<dyn Admin>, OffsetError> {
         let make = async || {
             let admin = kafka::admin(&self.config).await?;
-            let compact = BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]);
-            match admin.create_topic(&self.epoch.topic, 1, -1, &compact, false).await {
-                Ok(()) | Err(KafkaError::AlreadyExists(_)) => {}
+            // Who may not create topics may use one that is there.
+            match admin.topic(&self.epoch.topic).await {
+                Ok(_) => return Ok(admin),
+                Err(KafkaError::UnknownTopic(_)) => {}
                 Err(error) => return Err(error),
             }
-            Ok(admin)
+            let compact = BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]);
+            match admin.create_topic(&self.epoch.topic, 1, -1, &compact, false).await {
+                Ok(()) | Err(KafkaError::AlreadyExists(_)) => Ok(admin),
+                Err(error) => Err(error),
+            }
         };
         self.admin.get_or_try_init(make).await.map_err(|error| self.error(error))
     }

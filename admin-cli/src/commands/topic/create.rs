@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     name: String,
-    /// Partitions; left out, the advice for --consumers and --producers is taken.
+    /// Partitions; left out, the advice for --consumers, --producers and --like is taken.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     partitions: Option<u32>,
     /// Copies of each partition; left out, 3, or as many as there are brokers.
@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Producers that will write at the same time, for the advice.
     #[arg(long, value_name = "N", default_value_t = 1)]
     producers: u32,
+    /// A topic that is used as this one will be: the advice carries the records that are measured into it.
+    #[arg(long, value_name = "TOPIC")]
+    like: Option<String>,
     /// A topic setting by Kafka's name; may be given several times.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     config: Vec<(String, String)>,
@@ -76,6 +79,7 @@ pub(crate) async fn run(args: Args, session: &Session) -> Result<(), Failure> {
         min_insync_replicas: args.min_isr.unwrap_or(0),
         config: config.into_iter().collect(),
         dry_run: args.dry_run,
+        like: args.like.unwrap_or_default(),
     });
     let answer = link.answer(BridgeClient::new(link.channel()).create_topic(request)).await?;
     let report = Report {

@@ -1,11 +1,13 @@
-//! The bridge's page: brokers and partitions that need a look, topics, groups and how their lag moves; the same as JSON.
+//! The bridge's page: brokers and partitions that need a look, topics, groups and how their lag moves, schemas; the same as JSON.
 //!
 //! Rendered on the server; a few lines of script fetch the page again and swap its live part, so it works without them too. All but the
-//! brokers and their partitions is what the last look saw, so that the page costs the same with 10,000 groups. Everything that comes from
+//! brokers, their partitions and the registry is what the last look saw, so that the page costs the same with 10,000 groups. Everything that comes from
 //! Kafka is escaped by the templates.
 
 mod chart;
+mod diff;
 mod page;
+mod schemas;
 mod text;
 
 use std::collections::HashMap;
@@ -22,9 +24,9 @@ use super::{App, JSON, Route, json_response, query};
 use crate::{
     auth::{
         KNOWN,
-        Kind::{Group, Topic},
-        Verb::Describe,
-        on_any, on_cluster, on_group, sees,
+        Kind::{Group, Subject, Topic},
+        Verb::{Describe, Read},
+        on_any, on_cluster, on_group, on_subject, sees,
     },
     error::{BridgeError, Code, Result},
     lag::{GroupState, now_ms},
@@ -45,12 +47,16 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get("/ui/topics", on_any(Describe, Topic), topics_page),
         Route::get("/ui/groups", on_any(Describe, Group), groups_page),
         Route::get("/ui/groups/{group}", on_group(Describe), group_page),
+        Route::get("/ui/subjects", on_any(Read, Subject), schemas::subjects_page),
+        Route::get("/ui/subjects/{subject}", on_subject(Read), schemas::subject_page),
         Route::get("/ui/assets/style.css", KNOWN, async || asset("text/css; charset=utf-8", STYLE)),
         Route::get("/ui/assets/page.js", KNOWN, async || asset("text/javascript; charset=utf-8", SCRIPT)),
         Route::get("/ui/api/cluster", on_cluster(Describe), cluster_json),
         Route::get("/ui/api/topics", on_any(Describe, Topic), topics_json),
         Route::get("/ui/api/groups", on_any(Describe, Group), groups_json),
         Route::get("/ui/api/groups/{group}", on_group(Describe), group_json),
+        Route::get("/ui/api/subjects", on_any(Read, Subject), schemas::subjects_json),
+        Route::get("/ui/api/subjects/{subject}", on_subject(Read), schemas::subject_json),
     ]
 }
 

@@ -14,13 +14,13 @@ use crate::{
 };
 
 /// How often the live part is fetched again.
-const REFRESH_MS: u64 = 5_000;
+pub(super) const REFRESH_MS: u64 = 5_000;
 /// Partitions that need a look, shown at a time; the JSON has more.
 const PROBLEMS: usize = 100;
 
-const PLACES: [(&str, &str); 4] = [("/ui", "Cluster"), ("/ui/topics", "Topics"), ("/ui/groups", "Groups"), ("/subjects", "Schemas")];
+const PLACES: [(&str, &str); 4] = [("/ui", "Cluster"), ("/ui/topics", "Topics"), ("/ui/groups", "Groups"), ("/ui/subjects", "Schemas")];
 
-fn layout(title: &str, here: &str, json: &str, refresh_ms: u64, live: &Markup) -> Markup {
+pub(super) fn layout(title: &str, here: &str, json: &str, refresh_ms: u64, live: &Markup) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -54,7 +54,7 @@ pub(super) fn failed(error: &BridgeError) -> Markup {
     layout(title, "", "/openapi", refresh_ms, &html! { h1 { (title) } p { (error.message) } p { a href="/ui" { "The cluster" } } })
 }
 
-fn fact(name: &str, value: String) -> Markup {
+pub(super) fn fact(name: &str, value: String) -> Markup {
     html! { div.fact { dt { (name) } dd { (value) } } }
 }
 
@@ -141,7 +141,7 @@ fn ids(ids: &[i32]) -> String {
 }
 
 /// A field to search, and the way to the other rows.
-fn finder(path: &str, window: &Window, shown: usize, all: usize) -> Markup {
+pub(super) fn finder(path: &str, window: &Window, shown: usize, all: usize) -> Markup {
     let at = |offset: usize| format!("{path}?search={}&offset={offset}", segment(&window.search));
     html! {
         form.find method="get" action=(path) role="search" {

@@ -1,5 +1,7 @@
 //! Numbers and times for people.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 /// `1,234,567`.
 pub(super) fn count(n: u64) -> String {
     let digits = n.to_string();
@@ -66,6 +68,16 @@ pub(super) fn clock(ms: i64) -> String {
     format!("{:02}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
 }
 
+/// `2026-11-23 14:05:10` in UTC.
+pub(super) fn date(ms: i64) -> String {
+    // Records say what their writers wanted.
+    let at = UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0).min(YEAR_9999_MS));
+    humantime::format_rfc3339_seconds(at).to_string().replace('T', " ").replace('Z', "")
+}
+
+/// The end of what is written with four digits.
+const YEAR_9999_MS: u64 = 253_402_300_799_000;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,5 +97,6 @@ mod tests {
         );
         assert_eq!((bytes(7), bytes(1_610_612_736)), ("7 B".into(), "1.5 GiB".into()));
         assert_eq!(clock(1_795_356_310_000), "14:05:10");
+        assert_eq!((date(1_795_442_710_000), date(i64::MAX)), ("2026-11-23 14:05:10".to_owned(), "9999-12-31 23:59:59".to_owned()));
     }
 }

@@ -46,7 +46,7 @@ impl Bridge {
     async fn start(bootstrap: &str, dir: &Path, name: &str) -> Result<Self> {
         let dir = dir.join(name);
         fs::create_dir_all(&dir)?;
-        let env = [("MILLRACE_HTTP__LISTEN", "127.0.0.1:0"), ("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0")];
+        let env = ["MILLRACE_HTTP__LISTEN", "MILLRACE_REGISTRY__LISTEN", "MILLRACE_CONTROL__LISTEN"].map(|name| (name, "127.0.0.1:0"));
         let mut process = Process::start("millrace-bridge", &dir, &["serve", "--bootstrap-servers", bootstrap], &env);
         let http = process.address("http").await;
         Ok(Self { process, http })
