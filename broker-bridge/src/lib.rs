@@ -18,6 +18,7 @@
 //! | `registry` | schemas: Confluent's registry API, kept in Kafka |
 //! | `topics` | topics and brokers, and how many partitions a topic should have |
 //! | `lag` | how far groups are behind, and how they are |
+//! | `manage` | settings and access control lists |
 //! | `lint` | what is wrong with topics |
 //! | `monitor` | the broker's health, watched in the background; gauges |
 //! | `gate` | whether work is taken now: paused, broker away, draining |
@@ -38,6 +39,7 @@ mod grpc;
 mod http;
 mod lag;
 mod lint;
+mod manage;
 mod monitor;
 mod produce;
 mod registry;

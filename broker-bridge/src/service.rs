@@ -246,6 +246,8 @@ impl Service for BridgeService {
             lag: lag.clone(),
             resets,
             linter,
+            kafka: connection.clone(),
+            registry: registry.clone(),
             consume: config.consume.clone(),
             shutdown: ctx.shutdown.clone(),
         });

@@ -1,5 +1,6 @@
 //! The command tree. One module a word, one file a verb.
 
+mod acl;
 mod broker;
 mod collector;
 mod completion;
@@ -8,6 +9,7 @@ mod group;
 mod job;
 mod log_level;
 mod service;
+mod settings;
 mod status;
 mod tap;
 mod top;
@@ -46,6 +48,9 @@ pub(crate) enum Command {
     /// Kafka brokers, through the bridge.
     #[command(subcommand)]
     Broker(broker::Command),
+    /// Kafka's access control lists, through the bridge.
+    #[command(subcommand)]
+    Acl(acl::Command),
     /// Jobs of the stream engine.
     #[command(subcommand)]
     Job(job::Command),
@@ -69,6 +74,7 @@ impl Command {
             Command::Topic(command) => command.run(session).await,
             Command::Group(command) => command.run(session).await,
             Command::Broker(command) => command.run(session).await,
+            Command::Acl(command) => command.run(session).await,
             Command::Job(command) => command.run(session).await,
             Command::Config(args) => config::run(args, session).await,
             Command::LogLevel(args) => log_level::run(args, session).await,

@@ -309,6 +309,23 @@ impl Collector for Answers {
     }
 }
 
+fn config(name: &str, value: Option<&str>, source: &str) -> ConfigEntry {
+    let is_default = source == "DEFAULT_CONFIG";
+    ConfigEntry { name: name.into(), value: value.map(str::to_owned), is_default, source: source.into(), ..ConfigEntry::default() }
+}
+
+fn acl(operation: &str) -> Acl {
+    Acl {
+        resource_type: "TOPIC".into(),
+        resource_name: "logs_".into(),
+        pattern_type: "PREFIXED".into(),
+        principal: "User:spark".into(),
+        host: "*".into(),
+        operation: operation.into(),
+        permission: "ALLOW".into(),
+    }
+}
+
 fn topic(name: &str, partitions: u32, replication: u32) -> Topic {
     Topic { name: name.into(), partitions, replication, under_replicated: 0, offline: 0, internal: false }
 }
@@ -391,6 +408,82 @@ impl Bridge for Answers {
         Ok(Response::new(AdviseTopicResponse { advice: Some(advice(consumers, producers, &topic)) }))
     }
 
+    async fn add_partitions(&self, request: Request<AddPartitionsRequest>) -> Answer<AddPartitionsResponse> {
+        self.note(&request);
+        let AddPartitionsRequest { topic: name, partitions } = request.into_inner();
+        Ok(Response::new(AddPartitionsResponse { topic: Some(topic(&name, partitions, 3)) }))
+    }
+
+    async fn describe_topic_configs(&self, request: Request<DescribeTopicConfigsRequest>) -> Answer<DescribeTopicConfigsResponse> {
+        self.note(&request);
+        let topics = request.into_inner().topics.into_iter().map(|topic| TopicConfigs {
+            topic,
+            configs: vec![
+                config("cleanup.policy", Some("delete"), "DEFAULT_CONFIG"),
+                config("retention.ms", Some("604800000"), "DYNAMIC_TOPIC_CONFIG"),
+            ],
+        });
+        Ok(Response::new(DescribeTopicConfigsResponse { topics: topics.collect() }))
+    }
+
+    async fn alter_topic_configs(&self, request: Request<AlterTopicConfigsRequest>) -> Answer<AlterTopicConfigsResponse> {
+        self.note(&request);
+        Ok(Response::new(AlterTopicConfigsResponse {}))
+    }
+
+    async fn describe_broker_configs(&self, request: Request<DescribeBrokerConfigsRequest>) -> Answer<DescribeBrokerConfigsResponse> {
+        self.note(&request);
+        let secret = ConfigEntry { sensitive: true, ..config("ssl.key.password", None, "STATIC_BROKER_CONFIG") };
+        let configs = vec![config("log.cleaner.backoff.ms", Some("15000"), "DYNAMIC_DEFAULT_BROKER_CONFIG"), secret];
+        Ok(Response::new(DescribeBrokerConfigsResponse { configs }))
+    }
+
+    async fn alter_broker_configs(&self, request: Request<AlterBrokerConfigsRequest>) -> Answer<AlterBrokerConfigsResponse> {
+        self.note(&request);
+        Ok(Response::new(AlterBrokerConfigsResponse {}))
+    }
+
+    async fn list_replicas(&self, request: Request<ListReplicasRequest>) -> Answer<ListReplicasResponse> {
+        self.note(&request);
+        Ok(Response::new(ListReplicasResponse::default()))
+    }
+
+    async fn list_reassignments(&self, request: Request<ListReassignmentsRequest>) -> Answer<ListReassignmentsResponse> {
+        self.note(&request);
+        Ok(Response::new(ListReassignmentsResponse::default()))
+    }
+
+    async fn describe_group(&self, request: Request<DescribeGroupRequest>) -> Answer<DescribeGroupResponse> {
+        self.note(&request);
+        let at = |partition: i32| TopicPartition { topic: "logs_topic".into(), partition };
+        let member = |id: &str, instance_id: &str, assignment: Vec<TopicPartition>| GroupMember {
+            id: id.into(),
+            instance_id: instance_id.into(),
+            client_id: "spark".into(),
+            assignment,
+        };
+        Ok(Response::new(DescribeGroupResponse {
+            group: Some(group()),
+            coordinator: Some(2),
+            members: vec![member("spark-group-0", "", vec![at(0), at(1)]), member("spark-group-1", "one", vec![])],
+        }))
+    }
+
+    async fn list_acls(&self, request: Request<ListAclsRequest>) -> Answer<ListAclsResponse> {
+        self.note(&request);
+        Ok(Response::new(ListAclsResponse { acls: vec![acl("READ"), acl("WRITE")] }))
+    }
+
+    async fn create_acls(&self, request: Request<CreateAclsRequest>) -> Answer<CreateAclsResponse> {
+        self.note(&request);
+        Ok(Response::new(CreateAclsResponse {}))
+    }
+
+    async fn delete_acls(&self, request: Request<DeleteAclsRequest>) -> Answer<DeleteAclsResponse> {
+        self.note(&request);
+        Ok(Response::new(DeleteAclsResponse { acls: vec![acl("READ")] }))
+    }
+
     async fn list_groups(&self, request: Request<ListGroupsRequest>) -> Answer<ListGroupsResponse> {
         self.note(&request);
         Ok(Response::new(ListGroupsResponse { groups: vec![group()] }))
@@ -455,6 +548,7 @@ impl Bridge for Answers {
             log_bytes,
             preferred: 16,
             leader_imbalance: 0.125,
+            rack: "a".into(),
         };
         let problem = |partition: i32, kind: &str, leader: i32, isr: Vec<i32>| PartitionProblem {
             topic: "logs_topic".into(),

@@ -1,6 +1,9 @@
 //! Formats whose keys and values have schemas: those of a request are chosen, those of an answer looked up, before the first value is touched.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -8,8 +11,10 @@ use service_kit::kafka::Record;
 
 use super::{Codec, Form};
 use crate::{
+    auth::{self, Verb},
     error::{BridgeError, Code, Result},
     registry::{By, Chosen, Kind, Registry, Strategy, ValueSchema, Wanted, schema_id},
+    topics::Topics,
 };
 
 /// What a request of v2 says about its schemas. Formats without schemas take no notice of it.
@@ -53,11 +58,6 @@ impl Writer {
         })
     }
 
-    /// Whether values have schemas at all.
-    pub(crate) fn needs_schemas(codec: &Codec) -> bool {
-        matches!(codec.form, Form::Schema(_))
-    }
-
     pub(crate) fn key_schema_id(&self) -> Option<i32> {
         self.key.as_ref().map(|chosen| chosen.schema.id)
     }
@@ -92,6 +92,34 @@ impl Writer {
                 format!("Conversion of JSON to Object failed: {place} does not fit schema {}: {reason}", schema.id),
             )
         })
+    }
+}
+
+/// The writers of a request whose records name their topics. What it says of schemas holds for each topic, under the subjects that are named by it.
+pub(crate) struct Writers {
+    codec: &'static Codec,
+    schemas: Schemas,
+    by_topic: HashMap<String, (Arc<str>, Writer)>,
+}
+
+impl Writers {
+    pub(crate) fn new(codec: &'static Codec, schemas: Schemas) -> Self {
+        Self { codec, schemas, by_topic: HashMap::new() }
+    }
+
+    pub(crate) async fn of(&mut self, topics: &Topics, registry: &Registry, topic: &str) -> Result<&(Arc<str>, Writer)> {
+        match self.by_topic.entry(topic.to_owned()) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(new) => {
+                if matches!(self.codec.form, Form::Schema(_)) {
+                    // No schema is registered for a topic that is not there, or that the caller may not write to.
+                    auth::check(Verb::Write, auth::Kind::Topic, topic)?;
+                    topics.check(topic, None).await?;
+                }
+                let writer = Writer::new(self.codec, registry, topic, &self.schemas).await?;
+                Ok(new.insert((topic.into(), writer)))
+            }
+        }
     }
 }
 

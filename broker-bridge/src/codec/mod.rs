@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 
 pub(crate) use self::{
-    bound::{Reader, Schemas, Unreadable, Writer},
+    bound::{Reader, Schemas, Unreadable, Writer, Writers},
     json::compact,
 };
 use crate::registry::Kind;

@@ -3,18 +3,19 @@
 use std::collections::HashMap;
 
 use proto::control::v1::{
-    Advice as WireAdvice, AdviseTopicRequest, AdviseTopicResponse, Broker, BrokersRequest, BrokersResponse, CreateTopicRequest,
-    CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeTopicRequest, DescribeTopicResponse, Finding, Group,
-    GroupLagRequest, GroupLagResponse, GroupLagsRequest, GroupLagsResponse, LagPace, LintTopicsRequest, LintTopicsResponse,
+    self as wire, Advice as WireAdvice, AdviseTopicRequest, AdviseTopicResponse, Broker, BrokersRequest, BrokersResponse,
+    CreateTopicRequest, CreateTopicResponse, DeleteTopicRequest, DeleteTopicResponse, DescribeTopicRequest, DescribeTopicResponse, Finding,
+    Group, GroupLagRequest, GroupLagResponse, GroupLagsRequest, GroupLagsResponse, LagPace, LintTopicsRequest, LintTopicsResponse,
     ListGroupsRequest, ListGroupsResponse, ListTopicsRequest, ListTopicsResponse, OffsetChange, Partition, PartitionLag, PartitionProblem,
     ResetOffsetsRequest, ResetOffsetsResponse, Topic, TopicFindings, bridge_server::Bridge, reset_offsets_request::To,
 };
 use service_kit::kafka::{GroupView, TopicPartition, TopicView};
 use tonic::{Request, Response, Status};
 
-use super::Services;
+use super::{Services, admin};
 use crate::auth::{self, Kind, Verb};
 use crate::lag::{GroupLag, Pace, Place, Status as GroupStatus};
+use crate::manage;
 use crate::topics::{Advice, MIN_ISR, NewTopic, RETENTION, ReplicaState};
 
 #[tonic::async_trait]
@@ -61,19 +62,20 @@ impl Bridge for Services {
             topic => Some(self.linter.measured(topic).await?),
         };
         let name = wanted.name.clone();
-        let created = self
-            .topics
-            .create(NewTopic {
-                name: wanted.name,
-                partitions: wanted.partitions,
-                replication: wanted.replication,
-                consumers: wanted.consumers,
-                producers: wanted.producers,
-                like,
-                config,
-                dry_run: wanted.dry_run,
-            })
-            .await?;
+        let new = NewTopic {
+            name: wanted.name,
+            partitions: wanted.partitions,
+            replication: wanted.replication,
+            consumers: wanted.consumers,
+            producers: wanted.producers,
+            like,
+            config,
+            dry_run: wanted.dry_run,
+        };
+        if !wanted.assignments.is_empty() {
+            return Ok(Response::new(admin::create_assigned(&self.topics, new, wanted.assignments).await?));
+        }
+        let created = self.topics.create(new).await?;
         let topic = Topic { name, partitions: created.partitions, replication: created.replication, ..Topic::default() };
         let config: HashMap<String, String> = created.config.into_iter().collect();
         Ok(Response::new(CreateTopicResponse { topic: Some(topic), config, advice: Some(wire_advice(created.advice)) }))
@@ -140,6 +142,7 @@ impl Bridge for Services {
 
     async fn brokers(&self, _request: Request<BrokersRequest>) -> Result<Response<BrokersResponse>, Status> {
         let found = self.topics.brokers().await?;
+        let racks = manage::racks(&self.kafka).await?;
         let brokers = found.cluster.brokers.iter().map(|broker| {
             let load = found.load.get(&broker.id).copied().unwrap_or_default();
             let balance = found.health.balance.get(&broker.id).copied().unwrap_or_default();
@@ -153,6 +156,7 @@ impl Bridge for Services {
                 log_bytes: load.log_bytes.unwrap_or(-1),
                 preferred: balance.preferred,
                 leader_imbalance: balance.imbalance(),
+                rack: racks.get(&broker.id).cloned().unwrap_or_default(),
             }
         });
         let problems = found.health.problems.iter().map(|problem| PartitionProblem {
@@ -194,6 +198,65 @@ impl Bridge for Services {
         });
         Ok(Response::new(LintTopicsResponse { topics: found.collect() }))
     }
+
+    async fn add_partitions(&self, request: Request<wire::AddPartitionsRequest>) -> Result<Response<wire::AddPartitionsResponse>, Status> {
+        Ok(Response::new(admin::add_partitions(self, request.into_inner()).await?))
+    }
+
+    async fn describe_topic_configs(
+        &self,
+        request: Request<wire::DescribeTopicConfigsRequest>,
+    ) -> Result<Response<wire::DescribeTopicConfigsResponse>, Status> {
+        Ok(Response::new(admin::describe_topic_configs(self, request.into_inner()).await?))
+    }
+
+    async fn alter_topic_configs(
+        &self,
+        request: Request<wire::AlterTopicConfigsRequest>,
+    ) -> Result<Response<wire::AlterTopicConfigsResponse>, Status> {
+        Ok(Response::new(admin::alter_topic_configs(self, request.into_inner()).await?))
+    }
+
+    async fn describe_broker_configs(
+        &self,
+        request: Request<wire::DescribeBrokerConfigsRequest>,
+    ) -> Result<Response<wire::DescribeBrokerConfigsResponse>, Status> {
+        Ok(Response::new(admin::describe_broker_configs(self, request.into_inner()).await?))
+    }
+
+    async fn alter_broker_configs(
+        &self,
+        request: Request<wire::AlterBrokerConfigsRequest>,
+    ) -> Result<Response<wire::AlterBrokerConfigsResponse>, Status> {
+        Ok(Response::new(admin::alter_broker_configs(self, request.into_inner()).await?))
+    }
+
+    async fn list_replicas(&self, request: Request<wire::ListReplicasRequest>) -> Result<Response<wire::ListReplicasResponse>, Status> {
+        Ok(Response::new(admin::list_replicas(self, request.into_inner()).await?))
+    }
+
+    async fn list_reassignments(
+        &self,
+        request: Request<wire::ListReassignmentsRequest>,
+    ) -> Result<Response<wire::ListReassignmentsResponse>, Status> {
+        Ok(Response::new(admin::list_reassignments(self, request.into_inner()).await?))
+    }
+
+    async fn describe_group(&self, request: Request<wire::DescribeGroupRequest>) -> Result<Response<wire::DescribeGroupResponse>, Status> {
+        Ok(Response::new(admin::describe_group(self, request.into_inner()).await?))
+    }
+
+    async fn list_acls(&self, request: Request<wire::ListAclsRequest>) -> Result<Response<wire::ListAclsResponse>, Status> {
+        Ok(Response::new(admin::list_acls(self, request.into_inner()).await?))
+    }
+
+    async fn create_acls(&self, request: Request<wire::CreateAclsRequest>) -> Result<Response<wire::CreateAclsResponse>, Status> {
+        Ok(Response::new(admin::create_acls(self, request.into_inner()).await?))
+    }
+
+    async fn delete_acls(&self, request: Request<wire::DeleteAclsRequest>) -> Result<Response<wire::DeleteAclsResponse>, Status> {
+        Ok(Response::new(admin::delete_acls(self, request.into_inner()).await?))
+    }
 }
 
 /// A group without its partitions.
@@ -216,7 +279,7 @@ fn is_internal(name: &str) -> bool {
     name.starts_with("__")
 }
 
-fn wire_topic(topic: &TopicView) -> Topic {
+pub(super) fn wire_topic(topic: &TopicView) -> Topic {
     let state = ReplicaState::of([topic]);
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     Topic {
@@ -238,7 +301,7 @@ fn wire_advice(advice: Advice) -> WireAdvice {
     }
 }
 
-fn wire_group(group: &GroupView) -> Group {
+pub(super) fn wire_group(group: &GroupView) -> Group {
     Group {
         id: group.id.clone(),
         state: group.state.clone(),

@@ -1,5 +1,6 @@
 //! gRPC: the data API (produce, consume) and the operators' API, both on the control port. Translates and calls; decides nothing.
 
+mod admin;
 mod consume;
 mod control;
 mod produce;
@@ -12,9 +13,11 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, service
 
 use crate::{
     config,
+    connect::Connection,
     lag::{Lag, Resets},
     lint::Linter,
     produce::Produce,
+    registry::Registry,
     session::Sessions,
     topics::Topics,
     trace::TRACEPARENT,
@@ -31,6 +34,8 @@ pub(crate) struct Services {
     pub(crate) lag: Lag,
     pub(crate) resets: Resets,
     pub(crate) linter: Linter,
+    pub(crate) kafka: Connection,
+    pub(crate) registry: Registry,
     pub(crate) consume: config::Consume,
     pub(crate) shutdown: CancellationToken,
 }
@@ -50,7 +55,7 @@ impl proto::data::v1::bridge_data_server::BridgeData for Services {
         request: Request<proto::data::v1::ProduceRequest>,
     ) -> Result<Response<proto::data::v1::ProduceResponse>, Status> {
         let traceparent = traceparent(request.metadata());
-        Ok(Response::new(produce::batch(&self.produce, request.into_inner(), traceparent.as_deref()).await?))
+        Ok(Response::new(produce::batch(self, request.into_inner(), traceparent.as_deref()).await?))
     }
 
     type ProduceStreamStream = produce::Answers;
@@ -70,7 +75,7 @@ impl proto::data::v1::bridge_data_server::BridgeData for Services {
     }
 
     async fn produce_atomically(&self, request: Request<data::ProduceRequest>) -> Result<Response<data::TransactionResponse>, Status> {
-        Ok(Response::new(transaction::write_all(&self.transactions, request.into_inner()).await?))
+        Ok(Response::new(transaction::write_all(self, request.into_inner()).await?))
     }
 
     async fn begin_transaction(
@@ -84,7 +89,7 @@ impl proto::data::v1::bridge_data_server::BridgeData for Services {
         &self,
         request: Request<data::TransactionProduceRequest>,
     ) -> Result<Response<data::TransactionResponse>, Status> {
-        Ok(Response::new(transaction::produce(&self.transactions, request.into_inner()).await?))
+        Ok(Response::new(transaction::produce(self, request.into_inner()).await?))
     }
 
     async fn transaction_offsets(

@@ -3,15 +3,17 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt as _, stream};
-use proto::data::v1::{ProduceRequest, ProduceResponse, Record, RecordResult};
+use proto::data::v1::{Encoding, ProduceRequest, ProduceResponse, Record, RecordResult};
+use serde_json::value::RawValue;
 use service_kit::kafka::OutRecord;
 use tonic::{Status, Streaming};
 
 use super::Services;
 use crate::{
     auth,
+    codec::{self, CODECS, Codec, Schemas, Writers},
     error::{BridgeError, Code, Result},
-    produce::{Produce, Receipt},
+    produce::Receipt,
 };
 
 /// Batches of one stream that are written at a time; answers keep the order.
@@ -19,13 +21,11 @@ const STREAM_BATCHES_MAX: usize = 32;
 
 pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<ProduceResponse, Status>> + Send>>;
 
-pub(super) async fn batch(produce: &Produce, request: ProduceRequest, traceparent: Option<&str>) -> Result<ProduceResponse> {
+pub(super) async fn batch(services: &Services, request: ProduceRequest, traceparent: Option<&str>) -> Result<ProduceResponse> {
     let topics: Vec<String> =
         request.records.iter().map(|record| if record.topic.is_empty() { request.topic.clone() } else { record.topic.clone() }).collect();
-    let default: Arc<str> = request.topic.as_str().into();
-    let records =
-        request.records.into_iter().enumerate().map(|(index, record)| out_record(&default, index, record)).collect::<Result<Vec<_>>>()?;
-    let receipt = produce.send(Some(&request.batch_id), records, traceparent).await?;
+    let records = out_records(services, &request.topic, request.encoding, request.records).await?;
+    let receipt = services.produce.send(Some(&request.batch_id), records, traceparent).await?;
     Ok(response(request.batch_id, topics, &receipt))
 }
 
@@ -36,8 +36,8 @@ pub(super) fn stream(services: Services, requests: Streaming<ProduceRequest>, tr
     let answers = requests
         .take_until(ended)
         .map(move |request| {
-            let (produce, traceparent) = (services.produce.clone(), traceparent.clone());
-            carrier.clone().run(async move { Ok(batch(&produce, request?, traceparent.as_deref()).await?) })
+            let (services, traceparent) = (services.clone(), traceparent.clone());
+            carrier.clone().run(async move { Ok(batch(&services, request?, traceparent.as_deref()).await?) })
         })
         .buffered(STREAM_BATCHES_MAX);
     // The stream ends at the first error: what the client sends after it is not written.
@@ -50,7 +50,52 @@ pub(super) fn stream(services: Services, requests: Streaming<ProduceRequest>, tr
     }))
 }
 
-pub(super) fn out_record(default: &Arc<str>, index: usize, record: Record) -> Result<OutRecord> {
+/// Records as they are to lie in Kafka: as they came, or made of JSON texts.
+pub(super) async fn out_records(
+    services: &Services,
+    topic: &str,
+    encoding: Option<Encoding>,
+    records: Vec<Record>,
+) -> Result<Vec<OutRecord>> {
+    let default: Arc<str> = topic.into();
+    let out = records.into_iter().enumerate().map(|(index, record)| out_record(&default, index, record));
+    let mut out = out.collect::<Result<Vec<_>>>()?;
+    let Some(mut writers) = encoding.map(writers).transpose()?.flatten() else { return Ok(out) };
+    for (index, record) in out.iter_mut().enumerate() {
+        let (_, writer) = writers.of(&services.topics, &services.registry, &record.topic).await?;
+        if let Some(key) = &record.key {
+            record.key = Some(writer.key(json(key, index, "key")?, index)?);
+        }
+        if let Some(value) = &record.value {
+            record.value = Some(writer.value(json(value, index, "value")?, index)?);
+        }
+    }
+    Ok(out)
+}
+
+/// `None`: everything stays as it is.
+fn writers(encoding: Encoding) -> Result<Option<Writers>> {
+    let Encoding { format, key_schema, key_schema_id, value_schema, value_schema_id } = encoding;
+    let codec = codec_named("encoding.format", &format)?;
+    Ok(codec.map(|codec| Writers::new(codec, Schemas { key_schema, key_schema_id, value_schema, value_schema_id })))
+}
+
+/// `None` for `binary`, also where nothing is said: bytes need no other form here.
+pub(super) fn codec_named(field: &str, format: &str) -> Result<Option<&'static Codec>> {
+    let found = if format.is_empty() { Some(&CODECS[0]) } else { codec::by_name(format) };
+    let names = || CODECS.iter().map(|codec| codec.name).collect::<Vec<_>>().join(", ");
+    let found =
+        found.ok_or_else(|| BridgeError::new(Code::Unprocessable, format!("{field} = {format:?} is not possible; give {}", names())))?;
+    Ok((found.name != CODECS[0].name).then_some(found))
+}
+
+fn json<'a>(bytes: &'a [u8], index: usize, part: &str) -> Result<&'a RawValue> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        BridgeError::new(Code::InvalidPayload, format!("records[{index}].{part} is not JSON, as encoding.format needs it: {error}"))
+    })
+}
+
+fn out_record(default: &Arc<str>, index: usize, record: Record) -> Result<OutRecord> {
     let topic = if record.topic.is_empty() { Arc::clone(default) } else { record.topic.as_str().into() };
     if topic.is_empty() {
         return Err(BridgeError::new(

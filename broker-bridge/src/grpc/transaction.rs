@@ -1,25 +1,20 @@
 //! Transactions: translated and passed on.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use proto::data::v1::{
-    BeginTransactionRequest, EndTransactionRequest, ProduceRequest, Record, TransactionOffsetsRequest, TransactionProduceRequest,
+    BeginTransactionRequest, EndTransactionRequest, ProduceRequest, TransactionOffsetsRequest, TransactionProduceRequest,
     TransactionResponse,
 };
-use service_kit::kafka::{OutRecord, TopicPartition};
+use service_kit::kafka::TopicPartition;
 
-use super::produce::out_record;
+use super::{Services, produce::out_records};
 use crate::{error::Result, transaction::Transactions};
 
-fn out_records(topic: &str, records: Vec<Record>) -> Result<Vec<OutRecord>> {
-    let default: Arc<str> = topic.into();
-    records.into_iter().enumerate().map(|(index, record)| out_record(&default, index, record)).collect()
-}
-
-pub(super) async fn write_all(transactions: &Transactions, request: ProduceRequest) -> Result<TransactionResponse> {
-    let records = out_records(&request.topic, request.records)?;
+pub(super) async fn write_all(services: &Services, request: ProduceRequest) -> Result<TransactionResponse> {
+    let records = out_records(services, &request.topic, request.encoding, request.records).await?;
     let written = records.len() as u64;
-    transactions.write_all(records).await?;
+    services.transactions.write_all(records).await?;
     Ok(TransactionResponse { records: written, ..TransactionResponse::default() })
 }
 
@@ -29,9 +24,9 @@ pub(super) async fn begin(transactions: &Transactions, request: BeginTransaction
     Ok(TransactionResponse { transaction_id: begun.id, lease_ms, records: 0 })
 }
 
-pub(super) async fn produce(transactions: &Transactions, request: TransactionProduceRequest) -> Result<TransactionResponse> {
-    let records = out_records(&request.topic, request.records)?;
-    let written = transactions.produce(&request.transaction_id, records).await?;
+pub(super) async fn produce(services: &Services, request: TransactionProduceRequest) -> Result<TransactionResponse> {
+    let records = out_records(services, &request.topic, request.encoding, request.records).await?;
+    let written = services.transactions.produce(&request.transaction_id, records).await?;
     Ok(TransactionResponse { transaction_id: request.transaction_id, records: written as u64, lease_ms: 0 })
 }
 

@@ -22,6 +22,7 @@ use service_kit::{
 
 use super::{App, V2, base_url, json_response, negotiate, parse, query, segment};
 use crate::{
+    auth,
     codec::{self, CODECS, Reader, Unreadable},
     config::{BridgeConfig, Compat},
     error::{BridgeError, Code, Result},
@@ -133,6 +134,8 @@ pub(super) async fn create(State(app): State<App>, Path(group): Path<String>, he
     };
     let (name, settings) = settings(fields.clone(), &app.config)?;
     if let Some(letters) = settings.acknowledged.as_ref().and_then(|acknowledged| acknowledged.dead_letters.as_ref()) {
+        // Who may not write there is not told whether it is there.
+        auth::check(auth::Verb::Write, auth::Kind::Topic, &letters.topic)?;
         app.topics.check(&letters.topic, None).await?;
     }
     let session = app.sessions.create_shared(&group, name, settings, fields).await?;

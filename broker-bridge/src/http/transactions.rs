@@ -1,10 +1,6 @@
 //! `POST /records` (many topics at once, all or none) and `/transactions`: what the REST proxy does not have.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::Arc,
-    time::Duration,
-};
+use std::time::Duration;
 
 use axum::{
     extract::{Path, State},
@@ -23,7 +19,7 @@ use super::{
     produce::{Record, out_record},
 };
 use crate::{
-    codec::{Schemas, Writer},
+    codec::{Schemas, Writers},
     error::Result,
 };
 
@@ -65,22 +61,11 @@ async fn records(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<Vec<OutR
     let codec = negotiate::produce_format_or_json(headers)?;
     let Records { records, key_schema, key_schema_id, value_schema, value_schema_id } = parse(body)?;
     let schemas = Schemas { key_schema, key_schema_id, value_schema, value_schema_id };
-    let mut topics: HashMap<String, (Arc<str>, Writer)> = HashMap::new();
+    let mut writers = Writers::new(codec, schemas);
     let mut ready = Vec::with_capacity(records.len());
     for (index, Object(record)) in records.into_iter().enumerate() {
         let TopicRecord { topic, key, value, partition, timestamp, headers } = record;
-        let (topic, writer) = match topics.entry(topic) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => {
-                if Writer::needs_schemas(codec) {
-                    // No schema is registered for a topic that is not there.
-                    app.topics.check(new.key(), None).await?;
-                }
-                let writer = Writer::new(codec, &app.registry, new.key(), &schemas).await?;
-                let topic: Arc<str> = new.key().as_str().into();
-                new.insert((topic, writer))
-            }
-        };
+        let (topic, writer) = writers.of(&app.topics, &app.registry, &topic).await?;
         ready.push(out_record(writer, topic, None, index, Record { key, value, partition, timestamp, headers })?);
     }
     Ok(ready)

@@ -9,7 +9,9 @@
 //! | `table` | all groups as they were seen last |
 //! | `watch` | how they are looked at |
 //! | `reset` | how a group is put elsewhere |
+//! | `members` | who looks after a group, and which of its members are static |
 
+mod members;
 mod reset;
 mod ring;
 mod status;
@@ -21,6 +23,7 @@ use std::{
     sync::Arc,
 };
 
+pub(crate) use members::{coordinator, instances, offsets_topic};
 pub(crate) use reset::{Place, Resets};
 use service_kit::{
     kafka::{Bounds, GroupView, KafkaError, TopicPartition},

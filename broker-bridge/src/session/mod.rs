@@ -152,6 +152,16 @@ impl Drop for OnItsWay {
     }
 }
 
+/// Where a seek goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SeekTo {
+    Offset(i64),
+    /// The first record there is.
+    Beginning,
+    /// Behind the last record.
+    End,
+}
+
 /// Bounds of one fetch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -342,14 +352,28 @@ impl Session {
 
     /// Seeks to the first (or behind the last) record of each partition.
     pub(crate) async fn seek_to_end(&self, partitions: &[TopicPartition], beginning: bool) -> Result<()> {
-        auth::check_subscription(&self.group, partitions.iter().map(|partition| &*partition.topic))?;
-        for partition in partitions {
+        let to = if beginning { SeekTo::Beginning } else { SeekTo::End };
+        self.seek_to(&partitions.iter().map(|partition| (partition.clone(), to)).collect::<Vec<_>>()).await
+    }
+
+    /// Seeks to an offset or an end of each partition.
+    pub(crate) async fn seek_to(&self, places: &[(TopicPartition, SeekTo)]) -> Result<()> {
+        auth::check_subscription(&self.group, places.iter().map(|(partition, _)| &*partition.topic))?;
+        let ends = places.iter().filter(|(_, to)| !matches!(to, SeekTo::Offset(_))).map(|(partition, _)| partition.clone());
+        let ends: Vec<TopicPartition> = ends.collect();
+        for partition in &ends {
             self.deps.topics.check(&partition.topic, Some(partition.partition)).await?;
         }
-        let bounds = self.deps.topics.bounds(partitions).await?;
-        let positions: Vec<_> =
-            bounds.into_iter().map(|(partition, bounds)| (partition, if beginning { bounds.earliest } else { bounds.latest })).collect();
-        self.seek(&positions).await
+        let bounds = if ends.is_empty() { BTreeMap::new() } else { self.deps.topics.bounds(&ends).await? };
+        let positions = places.iter().filter_map(|(partition, to)| {
+            let offset = match to {
+                SeekTo::Offset(offset) => *offset,
+                SeekTo::Beginning => bounds.get(partition)?.earliest,
+                SeekTo::End => bounds.get(partition)?.latest,
+            };
+            Some((partition.clone(), offset))
+        });
+        self.seek(&positions.collect::<Vec<_>>()).await
     }
 
     /// Records, as many as fit, into `encode`. Waits for the first ones. With auto-commit, acknowledges the answer before.

@@ -1,6 +1,8 @@
 //! How far a client has come, as a text that it can give back: `EPOCH/TOPIC:PARTITION:OFFSET,…`, offsets being the next to read.
 //!
 //! The epoch is the group's: after a reset of the group, what a client had before the reset says nothing any more.
+//!
+//! And where the session itself is, in each partition.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -9,7 +11,7 @@ use service_kit::{
     offsets::{OffsetCommit, OffsetError},
 };
 
-use super::Session;
+use super::{Session, state::Progress};
 use crate::{
     auth,
     error::{BridgeError, Code, Result},
@@ -60,6 +62,24 @@ impl FromStr for Position {
 }
 
 impl Session {
+    /// The next offset to deliver, of each partition it has; `None` where that is not known before something was read.
+    pub(crate) async fn positions(&self) -> Result<BTreeMap<TopicPartition, Option<i64>>> {
+        let mut state = self.open().await?;
+        self.follow_assignment(&mut state).await?;
+        let Some(source) = &state.source else { return Ok(BTreeMap::new()) };
+        let polled = source.member.positions().await;
+        let is_window = self.settings.acknowledged.is_some();
+        let next = |(partition, progress): (&TopicPartition, &Progress)| {
+            let behind = if is_window { progress.window.next() } else { progress.delivered };
+            let ready = || state.ready.iter().find(|(of, _)| of == partition).map(|(_, record)| record.offset);
+            // The client's own may still be of before the seek.
+            let sought = || (progress.sought > 0).then_some(progress.floor);
+            let next = behind.or_else(ready).or_else(sought).or_else(|| polled.get(partition).copied());
+            (partition.clone(), next)
+        };
+        Ok(state.partitions.iter().map(next).collect())
+    }
+
     /// Under which epoch of the group it reads.
     pub(crate) async fn epoch(&self) -> u64 {
         self.state.lock().await.epoch

@@ -183,6 +183,11 @@ impl Window {
         self.end
     }
 
+    /// The lowest that was never delivered.
+    pub(super) fn next(&self) -> Option<i64> {
+        self.ahead.front().map(|record| record.offset).or(self.end)
+    }
+
     /// The lowest offset that is not acknowledged: what is to be stored. `None` until a place is known.
     pub(super) fn base(&self) -> Option<i64> {
         let held = self.entries.first_key_value().map(|(offset, _)| *offset);

@@ -274,8 +274,8 @@ impl Topics {
         Ok(Created { partitions, replication, config, advice })
     }
 
-    /// Creates a topic whose replicas the caller places; brokers by partition.
-    pub(crate) async fn create_assigned(&self, new: NewTopic, assignments: &BTreeMap<i32, Vec<i32>>) -> Result<()> {
+    /// Creates a topic whose replicas the caller places; brokers by partition. Gives its settings.
+    pub(crate) async fn create_assigned(&self, new: NewTopic, assignments: &BTreeMap<i32, Vec<i32>>) -> Result<BTreeMap<String, String>> {
         check_name(&new.name)?;
         auth::check(Verb::Create, Thing::Topic, &new.name)?;
         self.inner.gate.broker()?;
@@ -288,7 +288,7 @@ impl Topics {
             tracing::info!(topic = new.name, partitions, "topic created, with replicas as assigned");
             self.await_usable(&new.name, partitions).await?;
         }
-        Ok(())
+        Ok(new.config)
     }
 
     /// Lets a topic have more partitions, and waits until they can be used.

@@ -339,7 +339,7 @@ async fn grpc(site: &Site, bridge: &Bridge, orders: &str, payments: &str) {
     let batch = |topic: &str| ProduceRequest {
         topic: topic.to_owned(),
         records: vec![Record { value: Some(vec![b'1'].into()), ..Default::default() }],
-        batch_id: String::new(),
+        ..ProduceRequest::default()
     };
     let denied = data.produce(alice(batch(payments))).await.unwrap_err();
     assert!(denied.code() == Code::PermissionDenied && denied.message().contains(payments), "{denied}");
@@ -352,7 +352,7 @@ async fn grpc(site: &Site, bridge: &Bridge, orders: &str, payments: &str) {
         topics: vec![orders.to_owned()],
         auto_offset_reset: "earliest".into(),
         credit: 10,
-        redelivery: None,
+        ..Subscribe::default()
     };
     let wanted = ConsumeRequest { request: Some(Request::Subscribe(subscribe)) };
     let requests = tokio_stream::StreamExt::chain(tokio_stream::iter([wanted]), tokio_stream::pending());

@@ -119,6 +119,7 @@ async fn a_key_sent_to_two_bridges_at_once_is_written_once_and_known_after_a_res
         topic: topic.clone(),
         records: (0..count).map(|number| Record { value: Some(format!("{id} {number}").into()), ..Record::default() }).collect(),
         batch_id: id.to_owned(),
+        encoding: None,
     };
     for (id, count) in [("grpc", 3), ("none", 0)] {
         let first = client.data().produce(batch(id, count)).await.unwrap().into_inner();

@@ -96,7 +96,8 @@ async fn transactions_are_all_or_nothing_and_end_with_their_lease() {
     let all = ProduceRequest { records: vec![record(&a, "4"), record(&b, "3")], ..ProduceRequest::default() };
     assert_eq!(data.produce_atomically(all).await.unwrap().into_inner().records, 2);
     let id = data.begin_transaction(BeginTransactionRequest { lease_ms: None }).await.unwrap().into_inner().transaction_id;
-    let produce = TransactionProduceRequest { transaction_id: id.clone(), topic: a.clone(), records: vec![record("", "5")] };
+    let produce =
+        TransactionProduceRequest { transaction_id: id.clone(), topic: a.clone(), records: vec![record("", "5")], encoding: None };
     data.transaction_produce(produce).await.unwrap();
     let offset = TransactionOffset { topic: a.clone(), partition: 0, offset: 5, metadata: String::new() };
     data.transaction_offsets(TransactionOffsetsRequest { transaction_id: id.clone(), group, offsets: vec![offset] }).await.unwrap();

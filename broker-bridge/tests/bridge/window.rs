@@ -282,6 +282,7 @@ async fn a_grpc_stream_sends_again_what_is_rejected_or_forgotten() {
         auto_offset_reset: "earliest".into(),
         credit: 1_000,
         redelivery: Some(redelivery),
+        ..Subscribe::default()
     };
     for (wrong, told) in [
         (Redelivery { attempts_max: 2, ..Redelivery::default() }, "dead.letter.topic"),

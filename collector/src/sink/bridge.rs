@@ -363,6 +363,7 @@ impl ToBridge {
             topic: self.topic.to_string(),
             records: records.to_vec(),
             batch_id: format!("{:032x}", rand::random::<u128>()),
+            encoding: None,
         };
         let mut backoff = BACKOFF_MIN;
         loop {

@@ -58,7 +58,7 @@ struct View {
 
 impl From<Broker> for View {
     fn from(broker: Broker) -> Self {
-        let Broker { id, host, port, controller, partitions, leaders, log_bytes, preferred, leader_imbalance } = broker;
+        let Broker { id, host, port, controller, partitions, leaders, log_bytes, preferred, leader_imbalance, .. } = broker;
         let log_bytes = (log_bytes >= 0).then_some(log_bytes);
         Self { id, host, port, controller, partitions, leaders, log_bytes, preferred, leader_imbalance }
     }

@@ -1,5 +1,6 @@
 //! `millrace group …`: consumer groups as the bridge sees them.
 
+mod describe;
 mod lag;
 mod list;
 mod reset_offsets;
@@ -14,6 +15,8 @@ use crate::{cli::Session, failure::Failure};
 pub(crate) enum Command {
     /// Lists consumer groups.
     List,
+    /// Shows a group's members, and what they read.
+    Describe(describe::Args),
     /// Shows how far a group is behind, by partition; without a name, how far each group is.
     Lag(lag::Args),
     /// Puts a group elsewhere in a topic. The group must have no members.
@@ -24,6 +27,7 @@ impl Command {
     pub(crate) async fn run(self, session: &Session) -> Result<(), Failure> {
         match self {
             Command::List => list::run(session).await,
+            Command::Describe(args) => describe::run(args, session).await,
             Command::Lag(args) => lag::run(args, session).await,
             Command::ResetOffsets(args) => reset_offsets::run(args, session).await,
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proto::control::v1::{CreateTopicRequest, bridge_client::BridgeClient};
 use serde::Serialize;
 
-use super::{AdviceView, TopicView, incomplete};
+use super::{super::settings::setting, AdviceView, TopicView, incomplete};
 use crate::{
     cli::{self, Service, Session},
     failure::Failure,
@@ -80,6 +80,7 @@ pub(crate) async fn run(args: Args, session: &Session) -> Result<(), Failure> {
         config: config.into_iter().collect(),
         dry_run: args.dry_run,
         like: args.like.unwrap_or_default(),
+        ..CreateTopicRequest::default()
     });
     let answer = link.answer(BridgeClient::new(link.channel()).create_topic(request)).await?;
     let report = Report {
@@ -120,13 +121,6 @@ fn retention_ms(text: &str) -> Result<i64, String> {
         Ok(0) => Err("records must be kept for 1ms at least; for ever is -1".to_owned()),
         Ok(ms) => Ok(ms),
         Err(_) => Err("it is longer than Kafka can count; for ever is -1".to_owned()),
-    }
-}
-
-fn setting(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
-        _ => Err("expected KEY=VALUE, e.g. cleanup.policy=compact".to_owned()),
     }
 }
 

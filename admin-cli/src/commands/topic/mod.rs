@@ -1,6 +1,9 @@
 //! `millrace topic …`: topics as the bridge sees them.
 
+mod add_partitions;
 mod advise;
+mod alter;
+mod config;
 mod create;
 mod delete;
 mod describe;
@@ -25,6 +28,12 @@ pub(crate) enum Command {
     Describe(describe::Args),
     /// Creates a topic; what is left out is advised by the bridge.
     Create(create::Args),
+    /// Shows a topic's settings, with where each value comes from.
+    Config(config::Args),
+    /// Changes settings of a topic; the others stay as they are.
+    Alter(alter::Args),
+    /// Gives a topic more partitions. Records stay where they are; new ones of the same key may go elsewhere.
+    AddPartitions(add_partitions::Args),
     /// Deletes a topic and every record in it.
     Delete(delete::Args),
     /// Says how many partitions a topic should have, and why.
@@ -39,6 +48,9 @@ impl Command {
             Command::List(args) => list::run(args, session).await,
             Command::Describe(args) => describe::run(args, session).await,
             Command::Create(args) => create::run(args, session).await,
+            Command::Config(args) => config::run(args, session).await,
+            Command::Alter(args) => alter::run(args, session).await,
+            Command::AddPartitions(args) => add_partitions::run(args, session).await,
             Command::Delete(args) => delete::run(args, session).await,
             Command::Advise(args) => advise::run(args, session).await,
             Command::Lint(args) => lint::run(args, session).await,

@@ -10,45 +10,29 @@ use axum::{
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use service_kit::kafka::{Acl, AclFilter, AclOperation, AclPattern, AclPermission, AclResource};
+use service_kit::kafka::{Acl, AclFilter};
 
 use super::{App, Cluster, Reply, body, ok, segment};
-use crate::error::{BridgeError, Code, Result};
+use crate::{
+    error::{BridgeError, Code, Result},
+    manage::{self, ANY, AclNames, MUST_BE_SAID},
+};
 
 type Options = Query<HashMap<String, String>>;
 
-/// One of an enumeration's names, or what is possible.
-macro_rules! known {
-    ($kind:ident, $field:literal, $text:expr) => {
-        $kind::parse($text).ok_or_else(|| {
-            BridgeError::new(Code::BadRequest, format!("{} = {:?} is not known; there are {}", $field, $text, $kind::names()))
-        })
-    };
-}
-
-/// The query's filter. What is left out takes `unspecified`, which is not the same for searching and deleting.
+/// The query's filter.
 fn filter(options: &HashMap<String, String>, unspecified: &str) -> Result<AclFilter> {
-    let text = |name: &str| options.get(name).filter(|value| !value.is_empty()).cloned();
-    let one = |name: &str| text(name).unwrap_or_else(|| unspecified.to_owned());
-    let filter = AclFilter {
-        resource: known!(AclResource, "resource_type", &one("resource_type"))?,
-        name: text("resource_name"),
-        pattern: known!(AclPattern, "pattern_type", &one("pattern_type"))?,
-        principal: text("principal"),
-        host: text("host"),
-        operation: known!(AclOperation, "operation", &one("operation"))?,
-        permission: known!(AclPermission, "permission", &one("permission"))?,
+    let one = |name: &str| options.get(name).cloned().unwrap_or_default();
+    let names = AclNames {
+        resource_type: one("resource_type"),
+        resource_name: one("resource_name"),
+        pattern_type: one("pattern_type"),
+        principal: one("principal"),
+        host: one("host"),
+        operation: one("operation"),
+        permission: one("permission"),
     };
-    let unknown = [
-        ("resource_type", filter.resource == AclResource::Unknown),
-        ("pattern_type", filter.pattern == AclPattern::Unknown),
-        ("operation", filter.operation == AclOperation::Unknown),
-        ("permission", filter.permission == AclPermission::Unknown),
-    ];
-    match unknown.into_iter().find(|(_, unknown)| *unknown) {
-        None => Ok(filter),
-        Some((field, _)) => Err(BridgeError::new(Code::BadRequest, format!("{field} cannot be unspecified or UNKNOWN"))),
-    }
+    names.filter(unspecified)
 }
 
 /// The address that finds these entries again.
@@ -86,8 +70,8 @@ fn acl_json(cluster: &Cluster, acl: &Acl) -> Value {
 
 pub(in crate::http) async fn acls(State(app): State<App>, Path(name): Path<String>, Query(options): Options, headers: HeaderMap) -> Reply {
     let cluster = Cluster::named(&app, &headers, &name).await?;
-    let filter = filter(&options, "ANY")?;
-    let found = app.kafka.of_caller()?.manage().acls(&filter).await?;
+    let filter = filter(&options, ANY)?;
+    let found = manage::acls(&app.kafka, &filter).await?;
     let own = search([
         ("resource_type", filter.resource.name()),
         ("resource_name", filter.name.as_deref().unwrap_or_default()),
@@ -102,54 +86,15 @@ pub(in crate::http) async fn acls(State(app): State<App>, Path(name): Path<Strin
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Create {
-    resource_type: String,
-    resource_name: String,
-    pattern_type: String,
-    principal: String,
-    host: String,
-    operation: String,
-    permission: String,
-}
-
-impl Create {
-    fn acl(self) -> Result<Acl> {
-        let wrong = |message: String| Err(BridgeError::new(Code::BadRequest, message));
-        let resource = known!(AclResource, "resource_type", &self.resource_type)?;
-        let pattern = known!(AclPattern, "pattern_type", &self.pattern_type)?;
-        let operation = known!(AclOperation, "operation", &self.operation)?;
-        let permission = known!(AclPermission, "permission", &self.permission)?;
-        // What only a search can mean.
-        if matches!(resource, AclResource::Unknown | AclResource::Any) {
-            return wrong(format!("resource_type cannot be {} in a new entry; name one kind", resource.name()));
-        }
-        if !matches!(pattern, AclPattern::Literal | AclPattern::Prefixed) {
-            return wrong(format!("pattern_type cannot be {} in a new entry; give LITERAL or PREFIXED", pattern.name()));
-        }
-        if matches!(operation, AclOperation::Unknown | AclOperation::Any) {
-            return wrong(format!("operation cannot be {} in a new entry; name one, or ALL", operation.name()));
-        }
-        if !matches!(permission, AclPermission::Allow | AclPermission::Deny) {
-            return wrong(format!("permission cannot be {} in a new entry; give ALLOW or DENY", permission.name()));
-        }
-        if resource == AclResource::Cluster && self.resource_name != "kafka-cluster" {
-            return Err(BridgeError::new(Code::Unprocessable, "The only valid name for the CLUSTER resource is kafka-cluster"));
-        }
-        Ok(Acl { resource, name: self.resource_name, pattern, principal: self.principal, host: self.host, operation, permission })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct CreateAll {
-    data: Vec<Create>,
+    data: Vec<AclNames>,
 }
 
 pub(in crate::http) async fn create_acl(State(app): State<App>, Path(name): Path<String>, headers: HeaderMap, bytes: Bytes) -> Reply {
     let cluster = Cluster::named(&app, &headers, &name).await?;
-    let acl = body::<Create>(&headers, &bytes)?.acl()?;
+    let acl = body::<AclNames>(&headers, &bytes)?.acl()?;
     let place = format!("{}{}", cluster.url, place(&acl));
-    create(&app, vec![acl]).await?;
+    manage::create_acls(&app.kafka, &[acl]).await?;
     let mut response = StatusCode::CREATED.into_response();
     if let Ok(place) = HeaderValue::from_str(&place) {
         response.headers_mut().insert(header::LOCATION, place);
@@ -164,17 +109,9 @@ pub(in crate::http) async fn create_acls(State(app): State<App>, Path(name): Pat
     if data.is_empty() {
         return Err(BridgeError::new(Code::BadRequest, "data is empty; send at least one entry").into());
     }
-    let acls = data.into_iter().map(Create::acl).collect::<Result<Vec<_>>>()?;
-    create(&app, acls).await?;
+    let acls = data.into_iter().map(AclNames::acl).collect::<Result<Vec<_>>>()?;
+    manage::create_acls(&app.kafka, &acls).await?;
     Ok(StatusCode::CREATED.into_response())
-}
-
-async fn create(app: &App, acls: Vec<Acl>) -> Result<()> {
-    app.kafka.of_caller()?.manage().create_acls(&acls).await?;
-    for acl in &acls {
-        tracing::info!(acl = place(acl), "access control list created");
-    }
-    Ok(())
 }
 
 pub(in crate::http) async fn delete_acls(
@@ -184,26 +121,6 @@ pub(in crate::http) async fn delete_acls(
     headers: HeaderMap,
 ) -> Reply {
     let cluster = Cluster::named(&app, &headers, &name).await?;
-    let deleted = app.kafka.of_caller()?.manage().delete_acls(&filter(&options, "UNKNOWN")?).await?;
-    for acl in &deleted {
-        tracing::info!(acl = place(acl), "access control list deleted");
-    }
+    let deleted = manage::delete_acls(&app.kafka, &filter(&options, MUST_BE_SAID)?).await?;
     ok(&json!({"data": deleted.iter().map(|acl| acl_json(&cluster, acl)).collect::<Vec<_>>()}))
-}
-
-#[cfg(test)]
-mod tests {
-
-    use super::*;
-
-    #[test]
-    fn a_search_takes_everything_and_a_deletion_must_say_what() {
-        let none = HashMap::new();
-        let all = filter(&none, "ANY").unwrap();
-        assert_eq!((all.resource, all.name, all.operation), (AclResource::Any, None, AclOperation::Any));
-        let error = filter(&none, "UNKNOWN").unwrap_err();
-        assert_eq!((error.code, error.message.as_str()), (Code::BadRequest, "resource_type cannot be unspecified or UNKNOWN"));
-        let wrong = HashMap::from([("operation".to_owned(), "FLY".to_owned())]);
-        assert!(filter(&wrong, "ANY").unwrap_err().message.contains("IDEMPOTENT_WRITE"));
-    }
 }

@@ -9,7 +9,10 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{App, Cluster, JSON, Reply, base_url, json_response, ok, partitions::replica_json};
-use crate::error::{BridgeError, Code, Result};
+use crate::{
+    error::{BridgeError, Code, Result},
+    manage,
+};
 
 impl Cluster {
     fn cluster_json(&self) -> Value {
@@ -63,11 +66,7 @@ pub(in crate::http) async fn broker(State(app): State<App>, Path((name, id)): Pa
 
 async fn broker_list(app: &App, cluster: &Cluster) -> Result<BTreeMap<i32, Value>> {
     let brokers = app.topics.brokers().await?;
-    // Where the connection does not tell the racks, the brokers are still there.
-    let racks = app.kafka.of_caller()?.manage().racks().await.unwrap_or_else(|error| {
-        tracing::debug!(%error, "the brokers' racks are not known");
-        BTreeMap::new()
-    });
+    let racks = manage::racks(&app.kafka).await?;
     let data = cluster.view.brokers.iter().map(|broker| {
         let load = brokers.load.get(&broker.id).copied().unwrap_or_default();
         let path = format!("/brokers/{}", broker.id);

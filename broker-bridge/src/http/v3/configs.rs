@@ -13,6 +13,7 @@ use super::{App, Cluster, Reply, body, done, ok};
 use crate::{
     auth::{Kind::Topic, Verb::DescribeConfigs, sees},
     error::{BridgeError, Code, Result},
+    manage,
 };
 
 type Named = Path<(String, String)>;
@@ -117,11 +118,7 @@ impl Family {
     }
 
     async fn change(&self, app: &App, changes: Vec<ConfigChange>, validate_only: bool) -> Reply {
-        app.kafka.of_caller()?.manage().alter_configs(self.of(), &changes, validate_only).await?;
-        if !validate_only {
-            let names: Vec<&str> = changes.iter().map(|change| change.name.as_str()).collect();
-            tracing::info!(of = self.path, settings = names.join(", "), "configuration changed");
-        }
+        manage::alter_configs(&app.kafka, self.of(), &changes, validate_only).await?;
         done()
     }
 }

@@ -13,25 +13,8 @@ use super::{App, Cluster, Reply, ok, segment};
 use crate::{
     error::{BridgeError, Code, Result},
     http::partition_id,
-    lag::{GroupLag, PartitionLag},
+    lag::{GroupLag, PartitionLag, coordinator, instances, offsets_topic},
 };
-
-/// Where groups are kept; a partition's leader coordinates its groups.
-const OFFSETS_TOPIC: &str = "__consumer_offsets";
-
-/// The broker that looks after a group; `None` while there is none.
-fn coordinator(offsets: &TopicView, group: &str) -> Option<i32> {
-    // As Java does it: the text's hash without its sign, by the number of partitions.
-    let hash = group.encode_utf16().fold(0i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(i32::from(unit)));
-    let partitions = i32::try_from(offsets.partitions.len()).ok().filter(|count| *count > 0)?;
-    let id = (hash & i32::MAX) % partitions;
-    offsets.partitions.iter().find(|partition| partition.id == id)?.leader
-}
-
-/// Without groups there is no such topic.
-async fn offsets_topic(app: &App) -> Option<TopicView> {
-    app.topics.get(OFFSETS_TOPIC).await.ok()
-}
 
 fn group_path(group: &str) -> String {
     format!("/consumer-groups/{}", segment(group))
@@ -79,16 +62,9 @@ impl Group {
     async fn find(app: &App, headers: &HeaderMap, cluster: &str, group: &str) -> Result<Self> {
         let cluster = Cluster::named(app, headers, cluster).await?;
         let lag = app.lag.of(group).await?;
-        let offsets = offsets_topic(app).await;
-        let instances = match offsets.as_ref().and_then(|offsets| coordinator(offsets, group)) {
-            Some(id) if !lag.group.members.is_empty() => {
-                app.kafka.of_caller()?.manage().static_members(id, group).await.unwrap_or_else(|error| {
-                    tracing::debug!(%error, group, "the group's static members are not known");
-                    BTreeMap::new()
-                })
-            }
-            _ => BTreeMap::new(),
-        };
+        let offsets = offsets_topic(&app.topics).await;
+        let coordinator = offsets.as_ref().and_then(|offsets| coordinator(offsets, group));
+        let instances = instances(&app.kafka, coordinator, &lag.group).await?;
         Ok(Self { cluster, lag, instances, offsets })
     }
 
@@ -162,7 +138,7 @@ impl Group {
 
 pub(in crate::http) async fn groups(State(app): State<App>, Path(name): Path<String>, headers: HeaderMap) -> Reply {
     let cluster = Cluster::named(&app, &headers, &name).await?;
-    let offsets = offsets_topic(&app).await;
+    let offsets = offsets_topic(&app.topics).await;
     let data = app.lag.groups().await?.iter().map(|group| group_json(&cluster, group, offsets.as_ref())).collect();
     Ok(cluster.list("KafkaConsumerGroupList", "/consumer-groups", data))
 }
@@ -266,19 +242,7 @@ pub(in crate::http) async fn partition_lag(
 
 #[cfg(test)]
 mod tests {
-    use service_kit::kafka::PartitionView;
-
     use super::*;
-
-    #[test]
-    fn a_coordinator_is_the_leader_of_the_groups_partition() {
-        let partition = |id| PartitionView { id, leader: Some(100 + id), replicas: vec![], isr: vec![] };
-        let offsets = TopicView { name: OFFSETS_TOPIC.into(), partitions: (0..50).map(partition).collect() };
-        // In Java "ö".hashCode() is 246, and "polygenelubricants" has Integer.MIN_VALUE.
-        assert_eq!(coordinator(&offsets, "ö"), Some(100 + 246 % 50));
-        assert_eq!(coordinator(&offsets, "polygenelubricants"), Some(100));
-        assert_eq!(coordinator(&TopicView { name: String::new(), partitions: vec![] }, "g"), None);
-    }
 
     #[test]
     fn states_are_written_in_capitals() {
