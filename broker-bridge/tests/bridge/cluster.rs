@@ -30,8 +30,12 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn start(brokers: u32) -> Self {
+        Self::start_with(brokers, &["--acls"])
+    }
+
+    pub(crate) fn start_with(brokers: u32, arguments: &[&str]) -> Self {
         let directory = TempDir::new().unwrap();
-        let output = script("start", directory.path(), &["--brokers", &brokers.to_string(), "--acls"]);
+        let output = script("start", directory.path(), &[&["--brokers", &brokers.to_string()], arguments].concat());
         assert!(output.status.success(), "{}", text(&output));
         Self { servers: String::from_utf8(output.stdout).unwrap().trim().to_owned(), brokers, directory }
     }

@@ -10,6 +10,7 @@ mod cli;
 mod cluster;
 mod documented;
 mod formats;
+mod grpc;
 mod honest;
 mod idempotence;
 mod java;
@@ -213,6 +214,7 @@ async fn grpc_writes_a_batch_once_and_consumes_by_credit_and_ack() {
             .map(|value| Record { partition: Some(i32::from(value % 2)), value: Some(vec![value].into()), ..Default::default() })
             .collect(),
         batch_id: id.to_owned(),
+        encoding: None,
     };
 
     let first = client.data().produce(batch("b1", 0..10)).await.unwrap().into_inner();
@@ -277,7 +279,7 @@ async fn consume(
         topics: vec![topic.to_owned()],
         auto_offset_reset: "earliest".into(),
         credit,
-        redelivery: None,
+        ..Subscribe::default()
     };
     subscribed(client, subscribe).await
 }
@@ -604,7 +606,7 @@ async fn a_grpc_consumer_that_does_not_read_does_not_keep_the_bridge_from_ending
         topics: vec![topic.clone()],
         auto_offset_reset: "earliest".into(),
         credit: 100_000,
-        redelivery: None,
+        ..Subscribe::default()
     };
     requests.send(ConsumeRequest { request: Some(Request::Subscribe(subscribe)) }).await.unwrap();
     let mut stream = client.data().consume(ReceiverStream::new(receiver)).await.unwrap().into_inner();
