@@ -104,6 +104,11 @@ impl Code {
         TABLE.iter().find(|row| row.0 == self).unwrap_or(&TABLE[0])
     }
 
+    #[cfg(test)]
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        TABLE.iter().map(|row| row.0)
+    }
+
     pub(crate) fn number(self) -> u32 {
         self.row().1
     }

@@ -231,6 +231,12 @@ impl FakeKafka {
         self.0.groups.lock().entry(group.to_owned()).or_default().members = members;
     }
 
+    /// Topics with their records, and groups with their offsets, as text.
+    pub(crate) fn everything(&self) -> String {
+        let groups = self.0.groups.lock().iter().map(|(name, group)| format!("{name}: {:?}", group.committed)).collect::<Vec<_>>();
+        format!("{:?} {groups:?}", self.0.topics.lock())
+    }
+
     pub(crate) fn connection(&self) -> Connection {
         Connection::made(Arc::new(self.clone()))
     }
@@ -670,7 +676,7 @@ impl Member for FakeMember {
 }
 
 /// The contract of offset stores, in memory.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct MemoryOffsets(Arc<Mutex<BTreeMap<String, GroupOffsets>>>, Arc<Mutex<HashMap<String, [u8; 16]>>>, Arc<AtomicBool>);
 
 impl MemoryOffsets {

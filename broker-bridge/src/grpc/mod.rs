@@ -1,9 +1,13 @@
 //! gRPC: the data API (produce, consume) and the operators' API, both on the control port. Translates and calls; decides nothing.
 
+#[cfg(test)]
+mod access_tests;
 mod admin;
 mod consume;
 mod control;
 mod produce;
+#[cfg(test)]
+mod reference;
 mod transaction;
 
 use proto::data::v1 as data;
