@@ -179,12 +179,7 @@ impl World {
                 store: Arc::new(store.clone()),
                 clients: Arc::new(kafka.clone()),
             },
-            linter: Linter {
-                topics: topics.clone(),
-                lag: lag.clone(),
-                clients: Arc::new(kafka.clone()),
-                config: config::Topics::default(),
-            },
+            linter: Linter { topics: topics.clone(), lag: lag.clone(), clients: Arc::new(kafka.clone()) },
             topics,
             lag,
             kafka: kafka.connection(),
