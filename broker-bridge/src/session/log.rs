@@ -93,7 +93,9 @@ impl Log for KafkaLog {
             // A partition of a topic that is not there is no valid one.
             Err(error @ KafkaError::Invalid(_)) => match reader.partitions(&self.partition.topic).await {
                 Err(KafkaError::UnknownTopic(_)) => Ok(None),
-                _ => Err(error),
+                // It was created in this moment, and the client has heard of it by now.
+                Ok(_) => Ok(reader.bounds(std::slice::from_ref(&self.partition)).await?.get(&self.partition).copied()),
+                Err(_) => Err(error),
             },
             Err(error) => Err(error),
         }
