@@ -73,7 +73,7 @@ impl Owner<'_> {
     fn name(self, field: &FieldDescriptor) -> Option<String> {
         let of_topic = field.parent_message().name().contains("Topic");
         match field.name() {
-            "topic" | "topics" | "dead_letter_topic" => Some(self.topic.to_owned()),
+            "topic" | "topics" | "dead_letter_topic" | "like" => Some(self.topic.to_owned()),
             "name" if of_topic => Some(self.topic.to_owned()),
             "topic_pattern" => Some(format!("{}.*", self.topic)),
             "group" => Some(self.group.to_owned()),
