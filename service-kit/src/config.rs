@@ -174,6 +174,10 @@ section! {
         /// Until an HTTP request's body must be complete (408).
         #[serde(with = "parse::period")]
         body_timeout: Duration = Duration::from_secs(60); "duration"
+        /// Until a client must take more of what is sent to it; then its connection is closed. Streams of records and WebSockets have a time of
+        /// their own.
+        #[serde(with = "parse::period")]
+        write_idle_timeout: Duration = Duration::from_secs(10); "duration"
         /// From the complete request to the first byte of the response (504). A gRPC call that states its own deadline has that one.
         #[serde(with = "parse::period")]
         request_timeout: Duration = Duration::from_secs(30); "duration"

@@ -1,6 +1,6 @@
 //! `Consume`: a session behind a stream. The client gives credit in records, the bridge sends no more; an ack moves the group's offsets.
 //!
-//! The session lives as long as the stream. What was not acked when it ends is delivered again, to whoever reads the partition next. With
+//! The session lives as long as the stream, which ends when its client has taken and said nothing for `consume.session_idle`. What was not acked when it ends is delivered again, to whoever reads the partition next. With
 //! `Subscribe.redelivery` it is sent again in the stream, too: when it was rejected, or its time is over.
 
 use std::{
@@ -24,7 +24,7 @@ use crate::{
     auth,
     codec::CODECS,
     error::{BridgeError, Code, Result},
-    session::{self, Acknowledged, Encode, EncodeBatch, Limits, Session, Settings, Settlement},
+    session::{self, Acknowledged, Counted, Encode, EncodeBatch, Limits, Session, Settings, Settlement},
 };
 
 /// Largest batch in bytes: a client's default for a message is 4 MiB.
@@ -49,10 +49,11 @@ pub(super) fn stream(services: Services, requests: Streaming<ConsumeRequest>) ->
             last_word.send(Err(error));
         }
     }));
-    Box::pin(ReceiverStream::new(receiver))
+    Box::pin(ReceiverStream::new(receiver).map(|sent| sent.map(|(batch, _counted)| batch)))
 }
 
-type Sender = mpsc::Sender<Result<ConsumeResponse, Status>>;
+/// Batches count as held until the transport takes them.
+type Sender = mpsc::Sender<Result<(ConsumeResponse, Counted), Status>>;
 
 async fn serve(services: &Services, mut requests: Streaming<ConsumeRequest>, batches: &Sender) -> Result<(), Status> {
     let Some(first) = requests.next().await.transpose()?.and_then(|request| request.request) else {
@@ -127,7 +128,7 @@ struct Consumer<'a> {
     unacked: VecDeque<Sent>,
     last: u64,
     /// Fetched, waiting for a place in the queue.
-    ready: Option<ConsumeResponse>,
+    ready: Option<(ConsumeResponse, Counted)>,
 }
 
 /// A batch that was sent.
@@ -141,6 +142,7 @@ struct Sent {
 
 impl Consumer<'_> {
     async fn run(&mut self, mut requests: Streaming<ConsumeRequest>) -> Result<(), Status> {
+        let ended = self.session.ended();
         // Kept across rounds: a message from the client does not interrupt a fetch.
         let mut fetch = None;
         loop {
@@ -158,6 +160,8 @@ impl Consumer<'_> {
             select! {
                 () = self.services.shutdown.cancelled() => return Err(Status::unavailable("the bridge is shutting down; connect again")),
                 () = self.batches.closed() => return Ok(()),
+                // It took nothing of what is ready, or gave no credit.
+                () = ended.cancelled(), if !self.services.shutdown.is_cancelled() => return Err(self.session.cut_off().into()),
                 request = requests.next() => match request.transpose()? {
                     // The client has said all it wanted to say: acks can no longer come.
                     None => return Ok(()),
@@ -200,7 +204,8 @@ impl Consumer<'_> {
         self.last += 1;
         self.credit = self.credit.saturating_sub(records.records.len() as u64);
         self.unacked.push_back(Sent { batch: self.last, ends: records.ends, id });
-        self.ready = Some(ConsumeResponse { batch: self.last, records: records.records });
+        let counted = self.session.count(records.bytes);
+        self.ready = Some((ConsumeResponse { batch: self.last, records: records.records }, counted));
     }
 
     async fn acknowledge(&mut self, batch: u64) -> Result<()> {
@@ -241,12 +246,14 @@ async fn fetched(session: &Arc<Session>, limits: Limits) -> Result<(WireRecords,
 #[derive(Default)]
 struct WireRecords {
     records: Vec<WireRecord>,
+    bytes: usize,
     ends: BTreeMap<TopicPartition, i64>,
 }
 
 impl Encode for WireRecords {
     fn add(&mut self, partition: &TopicPartition, record: &Record) -> Result<bool> {
         self.ends.insert(partition.clone(), record.offset + 1);
+        self.bytes += session::size(record);
         self.records.push(WireRecord {
             topic: partition.topic.to_string(),
             partition: Some(partition.partition),

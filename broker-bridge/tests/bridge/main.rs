@@ -18,6 +18,7 @@ mod process;
 mod push;
 mod registry;
 mod replicas;
+mod slow;
 mod stores;
 mod transactions;
 mod v3;
