@@ -74,6 +74,8 @@ impl BridgeService {
             ("request.timeout.ms", &timeout_ms),
             // Requests arrive one by one; waiting longer for company costs them more than it saves.
             ("linger.ms", "2"),
+            // What does not exist is told; a topic that was deleted is not to come back because something was written to it once.
+            ("allow.auto.create.topics", "false"),
             ("client.id", "millrace-bridge"),
         ] {
             properties.entry(key.to_owned()).or_insert_with(|| value.to_owned());

@@ -300,6 +300,7 @@ impl Session {
                     }
                     drop(state);
                     self.keep_and_mirror().await?;
+                    self.check_topics().await?;
                     return Ok(self.fetched(encode, None, full));
                 }
                 let kept = self.keep(&mut state).await?;

@@ -13,6 +13,7 @@
 //!   makes up for it. They are known by their metadata, so that an old one is not taken for somebody else's. Where an ordinary member has committed further than the store knows, a partition that comes begins there, and the store follows.
 //! - Behind the last record there may be marks of transactions, which nobody is given: an acknowledgement of everything before them passes them,
 //!   so that a group that has read everything has no lag.
+//! - A topic that was deleted is the answer's error where its other topics have nothing, until it is there again.
 //! - A record that cannot be shown in the session's format blocks its partition until a seek; the others go on, and its error comes when they have
 //!   nothing.
 //! - All this is the REST proxies' way. A session with `delivery = acknowledged` repeats a batch until it is acknowledged: `acknowledged.rs`.
@@ -396,11 +397,11 @@ impl Session {
                 let limits = Limits { wait: limits.wait.saturating_sub(asked.elapsed()), ..limits };
                 let mut filled = session.fill(&limits, &answer).await;
                 if filled.is_ok() {
-                    let schemas = {
+                    let (schemas, nothing) = {
                         let state = session.state.lock().await;
-                        encode.wants(state.ready.iter().map(|(_, record)| record))
+                        (encode.wants(state.ready.iter().map(|(_, record)| record)), state.ready.is_empty())
                     };
-                    filled = encode.look_up(schemas).await;
+                    filled = if nothing { session.check_topics().await } else { encode.look_up(schemas).await };
                 }
                 let mut state = session.state.lock().await;
                 session.touch();
@@ -634,6 +635,24 @@ impl Session {
                 return Ok(());
             }
         }
+    }
+
+    /// An error where a topic that it was asked to read is gone; for when there is nothing else to say. Kafka's client reads the others, and says
+    /// nothing.
+    async fn check_topics(&self) -> Result<()> {
+        let reads = self.reads.lock().clone();
+        for topic in reads.iter().filter(|topic| !topic.starts_with('^')) {
+            if let Err(BridgeError { code: code @ Code::TopicNotFound, .. }) = self.deps.topics.check(topic, None).await {
+                return Err(BridgeError::new(
+                    code,
+                    format!(
+                        "topic {topic:?} does not exist any more; instance {:?} of group {:?} reads its other topics and goes on with this one when it is created again, or subscribe to others",
+                        self.name, self.group
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Polls. A static member may be fenced although no other bridge has the session: the coordinator that goes on for a killed one may know an earlier

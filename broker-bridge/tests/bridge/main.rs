@@ -6,6 +6,7 @@
 
 mod abuse;
 mod auth;
+mod changes;
 mod cli;
 mod cluster;
 mod documented;
