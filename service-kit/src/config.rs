@@ -168,7 +168,7 @@ section! {
         bodies_bytes_max: u64 = 64 * 1024 * 1024; "bytes"
         /// How many times larger than sent a compressed body may become (413).
         body_ratio_max: NonZeroU32 = positive(100); "count"
-        /// Until the next piece of an HTTP request's body must arrive (408).
+        /// Until the next piece of an HTTP request's body, 1 KiB or its end, must arrive (408).
         #[serde(with = "parse::period")]
         body_idle_timeout: Duration = Duration::from_secs(10); "duration"
         /// Until an HTTP request's body must be complete (408).
