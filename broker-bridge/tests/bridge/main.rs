@@ -9,6 +9,7 @@ mod auth;
 mod changes;
 mod cli;
 mod cluster;
+mod credentials;
 mod documented;
 mod formats;
 mod honest;
