@@ -514,6 +514,12 @@ pub const METRICS: &[Metric] = &[
         &["listener", "reason"],
         "Refused by a limit: connections, connections_per_ip, tls (no handshake), header_timeout, headers, bodies, body_bytes, body_ratio, body_timeout, write_idle_timeout, encoding, request_timeout, requests, draining.",
     ),
+    counter(
+        "millrace_listen_tls_reloads_total",
+        "files",
+        &["listener", "outcome"],
+        "Changed TLS files by what became of them: read, refused (those before stay in use).",
+    ),
     gauge("millrace_listen_body_bytes", "bytes", &[], "HTTP requests' bodies that are held at a time (limits.bodies_bytes_max)."),
     histogram("millrace_listen_request_seconds", "seconds", &["listener"], "From a request's head to its response's head."),
 ];

@@ -61,7 +61,7 @@ impl Reader {
         (values, position)
     }
 
-    async fn lines(&mut self, count: usize) -> (Vec<i64>, String) {
+    pub(crate) async fn lines(&mut self, count: usize) -> (Vec<i64>, String) {
         let (mut values, mut position) = (Vec::new(), String::new());
         while values.len() < count || position.is_empty() {
             let line = self.line().await;

@@ -99,6 +99,28 @@ async fn server_named(name: &'static str, change: impl FnOnce(&mut LimitsConfig)
     Server { address, ending, task, release, arrived }
 }
 
+/// A connection that is told that it is too old; so is every one that was opened before it.
+async fn until_old(address: SocketAddr) -> TcpStream {
+    let mut stream = connect(address).await;
+    let begun = Instant::now();
+    loop {
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"page") {
+            let count = timeout(PATIENCE, stream.read_buf(&mut answer)).await.unwrap().unwrap();
+            assert!(count > 0, "closed without a word");
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        check_status(&answer, 200);
+        if answer.contains("\r\nconnection: close\r\n") {
+            return stream;
+        }
+        assert!(begun.elapsed() < PATIENCE, "an old connection goes on");
+        // Between two requests it is idle: then it must not be closed.
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
 async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.unwrap()
 }
@@ -335,8 +357,11 @@ async fn a_request_without_an_answer_gets_504_and_a_call_its_own_deadline() {
         assert!(answer.contains("grpc-status: 4"), "{deadline}: {answer}");
     }
     // A longer deadline of its own than the listener's.
+    while timeout(Duration::ZERO, server.arrived.notified()).await.is_ok() {}
     let answer = tokio::spawn(ask(server.address, call("grpc-timeout: 10S\r\n")));
-    sleep(Duration::from_millis(400)).await;
+    server.arrived.notified().await;
+    // One that came later, and has none.
+    check_status(&ask(server.address, get_request("/held")).await, 504);
     assert!(!answer.is_finished());
     server.release.notify_waiters();
     assert!(answer.await.unwrap().contains("released"));
@@ -479,7 +504,7 @@ async fn an_old_connection_is_closed_after_its_request() {
     let mut stream = connect(server.address).await;
     stream.write_all(b"GET /held HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     server.arrived.notified().await;
-    sleep(Duration::from_millis(300)).await;
+    until_old(server.address).await;
     server.release.notify_waiters();
     let answer = rest(stream).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("released"), "{answer}");
@@ -499,8 +524,7 @@ async fn a_stop_closes_a_connection_that_is_old_and_idle() {
     while !answer.ends_with(b"page") {
         assert!(timeout(PATIENCE, stream.read_buf(&mut answer)).await.unwrap().unwrap() > 0, "closed without a word");
     }
-    // Until it is old.
-    sleep(Duration::from_millis(300)).await;
+    until_old(server.address).await;
     server.ending.stop.cancel();
     assert_eq!(rest(stream).await, "");
     timeout(PATIENCE, server.task).await.expect("the listener does not end").unwrap();
@@ -510,24 +534,7 @@ async fn a_stop_closes_a_connection_that_is_old_and_idle() {
 #[tokio::test]
 async fn an_old_connection_answers_once_more_and_says_that_it_was_the_last_time() {
     let server = server(|limits| limits.connection_age_max = Duration::from_millis(200)).await;
-    let mut stream = connect(server.address).await;
-    let begun = Instant::now();
-    loop {
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"page") {
-            let count = timeout(PATIENCE, stream.read_buf(&mut answer)).await.unwrap().unwrap();
-            assert!(count > 0, "closed without a word");
-        }
-        let answer = String::from_utf8(answer).unwrap();
-        check_status(&answer, 200);
-        if answer.contains("\r\nconnection: close\r\n") {
-            break;
-        }
-        assert!(begun.elapsed() < PATIENCE, "an old connection goes on");
-        // Between two requests it is idle: then it must not be closed.
-        sleep(Duration::from_millis(10)).await;
-    }
+    let stream = until_old(server.address).await;
     assert_eq!(rest(stream).await, "");
 }
 
