@@ -245,8 +245,13 @@ pub struct Consume {
     #[serde(deserialize_with = "at_least_one")]
     pub response_bytes_max: usize,
     /// What all consumers hold ready and all answers on their way, in bytes; at the bound, no more is read from Kafka until some of it is taken.
+    /// Half of it is kept, in equal parts, for consumers that hold less than their part.
     #[serde(deserialize_with = "at_least_one")]
     pub held_bytes_max: u64,
+    /// What a subscribed consumer reads ahead of its client, in bytes, beside these; about one answer of a broker more. Of each partition, a record for each
+    /// KiB of it at most: small ones cost more than their bytes.
+    #[serde(deserialize_with = "at_least_one")]
+    pub read_ahead_bytes_max: usize,
     /// Records on their way to one gRPC consumer, whatever credit it gives.
     #[serde(deserialize_with = "at_least_one")]
     pub credit_records_max: u32,
@@ -278,6 +283,7 @@ impl Default for Consume {
             request_timeout_max: Duration::from_secs(25),
             response_bytes_max: 64 * 1024 * 1024,
             held_bytes_max: 64 * 1024 * 1024,
+            read_ahead_bytes_max: 1024 * 1024,
             credit_records_max: 100_000,
             window_records_max: 1_000,
             sessions_topic: "_millrace_sessions".to_owned(),

@@ -11,7 +11,7 @@ use service_kit::{
     kafka::{self, KafkaConfig},
     offsets::{self, OffsetError, OffsetStore, SledOffsets},
 };
-use tokio::{select, time::sleep};
+use tokio::{select, sync::Notify, time::sleep};
 
 use crate::{
     auth::{self, Auth, CheckedOffsets},
@@ -72,6 +72,8 @@ impl BridgeService {
             ("delivery.timeout.ms", delivery_ms.as_str()),
             ("default.api.timeout.ms", &timeout_ms),
             ("request.timeout.ms", &timeout_ms),
+            // What does not exist is told; a topic that was deleted is not to come back because something was written to it once.
+            ("allow.auto.create.topics", "false"),
             ("client.id", "millrace-bridge"),
         ] {
             properties.entry(key.to_owned()).or_insert_with(|| value.to_owned());
@@ -195,8 +197,11 @@ impl Service for BridgeService {
             let (topic, max) = (&config.consume.sessions_topic, config.consume.directory_max);
             Directory::in_kafka(&kafka, connection.clone(), topic, me, max, config.offsets.timeout)
         });
-        let clients: Arc<dyn Clients> =
-            Arc::new(KafkaClients { kafka: connection.clone(), poll_interval_max: config.consume.session_idle + Duration::from_secs(60) });
+        let clients: Arc<dyn Clients> = Arc::new(KafkaClients {
+            kafka: connection.clone(),
+            poll_interval_max: config.consume.session_idle + Duration::from_secs(60),
+            read_ahead_bytes_max: config.consume.read_ahead_bytes_max,
+        });
         let watch =
             Watch::new(connection.clone(), Arc::clone(&clients), Arc::clone(&store), &config.offsets.kafka_topic, config.monitor.clone());
         let lag = Lag::new(connection.clone(), Arc::clone(&store), Arc::clone(&gate), watch);
@@ -219,6 +224,8 @@ impl Service for BridgeService {
             tasks: ctx.tasks.clone(),
             shutdown: ctx.shutdown.clone(),
             held_bytes: 0.into(),
+            freed: Notify::new(),
+            sessions: 0.into(),
             directory,
             window_records: 0.into(),
         });

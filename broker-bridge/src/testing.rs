@@ -336,6 +336,8 @@ pub(crate) fn sessions_in(directory: Option<Directory>, kafka: &FakeKafka, store
         tasks: TaskTracker::new(),
         shutdown: CancellationToken::new(),
         held_bytes: 0.into(),
+        freed: Notify::new(),
+        sessions: 0.into(),
         directory,
         window_records: 0.into(),
     })

@@ -168,12 +168,16 @@ section! {
         bodies_bytes_max: u64 = 64 * 1024 * 1024; "bytes"
         /// How many times larger than sent a compressed body may become (413).
         body_ratio_max: NonZeroU32 = positive(100); "count"
-        /// Until the next piece of an HTTP request's body must arrive (408).
+        /// Until the next piece of an HTTP request's body, 1 KiB or its end, must arrive (408).
         #[serde(with = "parse::period")]
         body_idle_timeout: Duration = Duration::from_secs(10); "duration"
         /// Until an HTTP request's body must be complete (408).
         #[serde(with = "parse::period")]
         body_timeout: Duration = Duration::from_secs(60); "duration"
+        /// Until a client must take more of what is sent to it; then its connection is closed. Streams of records and WebSockets have a time of
+        /// their own.
+        #[serde(with = "parse::period")]
+        write_idle_timeout: Duration = Duration::from_secs(10); "duration"
         /// From the complete request to the first byte of the response (504). A gRPC call that states its own deadline has that one.
         #[serde(with = "parse::period")]
         request_timeout: Duration = Duration::from_secs(30); "duration"

@@ -1,6 +1,6 @@
 //! `Consume`: a session behind a stream. The client gives credit in records, the bridge sends no more; an ack moves the group's offsets.
 //!
-//! The session lives as long as the stream. What was not acked when it ends is delivered again, to whoever reads the partition next. With
+//! The session lives as long as the stream, which ends when its client has taken and said nothing for `consume.session_idle`. What was not acked when it ends is delivered again, to whoever reads the partition next. With
 //! `Subscribe.redelivery` it is sent again in the stream, too: when it was rejected, or its time is over.
 //!
 //! A seek, and a question for positions, is taken up when no fetch is under way, and its answer goes the way of the batches: what comes before
@@ -29,7 +29,7 @@ use crate::{
     auth,
     codec::{CODECS, Reader, Unreadable},
     error::{BridgeError, Code, Result},
-    session::{self, Acknowledged, Encode, EncodeBatch, Limits, SeekTo, Session, Settings, Settlement},
+    session::{self, Acknowledged, Counted, Encode, EncodeBatch, Limits, SeekTo, Session, Settings, Settlement},
 };
 
 /// Largest batch in bytes: a client's default for a message is 4 MiB.
@@ -54,10 +54,11 @@ pub(super) fn stream(services: Services, requests: Streaming<ConsumeRequest>) ->
             last_word.send(Err(error));
         }
     }));
-    Box::pin(ReceiverStream::new(receiver))
+    Box::pin(ReceiverStream::new(receiver).map(|sent| sent.map(|(batch, _counted)| batch)))
 }
 
-type Sender = mpsc::Sender<Result<ConsumeResponse, Status>>;
+/// Batches count as held until the transport takes them.
+type Sender = mpsc::Sender<Result<(ConsumeResponse, Counted), Status>>;
 
 async fn serve(services: &Services, mut requests: Streaming<ConsumeRequest>, batches: &Sender) -> Result<(), Status> {
     let Some(first) = requests.next().await.transpose()?.and_then(|request| request.request) else {
@@ -177,7 +178,7 @@ struct Consumer<'a> {
     unacked: VecDeque<Sent>,
     last: u64,
     /// Fetched, waiting for a place in the queue.
-    ready: Option<ConsumeResponse>,
+    ready: Option<(ConsumeResponse, Option<Counted>)>,
     /// To be answered when no fetch is under way; until then the client is not heard.
     asked: Option<Asked>,
 }
@@ -198,12 +199,13 @@ struct Sent {
 
 impl Consumer<'_> {
     async fn run(&mut self, mut requests: Streaming<ConsumeRequest>) -> Result<(), Status> {
+        let ended = self.session.ended();
         // Kept across rounds: a message from the client does not interrupt a fetch.
         let mut fetch = None;
         loop {
             if fetch.is_none() && self.ready.is_none() {
                 if let Some(asked) = self.asked.take() {
-                    self.ready = Some(self.answer(asked).await?);
+                    self.ready = Some((self.answer(asked).await?, None));
                 } else if self.credit > 0 {
                     let records_max = usize::try_from(self.credit).unwrap_or(usize::MAX).min(BATCH_RECORDS_MAX);
                     let limits = Limits { records_max, bytes_max: BATCH_BYTES_MAX, bytes_min: 1, wait: FETCH_WAIT };
@@ -219,6 +221,8 @@ impl Consumer<'_> {
             select! {
                 () = self.services.shutdown.cancelled() => return Err(Status::unavailable("the bridge is shutting down; connect again")),
                 () = self.batches.closed() => return Ok(()),
+                // It took nothing of what is ready, or gave no credit.
+                () = ended.cancelled(), if !self.services.shutdown.is_cancelled() => return Err(self.session.cut_off().into()),
                 request = requests.next(), if self.asked.is_none() => match request.transpose()? {
                     // The client has said all it wanted to say: acks can no longer come.
                     None => return Ok(()),
@@ -303,7 +307,8 @@ impl Consumer<'_> {
         self.unacked.push_back(Sent { batch: self.last, ends: records.ends, id });
         let blocked = records.blocked.into_iter();
         let blocked = blocked.map(|at| wire::TopicPartition { topic: at.topic.to_string(), partition: at.partition }).collect();
-        self.ready = Some(ConsumeResponse { batch: self.last, records: records.records, positions: None, blocked });
+        let counted = self.session.count(records.bytes);
+        self.ready = Some((ConsumeResponse { batch: self.last, records: records.records, positions: None, blocked }, Some(counted)));
     }
 
     async fn acknowledge(&mut self, batch: u64) -> Result<()> {
@@ -346,6 +351,7 @@ struct WireRecords {
     /// `None`: keys and values go as they are.
     reader: Option<Reader>,
     records: Vec<WireRecord>,
+    bytes: usize,
     ends: BTreeMap<TopicPartition, i64>,
     /// Partitions whose next record the format cannot show.
     blocked: Vec<TopicPartition>,
@@ -384,6 +390,7 @@ impl WireRecords {
             }
         };
         self.ends.insert(partition.clone(), record.offset + 1);
+        self.bytes += session::size(record);
         self.records.push(WireRecord {
             topic: partition.topic.to_string(),
             partition: Some(partition.partition),

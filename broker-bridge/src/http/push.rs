@@ -4,8 +4,8 @@
 //! (`Last-Event-ID`, as browsers do by themselves, or `?after=`), it acknowledges everything up to it, and reading goes on there. A WebSocket can
 //! also acknowledge as it goes. What was not acknowledged is delivered again.
 //!
-//! A client that reads slowly holds one batch here and one in the connection, and nobody else waits for it; one that takes nothing for
-//! `consume.session_idle` is cut off.
+//! A client that reads slowly holds two batches at most, the one in the connection and the next; nobody else waits for it. One that takes and
+//! says nothing for `consume.session_idle` is cut off.
 
 mod socket;
 
@@ -24,7 +24,10 @@ use axum::{
 use bytes::Bytes;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
-use service_kit::kafka::{Record, TopicPartition};
+use service_kit::{
+    kafka::{Record, TopicPartition},
+    listen::Unhurried,
+};
 use tokio::{
     select,
     sync::mpsc,
@@ -45,6 +48,8 @@ use crate::{
 /// Largest batch: in bytes as they lie in Kafka, and in records.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 const BATCH_RECORDS_MAX: usize = 1_000;
+/// What is handed to the connection at a time: a client that takes this much is in use.
+const PIECE_BYTES: usize = 16 * 1024;
 /// A connection that is gone is noticed by writing to it.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -96,13 +101,16 @@ pub(super) async fn stream(
     }
     let stream = Stream { form, session: Arc::clone(&session), app: app.clone(), epoch: None, ends: BTreeMap::new() };
     if let Some(upgrade) = upgrade {
-        return Ok(socket::upgrade(upgrade, stream));
+        let mut response = socket::upgrade(upgrade, stream);
+        response.extensions_mut().insert(Unhurried(app.config.consume.session_idle));
+        return Ok(response);
     }
     let (batches, receiver) = mpsc::channel(1);
     app.sessions.tasks().spawn(carrier().run(stream.write(batches)));
     let content_type = if form == Form::Events { "text/event-stream" } else { "application/x-ndjson" };
     let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<_, std::convert::Infallible>));
     let mut response = ([(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, "no-store")], body).into_response();
+    response.extensions_mut().insert(Unhurried(app.config.consume.session_idle));
     if let Ok(name) = HeaderValue::try_from(&session.name) {
         response.headers_mut().insert(INSTANCE, name);
     }
@@ -178,8 +186,10 @@ struct Stream {
 
 /// Why a stream ends.
 enum End {
-    /// The client is gone, or takes nothing.
+    /// The client is gone.
     Client,
+    /// The client takes nothing: there is no telling it.
+    Cut,
     Shutdown,
     Error(BridgeError),
 }
@@ -187,6 +197,15 @@ enum End {
 impl Stream {
     fn shutdown(&self) -> CancellationToken {
         self.session.shutdown()
+    }
+
+    /// How it ends when its session has ended while the client is waited for; with a word where it may still hear.
+    fn cut_off(&self, hears: bool) -> End {
+        if self.shutdown().is_cancelled() {
+            return End::Shutdown;
+        }
+        let error = self.session.cut_off();
+        if hears { End::Error(error) } else { End::Cut }
     }
 
     /// The next records. Once it has begun it is to be awaited: what it gives is delivered.
@@ -231,7 +250,7 @@ impl Stream {
     }
 
     async fn run(&mut self, out: &mpsc::Sender<Bytes>) -> End {
-        let (shutdown, idle) = (self.shutdown(), self.app.config.consume.session_idle);
+        let (shutdown, ended) = (self.shutdown(), self.session.ended());
         let mut spoken = Instant::now();
         loop {
             let fetched = select! {
@@ -243,28 +262,23 @@ impl Stream {
                 Err(error) => return End::Error(error),
                 Ok(batch) => self.wrap(batch).await,
             };
-            let text = match text {
+            let mut text = match text {
                 Some(text) => text,
                 None if spoken.elapsed() >= HEARTBEAT => Bytes::from_static(if self.form == Form::Events { b":\n\n" } else { b"\n" }),
                 None => continue,
             };
             spoken = Instant::now();
-            let sent = select! {
-                () = shutdown.cancelled() => return End::Shutdown,
-                sent = timeout(idle, out.send(text)) => sent,
-            };
-            match sent {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return End::Client,
-                Err(_) => {
-                    tracing::info!(
-                        group = self.session.group,
-                        instance = self.session.name,
-                        ?idle,
-                        "a stream's client took nothing and is cut off"
-                    );
+            while !text.is_empty() {
+                let piece = text.split_to(text.len().min(PIECE_BYTES));
+                let sent = select! {
+                    () = shutdown.cancelled() => return End::Shutdown,
+                    () = ended.cancelled() => return self.cut_off(false),
+                    sent = out.send(piece) => sent,
+                };
+                if sent.is_err() {
                     return End::Client;
                 }
+                self.session.touch();
             }
         }
     }

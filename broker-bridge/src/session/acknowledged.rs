@@ -20,12 +20,7 @@
 //! Sessions of one group should have the same delivery: an ordinary one that commits knows nothing of a window, and what was acknowledged
 //! above its offset comes again.
 
-use std::{
-    borrow::Cow,
-    collections::BTreeSet,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use service_kit::{
@@ -283,7 +278,7 @@ impl Session {
             let (count, bytes) = state.fresh(records_max);
             let has_enough = next_due.is_some_and(|due| due <= now) || (count > 0 && bytes >= limits.bytes_min);
             let is_full = count >= limits.records_max || bytes >= limits.bytes_max;
-            let all_held = self.deps.held_bytes.load(Ordering::Relaxed) >= self.windows_bytes_max();
+            let all_held = self.holds_enough(self.windows_bytes_max());
             if repeats || over || is_full || (has_enough && (nothing_came || all_held)) {
                 let schemas = encode.wants(state.candidates(repeats, records_max, settings, now));
                 if !schemas.is_empty() {
@@ -305,6 +300,7 @@ impl Session {
                     }
                     drop(state);
                     self.keep_and_mirror().await?;
+                    self.check_topics().await?;
                     return Ok(self.fetched(encode, None, full));
                 }
                 let kept = self.keep(&mut state).await?;

@@ -10,7 +10,7 @@ use crate::testing::{self, FakeKafka, MemoryOffsets};
 
 /// What came, with its attempts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Got(Vec<(TopicPartition, i64, u32)>);
+pub(super) struct Got(Vec<(TopicPartition, i64, u32)>);
 
 impl Encode for Got {
     fn add(&mut self, _: &TopicPartition, _: &Record) -> Result<bool> {

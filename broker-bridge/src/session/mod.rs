@@ -13,6 +13,7 @@
 //!   makes up for it. They are known by their metadata, so that an old one is not taken for somebody else's. Where an ordinary member has committed further than the store knows, a partition that comes begins there, and the store follows.
 //! - Behind the last record there may be marks of transactions, which nobody is given: an acknowledgement of everything before them passes them,
 //!   so that a group that has read everything has no lag.
+//! - A topic that was deleted is the answer's error where its other topics have nothing, until it is there again.
 //! - A record that cannot be shown in the session's format blocks its partition until a seek; the others go on, and its error comes when they have
 //!   nothing.
 //! - All this is the REST proxies' way. A session with `delivery = acknowledged` repeats a batch until it is acknowledged: `acknowledged.rs`.
@@ -53,8 +54,8 @@ use service_kit::{
     offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
 };
 use tokio::{
-    sync::{Mutex, oneshot},
-    time::{Instant, sleep, timeout},
+    sync::{Mutex, Notify, oneshot},
+    time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -66,6 +67,7 @@ pub(crate) use position::Position;
 pub(crate) use registry::Sessions;
 pub(crate) use sharing::{Place, answers_at};
 pub(crate) use source::{Clients, KafkaClients};
+pub(crate) use state::size;
 use state::{Progress, Source, State};
 
 use crate::{
@@ -85,7 +87,7 @@ const POLL_RECORDS_MAX: usize = 500;
 const POLL_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Not sooner does a fenced member join again: who really has its place would be fenced in turn.
 const JOIN_AGAIN_INTERVAL: Duration = Duration::from_secs(10);
-/// How often a session looks whether others hold less.
+/// How often a session looks whether others hold less, if nobody tells it.
 const HELD_INTERVAL: Duration = Duration::from_millis(50);
 /// Metadata of what is mirrored to Kafka: an ordinary member's commit has another.
 const MIRRORED: &str = "millrace";
@@ -121,6 +123,10 @@ pub(crate) struct Deps {
     pub(crate) shutdown: CancellationToken,
     /// Bytes that all sessions hold ready, and of answers on their way.
     pub(crate) held_bytes: AtomicU64,
+    /// Told when it has become less.
+    pub(crate) freed: Notify,
+    /// Sessions that there are.
+    pub(crate) sessions: AtomicU64,
     /// `None`: no other replica knows of sessions here.
     pub(crate) directory: Option<Directory>,
     /// Records in the windows of all sessions.
@@ -131,13 +137,16 @@ impl Deps {
     fn hold(&self, change: u64) {
         let total = self.held_bytes.fetch_add(change, Ordering::Relaxed).wrapping_add(change);
         metrics::gauge!("millrace_bridge_session_held_bytes").set(total as f64);
+        if change.cast_signed() < 0 {
+            self.freed.notify_waiters();
+        }
     }
 }
 
 /// An answer that counts among what is held until the transport has let it go.
 struct OnItsWay {
     body: Vec<u8>,
-    deps: Arc<Deps>,
+    _counted: Counted,
 }
 
 impl AsRef<[u8]> for OnItsWay {
@@ -146,9 +155,17 @@ impl AsRef<[u8]> for OnItsWay {
     }
 }
 
-impl Drop for OnItsWay {
+/// Bytes on their way to a session's client, counted among what is held until this is dropped.
+pub(crate) struct Counted {
+    bytes: u64,
+    sending: Arc<AtomicU64>,
+    deps: Arc<Deps>,
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.deps.hold((self.body.len() as u64).wrapping_neg());
+        self.sending.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.deps.hold(self.bytes.wrapping_neg());
     }
 }
 
@@ -221,8 +238,11 @@ pub(crate) struct Session {
     used: parking_lot::Mutex<Instant>,
     /// When its member was fenced by nobody and came back.
     joined_again: parking_lot::Mutex<Option<Instant>>,
-    /// This session's part of `Deps::held_bytes`.
+    /// This session's part of `Deps::held_bytes`: what it holds ready, and what is on its way.
     held: AtomicU64,
+    sending: Arc<AtomicU64>,
+    /// Cancelled when it has ended.
+    ended: CancellationToken,
     /// `None`: it is this process's alone.
     sharing: Option<sharing::Sharing>,
     /// This session's part of `Deps::window_records`.
@@ -231,6 +251,7 @@ pub(crate) struct Session {
 
 impl Session {
     fn new(group: String, name: String, settings: Settings, deps: Arc<Deps>, sharing: Option<sharing::Sharing>) -> Self {
+        deps.sessions.fetch_add(1, Ordering::Relaxed);
         Self {
             group,
             name,
@@ -244,6 +265,8 @@ impl Session {
             used: parking_lot::Mutex::new(Instant::now()),
             joined_again: parking_lot::Mutex::default(),
             held: AtomicU64::new(0),
+            sending: Arc::default(),
+            ended: CancellationToken::new(),
             sharing,
             windowed: AtomicU64::new(0),
         }
@@ -398,11 +421,11 @@ impl Session {
                 let limits = Limits { wait: limits.wait.saturating_sub(asked.elapsed()), ..limits };
                 let mut filled = session.fill(&limits, &answer).await;
                 if filled.is_ok() {
-                    let schemas = {
+                    let (schemas, nothing) = {
                         let state = session.state.lock().await;
-                        encode.wants(state.ready.iter().map(|(_, record)| record))
+                        (encode.wants(state.ready.iter().map(|(_, record)| record)), state.ready.is_empty())
                     };
-                    filled = encode.look_up(schemas).await;
+                    filled = if nothing { session.check_topics().await } else { encode.look_up(schemas).await };
                 }
                 let mut state = session.state.lock().await;
                 session.touch();
@@ -438,10 +461,45 @@ impl Session {
         self.deps.shutdown.clone()
     }
 
-    /// An answer's body, counted as held (`consume.held_bytes_max`) until it is sent.
+    /// Cancelled when the session has ended, as one does that nobody uses.
+    pub(crate) fn ended(&self) -> CancellationToken {
+        self.ended.clone()
+    }
+
+    /// Counts a stream that ends because its session did: nobody has used it for long.
+    pub(crate) fn cut_off(&self) -> BridgeError {
+        let idle = self.deps.config.session_idle;
+        metrics::counter!("millrace_bridge_streams_cut_total").increment(1);
+        tracing::info!(group = self.group, instance = self.name, ?idle, "a stream's client took and said nothing and is cut off");
+        BridgeError::new(
+            Code::Timeout,
+            format!(
+                "the client took and said nothing for {idle:?} (consume.session_idle) and is cut off; connect again, the group goes on at its committed offsets"
+            ),
+        )
+    }
+
+    /// Counts bytes as held (`consume.held_bytes_max`) until they are sent.
+    pub(crate) fn count(&self, bytes: usize) -> Counted {
+        let bytes = bytes as u64;
+        self.sending.fetch_add(bytes, Ordering::Relaxed);
+        self.deps.hold(bytes);
+        Counted { bytes, sending: Arc::clone(&self.sending), deps: Arc::clone(&self.deps) }
+    }
+
+    /// An answer's body, counted as held until it is sent.
     pub(crate) fn on_its_way(&self, body: Vec<u8>) -> bytes::Bytes {
-        self.deps.hold(body.len() as u64);
-        bytes::Bytes::from_owner(OnItsWay { body, deps: Arc::clone(&self.deps) })
+        let counted = self.count(body.len());
+        bytes::Bytes::from_owner(OnItsWay { body, _counted: counted })
+    }
+
+    /// Whether it reads no more from Kafka: all sessions hold what they may, or what is left is kept for those that hold less than their share of
+    /// one half of it. So clients that do not take what they have keep nobody else waiting.
+    fn holds_enough(&self, max: u64) -> bool {
+        let sessions = self.deps.sessions.load(Ordering::Relaxed).max(1);
+        let share = max / 2 / sessions;
+        let own = self.held.load(Ordering::Relaxed) + self.sending.load(Ordering::Relaxed);
+        own >= share && self.deps.held_bytes.load(Ordering::Relaxed) >= max - (sessions - 1) * share
     }
 
     /// Acknowledges: everything delivered (`None`), or these offsets (next to read).
@@ -505,6 +563,7 @@ impl Session {
         };
         let mut state = state;
         state.closed = true;
+        self.ended.cancel();
         if let Some(source) = state.source.take() {
             source.member.close().await;
         }
@@ -512,7 +571,8 @@ impl Session {
         self.measure(&state);
     }
 
-    fn touch(&self) {
+    /// It is in use.
+    pub(crate) fn touch(&self) {
         *self.used.lock() = Instant::now();
     }
 
@@ -562,13 +622,14 @@ impl Session {
                 return Ok(());
             }
             let left = until.saturating_duration_since(Instant::now());
-            if self.deps.held_bytes.load(Ordering::Relaxed) >= self.deps.config.held_bytes_max {
-                // Others hold so much that nothing more is read; what is here goes out, and makes room.
+            let freed = self.deps.freed.notified();
+            if self.holds_enough(self.deps.config.held_bytes_max) {
+                // So much is held that nothing more is read; what is here goes out, and makes room.
                 let has_some = !self.open().await?.ready.is_empty();
                 if has_some || left.is_zero() || answer.is_closed() || self.deps.shutdown.is_cancelled() {
                     return Ok(());
                 }
-                sleep(left.min(HELD_INTERVAL)).await;
+                drop(timeout(left.min(HELD_INTERVAL), freed).await);
                 continue;
             }
             let wait = if has_enough || all_blocked { Duration::ZERO } else { left.min(POLL_WAIT_MAX) };
@@ -598,6 +659,24 @@ impl Session {
                 return Ok(());
             }
         }
+    }
+
+    /// An error where a topic that it was asked to read is gone; for when there is nothing else to say. Kafka's client reads the others, and says
+    /// nothing.
+    async fn check_topics(&self) -> Result<()> {
+        let reads = self.reads.lock().clone();
+        for topic in reads.iter().filter(|topic| !topic.starts_with('^')) {
+            if let Err(BridgeError { code: code @ Code::TopicNotFound, .. }) = self.deps.topics.check(topic, None).await {
+                return Err(BridgeError::new(
+                    code,
+                    format!(
+                        "topic {topic:?} does not exist any more; instance {:?} of group {:?} reads its other topics and goes on with this one when it is created again, or subscribe to others",
+                        self.name, self.group
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Polls. A static member may be fenced although no other bridge has the session: the coordinator that goes on for a killed one may know an earlier
@@ -949,6 +1028,12 @@ impl Session {
         let change = records.wrapping_sub(self.windowed.swap(records, Ordering::Relaxed));
         let all = self.deps.window_records.fetch_add(change, Ordering::Relaxed).wrapping_add(change);
         metrics::gauge!("millrace_bridge_window_records").set(all as f64);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.deps.sessions.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
-use service_kit::kafka::{self, Admin, Isolation, KafkaError, Member, RangeReader, Record, TopicPartition};
+use service_kit::kafka::{self, Admin, Isolation, Joining, KafkaError, Member, RangeReader, Record, TopicPartition};
 use tokio::time::{Instant, sleep};
 
 use super::Settings;
@@ -36,6 +36,8 @@ pub(crate) struct KafkaClients {
     pub(crate) kafka: Connection,
     /// A member must poll within this time; above the session's idle time, so that the bridge decides when it is over.
     pub(crate) poll_interval_max: Duration,
+    /// What the client reads ahead is memory of the session.
+    pub(crate) read_ahead_bytes_max: usize,
 }
 
 #[async_trait]
@@ -53,10 +55,12 @@ impl Clients for KafkaClients {
         if let Some(instance) = instance {
             config.set("group.instance.id", instance);
         }
+        // Kafka wants 1,000 at least.
+        let fetch_bytes = self.read_ahead_bytes_max.clamp(1_000, 8 << 20).to_string();
+        let partition_bytes = self.read_ahead_bytes_max.min(128 << 10).to_string();
         for (key, value) in [
-            // What the client reads ahead is memory of this session, and a fetch comes as a whole.
-            ("fetch.max.bytes", "8388608"),
-            ("max.partition.fetch.bytes", "131072"),
+            ("fetch.max.bytes", fetch_bytes.as_str()),
+            ("max.partition.fetch.bytes", &partition_bytes),
             // The partitions of a bridge that was killed are free after this, instead of after Kafka's 45 s.
             ("session.timeout.ms", "10000"),
             ("heartbeat.interval.ms", "3000"),
@@ -65,7 +69,8 @@ impl Clients for KafkaClients {
                 config.set(key, value);
             }
         }
-        kafka::member(&config, group, topics, &settings.auto_offset_reset).await
+        let queue_bytes_max = self.read_ahead_bytes_max;
+        kafka::bounded_member(&config, &Joining { group, auto_offset_reset: &settings.auto_offset_reset, queue_bytes_max }, topics).await
     }
 
     async fn reader(&self, isolation: Isolation) -> Result<Arc<dyn RangeReader>, KafkaError> {

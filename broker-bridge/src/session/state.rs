@@ -254,7 +254,7 @@ impl State {
 }
 
 /// Bytes of a record, with something for its frame.
-pub(super) fn size(record: &Record) -> usize {
+pub(crate) fn size(record: &Record) -> usize {
     let length = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
     let headers: usize = record.headers.iter().map(|(name, value)| name.len() + length(value)).sum();
     32 + length(&record.key) + length(&record.value) + headers

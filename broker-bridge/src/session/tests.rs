@@ -463,3 +463,41 @@ async fn what_all_sessions_hold_is_bounded_until_answers_are_sent() {
     drop(body);
     assert_eq!(fetch(&session, 9).await.unwrap().len(), 5);
 }
+
+#[tokio::test]
+async fn who_holds_nothing_reads_on_whatever_others_hold() {
+    let world = World::new(5);
+    let hog = world.subscribed(false).await;
+    let max = usize::try_from(hog.deps.config.held_bytes_max).unwrap();
+    let body = hog.on_its_way(vec![0; max]);
+    let other = world.subscribed(false).await;
+    assert_eq!(fetch(&other, 9).await.unwrap().len(), 5);
+    let settings = Settings { acknowledged: Some(Acknowledged::new(None, None, None, IDLE).unwrap()), ..testing::settings() };
+    let windowed = world.sessions.create("w", None, settings).unwrap();
+    windowed.subscribe(vec!["t".to_owned()]).await.unwrap();
+    let limits = Limits { records_max: 9, bytes_max: 1 << 20, bytes_min: 1, wait: Duration::from_millis(20) };
+    assert!(windowed.fetch_on(limits, acknowledged_tests::Got::default()).await.unwrap().batch.is_some());
+    // Up to its share: half of the bound, in three parts.
+    let share = other.on_its_way(vec![0; max / 6]);
+    world.kafka.append("t", 0, 1);
+    assert!(other.fetch(limits, Values::default()).await.unwrap().0.is_empty());
+    drop(share);
+    assert_eq!(fetch(&other, 9).await.unwrap(), ["5"]);
+    drop(body);
+    assert_eq!(fetch(&hog, 9).await.unwrap().len(), 6);
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_uses_ends_its_stream() {
+    let world = World::new(1);
+    let session = world.subscribed(false).await;
+    fetch(&session, 1).await.unwrap();
+    let ended = session.ended();
+    *session.used.lock() -= IDLE;
+    assert!(!ended.is_cancelled());
+    world.sessions.expire().await;
+    assert!(ended.is_cancelled());
+    assert!(session.cut_off().message.contains("consume.session_idle"));
+    drop(session);
+    assert_eq!(world.sessions.inner.deps.sessions.load(Ordering::Relaxed), 0);
+}

@@ -6,19 +6,24 @@
 
 mod abuse;
 mod auth;
+mod changes;
 mod cli;
 mod cluster;
+mod credentials;
 mod documented;
 mod formats;
 mod grpc;
 mod honest;
 mod idempotence;
 mod java;
+mod limits;
 mod openapi;
 mod process;
 mod push;
 mod registry;
 mod replicas;
+mod siege;
+mod slow;
 mod stores;
 mod transactions;
 mod v3;

@@ -16,13 +16,13 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An answer that goes on, as far as it was read.
-struct Reader {
+pub(crate) struct Reader {
     response: reqwest::Response,
     text: String,
 }
 
 impl Reader {
-    async fn open(client: &Client, group: &str, query: &str, headers: &[(&str, &str)]) -> Self {
+    pub(crate) async fn open(client: &Client, group: &str, query: &str, headers: &[(&str, &str)]) -> Self {
         let mut request = client.http.get(format!("{}/consumers/{group}/stream?format=json&{query}", client.base));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -33,7 +33,7 @@ impl Reader {
     }
 
     /// Whole lines, one at a time.
-    async fn line(&mut self) -> String {
+    pub(crate) async fn line(&mut self) -> String {
         loop {
             if let Some(end) = self.text.find('\n') {
                 let line = self.text[..end].to_owned();
@@ -46,7 +46,7 @@ impl Reader {
     }
 
     /// Values until there are `count`, and the position behind them.
-    async fn events(&mut self, count: usize) -> (Vec<i64>, String) {
+    pub(crate) async fn events(&mut self, count: usize) -> (Vec<i64>, String) {
         let (mut values, mut position) = (Vec::new(), String::new());
         while values.len() < count || position.is_empty() {
             let line = self.line().await;
@@ -61,7 +61,7 @@ impl Reader {
         (values, position)
     }
 
-    async fn lines(&mut self, count: usize) -> (Vec<i64>, String) {
+    pub(crate) async fn lines(&mut self, count: usize) -> (Vec<i64>, String) {
         let (mut values, mut position) = (Vec::new(), String::new());
         while values.len() < count || position.is_empty() {
             let line = self.line().await;

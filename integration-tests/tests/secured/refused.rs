@@ -1,6 +1,14 @@
 //! Logins and certificates that are refused: one sentence each, with the setting; and what `check` says before anything runs.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use integration_tests::{
     eventually,
@@ -9,6 +17,7 @@ use integration_tests::{
 };
 
 use proto::control::v1::{ComponentsRequest, collector_client::CollectorClient};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::WAIT;
 
@@ -45,6 +54,27 @@ struct Case {
 fn case(listener: &'static str, by: By, changes: &[(&'static str, &str)], says: &[&str]) -> Case {
     let changes = changes.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
     Case { listener, by, changes, says: says.iter().map(|text| (*text).to_owned()).collect() }
+}
+
+/// A relay to a broker, under the broker's name, so that its certificate fits; and how many connections it was asked for.
+async fn relay(broker: &str) -> (String, Arc<AtomicUsize>) {
+    let (name, _) = broker.rsplit_once(':').expect("host:port");
+    let listener = TcpListener::bind((name, 0)).await.expect("a port");
+    let address = format!("{name}:{}", listener.local_addr().expect("an address").port());
+    let connections = Arc::new(AtomicUsize::new(0));
+    let (broker, counted) = (broker.to_owned(), Arc::clone(&connections));
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let broker = broker.clone();
+            tokio::spawn(async move {
+                if let Ok(mut to) = TcpStream::connect(broker).await {
+                    drop(tokio::io::copy_bidirectional(&mut client, &mut to).await);
+                }
+            });
+        }
+    });
+    (address, connections)
 }
 
 /// What the sink's state says is wrong.
@@ -104,7 +134,8 @@ async fn a_refused_connection_is_told_once_with_its_setting() {
         async move {
             let dir = tempfile::tempdir().expect("a temporary folder");
             let changes: Vec<(&str, &str)> = case.changes.iter().map(|(key, value)| (*key, value.as_str())).collect();
-            let conf = configure(dir.path(), kafka.listener(case.listener), kafka.settings(case.by, "collector"), &changes);
+            let (broker, connections) = relay(kafka.listener(case.listener)).await;
+            let conf = configure(dir.path(), &broker, kafka.settings(case.by, "collector"), &changes);
             let state = dir.path().join("state");
             let args = ["agent", "-n", "a", "-f", &conf, "--state-dir", &state.to_string_lossy(), "--no-reload-conf"];
             let env = [("MILLRACE_CONTROL__LISTEN", "127.0.0.1:0"), ("MILLRACE_METRICS__LISTEN", "127.0.0.1:0")];
@@ -116,11 +147,17 @@ async fn a_refused_connection_is_told_once_with_its_setting() {
                 if all { Ok(()) } else { Err(collector.log()) }
             })
             .await;
+            let told_after = connections.load(Ordering::Relaxed);
             // It tries on, and the status says why; the log has it once.
             let control = collector.address("control").await;
             eventually(WAIT, "the sink's state says why", || async {
                 let trouble = trouble(&control).await;
                 if case.says.iter().all(|part| trouble.contains(part)) { Ok(()) } else { Err(trouble) }
+            })
+            .await;
+            eventually(WAIT, "it has tried three times more", || async {
+                let more = connections.load(Ordering::Relaxed) - told_after;
+                if more >= 3 { Ok(()) } else { Err(format!("{more} times")) }
             })
             .await;
             assert_eq!(said(&collector.log()).len(), 1, "{}", collector.log());

@@ -23,58 +23,60 @@ use super::properties::Role;
 use super::range::{record, size};
 use super::{GroupReader, KafkaConfig, KafkaError, Member, Record, TopicPartition};
 
-/// There are many members in a process, most of them asked now and then: each record that waits costs about 500 bytes beside its own.
-const AHEAD_RECORDS: &str = "1000";
-const AHEAD_KIB: &str = "1024";
-
 /// Joins `group` for `topics`. `auto_offset_reset`: `earliest`, `latest` or `none`, where the group has no offset.
-/// Partitions come with the first polls. About a thousand records or a MiB are read ahead.
+/// Partitions come with the first polls.
 pub async fn member(config: &KafkaConfig, group: &str, topics: &[String], auto_offset_reset: &str) -> Result<Arc<dyn Member>, KafkaError> {
-    let native = join(config, group, auto_offset_reset, |client| {
-        client.set("queued.min.messages", AHEAD_RECORDS).set("queued.max.messages.kbytes", AHEAD_KIB);
+    bounded_member(config, &Joining { group, auto_offset_reset, queue_bytes_max: QUEUE_BYTES }, topics).await
+}
+
+/// As [`member`], with a bound of its own for what is fetched ahead of the polls.
+pub async fn bounded_member(config: &KafkaConfig, joining: &Joining<'_>, topics: &[String]) -> Result<Arc<dyn Member>, KafkaError> {
+    let native = join(config, joining, |client| {
+        // Of each partition. A record that waits costs about 500 bytes beside its own, which librdkafka does not count.
+        client.set("queued.min.messages", (joining.queue_bytes_max / 1024).max(1).to_string());
     });
     let native = native.await?;
     native.subscribe_to(topics)?;
     Ok(Arc::new(native))
 }
 
-/// How a [`GroupReader`] joins.
+/// How a member or a [`GroupReader`] joins.
 pub struct Joining<'a> {
     pub group: &'a str,
     /// As of [`member`].
     pub auto_offset_reset: &'a str,
-    /// Bytes fetched ahead of the reads, all partitions together; about one fetch more. The gauge is
+    /// Bytes fetched ahead of the reads, all partitions together; about one fetch more. Of a [`GroupReader`], the gauge is
     /// `millrace_kafka_member_queue_bytes`.
     pub queue_bytes_max: usize,
 }
 
 /// A member of `group` that has no topics before [`GroupReader::subscribe`].
 pub async fn group_reader(config: &KafkaConfig, joining: &Joining<'_>) -> Result<Arc<dyn GroupReader>, KafkaError> {
-    let native = join(config, joining.group, joining.auto_offset_reset, |client| {
-        client
-            .set("queued.max.messages.kbytes", (joining.queue_bytes_max / 1024).max(1).to_string())
-            .set("statistics.interval.ms", STATISTICS_MS);
+    let native = join(config, joining, |client| {
+        client.set("statistics.interval.ms", STATISTICS_MS);
     });
     Ok(Arc::new(native.await?))
 }
 
+/// Where nobody says it.
+const QUEUE_BYTES: usize = 8 << 20;
+
 const STATISTICS_MS: &str = "5000";
 
-async fn join(
-    config: &KafkaConfig,
-    group: &str,
-    auto_offset_reset: &str,
-    change: impl FnOnce(&mut ClientConfig),
-) -> Result<Native, KafkaError> {
-    let reset = match auto_offset_reset {
-        "earliest" | "latest" => auto_offset_reset,
+async fn join(config: &KafkaConfig, joining: &Joining<'_>, change: impl FnOnce(&mut ClientConfig)) -> Result<Native, KafkaError> {
+    let group = joining.group;
+    let reset = match joining.auto_offset_reset {
+        reset @ ("earliest" | "latest") => reset,
         "none" => "error",
         other => {
             return Err(KafkaError::Config(format!("auto.offset.reset = {other}: expected one of earliest, latest, none")));
         }
     };
     let mut client = client_config(config, Role::Member)?;
-    client.set("group.id", group).set("auto.offset.reset", reset);
+    client
+        .set("group.id", group)
+        .set("auto.offset.reset", reset)
+        .set("queued.max.messages.kbytes", (joining.queue_bytes_max / 1024).max(1).to_string());
     change(&mut client);
     let what = format!("joining group \"{group}\"");
     reach(config, &what).await?;

@@ -58,7 +58,7 @@ pub use manage::{
     Acl, AclFilter, AclOperation, AclPattern, AclPermission, AclResource, ConfigChange, ConfigDetail, ConfigOf, Manage, Reassignment,
     Synonym,
 };
-pub use member::{Joining, group_reader, member};
+pub use member::{Joining, bounded_member, group_reader, member};
 pub use producer::{PIECE_RECORDS, producer};
 pub use properties::UNKNOWN;
 pub use tls::check_tls;

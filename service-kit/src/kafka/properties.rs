@@ -93,6 +93,8 @@ const TABLE: &[Property] = &[
     row("client.dns.lookup", Both, OneOf(&["use_all_dns_ips", "resolve_canonical_bootstrap_servers_only"]), Same),
     row("default.api.timeout.ms", Both, Int(1, MS_MAX), Own),
     row("metadata.max.age.ms", Both, Int(10, 3_600_000), As("topic.metadata.refresh.interval.ms")),
+    // Of Java's consumers alone; without it, a producer that has written to a topic creates it again when it is deleted.
+    row("allow.auto.create.topics", Both, Bool, Same),
     row("metadata.max.idle.ms", Producer, Int(0, MS_MAX), Note("topics are kept while the client lives")),
     row("metadata.recovery.strategy", Both, OneOf(&["none", "rebootstrap"]), Same),
     row("metadata.recovery.rebootstrap.trigger.ms", Both, Int(0, MS_MAX), Same),
@@ -203,7 +205,6 @@ const TABLE: &[Property] = &[
     row("fetch.max.wait.ms", Consumer, Int(0, 300_000), As("fetch.wait.max.ms")),
     row("max.partition.fetch.bytes", Consumer, Int(1, 1_000_000_000), Own),
     row("check.crcs", Consumer, Bool, Same),
-    row("allow.auto.create.topics", Consumer, Bool, Same),
     row("exclude.internal.topics", Consumer, Bool, Note("topics are named, never matched by a pattern")),
     row("key.deserializer", Consumer, Text, Own),
     row("value.deserializer", Consumer, Text, Own),

@@ -26,6 +26,8 @@ use crate::config::LimitsConfig;
 
 /// A small body may grow by more than the ratio: its header alone is a good part of it.
 const RATIO_FREE_BYTES: u64 = 64 * 1024;
+/// What counts as the next piece of a body: less at a time does not keep it going.
+const PIECE_BYTES: u64 = 1024;
 
 /// In the extensions of a request whose body has not arrived yet: lets a handler read it for as long as it comes.
 #[derive(Clone)]
@@ -113,6 +115,8 @@ pub(super) struct RequestBody {
     sent: u64,
     plain: u64,
     deadline: Instant,
+    /// Since when a piece is waited for, and what has come of it.
+    piece: (Instant, u64),
     /// Set while the client is waited for.
     timer: Option<Pin<Box<Sleep>>>,
     ended: bool,
@@ -127,6 +131,7 @@ impl RequestBody {
         Self {
             inner,
             deadline: Instant::now() + limits.body_timeout,
+            piece: (Instant::now(), 0),
             limits,
             progress,
             gzip: gzip.then(|| MultiGzDecoder::new(Bounded::default())),
@@ -147,6 +152,10 @@ impl RequestBody {
     /// The chunk as the handler sees it.
     fn take(&mut self, chunk: Bytes) -> Result<Bytes, Refusal> {
         self.sent += chunk.len() as u64;
+        self.piece.1 += chunk.len() as u64;
+        if self.piece.1 >= PIECE_BYTES {
+            self.piece = (Instant::now(), 0);
+        }
         if self.sent > self.limits.body_bytes_max && !self.progress.streamed() {
             return Err(Refusal::BodyBytes);
         }
@@ -191,8 +200,12 @@ impl HttpBody for RequestBody {
                 return Poll::Ready(None);
             }
             let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
-                let idle = Instant::now() + this.limits.body_idle_timeout;
-                let until = if this.progress.streamed() { idle } else { idle.min(this.deadline) };
+                let idle = this.limits.body_idle_timeout;
+                // A stream's records may be small and far between.
+                let until = match this.progress.streamed() {
+                    true => Instant::now() + idle,
+                    false => this.deadline.min(this.piece.0 + idle),
+                };
                 ready!(this.timer.get_or_insert_with(|| Box::pin(sleep_until(until))).as_mut().poll(cx));
                 return this.refuse(Refusal::BodyTimeout);
             };

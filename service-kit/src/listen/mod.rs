@@ -5,12 +5,14 @@
 //! | `serve.rs` | connections: how many, how many of one address, how long until the first bytes, how old |
 //! | `request.rs` | requests: how many, header fields, time to the response, refusal while draining |
 //! | `body.rs` | bodies: bytes as sent and decompressed, time; and how streams end when the service drains |
+//! | `write.rs` | answers: how long a client may take nothing of them |
 //! | `tls.rs` | TLS from files that may change, and who the client is |
 
 mod body;
 mod request;
 mod serve;
 mod tls;
+mod write;
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +32,7 @@ use tracing::info;
 pub use body::StreamedBody;
 pub use request::{DRAINING, REFUSED};
 pub use tls::{ClientCertificate, Peer};
+pub use write::Unhurried;
 
 use crate::config::{LimitsConfig, TlsConfig};
 use crate::exit;

@@ -33,6 +33,7 @@ use super::{
     Ending, Listener,
     request::{Requests, reject},
     tls::{ClientCertificate, Handshake, Peer},
+    write::{Patience, TimedWriter, Unhurried},
 };
 use crate::config::LimitsConfig;
 
@@ -98,7 +99,7 @@ struct Open {
 }
 
 /// One connection's place among the open ones.
-struct Slot {
+pub(super) struct Slot {
     ip: IpAddr,
     open: Arc<Mutex<Open>>,
     gauge: metrics::Gauge,
@@ -168,18 +169,17 @@ impl Server {
         tokio::select! {
             biased;
             () = self.ending.cut.cancelled() => {}
-            () = self.clone().converse(stream, peer) => {}
+            () = self.clone().converse(stream, peer, slot) => {}
         }
-        drop(slot);
     }
 
-    async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, slot: Slot) {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, %peer, "cannot set TCP_NODELAY");
         }
         let Some(tls) = &self.tls else {
             let (read, write) = stream.into_split();
-            return self.talk(read, write, Peer { address: peer, certificate: None }).await;
+            return self.talk(read, write, Peer { address: peer, certificate: None }, slot).await;
         };
         let shaken = tokio::select! {
             shaken = timeout(self.limits.header_timeout, tls.acceptor().accept(stream)) => shaken,
@@ -190,7 +190,7 @@ impl Server {
                 let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
                 let certificate = shown.map(|shown| Arc::new(ClientCertificate::read(shown)));
                 let (read, write) = tokio::io::split(stream);
-                self.talk(read, write, Peer { address: peer, certificate }).await;
+                self.talk(read, write, Peer { address: peer, certificate }, slot).await;
             }
             Ok(Err(error)) => {
                 reject(self.name, "tls");
@@ -208,6 +208,7 @@ impl Server {
         mut read: impl AsyncRead + Send + Unpin + 'static,
         write: impl AsyncWrite + Send + Unpin + 'static,
         peer: Peer,
+        slot: Slot,
     ) {
         let first = tokio::select! {
             first = timeout(self.limits.header_timeout, first_bytes(&mut read)) => first,
@@ -218,6 +219,8 @@ impl Server {
             Ok(_) => return, // closed before it said anything
             Err(_) => return reject(self.name, "header_timeout"),
         };
+        let patience = Patience::new(self.limits.write_idle_timeout);
+        let write = TimedWriter::new(write, patience.clone(), self.name, slot);
         let io = TokioIo::new(tokio::io::join(Cursor::new(bytes).chain(read), write));
 
         // Ends this connection's streams, when the service drains or the connection is too old.
@@ -226,10 +229,13 @@ impl Server {
         let service = {
             let (server, ending, old, peer) = (self.clone(), ending.clone(), old.clone(), peer.clone());
             hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-                let (server, ending, old) = (server.clone(), ending.clone(), old.clone());
+                let (server, ending, old, patience) = (server.clone(), ending.clone(), old.clone(), patience.clone());
                 request.extensions_mut().insert(peer.clone());
                 async move {
                     let mut response = server.requests.answer(request, ending).await;
+                    if let Ok(response) = &response {
+                        patience.set(response.extensions().get::<Unhurried>().copied(), http2);
+                    }
                     if let Ok(response) = &mut response
                         && !http2
                         && old.load(Ordering::Relaxed)

@@ -9,12 +9,13 @@ use std::{
 };
 
 use axum::{
-    Router,
-    body::Bytes,
+    Extension, Router,
+    body::{Body, Bytes},
     response::sse,
     routing::{get, post},
 };
 use futures::{StreamExt as _, stream};
+use http::StatusCode;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -25,7 +26,7 @@ use tokio::{
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use super::{Ending, ListenAddr, Listener};
+use super::{Ending, ListenAddr, Listener, Unhurried};
 use crate::config::{LimitsConfig, TlsConfig};
 
 /// Nothing here takes longer unless it hangs.
@@ -66,6 +67,16 @@ async fn server_named(name: &'static str, change: impl FnOnce(&mut LimitsConfig)
         });
         sse::Sse::new(first.chain(second).chain(stream::pending()))
     };
+    let endless = || Body::from_stream(stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(&[b'x'; 64 << 10]))));
+    let upgraded = async |mut request: axum::extract::Request| {
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            // Until its client closes.
+            let mut socket = hyper_util::rt::TokioIo::new(upgrade.await.unwrap());
+            tokio::io::copy(&mut socket, &mut tokio::io::sink()).await.ok();
+        });
+        (StatusCode::SWITCHING_PROTOCOLS, [("connection", "upgrade"), ("upgrade", "test")])
+    };
     let (reporter, health) = tonic_health::server::health_reporter();
     let router = Router::new()
         .route("/length", post(async |body: Bytes| body.len().to_string()))
@@ -73,6 +84,9 @@ async fn server_named(name: &'static str, change: impl FnOnce(&mut LimitsConfig)
         .route("/millrace.control.v1.Control/held", get(held))
         .route("/metrics", get(async || "page"))
         .route("/events", get(events))
+        .route("/endless", get(async move || endless()))
+        .route("/unhurried", get(async move || (Extension(Unhurried(PATIENCE)), endless())))
+        .route("/upgraded", get(upgraded))
         .merge(tonic::service::Routes::new(health).into_axum_router());
     let listener = Listener::bind(name, ListenAddr::new((Ipv4Addr::LOCALHOST, 0)), &TlsConfig::default(), &limits).await.unwrap();
     let ending = Ending::default();
@@ -83,6 +97,28 @@ async fn server_named(name: &'static str, change: impl FnOnce(&mut LimitsConfig)
         drop(reporter);
     });
     Server { address, ending, task, release, arrived }
+}
+
+/// A connection that is told that it is too old; so is every one that was opened before it.
+async fn until_old(address: SocketAddr) -> TcpStream {
+    let mut stream = connect(address).await;
+    let begun = Instant::now();
+    loop {
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"page") {
+            let count = timeout(PATIENCE, stream.read_buf(&mut answer)).await.unwrap().unwrap();
+            assert!(count > 0, "closed without a word");
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        check_status(&answer, 200);
+        if answer.contains("\r\nconnection: close\r\n") {
+            return stream;
+        }
+        assert!(begun.elapsed() < PATIENCE, "an old connection goes on");
+        // Between two requests it is idle: then it must not be closed.
+        sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn connect(address: SocketAddr) -> TcpStream {
@@ -250,6 +286,58 @@ async fn a_body_that_comes_too_slowly_gets_408() {
 }
 
 #[tokio::test]
+async fn a_client_that_takes_nothing_is_cut_off_unless_the_answer_may_take_its_time() {
+    let server = server_named("untaken", |limits| limits.write_idle_timeout = Duration::from_millis(300)).await;
+    let begun = async |path: &str| {
+        let mut stream = connect(server.address).await;
+        stream.write_all(get_request(path).as_bytes()).await.unwrap();
+        let mut first = [0; 12];
+        timeout(PATIENCE, stream.read_exact(&mut first)).await.unwrap().unwrap();
+        stream
+    };
+    let mut unhurried = begun("/unhurried").await;
+    let untaken = begun("/endless").await;
+    let counted = "millrace_listen_rejected_total{listener=\"untaken\",reason=\"write_idle_timeout\"} 1";
+    let cut = async {
+        while !crate::metrics::render().contains(counted) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, cut).await.expect("a client that takes nothing keeps its connection");
+    // What was on the way, and the end.
+    rest(untaken).await;
+    // More than can have been on the way.
+    let mut taken = 0;
+    let mut bytes = vec![0; 1 << 20];
+    while taken < 64 << 20 {
+        let count = timeout(PATIENCE, unhurried.read(&mut bytes)).await.unwrap().unwrap();
+        assert!(count > 0, "ended after {taken} bytes");
+        taken += count;
+    }
+    assert!(crate::metrics::render().contains(counted));
+}
+
+#[tokio::test]
+async fn a_connection_that_is_no_longer_http_keeps_its_place() {
+    let server = server(|limits| limits.connections_max = 1.try_into().unwrap()).await;
+    let mut socket = connect(server.address).await;
+    socket.write_all(b"GET /upgraded HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: test\r\n\r\n").await.unwrap();
+    let mut answer = vec![0; 12];
+    timeout(PATIENCE, socket.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, b"HTTP/1.1 101");
+    for _ in 0..20 {
+        assert_eq!(ask(server.address, get_request("/metrics")).await, "", "a second connection");
+    }
+    drop(socket);
+    let again = async {
+        while !ask(server.address, get_request("/metrics")).await.starts_with("HTTP/1.1 200") {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, again).await.expect("a closed connection keeps its place");
+}
+
+#[tokio::test]
 async fn a_request_without_an_answer_gets_504_and_a_call_its_own_deadline() {
     let server = server(|limits| {
         limits.request_timeout = Duration::from_millis(200);
@@ -269,8 +357,11 @@ async fn a_request_without_an_answer_gets_504_and_a_call_its_own_deadline() {
         assert!(answer.contains("grpc-status: 4"), "{deadline}: {answer}");
     }
     // A longer deadline of its own than the listener's.
+    while timeout(Duration::ZERO, server.arrived.notified()).await.is_ok() {}
     let answer = tokio::spawn(ask(server.address, call("grpc-timeout: 10S\r\n")));
-    sleep(Duration::from_millis(400)).await;
+    server.arrived.notified().await;
+    // One that came later, and has none.
+    check_status(&ask(server.address, get_request("/held")).await, 504);
     assert!(!answer.is_finished());
     server.release.notify_waiters();
     assert!(answer.await.unwrap().contains("released"));
@@ -413,7 +504,7 @@ async fn an_old_connection_is_closed_after_its_request() {
     let mut stream = connect(server.address).await;
     stream.write_all(b"GET /held HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     server.arrived.notified().await;
-    sleep(Duration::from_millis(300)).await;
+    until_old(server.address).await;
     server.release.notify_waiters();
     let answer = rest(stream).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("released"), "{answer}");
@@ -433,8 +524,7 @@ async fn a_stop_closes_a_connection_that_is_old_and_idle() {
     while !answer.ends_with(b"page") {
         assert!(timeout(PATIENCE, stream.read_buf(&mut answer)).await.unwrap().unwrap() > 0, "closed without a word");
     }
-    // Until it is old.
-    sleep(Duration::from_millis(300)).await;
+    until_old(server.address).await;
     server.ending.stop.cancel();
     assert_eq!(rest(stream).await, "");
     timeout(PATIENCE, server.task).await.expect("the listener does not end").unwrap();
@@ -444,24 +534,7 @@ async fn a_stop_closes_a_connection_that_is_old_and_idle() {
 #[tokio::test]
 async fn an_old_connection_answers_once_more_and_says_that_it_was_the_last_time() {
     let server = server(|limits| limits.connection_age_max = Duration::from_millis(200)).await;
-    let mut stream = connect(server.address).await;
-    let begun = Instant::now();
-    loop {
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"page") {
-            let count = timeout(PATIENCE, stream.read_buf(&mut answer)).await.unwrap().unwrap();
-            assert!(count > 0, "closed without a word");
-        }
-        let answer = String::from_utf8(answer).unwrap();
-        check_status(&answer, 200);
-        if answer.contains("\r\nconnection: close\r\n") {
-            break;
-        }
-        assert!(begun.elapsed() < PATIENCE, "an old connection goes on");
-        // Between two requests it is idle: then it must not be closed.
-        sleep(Duration::from_millis(10)).await;
-    }
+    let stream = until_old(server.address).await;
     assert_eq!(rest(stream).await, "");
 }
 
@@ -487,13 +560,10 @@ async fn an_address_that_cannot_be_had_is_an_error_with_its_remedy() {
 #[tokio::test]
 async fn http2_headers_are_bounded() {
     let server = server(|limits| limits.http2_header_list_bytes_max = 1024.try_into().unwrap()).await;
-    let client =
-        hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).http2_only(true).build_http::<axum::body::Body>();
+    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).http2_only(true).build_http::<Body>();
     let ask = async |value: String| {
-        let request = http::Request::get(format!("http://{}/metrics", server.address))
-            .header("x-large", value)
-            .body(axum::body::Body::empty())
-            .unwrap();
+        let request =
+            http::Request::get(format!("http://{}/metrics", server.address)).header("x-large", value).body(Body::empty()).unwrap();
         client.request(request).await.map(|response| response.status().as_u16())
     };
     assert_eq!(ask("small".into()).await.unwrap(), 200);

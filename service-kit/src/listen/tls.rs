@@ -121,10 +121,12 @@ impl Handshake {
                     if read.files.changed() {
                         match acceptor(config) {
                             Ok(acceptor) => {
+                                reloaded(name, "read");
                                 info!(listener = name, cert = %config.cert.display(), "TLS files read again");
                                 read.acceptor = acceptor;
                             }
                             Err(error) => {
+                                reloaded(name, "refused");
                                 error!(listener = name, error, "the changed TLS files cannot be used; going on with those before")
                             }
                         }
@@ -134,6 +136,11 @@ impl Handshake {
             }
         }
     }
+}
+
+/// Counts changed files.
+fn reloaded(listener: &'static str, outcome: &'static str) {
+    metrics::counter!("millrace_listen_tls_reloads_total", "listener" => listener, "outcome" => outcome).increment(1);
 }
 
 fn read(key: &str, path: &Path) -> Result<Vec<u8>, String> {

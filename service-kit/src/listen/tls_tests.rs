@@ -76,6 +76,7 @@ async fn who(Extension(peer): Extension<Peer>) -> String {
 
 #[tokio::test]
 async fn clients_are_known_by_their_certificates_and_files_may_change() {
+    crate::metrics::prometheus();
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| -> PathBuf { directory.path().join(name) };
     let write = |name: &str, text: &str| fs::write(at(name), text).unwrap();
@@ -87,7 +88,7 @@ async fn clients_are_known_by_their_certificates_and_files_may_change() {
     let mut config = TlsConfig { cert: at("server.pem"), key: at("server.key"), client_ca: at("ca.pem"), client_auth: ClientAuth::Want };
     let serve = async |config: &TlsConfig| {
         let limits = LimitsConfig::default();
-        let listener = Listener::bind("test", ListenAddr::new((Ipv4Addr::LOCALHOST, 0)), config, &limits).await.unwrap();
+        let listener = Listener::bind("files", ListenAddr::new((Ipv4Addr::LOCALHOST, 0)), config, &limits).await.unwrap();
         let address = listener.address;
         let ending = Ending::default();
         let task = tokio::spawn(listener.serve(Router::new().route("/", get(who)), Arc::new(limits), ending.clone()));
@@ -106,7 +107,12 @@ async fn clients_are_known_by_their_certificates_and_files_may_change() {
     // A broken file changes nothing; a good pair is shown to the next connections.
     let (server, key) = second.certify("server", "localhost");
     write("server.pem", "nonsense");
-    sleep(super::LOOK).await;
+    // Whoever connects until the file is looked at, and then, is shown the certificate of before.
+    let refused = "millrace_listen_tls_reloads_total{listener=\"files\",outcome=\"refused\"} ";
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !crate::metrics::render().contains(refused) {
+        assert!(first.read(address, None).await.is_ok() && Instant::now() < deadline, "the broken file is not looked at");
+    }
     assert!(first.read(address, None).await.is_ok());
     write("server.key", &key);
     write("server.pem", &server);

@@ -52,7 +52,9 @@ pub(super) fn upgrade(upgrade: WebSocketUpgrade, stream: Stream) -> Response {
 
 async fn serve(mut stream: Stream, mut socket: WebSocket) {
     let end = run(&mut stream, &mut socket).await;
+    let session = Arc::clone(&stream.session);
     let (code, reason) = match &end {
+        End::Cut => return stream.app.sessions.remove(&session, false).await,
         End::Client => (close_code::NORMAL, ""),
         End::Shutdown => (close_code::AWAY, "the bridge is shutting down; connect again"),
         End::Error(error) => {
@@ -62,12 +64,11 @@ async fn serve(mut stream: Stream, mut socket: WebSocket) {
         }
     };
     drop(timeout(HEARTBEAT, socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() })))).await);
-    let session = Arc::clone(&stream.session);
     stream.app.sessions.remove(&session, false).await;
 }
 
 async fn run(stream: &mut Stream, socket: &mut WebSocket) -> End {
-    let (shutdown, idle) = (stream.shutdown(), stream.app.config.consume.session_idle);
+    let (shutdown, ended) = (stream.shutdown(), stream.session.ended());
     let max = u64::from(stream.app.config.consume.credit_records_max);
     // Without limit until the client gives some.
     let mut credit: Option<u64> = None;
@@ -86,6 +87,8 @@ async fn run(stream: &mut Stream, socket: &mut WebSocket) -> End {
         };
         let fetched = select! {
             () = shutdown.cancelled() => return End::Shutdown,
+            // It has given no credit, and said nothing.
+            () = ended.cancelled() => return stream.cut_off(true),
             heard = socket.recv() => match heard {
                 None | Some(Err(_) | Ok(Message::Close(_))) => return End::Client,
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
@@ -109,7 +112,12 @@ async fn run(stream: &mut Stream, socket: &mut WebSocket) -> End {
             Some(Ok(text)) => Message::Text(text),
             Some(Err(_)) => return End::Error(BridgeError::new(Code::Internal, "a batch is not UTF-8")),
         };
-        if !matches!(timeout(idle, socket.send(message)).await, Ok(Ok(()))) {
+        let sent = select! {
+            () = shutdown.cancelled() => return End::Shutdown,
+            () = ended.cancelled() => return stream.cut_off(false),
+            sent = socket.send(message) => sent,
+        };
+        if sent.is_err() {
             return End::Client;
         }
         spend(bytes).await;
