@@ -24,6 +24,9 @@ const KNOWN: &[&str] = &[
     "/v1/metadata/version",
 ];
 
+/// What is shown, in words and as curl's arguments; the status of what everybody who is somebody may ask, and of the rest.
+type Kind<'a> = (&'a str, Vec<(&'a str, String)>, (u16, u16));
+
 /// Method and path of every route, as the bridge's document says; a test beside the table of routes sees to it that it has all of them.
 async fn routes(site: &Site, bridge: &Bridge) -> Vec<(String, String)> {
     let document = site.curl(bridge, &["-H", "x-api-key: key-of-root"], "/openapi").await.is(200);
@@ -97,11 +100,10 @@ async fn no_route_is_reached_with_credentials_that_are_none_or_not_enough() {
     };
     let certificate = |name: &str| [("cert", site.path(&format!("{name}.pem"))), ("key", site.path(&format!("{name}.key")))];
     let header = |text: &str| vec![("header", text.to_owned())];
-    // What is shown; the status of what everybody who is somebody may ask, and of the rest.
     const NOBODY: (u16, u16) = (401, 401);
     const POWERLESS: (u16, u16) = (200, 403);
     const NO_TLS: (u16, u16) = (0, 0);
-    let kinds: Vec<(&str, Vec<(&str, String)>, (u16, u16))> = vec![
+    let kinds: Vec<Kind<'_>> = vec![
         ("nothing", vec![], NOBODY),
         ("a certificate of another authority", certificate("stranger").to_vec(), NO_TLS),
         ("an expired certificate", certificate("expired").to_vec(), NO_TLS),

@@ -172,6 +172,7 @@ fn hundredth(mut socket: TcpStream, bytes_per_second: u64, over: &Arc<AtomicBool
     })
 }
 
+#[allow(clippy::print_stderr)] // figures
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_do_not_read_cost_a_bounded_memory_keep_nobody_waiting_and_are_cut_off() {
     let long = std::env::var("SLOW_SECONDS").ok().map(|seconds| Duration::from_secs(seconds.parse().expect("SLOW_SECONDS is a number")));
@@ -239,7 +240,7 @@ async fn clients_that_do_not_read_cost_a_bounded_memory_keep_nobody_waiting_and_
     }
     let grown = peak.saturating_sub(at_first);
     let bound = HELD_BYTES_MAX + (STALLED + slow.len()) as u64 * CLIENT_BYTES_MAX;
-    println!("{before:?} alone; {} MiB more than before at most, {} MiB allowed; {rounds} rounds", grown >> 20, bound >> 20);
+    eprintln!("{before:?} alone; {} MiB more than before at most, {} MiB allowed; {rounds} rounds", grown >> 20, bound >> 20);
     assert!(grown < bound, "{} MiB more than before; {} MiB are allowed", grown >> 20, bound >> 20);
     over.store(true, Ordering::Relaxed);
     for slow in slow {
