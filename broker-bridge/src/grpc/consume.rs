@@ -178,7 +178,7 @@ struct Consumer<'a> {
     unacked: VecDeque<Sent>,
     last: u64,
     /// Fetched, waiting for a place in the queue.
-    ready: Option<(ConsumeResponse, Option<Counted>)>,
+    ready: Option<(ConsumeResponse, Counted)>,
     /// To be answered when no fetch is under way; until then the client is not heard.
     asked: Option<Asked>,
 }
@@ -205,7 +205,7 @@ impl Consumer<'_> {
         loop {
             if fetch.is_none() && self.ready.is_none() {
                 if let Some(asked) = self.asked.take() {
-                    self.ready = Some((self.answer(asked).await?, None));
+                    self.ready = Some((self.answer(asked).await?, self.session.count(0)));
                 } else if self.credit > 0 {
                     let records_max = usize::try_from(self.credit).unwrap_or(usize::MAX).min(BATCH_RECORDS_MAX);
                     let limits = Limits { records_max, bytes_max: BATCH_BYTES_MAX, bytes_min: 1, wait: FETCH_WAIT };
@@ -308,7 +308,7 @@ impl Consumer<'_> {
         let blocked = records.blocked.into_iter();
         let blocked = blocked.map(|at| wire::TopicPartition { topic: at.topic.to_string(), partition: at.partition }).collect();
         let counted = self.session.count(records.bytes);
-        self.ready = Some((ConsumeResponse { batch: self.last, records: records.records, positions: None, blocked }, Some(counted)));
+        self.ready = Some((ConsumeResponse { batch: self.last, records: records.records, positions: None, blocked }, counted));
     }
 
     async fn acknowledge(&mut self, batch: u64) -> Result<()> {
