@@ -62,7 +62,12 @@ async fn answered<T>(client: &Client, request: impl Future<Output = T>) -> T {
         }
         let asked = Arc::clone(client);
         let renewal = blocking(move || {
-            drop(asked.inner().fetch_metadata(None, RENEWAL));
+            let watch = asked.inner().context();
+            match asked.inner().fetch_metadata(None, RENEWAL) {
+                Ok(_) => watch.on_success(),
+                Err(_) => watch.unanswered(),
+            }
+            watch.help(asked.inner());
             Ok(())
         });
         select! {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError as RdError, RDKafkaErrorCode as Code};
@@ -17,6 +17,7 @@ use tracing::debug;
 use super::access::{Need, denied};
 use super::outage::Outage;
 use super::properties::{self, Role};
+use super::rescue::Rescue;
 use super::{KafkaConfig, KafkaError, certificate, refusal, tls};
 
 /// Settings of a librdkafka client for one role.
@@ -43,6 +44,7 @@ pub(super) struct Watch {
     /// The topic that a transaction was refused for: librdkafka tells it in its log alone.
     denied_topic: Arc<Mutex<Option<String>>>,
     refused: Arc<Mutex<Option<Refused>>>,
+    rescue: Arc<Rescue>,
 }
 
 /// Why no connection comes about: what librdkafka said, without what differs each time, and what it means.
@@ -58,6 +60,7 @@ impl Watch {
             config: Arc::new(config.clone()),
             denied_topic: Arc::default(),
             refused: Arc::default(),
+            rescue: Arc::default(),
         }
     }
 
@@ -113,7 +116,10 @@ impl Watch {
 
     pub(super) fn on_error(&self, error: &RdError, reason: &str) {
         match error.rdkafka_error_code() {
-            Some(Code::AllBrokersDown) => self.outage.suspect(),
+            Some(Code::AllBrokersDown) => {
+                self.rescue.lost(Instant::now());
+                self.outage.suspect();
+            }
             Some(Code::Resolve) => self.outage.unresolved(reason),
             Some(Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL) => self.refuse(reason),
             // A server that does not like the client's certificate says so when the handshake is over for the client (TLS 1.3).
@@ -155,10 +161,21 @@ impl Watch {
 
     /// A request succeeded.
     pub(super) fn on_success(&self) {
+        self.rescue.found();
         self.outage.back();
         if self.refused.lock().take().is_some() {
             self.outage.accepted();
         }
+    }
+
+    /// To be called now and then while the client is used.
+    pub(super) fn help<C: ClientContext>(&self, client: &Client<C>) {
+        self.rescue.help(client, || self.config.servers());
+    }
+
+    /// A question was not answered.
+    pub(super) fn unanswered(&self) {
+        self.rescue.lost(Instant::now());
     }
 
     /// The topic that the transaction under way was refused for, once.

@@ -78,7 +78,14 @@ impl Lookup {
                 lookup.watch.on_success();
                 Ok(answer)
             }
-            Err(error) => Err(lookup.watch.explain_for(&error, &what, &need)),
+            Err(error) => {
+                let error = lookup.watch.explain_for(&error, &what, &need);
+                if matches!(error, KafkaError::Timeout(_) | KafkaError::Unreachable(_)) {
+                    // The loss of its brokers may have been told before the answer that took them counted as a success.
+                    lookup.watch.unanswered();
+                }
+                Err(error)
+            }
         })
         .await
         .map_err(|error| match error {
@@ -264,6 +271,7 @@ pub(super) fn serve(consumer: &Arc<BaseConsumer<Watch>>, stop: &Arc<AtomicBool>)
     let stop = Arc::clone(stop);
     let work = move || {
         while !stop.load(Ordering::Relaxed) {
+            consumer.context().help(consumer.client());
             if let Some(Err(error)) = consumer.poll(SERVE_INTERVAL) {
                 // Told to the context already.
                 tracing::trace!(%error, "consumer event");

@@ -206,6 +206,7 @@ fn take(
         return Err(error);
     }
     held.lost.lock().clear();
+    watch.help(consumer.client());
     let on_hold = held.on_hold.load(Ordering::Acquire);
     let mut records: Vec<(TopicPartition, Record)> = Vec::new();
     let mut bytes = 0;

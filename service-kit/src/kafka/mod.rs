@@ -34,6 +34,7 @@ mod producer;
 mod properties;
 mod range;
 mod refusal;
+mod rescue;
 mod scram;
 mod tls;
 mod topic_config;

@@ -187,6 +187,7 @@ impl Polled {
             std::thread::Builder::new().name("producer polling".to_owned()).spawn(move || {
                 while !ended.load(Ordering::Relaxed) {
                     producer.poll(POLL_WAIT);
+                    producer.context().0.watch.help(producer.client());
                 }
             })
         };

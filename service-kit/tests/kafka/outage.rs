@@ -173,3 +173,58 @@ async fn wrong_settings_are_told_when_the_client_is_made() {
     let Err(error) = kafka::producer(&wrong).await else { panic!("accepted") };
     assert!(matches!(&error, KafkaError::Config(text) if text.contains("acks = most")), "{error:?}");
 }
+
+/// librdkafka throws its brokers away when one tells of topics and of no broker, and may never look for them again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_were_told_of_no_broker_find_one_again() {
+    topic("fenced", 1, &[], async |name| {
+        let proxy = Proxy::start().await;
+        let mut config = KafkaConfig::new(&proxy.servers);
+        // Each client asks for metadata again and again, so each is told.
+        config.set("metadata.max.age.ms", "200");
+        config.set("default.api.timeout.ms", "1000");
+        let admin = kafka::admin(&config).await.unwrap();
+        let producer = kafka::producer(&config).await.unwrap();
+        let member = kafka::member(&config, &unique("fenced"), &[name.to_string()], "earliest").await.unwrap();
+        let reader = kafka::range_reader(&config, Isolation::ReadCommitted).await.unwrap();
+        let partition = TopicPartition::new(Arc::clone(&name), 0);
+        let write = async |count: usize| {
+            let results = producer.send(numbered(&name, "r", count)).await;
+            results.iter().all(Result::is_ok)
+        };
+        assert!(write(10).await);
+        let mut seen = 0;
+        eventually("the member has read", Duration::from_secs(30), async || {
+            seen += member.poll(100, Duration::from_millis(100)).await.unwrap().len();
+            seen == 10
+        })
+        .await;
+        assert_eq!(read(&reader, &partition, 0, 10).await.unwrap().len(), 10);
+
+        for round in 1..=3 {
+            let told = proxy.fenced_answers.load(std::sync::atomic::Ordering::SeqCst);
+            proxy.fence(true);
+            eventually("the clients are told", Duration::from_secs(30), async || {
+                drop(admin.topics().await);
+                drop(member.poll(1, Duration::from_millis(10)).await);
+                proxy.fenced_answers.load(std::sync::atomic::Ordering::SeqCst) >= told + 4
+            })
+            .await;
+            proxy.fence(false);
+            let bound = Duration::from_secs(40);
+            eventually("the admin client asks again", bound, async || admin.topics().await.is_ok()).await;
+            eventually("settings are read again", bound, async || admin.topic_config(&name).await.is_ok()).await;
+            assert!(write(10).await, "round {round}");
+            eventually("the member goes on", bound, async || {
+                seen += member.poll(100, Duration::from_millis(100)).await.map_or(0, |records| records.len());
+                seen == 10 * (round + 1)
+            })
+            .await;
+            eventually("the reader goes on", bound, async || {
+                read(&reader, &partition, 0, 10 * (round as i64 + 1)).await.is_ok_and(|records| records.len() == 10 * (round + 1))
+            })
+            .await;
+        }
+    })
+    .await;
+}

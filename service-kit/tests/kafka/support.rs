@@ -129,6 +129,10 @@ pub(crate) struct Proxy {
     pub(crate) split_requests: Arc<AtomicUsize>,
     pub(crate) requests: Arc<AtomicUsize>,
     open: watch::Sender<bool>,
+    /// Answers about the cluster name no broker.
+    fenced: Arc<AtomicBool>,
+    /// Of these answers.
+    pub(crate) fenced_answers: Arc<AtomicUsize>,
     /// Listeners and connections.
     live: Arc<AtomicUsize>,
 }
@@ -140,6 +144,7 @@ impl Proxy {
         let split_requests = Arc::new(AtomicUsize::new(0));
         let requests = Arc::new(AtomicUsize::new(0));
         let live = Arc::new(AtomicUsize::new(0));
+        let (fenced, fenced_answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let mut listeners = Vec::new();
         let mut ports = Vec::new();
         for broker in &brokers {
@@ -159,13 +164,15 @@ impl Proxy {
                 upstream,
                 ports: ports.clone(),
                 open: open.subscribe(),
+                fenced: Arc::clone(&fenced),
+                fenced_answers: Arc::clone(&fenced_answers),
                 live: Arc::clone(&live),
                 split_requests: Arc::clone(&split_requests),
                 requests: Arc::clone(&requests),
             };
             tokio::spawn(accept(listener, link));
         }
-        Self { servers: servers.join(","), split_requests, requests, open, live }
+        Self { servers: servers.join(","), split_requests, requests, open, fenced, fenced_answers, live }
     }
 
     /// Ends all connections; returns when they have ended, so that nothing sent from now on gets through.
@@ -177,6 +184,11 @@ impl Proxy {
     pub(crate) fn restore(&self) {
         self.open.send_replace(true);
     }
+
+    /// As long as it is set, the only broker tells of its topics and of no broker, as one does that the controller has fenced.
+    pub(crate) fn fence(&self, fenced: bool) {
+        self.fenced.store(fenced, Ordering::SeqCst);
+    }
 }
 
 #[derive(Clone)]
@@ -185,6 +197,8 @@ struct Link {
     /// Announced host, announced port, the proxy's port.
     ports: Vec<(String, u16, u16)>,
     open: watch::Receiver<bool>,
+    fenced: Arc<AtomicBool>,
+    fenced_answers: Arc<AtomicUsize>,
     live: Arc<AtomicUsize>,
     split_requests: Arc<AtomicUsize>,
     requests: Arc<AtomicUsize>,
@@ -271,11 +285,13 @@ async fn carry(_live: Live, client: TcpStream, link: Link) {
     };
     let responses = async {
         loop {
-            let length = from_server.read_u32().await?;
-            let mut frame = vec![0; length as usize];
+            let mut frame = vec![0; from_server.read_u32().await? as usize];
             from_server.read_exact(&mut frame).await?;
             announce_proxies(&mut frame, &link.ports);
-            to_client.write_all(&length.to_be_bytes()).await?;
+            if link.fenced.load(Ordering::SeqCst) && take_broker(&mut frame, &link.ports[0].0) {
+                link.fenced_answers.fetch_add(1, Ordering::SeqCst);
+            }
+            to_client.write_all(&(frame.len() as u32).to_be_bytes()).await?;
             to_client.write_all(&frame).await?;
         }
         #[allow(unreachable_code)] // Gives the block its type.
@@ -299,6 +315,24 @@ fn announce_proxies(frame: &mut [u8], ports: &[(String, u16, u16)]) {
             frame[at + host.len()..at + pattern.len()].copy_from_slice(&u32::from(*proxy).to_be_bytes());
         }
     }
+}
+
+/// Makes the list of brokers empty in a metadata response of version 9 or later with one broker; gives whether it was one. Before the list are the
+/// correlation id, no tags, and the throttle time; in it the broker's id, host, port, no rack and no tags.
+fn take_broker(frame: &mut Vec<u8>, host: &str) -> bool {
+    const LIST: usize = 9;
+    let name = LIST + 1 + 4;
+    let end = name + 1 + host.len() + 4 + 1 + 1;
+    let is_one = frame.len() > end
+        && frame[4] == 0
+        && frame[LIST] == 2
+        && usize::from(frame[name]) == host.len() + 1
+        && frame[name + 1..].starts_with(host.as_bytes())
+        && frame[end - 2..end] == [0, 0];
+    if is_one {
+        frame.splice(LIST..end, [1]);
+    }
+    is_one
 }
 
 /// Lines at `info` and above that hold `text`.
