@@ -182,12 +182,14 @@ impl ApiKeys {
     pub(super) fn read(path: &Path) -> Result<Self, String> {
         let mut keys = HashMap::new();
         for (line, name, text) in lines(path)? {
-            let hash = unhex(&text).filter(|hash| hash.len() == digest::SHA512_OUTPUT_LEN).ok_or_else(|| {
-                format!(
-                    "{}:{line}: what {name:?} has is no SHA-512 in 128 hex digits; make one with `printf %s KEY | sha512sum`",
-                    path.display()
-                )
-            })?;
+            let hash = unhex(text.split_whitespace().next().unwrap_or_default())
+                .filter(|hash| hash.len() == digest::SHA512_OUTPUT_LEN)
+                .ok_or_else(|| {
+                    format!(
+                        "{}:{line}: what {name:?} has is no SHA-512 in 128 hex digits; make one with `printf %s KEY | sha512sum`",
+                        path.display()
+                    )
+                })?;
             if let Some(other) = keys.insert(hash, name) {
                 return Err(format!("{}:{line}: the same key is {other:?}'s already", path.display()));
             }

@@ -867,7 +867,7 @@ impl Session {
                 if offset < kept.offset {
                     tracing::warn!(
                         group = self.group, %partition, kafka = offset, stored = kept.offset,
-                        "Kafka's offset is before the stored one, which is used; was it set with Kafka's tools? seek there with POST …/positions and commit"
+                        "Kafka's offset is before the stored one, which is used; was it set with Kafka's tools? `millrace group reset-offsets` moves the group back"
                     );
                     continue;
                 }

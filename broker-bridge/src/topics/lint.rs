@@ -110,7 +110,13 @@ fn partitions(facts: &Facts, allowed: Allowed, findings: &mut Findings) {
     let (wanted, why) = advice::partitions(facts.consumers, facts.producers, facts.rate, allowed);
     let why = why.join("; ");
     let have = facts.partitions;
-    let grow = || format!("grow it to {wanted} partitions{}", what_growing_breaks(facts));
+    let grow = || {
+        format!(
+            "grow it to {wanted} partitions (`millrace topic add-partitions {} --partitions {wanted}`){}",
+            facts.name,
+            what_growing_breaks(facts)
+        )
+    };
     if have < facts.consumers {
         let idle = facts.consumers - have;
         findings.add(
