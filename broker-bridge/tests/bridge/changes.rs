@@ -42,7 +42,7 @@ async fn writes(client: &Client, topic: &str, records: &Value) {
         if status == 200 && answer["offsets"].as_array().unwrap().iter().all(|offset| offset["offset"].is_number()) {
             return;
         }
-        assert!(status == 503 && answer["error_code"] == 50003, "{status} {answer}");
+        assert!(status == 500 && answer["error_code"] == 50003, "{status} {answer}");
         assert!(Instant::now() < deadline, "{answer}");
         sleep(Duration::from_millis(50)).await;
     }

@@ -64,7 +64,15 @@ impl Producer for Direct {
         let (records, mut results) = handle.send(records).await;
         if results.iter().any(Result::is_err) {
             self.send_alone(&handle, &records, &mut results).await;
-            handle.confirm_unknown(&records, &mut results).await;
+            let appeared = handle.confirm_unknown(&records, &mut results).await;
+            if !appeared.is_empty() {
+                let again: Vec<OutRecord> = appeared.iter().map(|&index| records[index].clone()).collect();
+                let (again, mut answers) = handle.send(again).await;
+                handle.confirm_unknown(&again, &mut answers).await;
+                for (index, answer) in appeared.into_iter().zip(answers) {
+                    results[index] = answer;
+                }
+            }
             self.replace_if_fatal(&handle, &records, &mut results);
         }
         let errors = results.iter().filter(|result| result.is_err()).count();
@@ -366,8 +374,13 @@ impl Handle {
     }
 
     /// librdkafka remembers for minutes that a topic is unknown, and a broker that has just come back may know none for a
-    /// moment (2.8 and its like). Asks the broker: what is there by now is to be tried again.
-    pub(super) async fn confirm_unknown(self: &Arc<Self>, records: &[OutRecord], results: &mut [Result<Written, KafkaError>]) {
+    /// moment (2.8 and its like). Asks the broker: what is there by now is to be tried again. Gives the records of topics that are.
+    pub(super) async fn confirm_unknown(
+        self: &Arc<Self>,
+        records: &[OutRecord],
+        results: &mut [Result<Written, KafkaError>],
+    ) -> Vec<usize> {
+        let mut appeared = Vec::new();
         // The partition may be one that librdkafka had chosen.
         let is_unknown = |record: &OutRecord, error: &KafkaError| match error {
             KafkaError::UnknownTopic(_) => true,
@@ -393,13 +406,17 @@ impl Handle {
             let handle = Arc::clone(self);
             let name = Arc::clone(&topic);
             let known = blocking(move || Ok(handle.look_up(&name))).await.unwrap_or(Known::Unclear);
-            for (record, result) in records.iter().zip(&mut *results).filter(|(record, _)| record.topic == topic) {
+            let of_topic = records.iter().zip(&mut *results).enumerate().filter(|(_, (record, _))| record.topic == topic);
+            for (index, (record, result)) in of_topic {
                 if !result.as_ref().is_err_and(|error| is_unknown(record, error)) {
                     continue;
                 }
                 match known {
                     Known::Partitions(count) if record.partition.is_some_and(|partition| partition >= count) => {}
-                    Known::Partitions(_) => *result = Err(KafkaError::Retryable(format!("topic \"{topic}\" has appeared just now"))),
+                    Known::Partitions(_) => {
+                        appeared.push(index);
+                        *result = Err(KafkaError::Retryable(format!("topic \"{topic}\" has appeared just now")));
+                    }
                     Known::Absent => *result = Err(KafkaError::UnknownTopic(topic.to_string())),
                     Known::Unclear => {
                         *result = Err(KafkaError::Retryable(format!("no broker can tell yet whether there is a topic \"{topic}\"")));
@@ -407,6 +424,7 @@ impl Handle {
                 }
             }
         }
+        appeared
     }
 
     fn look_up(&self, topic: &str) -> Known {
