@@ -418,6 +418,17 @@ fn reached_at(headers: &HeaderMap) -> (&str, &str) {
     (scheme, host)
 }
 
+/// A header that is text and comes once; `None` where it does not come.
+fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(BridgeError::new(Code::Unprocessable, format!("the header {name} comes more than once; send one")));
+    }
+    let text = std::str::from_utf8(value.as_bytes());
+    text.map(Some).map_err(|_| BridgeError::new(Code::Unprocessable, format!("the header {name} is not UTF-8; send text, as a UUID is")))
+}
+
 /// A name as a segment of a path.
 fn segment(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
