@@ -504,6 +504,7 @@ impl Session {
                 return Err(self.illegal("keeps its window in the metadata of offsets; commit without metadata"));
             }
         }
+        self.check_ends(&state, ends.as_deref().unwrap_or_default()).await?;
         state.acknowledge_below(ends.as_deref());
         drop(state);
         self.keep_and_mirror().await

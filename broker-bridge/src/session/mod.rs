@@ -530,10 +530,34 @@ impl Session {
                     // Not yet reading: the group's epoch of now is the one the client means.
                     state.epoch = self.deps.store.get(&self.group, Some(&[])).await?.epoch;
                 }
+                self.check_ends(&state, &offsets).await?;
                 offsets
             }
         };
         self.acknowledge(state, offsets, explicit).await
+    }
+
+    /// An error where an offset lies behind its partition's end: what is written next would never be delivered. What was delivered is not asked for.
+    async fn check_ends(&self, state: &State, offsets: &[OffsetCommit]) -> Result<()> {
+        let was_delivered = |commit: &&OffsetCommit| {
+            let delivered = state.partitions.get(&commit.partition).and_then(|progress| progress.delivered);
+            delivered.is_some_and(|delivered| commit.offset <= delivered)
+        };
+        let far: Vec<&OffsetCommit> = offsets.iter().filter(|commit| !was_delivered(commit)).collect();
+        if far.is_empty() {
+            return Ok(());
+        }
+        let asked: Vec<TopicPartition> = far.iter().map(|commit| commit.partition.clone()).collect();
+        let bounds = self.deps.topics.bounds(&asked).await?;
+        for OffsetCommit { partition, offset, .. } in far {
+            if let Some(end) = bounds.get(partition).map(|bounds| bounds.latest).filter(|end| offset > end) {
+                return Err(BridgeError::new(
+                    Code::Unprocessable,
+                    format!("{partition} ends at {end}, and the next offset to read cannot be {offset}; commit up to its end"),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The group's offsets: the store's, else Kafka's.
