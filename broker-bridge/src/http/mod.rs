@@ -42,6 +42,7 @@ use crate::{
     config::{BridgeConfig, Compat},
     connect::Connection,
     error::{BridgeError, Code, Result},
+    gate::Gate,
     lag::Lag,
     produce::Produce,
     registry::{self, Registry},
@@ -62,6 +63,7 @@ pub(crate) struct App {
     pub(crate) registry: Registry,
     pub(crate) config: Arc<BridgeConfig>,
     pub(crate) readiness: Readiness,
+    pub(crate) gate: Arc<Gate>,
     /// To the replica that holds a session.
     pub(crate) forward: Forward,
     /// `None`: everybody may do everything.
@@ -265,10 +267,11 @@ async fn healthy() -> &'static str {
 /// It may be sent work.
 async fn ready(State(app): State<App>) -> Response {
     let pending = app.readiness.pending();
-    if pending.is_empty() {
-        return "ready\n".into_response();
+    let reason = if pending.is_empty() { app.gate.unready() } else { Some(format!("waiting for: {}", pending.join(", "))) };
+    match reason {
+        None => "ready\n".into_response(),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
-    (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", pending.join(", "))).into_response()
 }
 
 const OPENAPI: &str = include_str!("openapi.json");

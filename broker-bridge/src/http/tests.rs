@@ -26,6 +26,7 @@ pub(super) fn app(kafka: &FakeKafka, store: &MemoryOffsets, config: BridgeConfig
         forward: Forward::new(&config).unwrap(),
         config: Arc::new(config),
         readiness: Readiness::default(),
+        gate: testing::gate(),
         auth,
     }
 }
