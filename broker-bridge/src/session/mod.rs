@@ -33,6 +33,7 @@ mod batches;
 mod directory;
 mod log;
 mod marks;
+mod pattern;
 mod position;
 mod registry;
 mod sharing;
@@ -279,6 +280,7 @@ impl Session {
     /// Joins the group for these topics, in place of an earlier subscription. One topic that begins with `^` is a pattern.
     pub(crate) async fn subscribe(&self, topics: Vec<String>) -> Result<()> {
         auth::check_subscription(&self.group, topics.iter().map(String::as_str))?;
+        pattern::check(&topics)?;
         for topic in topics.iter().filter(|topic| !topic.starts_with('^')) {
             self.deps.topics.check(topic, None).await?;
         }

@@ -18,6 +18,7 @@ mod idempotence;
 mod java;
 mod limits;
 mod openapi;
+mod patterns;
 mod process;
 mod push;
 mod registry;

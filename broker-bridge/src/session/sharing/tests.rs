@@ -108,6 +108,22 @@ async fn a_member_that_is_fenced_while_nobody_has_its_session_joins_again() {
 }
 
 #[tokio::test]
+async fn a_kept_pattern_that_would_be_refused_is_dropped() {
+    let world = World::new();
+    let (a, b) = (world.replica("http://a:1"), world.replica("http://b:1"));
+    let session = subscribed(&a).await;
+    let bad = || vec!["^(((a{1,100}){1,100}){1,100})".to_owned()];
+    let refused = session.subscribe(bad()).await.unwrap_err();
+    assert!(refused.code == Code::Unprocessable && refused.message.contains("topic_pattern"), "{refused}");
+    assert_eq!(session.subscription().await.unwrap(), ["t"], "the former one stays");
+    let (turn, entry) = there(&b).await;
+    let entry = Entry { reads: Reads::Topics(bad()), ..(*entry).clone() };
+    let taken = b.take_over("g", "i", turn, &entry, testing::settings()).await.unwrap().unwrap();
+    assert_eq!(taken.subscription().await.unwrap(), Vec::<String>::new());
+    assert_eq!(there(&world.replica("http://c:1")).await.1.reads, Reads::Nothing, "for everybody");
+}
+
+#[tokio::test]
 async fn another_replica_goes_on_at_what_was_acknowledged_and_the_first_one_lets_go() {
     let world = World::new();
     let (a, b) = (world.replica("http://a:1"), world.replica("http://b:1"));
