@@ -192,6 +192,8 @@ enum End {
     Cut,
     Shutdown,
     Error(BridgeError),
+    /// What a WebSocket's client sent is none of ours; with the code that closes it.
+    Refused(u16, BridgeError),
 }
 
 impl Stream {

@@ -326,7 +326,10 @@ async fn bad_consumer_requests_say_what_to_do() {
     bridge.post("/consumers/g", r#"{"format":"thrift"}"#).await.fails(422, 42204, "binary, json, text, avro, jsonschema, protobuf");
     bridge.post("/consumers/g", r#"{"auto.offset.reset":"smallest"}"#).await.fails(422, 42204, "earliest, latest or none");
     bridge.post("/consumers/g", r#"{"group.protocol":"x"}"#).await.fails(422, 42204, "group.protocol is not a setting");
-    bridge.post("/consumers/g", r#"{"name":"a/b"}"#).await.fails(422, 42204, "letters");
+    for name in ["a/b", ".", ".."] {
+        bridge.post("/consumers/g", &format!(r#"{{"name":"{name}"}}"#)).await.fails(422, 42204, "letters");
+    }
+    bridge.post("/consumers/a%00b", "{}").await.fails(422, 422, "name of a group");
     bridge.call("POST", "/consumers/g", &[("content-type", "text/plain")], "{}").await.fails(415, 415, V2);
     let base = bridge.consumer(r#"{"name":"one"}"#).await;
     bridge.post("/consumers/g", r#"{"name":"one"}"#).await.fails(409, 40902, "another name");

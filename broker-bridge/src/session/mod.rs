@@ -55,6 +55,7 @@ use service_kit::{
     offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
 };
 use tokio::{
+    select,
     sync::{Mutex, Notify, oneshot},
     time::{Instant, timeout},
 };
@@ -278,7 +279,9 @@ impl Session {
     }
 
     /// Joins the group for these topics, in place of an earlier subscription. One topic that begins with `^` is a pattern.
-    pub(crate) async fn subscribe(&self, topics: Vec<String>) -> Result<()> {
+    pub(crate) async fn subscribe(&self, mut topics: Vec<String>) -> Result<()> {
+        let mut named = BTreeSet::new();
+        topics.retain(|topic| named.insert(topic.clone()));
         auth::check_subscription(&self.group, topics.iter().map(String::as_str))?;
         pattern::check(&topics)?;
         for topic in topics.iter().filter(|topic| !topic.starts_with('^')) {
@@ -427,7 +430,14 @@ impl Session {
                         let state = session.state.lock().await;
                         (encode.wants(state.ready.iter().map(|(_, record)| record)), state.ready.is_empty())
                     };
-                    filled = if nothing { session.check_topics().await } else { encode.look_up(schemas).await };
+                    let over = session.deps.shutdown.is_cancelled();
+                    filled = if nothing && over {
+                        Ok(())
+                    } else if nothing {
+                        session.check_topics().await
+                    } else {
+                        encode.look_up(schemas).await
+                    };
                 }
                 let mut state = session.state.lock().await;
                 session.touch();
@@ -661,6 +671,10 @@ impl Session {
             let wait = if has_enough || all_blocked { Duration::ZERO } else { left.min(POLL_WAIT_MAX) };
             let polled = self.poll(&member, wait).await?;
             let nothing_came = polled.is_empty();
+            if self.deps.shutdown.is_cancelled() {
+                // The session may have been handed on already: the answer is what is here.
+                return Ok(());
+            }
             let mut state = self.open().await?;
             let same_source = state.source.as_ref().is_some_and(|source| Arc::ptr_eq(&source.member, &member));
             if same_source {
@@ -708,7 +722,11 @@ impl Session {
     /// Polls. A static member may be fenced although no other bridge has the session: the coordinator that goes on for a killed one may know an earlier
     /// member of that name. Then it joins again, in the place of that one.
     async fn poll(&self, member: &Arc<dyn Member>, wait: Duration) -> Result<Vec<(TopicPartition, Record)>> {
-        let reason = match member.poll(POLL_RECORDS_MAX, wait).await {
+        let polled = select! {
+            () = self.deps.shutdown.cancelled() => return Ok(Vec::new()),
+            polled = member.poll(POLL_RECORDS_MAX, wait) => polled,
+        };
+        let reason = match polled {
             Err(KafkaError::Fenced(reason)) => reason,
             polled => return Ok(polled?),
         };

@@ -364,8 +364,7 @@ impl Request<'_> {
             return Err(BridgeError::new(
                 Code::Unprocessable,
                 format!(
-                    "batch id {:?} was used for other records within the last {}s; give every batch its own id",
-                    String::from_utf8_lossy(&self.key),
+                    "this batch id, or Idempotency-Key, was used for other records within the last {}s; give every batch its own id",
                     self.inner.config.dedup_age.as_secs()
                 ),
             ));
