@@ -88,7 +88,7 @@ const POLL_RECORDS_MAX: usize = 500;
 /// The longest single wait for Kafka: a hang-up or the end of the process is noticed in between.
 const POLL_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Not sooner does a fenced member join again: who really has its place would be fenced in turn.
-const JOIN_AGAIN_INTERVAL: Duration = Duration::from_secs(10);
+const JOIN_AGAIN_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a session looks whether others hold less, if nobody tells it.
 const HELD_INTERVAL: Duration = Duration::from_millis(50);
 /// Metadata of what is mirrored to Kafka: an ordinary member's commit has another.
@@ -730,9 +730,14 @@ impl Session {
             Err(KafkaError::Fenced(reason)) => reason,
             polled => return Ok(polled?),
         };
-        let lately = self.joined_again.lock().is_some_and(|at| at.elapsed() < JOIN_AGAIN_INTERVAL);
-        if lately || !self.is_ours().await {
+        if !self.is_ours().await {
             return Err(KafkaError::Fenced(reason).into());
+        }
+        if self.joined_again.lock().is_some_and(|at| at.elapsed() < JOIN_AGAIN_INTERVAL) {
+            return Err(BridgeError::new(
+                Code::KafkaRetriable,
+                format!("{reason}; the instance has joined its group again a moment ago and does so once more soon, try again"),
+            ));
         }
         *self.joined_again.lock() = Some(Instant::now());
         let mut state = self.open().await?;

@@ -18,6 +18,7 @@ mod idempotence;
 mod java;
 mod limits;
 mod openapi;
+mod outage;
 mod patterns;
 mod process;
 mod push;

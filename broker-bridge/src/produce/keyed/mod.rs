@@ -525,7 +525,10 @@ fn whole(results: Vec<RecordOutcome>) -> Receipt {
 }
 
 fn not_written(error: KafkaError) -> BridgeError {
-    not_written_because(error.into())
+    // Whoever has fenced the writer has not touched the request; there is a new writer for the next one.
+    let fenced = matches!(error, KafkaError::Fenced(_));
+    let error = BridgeError::from(error);
+    not_written_because(if fenced { BridgeError { code: Code::KafkaRetriable, ..error } } else { error })
 }
 
 fn not_written_because(error: BridgeError) -> BridgeError {

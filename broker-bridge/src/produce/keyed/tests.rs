@@ -42,6 +42,12 @@ async fn claim_and_die(kafka: &FakeKafka, replica: &str, key: &str) -> i64 {
     log.claim(&Bytes::copy_from_slice(key.as_bytes()), partition, claim).await.unwrap()
 }
 
+#[test]
+fn whoever_fenced_the_writer_the_request_may_be_repeated() {
+    let refused = not_written(KafkaError::Fenced("InvalidProducerEpoch".into()));
+    assert!(refused.code == Code::KafkaRetriable && refused.retryable() && refused.message.contains("repeat"), "{refused}");
+}
+
 #[tokio::test]
 async fn every_replica_gives_the_first_answer_also_after_its_restart() {
     let kafka = FakeKafka::with_topic("t", 1);
