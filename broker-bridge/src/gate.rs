@@ -124,6 +124,15 @@ impl Gate {
         self.away.read().as_ref().map(|why| format!("Kafka does not answer: {why}"))
     }
 
+    /// Why it should be sent no work now.
+    pub(crate) fn unready(&self) -> Option<String> {
+        if self.shutdown.is_cancelled() {
+            return Some("the bridge is shutting down".to_owned());
+        }
+        let paused = self.paused();
+        if paused.is_empty() { self.degraded() } else { Some(format!("paused: {}", paused.join(", "))) }
+    }
+
     /// The names of what is paused.
     pub(crate) fn paused(&self) -> Vec<String> {
         let paused = Work::ALL.into_iter().filter(|work| self.paused[*work as usize].load(Ordering::Relaxed));
@@ -167,6 +176,7 @@ mod tests {
         assert_eq!((error.code, error.code.status().as_u16()), (Code::Unavailable, 503));
         assert!(error.message.contains("resume produce"), "{error}");
         assert_eq!((gate.paused(), gate.degraded()), (vec!["produce".to_owned()], None));
+        assert_eq!(gate.unready().unwrap(), "paused: produce");
         let pass = gate.enter(Work::Consume, 3).unwrap();
         assert_eq!(gate.in_flight(), 3);
         drop(pass);
@@ -185,7 +195,8 @@ mod tests {
         let error = gate.enter(Work::Produce, 1).err().unwrap();
         assert_eq!((error.code, error.retryable()), (Code::KafkaRetriable, true));
         assert!(error.message.contains("k:9092 timed out"), "{error}");
-        assert!(gate.set_broker(None));
+        assert_eq!(gate.unready().unwrap(), "Kafka does not answer: k:9092 timed out");
+        assert!(gate.set_broker(None) && gate.unready().is_none());
         assert!(gate.enter(Work::Produce, 1).is_ok());
     }
 
@@ -195,5 +206,6 @@ mod tests {
         let gate = Gate::new(shutdown.clone());
         shutdown.cancel();
         assert_eq!(gate.enter(Work::Consume, 1).err().unwrap().code, Code::Unavailable);
+        assert!(gate.unready().unwrap().contains("shutting down"));
     }
 }

@@ -269,6 +269,7 @@ impl Service for BridgeService {
             forward,
             config: Arc::new(config.clone()),
             readiness: ctx.readiness.clone(),
+            gate: Arc::clone(&gate),
             auth,
         };
         let (listen, tls) = (config.http.listen, config.http.tls.clone());

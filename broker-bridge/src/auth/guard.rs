@@ -139,7 +139,9 @@ async fn enter(auth: &Auth, access: Access, name: Option<String>, parts: &Parts)
     let principal = &caller.0.principal;
     if let Err(exhausted) = auth.0.quotas.admit(principal, auth.limits(&caller), Instant::now()) {
         metrics::counter!("millrace_bridge_quota_refused_total", "what" => exhausted.what).increment(1);
-        let message = format!("{principal:?} has used up its {} a second; try again in {:?}", exhausted.what, exhausted.wait);
+        // Not sooner than it says.
+        let wait = (exhausted.wait.as_secs_f64() * 10.0).ceil() / 10.0;
+        let message = format!("{principal:?} has used up its {} a second; try again in {wait:.1} s", exhausted.what);
         return Err(Refusal { error: BridgeError::new(Code::TooMany, message), retry_after: Some(exhausted.wait) });
     }
     match access {

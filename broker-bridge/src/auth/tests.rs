@@ -368,7 +368,11 @@ async fn who_has_used_up_the_quota_is_told_when_to_come_again() {
         let response = router.clone().oneshot(request).await.unwrap();
         let status = response.status().as_u16();
         let after = response.headers().get("retry-after").map(|value| value.to_str().unwrap().parse::<u64>().unwrap());
-        drop(axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap());
+        let text = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        let tells = String::from_utf8_lossy(&text)
+            .rsplit_once("try again in ")
+            .and_then(|(_, wait)| wait.split_once(" s").map(|(wait, _)| wait.parse::<f64>().is_ok()));
+        assert_eq!(tells, (status == 429).then_some(true), "{text:?}");
         (status, after)
     };
     assert_eq!(call("slow", "").await, (200, None));

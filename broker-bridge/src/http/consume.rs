@@ -167,11 +167,11 @@ pub(super) fn settings(fields: BTreeMap<String, Value>, config: &BridgeConfig) -
         };
         match field.as_str() {
             "name" | "id" => {
-                let legal = !text.is_empty()
+                let legal = !matches!(text.as_str(), "" | "." | "..")
                     && text.len() <= 200
                     && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
                 if !legal {
-                    return wrong("1 to 200 letters, digits, '.', '_' or '-'");
+                    return wrong("1 to 200 letters, digits, '.', '_' or '-', and not '.' or '..'");
                 }
                 name = Some(text);
             }

@@ -42,6 +42,7 @@ use crate::{
     config::{BridgeConfig, Compat},
     connect::Connection,
     error::{BridgeError, Code, Result},
+    gate::Gate,
     lag::Lag,
     produce::Produce,
     registry::{self, Registry},
@@ -62,6 +63,7 @@ pub(crate) struct App {
     pub(crate) registry: Registry,
     pub(crate) config: Arc<BridgeConfig>,
     pub(crate) readiness: Readiness,
+    pub(crate) gate: Arc<Gate>,
     /// To the replica that holds a session.
     pub(crate) forward: Forward,
     /// `None`: everybody may do everything.
@@ -265,10 +267,11 @@ async fn healthy() -> &'static str {
 /// It may be sent work.
 async fn ready(State(app): State<App>) -> Response {
     let pending = app.readiness.pending();
-    if pending.is_empty() {
-        return "ready\n".into_response();
+    let reason = if pending.is_empty() { app.gate.unready() } else { Some(format!("waiting for: {}", pending.join(", "))) };
+    match reason {
+        None => "ready\n".into_response(),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
-    (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", pending.join(", "))).into_response()
 }
 
 const OPENAPI: &str = include_str!("openapi.json");
@@ -416,6 +419,17 @@ fn reached_at(headers: &HeaderMap) -> (&str, &str) {
     let scheme = forwarded("proto").or_else(|| first("x-forwarded-proto")).unwrap_or("http");
     let host = forwarded("host").or_else(|| first("x-forwarded-host")).or_else(|| text("host")).unwrap_or("localhost");
     (scheme, host)
+}
+
+/// A header that is text and comes once; `None` where it does not come.
+fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(BridgeError::new(Code::Unprocessable, format!("the header {name} comes more than once; send one")));
+    }
+    let text = std::str::from_utf8(value.as_bytes());
+    text.map(Some).map_err(|_| BridgeError::new(Code::Unprocessable, format!("the header {name} is not UTF-8; send text, as a UUID is")))
 }
 
 /// A name as a segment of a path.

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 use service_kit::kafka::OutRecord;
 
-use super::{App, V2, json_response, negotiate, object::Object, parse, partition_id, query};
+use super::{App, V2, json_response, negotiate, object::Object, parse, partition_id, query, text_header};
 use crate::{
     codec::{Schemas, Writer},
     config::Compat,
@@ -93,6 +93,10 @@ async fn produce(
 ) -> Result<Response> {
     let codec = negotiate::produce_format(headers)?;
     negotiate::json_answer(headers)?;
+    let key = text_header(headers, "idempotency-key")?;
+    if key == Some("") {
+        return Err(BridgeError::new(Code::Unprocessable, "the header idempotency-key is empty; send a key, as a UUID, or leave it out"));
+    }
     let Request { records, key_schema, key_schema_id, value_schema, value_schema_id } = parse(body)?;
     if records.is_empty() {
         return Err(BridgeError::new(Code::Unprocessable, "records is empty; send at least one record"));
@@ -108,13 +112,12 @@ async fn produce(
         .map(|(index, Object(record))| out_record(&writer, &topic, partition, index, record))
         .collect::<Result<_>>()?;
 
-    let header_text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let key = header_text("idempotency-key");
+    let traceparent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok());
     if query::<bool>(options, "async")?.unwrap_or(false) {
-        app.produce.send_unattended(key, records, header_text(TRACEPARENT))?;
+        app.produce.send_unattended(key, records, traceparent)?;
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let receipt = app.produce.send(key, records, header_text(TRACEPARENT)).await?;
+    let receipt = app.produce.send(key, records, traceparent).await?;
     Ok(answer(app.config.http.compat, &receipt, &writer))
 }
 

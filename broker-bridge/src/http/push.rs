@@ -36,7 +36,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{App, consume, negotiate, reached_at};
+use super::{App, consume, negotiate, reached_at, text_header};
 use crate::{
     auth::carrier,
     codec::Reader,
@@ -159,7 +159,7 @@ fn options_of(
         _ => return Err(BridgeError::new(Code::Unprocessable, "give either ?topics=a,b (one or more) or ?topic_pattern=")),
     };
     // Who connects again by itself sends the header; it is newer than the address.
-    let header = headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty()).map(str::to_owned);
+    let header = text_header(headers, LAST_EVENT_ID.as_str())?.filter(|text| !text.is_empty()).map(str::to_owned);
     let after = options.remove("after");
     let position = header.or(after).map(|text| text.parse()).transpose()?;
     let mut fields: BTreeMap<String, Value> = options.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
@@ -192,6 +192,8 @@ enum End {
     Cut,
     Shutdown,
     Error(BridgeError),
+    /// What a WebSocket's client sent is none of ours; with the code that closes it.
+    Refused(u16, BridgeError),
 }
 
 impl Stream {

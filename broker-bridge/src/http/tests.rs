@@ -26,6 +26,7 @@ pub(super) fn app(kafka: &FakeKafka, store: &MemoryOffsets, config: BridgeConfig
         forward: Forward::new(&config).unwrap(),
         config: Arc::new(config),
         readiness: Readiness::default(),
+        gate: testing::gate(),
         auth,
     }
 }
@@ -231,6 +232,30 @@ async fn an_idempotency_key_answers_a_repetition_without_writing() {
 }
 
 #[tokio::test]
+async fn an_idempotency_key_is_obeyed_or_refused_and_never_passed_over() {
+    let bridge = Bridge::new(Compat::Confluent);
+    let send = async |keys: &[&[u8]]| {
+        let mut request = Request::builder().method("POST").uri("/topics/t").header("content-type", "application/vnd.kafka.json.v2+json");
+        for key in keys {
+            request = request.header("Idempotency-Key", *key);
+        }
+        let response = bridge.router.clone().oneshot(request.body(Body::from(r#"{"records":[{"value":1}]}"#)).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        Answer { status: parts.status.as_u16(), headers: parts.headers, text }
+    };
+    for (keys, message) in
+        [(&[&b""[..]][..], "empty"), (&[b"a", b"a"], "more than once"), (&[b"a", b"b"], "more than once"), (&[b"caf\xe9"], "UTF-8")]
+    {
+        send(keys).await.fails(422, 422, message);
+    }
+    assert!(bridge.kafka.values("t").is_empty(), "nothing was written");
+    let first = send(&["café".as_bytes()]).await;
+    assert_eq!((first.status, send(&["café".as_bytes()]).await.text), (200, first.text));
+    assert_eq!(bridge.kafka.values("t").len(), 1);
+}
+
+#[tokio::test]
 async fn a_traceparent_goes_on_in_the_records() {
     let bridge = Bridge::new(Compat::Confluent);
     let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -301,7 +326,10 @@ async fn bad_consumer_requests_say_what_to_do() {
     bridge.post("/consumers/g", r#"{"format":"thrift"}"#).await.fails(422, 42204, "binary, json, text, avro, jsonschema, protobuf");
     bridge.post("/consumers/g", r#"{"auto.offset.reset":"smallest"}"#).await.fails(422, 42204, "earliest, latest or none");
     bridge.post("/consumers/g", r#"{"group.protocol":"x"}"#).await.fails(422, 42204, "group.protocol is not a setting");
-    bridge.post("/consumers/g", r#"{"name":"a/b"}"#).await.fails(422, 42204, "letters");
+    for name in ["a/b", ".", ".."] {
+        bridge.post("/consumers/g", &format!(r#"{{"name":"{name}"}}"#)).await.fails(422, 42204, "letters");
+    }
+    bridge.post("/consumers/a%00b", "{}").await.fails(422, 422, "name of a group");
     bridge.call("POST", "/consumers/g", &[("content-type", "text/plain")], "{}").await.fails(415, 415, V2);
     let base = bridge.consumer(r#"{"name":"one"}"#).await;
     bridge.post("/consumers/g", r#"{"name":"one"}"#).await.fails(409, 40902, "another name");

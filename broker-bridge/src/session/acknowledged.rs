@@ -250,7 +250,7 @@ impl Session {
         let (mut nothing_came, mut over) = (false, false);
         loop {
             // Who hung up is given no batch: its time would pass for nothing.
-            if polling.is_err() || answer.is_closed() {
+            if polling.is_err() || answer.is_closed() || self.deps.shutdown.is_cancelled() {
                 return Ok(self.fetched(encode, None, Vec::new()));
             }
             let mut state = self.open().await?;
@@ -358,6 +358,9 @@ impl Session {
         };
         let polled = self.poll(&member, wait).await?;
         let nothing_came = polled.is_empty();
+        if self.deps.shutdown.is_cancelled() {
+            return Ok(true);
+        }
         let mut state = self.open().await?;
         if !state.source.as_ref().is_some_and(|source| Arc::ptr_eq(&source.member, &member)) {
             return Ok(nothing_came);
@@ -462,6 +465,14 @@ impl Session {
     pub(crate) async fn settle(&self, wanted: Settlement) -> Result<Outcome> {
         self.acknowledged()?;
         auth::check_subscription(&self.group, [])?;
+        let both =
+            wanted.reject.iter().find(|reject| wanted.acknowledge.iter().any(|(of, at)| (of, *at) == (&reject.partition, reject.offset)));
+        if let Some(Reject { partition, offset, .. }) = both {
+            return Err(BridgeError::new(
+                Code::Unprocessable,
+                format!("{partition} at offset {offset} is acknowledged and rejected in one request; do one of them"),
+            ));
+        }
         let mut state = self.open().await?;
         self.follow_assignment(&mut state).await?;
         let batches: Vec<u64> = wanted.batches.iter().map(|id| state.batch_number(id)).collect::<Result<_>>()?;
@@ -504,6 +515,7 @@ impl Session {
                 return Err(self.illegal("keeps its window in the metadata of offsets; commit without metadata"));
             }
         }
+        self.check_ends(&state, ends.as_deref().unwrap_or_default()).await?;
         state.acknowledge_below(ends.as_deref());
         drop(state);
         self.keep_and_mirror().await

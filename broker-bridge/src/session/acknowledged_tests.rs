@@ -151,6 +151,9 @@ async fn a_batch_is_given_again_until_it_is_acknowledged() {
     assert_eq!(settled(&session, Settlement { batches: vec![second], ..Settlement::default() }).await, (3, 0, vec![]));
     assert_eq!(world.stored(0).await, (5, String::new()));
     assert_eq!(fetch(&session, 9).await.unwrap().0, [(5, 1)]);
+    let both = Settlement { acknowledge: vec![(tp(0), 5)], ..reject(5, Duration::ZERO) };
+    let refused = session.settle(both).await.err().unwrap();
+    assert!(refused.code == Code::Unprocessable && refused.message.contains("t-0 at offset 5"), "{refused}");
     for unknown in ["", "x", "1", "00000000-1", &format!("{}9", first)] {
         let error = fetch_after(&session, 9, Some(unknown)).await.unwrap_err();
         assert!(error.code == Code::IllegalState && error.message.contains("fetch without"), "{unknown}: {error}");

@@ -33,6 +33,7 @@ mod batches;
 mod directory;
 mod log;
 mod marks;
+mod pattern;
 mod position;
 mod registry;
 mod sharing;
@@ -54,6 +55,7 @@ use service_kit::{
     offsets::{GroupOffsets, OffsetCommit, OffsetError, OffsetStore, StoredOffset},
 };
 use tokio::{
+    select,
     sync::{Mutex, Notify, oneshot},
     time::{Instant, timeout},
 };
@@ -86,7 +88,7 @@ const POLL_RECORDS_MAX: usize = 500;
 /// The longest single wait for Kafka: a hang-up or the end of the process is noticed in between.
 const POLL_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Not sooner does a fenced member join again: who really has its place would be fenced in turn.
-const JOIN_AGAIN_INTERVAL: Duration = Duration::from_secs(10);
+const JOIN_AGAIN_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a session looks whether others hold less, if nobody tells it.
 const HELD_INTERVAL: Duration = Duration::from_millis(50);
 /// Metadata of what is mirrored to Kafka: an ordinary member's commit has another.
@@ -277,8 +279,11 @@ impl Session {
     }
 
     /// Joins the group for these topics, in place of an earlier subscription. One topic that begins with `^` is a pattern.
-    pub(crate) async fn subscribe(&self, topics: Vec<String>) -> Result<()> {
+    pub(crate) async fn subscribe(&self, mut topics: Vec<String>) -> Result<()> {
+        let mut named = BTreeSet::new();
+        topics.retain(|topic| named.insert(topic.clone()));
         auth::check_subscription(&self.group, topics.iter().map(String::as_str))?;
+        pattern::check(&topics)?;
         for topic in topics.iter().filter(|topic| !topic.starts_with('^')) {
             self.deps.topics.check(topic, None).await?;
         }
@@ -425,7 +430,14 @@ impl Session {
                         let state = session.state.lock().await;
                         (encode.wants(state.ready.iter().map(|(_, record)| record)), state.ready.is_empty())
                     };
-                    filled = if nothing { session.check_topics().await } else { encode.look_up(schemas).await };
+                    let over = session.deps.shutdown.is_cancelled();
+                    filled = if nothing && over {
+                        Ok(())
+                    } else if nothing {
+                        session.check_topics().await
+                    } else {
+                        encode.look_up(schemas).await
+                    };
                 }
                 let mut state = session.state.lock().await;
                 session.touch();
@@ -530,10 +542,34 @@ impl Session {
                     // Not yet reading: the group's epoch of now is the one the client means.
                     state.epoch = self.deps.store.get(&self.group, Some(&[])).await?.epoch;
                 }
+                self.check_ends(&state, &offsets).await?;
                 offsets
             }
         };
         self.acknowledge(state, offsets, explicit).await
+    }
+
+    /// An error where an offset lies behind its partition's end: what is written next would never be delivered. What was delivered is not asked for.
+    async fn check_ends(&self, state: &State, offsets: &[OffsetCommit]) -> Result<()> {
+        let was_delivered = |commit: &&OffsetCommit| {
+            let delivered = state.partitions.get(&commit.partition).and_then(|progress| progress.delivered);
+            delivered.is_some_and(|delivered| commit.offset <= delivered)
+        };
+        let far: Vec<&OffsetCommit> = offsets.iter().filter(|commit| !was_delivered(commit)).collect();
+        if far.is_empty() {
+            return Ok(());
+        }
+        let asked: Vec<TopicPartition> = far.iter().map(|commit| commit.partition.clone()).collect();
+        let bounds = self.deps.topics.bounds(&asked).await?;
+        for OffsetCommit { partition, offset, .. } in far {
+            if let Some(end) = bounds.get(partition).map(|bounds| bounds.latest).filter(|end| offset > end) {
+                return Err(BridgeError::new(
+                    Code::Unprocessable,
+                    format!("{partition} ends at {end}, and the next offset to read cannot be {offset}; commit up to its end"),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The group's offsets: the store's, else Kafka's.
@@ -635,6 +671,10 @@ impl Session {
             let wait = if has_enough || all_blocked { Duration::ZERO } else { left.min(POLL_WAIT_MAX) };
             let polled = self.poll(&member, wait).await?;
             let nothing_came = polled.is_empty();
+            if self.deps.shutdown.is_cancelled() {
+                // The session may have been handed on already: the answer is what is here.
+                return Ok(());
+            }
             let mut state = self.open().await?;
             let same_source = state.source.as_ref().is_some_and(|source| Arc::ptr_eq(&source.member, &member));
             if same_source {
@@ -682,13 +722,22 @@ impl Session {
     /// Polls. A static member may be fenced although no other bridge has the session: the coordinator that goes on for a killed one may know an earlier
     /// member of that name. Then it joins again, in the place of that one.
     async fn poll(&self, member: &Arc<dyn Member>, wait: Duration) -> Result<Vec<(TopicPartition, Record)>> {
-        let reason = match member.poll(POLL_RECORDS_MAX, wait).await {
+        let polled = select! {
+            () = self.deps.shutdown.cancelled() => return Ok(Vec::new()),
+            polled = member.poll(POLL_RECORDS_MAX, wait) => polled,
+        };
+        let reason = match polled {
             Err(KafkaError::Fenced(reason)) => reason,
             polled => return Ok(polled?),
         };
-        let lately = self.joined_again.lock().is_some_and(|at| at.elapsed() < JOIN_AGAIN_INTERVAL);
-        if lately || !self.is_ours().await {
+        if !self.is_ours().await {
             return Err(KafkaError::Fenced(reason).into());
+        }
+        if self.joined_again.lock().is_some_and(|at| at.elapsed() < JOIN_AGAIN_INTERVAL) {
+            return Err(BridgeError::new(
+                Code::KafkaRetriable,
+                format!("{reason}; the instance has joined its group again a moment ago and does so once more soon, try again"),
+            ));
         }
         *self.joined_again.lock() = Some(Instant::now());
         let mut state = self.open().await?;

@@ -11,6 +11,9 @@ use crate::{
     error::{BridgeError, Code, Result},
 };
 
+/// As long as a topic's name may be.
+const GROUP_BYTES_MAX: usize = 249;
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Sessions {
@@ -33,6 +36,12 @@ impl Sessions {
     }
 
     pub(super) fn insert(&self, group: &str, name: Option<String>, settings: Settings, sharing: Option<Sharing>) -> Result<Arc<Session>> {
+        if group.is_empty() || group.len() > GROUP_BYTES_MAX || group.contains(char::is_control) {
+            return Err(BridgeError::new(
+                Code::Unprocessable,
+                format!("{group:?} is no name of a group: 1 to {GROUP_BYTES_MAX} bytes without control characters"),
+            ));
+        }
         auth::check(Verb::Read, Kind::Group, group)?;
         if let Some(letters) = settings.acknowledged.as_ref().and_then(|acknowledged| acknowledged.dead_letters.as_ref()) {
             auth::check(Verb::Write, Kind::Topic, &letters.topic)?;

@@ -38,6 +38,7 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{
     Session, Sessions, Settings,
     directory::{Directory, Entry, Key, Known, Reads, Sought},
+    pattern,
     state::{Source, State},
 };
 use crate::{
@@ -298,19 +299,20 @@ impl Sessions {
             return Ok(Some(session));
         }
         self.has_room()?;
-        let taken = self.entry(directory, entry.principal.as_deref(), entry.fields.clone(), entry.reads.clone(), entry.sought.clone());
+        let reads = usable(entry.reads.clone(), group, name);
+        let taken = self.entry(directory, entry.principal.as_deref(), entry.fields.clone(), reads, entry.sought.clone());
         if !directory.change(&key, turn, Some(&taken)).await? {
             return Ok(None);
         }
         let sharing = Sharing {
-            fields: taken.fields,
-            sought: Mutex::new(taken.sought.into_iter().map(|sought| (sought.partition(), sought)).collect()),
+            fields: taken.fields.clone(),
+            sought: Mutex::new(taken.sought.iter().cloned().map(|sought| (sought.partition(), sought)).collect()),
             revived: AtomicBool::new(true),
         };
         let mut session = Session::new(group.to_owned(), name.to_owned(), settings, Arc::clone(&self.inner.deps), Some(sharing));
         session.owner = entry.principal.as_deref().map(Arc::from);
         // Where this fails the entry is ours nevertheless, and the next request tries again.
-        session.revive(entry).await?;
+        session.revive(&taken).await?;
         metrics::counter!("millrace_bridge_sessions_claimed_total").increment(1);
         tracing::info!(group, instance = name, from = entry.owner, "consumer taken over");
         Ok(Some(self.hold(Arc::new(session))))
@@ -490,6 +492,17 @@ impl Sessions {
         };
         join_all(self.all().into_iter().map(end)).await;
     }
+}
+
+/// Nothing in place of a subscription that would be refused today: an earlier version kept it, or somebody else wrote it.
+fn usable(reads: Reads, group: &str, name: &str) -> Reads {
+    if let Reads::Topics(topics) = &reads
+        && let Err(error) = pattern::check(topics)
+    {
+        tracing::warn!(group, instance = name, %error, "the consumer's kept subscription is dropped; it has to subscribe again");
+        return Reads::Nothing;
+    }
+    reads
 }
 
 fn moved_away(session: &Session) -> BridgeError {

@@ -78,6 +78,54 @@ async fn without_auto_commit_only_a_commit_moves_the_group() {
 }
 
 #[tokio::test]
+async fn a_stop_ends_a_long_poll_at_once_with_what_is_there() {
+    let world = World::new(0);
+    let session = world.subscribed(false).await;
+    let limits = Limits { records_max: 9, bytes_max: 1 << 20, bytes_min: 1, wait: Duration::from_secs(20) };
+    let polling = tokio::spawn(async move { session.fetch(limits, Values::default()).await });
+    while world.kafka.polls() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let begun = Instant::now();
+    world.sessions.inner.deps.shutdown.cancel();
+    world.sessions.close().await;
+    assert_eq!(polling.await.unwrap().unwrap().0, Vec::<String>::new());
+    assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_topic_named_twice_is_read_once_and_group_names_are_bounded() {
+    let world = World::new(2);
+    let session = world.session(false);
+    session.subscribe(vec!["t".to_owned(), "t".to_owned()]).await.unwrap();
+    assert_eq!(session.subscription().await.unwrap(), ["t"]);
+    assert_eq!(fetch(&session, 9).await.unwrap(), ["0", "1"]);
+    for group in ["", "a\0b", "a\nb", &"g".repeat(250)] {
+        let refused = world.sessions.create(group, None, testing::settings()).err().unwrap();
+        assert!(refused.code == Code::Unprocessable && refused.message.contains("name of a group"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_commit_behind_the_end_is_refused_and_the_group_goes_on() {
+    let world = World::new(4);
+    let session = world.subscribed(false).await;
+    assert_eq!(fetch(&session, 2).await.unwrap(), ["0", "1"]);
+    for offset in [5, 1_000_000, i64::MAX] {
+        let refused = session.commit(Some(vec![at(0, offset)])).await.unwrap_err();
+        assert!(refused.code == Code::Unprocessable && refused.message.contains("t-0 ends at 4"), "{refused}");
+        let ack = Position { epoch: session.epoch().await, ends: [(tp(0), offset)].into() };
+        assert_eq!(session.acknowledge_position(&ack).await.unwrap_err().code, Code::Unprocessable);
+        let elsewhere = world.session(false);
+        assert_eq!(elsewhere.commit(Some(vec![at(0, offset)])).await.unwrap_err().code, Code::Unprocessable, "before it reads");
+        world.sessions.remove(&elsewhere, false).await;
+    }
+    assert_eq!(world.stored().await, None);
+    session.commit(Some(vec![at(0, 4)])).await.unwrap();
+    assert_eq!(world.stored().await, Some(4), "the end itself, of which not all was delivered");
+}
+
+#[tokio::test]
 async fn with_auto_commit_the_next_fetch_acknowledges_the_one_before() {
     let world = World::new(4);
     let session = world.subscribed(true).await;

@@ -231,7 +231,7 @@ impl Topics {
     }
 
     pub(crate) async fn create(&self, new: NewTopic) -> Result<Created> {
-        check_name(&new.name)?;
+        check_new_name(&new.name)?;
         auth::check(Verb::Create, Thing::Topic, &new.name)?;
         self.check_partitions(new.partitions)?;
         let advice = self.advise(new.consumers, new.producers, new.like.as_ref()).await?;
@@ -276,7 +276,7 @@ impl Topics {
 
     /// Creates a topic whose replicas the caller places; brokers by partition. Gives its settings.
     pub(crate) async fn create_assigned(&self, new: NewTopic, assignments: &BTreeMap<i32, Vec<i32>>) -> Result<BTreeMap<String, String>> {
-        check_name(&new.name)?;
+        check_new_name(&new.name)?;
         auth::check(Verb::Create, Thing::Topic, &new.name)?;
         self.inner.gate.broker()?;
         let partitions = u32::try_from(assignments.len()).unwrap_or(u32::MAX);
@@ -419,6 +419,21 @@ fn keep_a_week(config: &mut BTreeMap<String, String>) {
     }
 }
 
+/// Kafka's own, which it creates itself and with settings of its own.
+const KAFKAS: [&str; 3] = ["__consumer_offsets", "__transaction_state", "__share_group_state"];
+
+/// As [`check_name`], for a topic that is to be created.
+fn check_new_name(name: &str) -> Result<()> {
+    check_name(name)?;
+    if KAFKAS.contains(&name) {
+        return Err(BridgeError::new(
+            Code::Unprocessable,
+            format!("topic {name:?} is Kafka's own, and Kafka creates it; take another name"),
+        ));
+    }
+    Ok(())
+}
+
 /// Kafka's rule for names, checked here so that the error says it.
 fn check_name(name: &str) -> Result<()> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
@@ -478,6 +493,8 @@ mod tests {
             let error = topics.create(NewTopic { name: name.into(), ..NewTopic::default() }).await.unwrap_err();
             assert!(error.code == Code::Unprocessable && error.message.contains("not a topic name"), "{error}");
         }
+        let error = topics.create(NewTopic { name: "__consumer_offsets".into(), ..NewTopic::default() }).await.unwrap_err();
+        assert!(error.code == Code::Unprocessable && error.message.contains("Kafka's own"), "{error}");
         let error = topics.create(NewTopic { name: "t".into(), partitions: 1_001, ..NewTopic::default() }).await.unwrap_err();
         assert!(error.message.contains("topics.partitions_max"), "{error}");
     }

@@ -40,7 +40,7 @@ impl Cluster {
         Self { servers: String::from_utf8(output.stdout).unwrap().trim().to_owned(), brokers, directory }
     }
 
-    fn broker(&self, command: &str, id: i32) {
+    pub(crate) fn broker(&self, command: &str, id: i32) {
         let output = script(command, self.directory.path(), &[&id.to_string()]);
         assert!(output.status.success(), "{command} {id}: {}", text(&output));
     }

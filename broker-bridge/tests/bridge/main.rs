@@ -18,6 +18,8 @@ mod idempotence;
 mod java;
 mod limits;
 mod openapi;
+mod outage;
+mod patterns;
 mod process;
 mod push;
 mod registry;
@@ -523,6 +525,8 @@ async fn pausing_refuses_new_work_and_resuming_takes_it_again() {
     assert_eq!((status, error["error_code"].as_u64()), (503, Some(503)), "{error}");
     let health = control.status(StatusRequest {}).await.unwrap().into_inner();
     assert_eq!((health.health(), health.reason.as_str()), (Health::Paused, "paused: produce"), "{health:?}");
+    let ready = client.http.get(format!("{}/ready", client.base)).send().await.unwrap();
+    assert_eq!((ready.status().as_u16(), ready.text().await.unwrap().as_str()), (503, "paused: produce\n"));
     assert!(control.pause(PauseRequest { component: "nothing".into() }).await.is_err());
     control.resume(ResumeRequest { component: String::new() }).await.unwrap();
     client.produce(&topic, 0..1).await;

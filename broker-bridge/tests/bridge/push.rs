@@ -5,13 +5,41 @@ use std::time::Duration;
 use futures::{SinkExt as _, StreamExt as _};
 use proto::control::v1::{GroupLagRequest, ResetOffsetsRequest, reset_offsets_request::To};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout};
-use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest as _};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream,
+    tungstenite::{
+        Message,
+        client::IntoClientRequest as _,
+        protocol::frame::{
+            Frame,
+            coding::{Data, OpCode},
+        },
+    },
+};
 
 use crate::{
     Client, V2,
     process::{Bridge, servers, unique},
 };
+
+/// Sends a message for which a WebSocket is told why and closed.
+async fn refused(mut socket: WebSocketStream<MaybeTlsStream<TcpStream>>, message: Message, code: u16, told: &str) {
+    socket.send(message).await.unwrap();
+    let (mut reason, mut closed) = (String::new(), None);
+    while let Some(Ok(heard)) = timeout(PATIENCE, socket.next()).await.expect("an answer") {
+        match heard {
+            Message::Text(text) => reason = text.to_string(),
+            Message::Close(frame) => closed = frame.map(|frame| u16::from(frame.code)),
+            _ => {}
+        }
+    }
+    assert_eq!(closed, Some(code), "{told}: {reason}");
+    assert!(reason.contains("\"error_code\":4") && reason.contains(told), "{reason}");
+}
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -207,14 +235,22 @@ async fn a_web_socket_takes_credit_and_acks_and_a_client_that_does_not_read_keep
     while committed(&client, &group).await < 30 {
         assert!(Instant::now() < until, "the last ack moves the group to its end");
     }
-    socket.send(Message::text("{\"acknowledge\":1}")).await.unwrap();
-    let refused = loop {
-        match timeout(PATIENCE, socket.next()).await.expect("an answer").unwrap().unwrap() {
-            Message::Text(text) => break text.to_string(),
-            _ => continue,
-        }
-    };
-    assert!(refused.contains("\"error_code\":422") && refused.contains("POSITION"), "{refused}");
+    let behind = position.replace(":30", ":1000000");
+    assert_ne!(behind, position);
+    // The partition is this one's.
+    refused(socket, Message::text(json!({ "ack": behind }).to_string()), 1011, "ends at 30").await;
+    for (message, code, told) in [
+        (Message::text("{\"acknowledge\":1}"), 1008, "POSITION"),
+        (Message::text("{\"ack\":\"nowhere\"}"), 1008, "nowhere"),
+        (Message::binary(vec![0xff, 0xfe]), 1007, "POSITION"),
+        (Message::text("x".repeat(70_000)), 1009, "POSITION"),
+        (Message::Frame(Frame::message(vec![0xff], OpCode::Data(Data::Text), true)), 1007, "POSITION"),
+        (Message::Frame(Frame::message(vec![], OpCode::Data(Data::Reserved(3)), true)), 1002, "POSITION"),
+    ] {
+        let request = url.replacen("http", "ws", 1).replace(&group, &unique("wrong")).into_client_request().unwrap();
+        let (socket, _) = tokio_tungstenite::connect_async(request).await.unwrap();
+        refused(socket, message, code, told).await;
+    }
 
     drop(unread);
     client.delete_topic(&topic).await;

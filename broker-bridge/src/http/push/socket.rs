@@ -14,11 +14,12 @@ use axum::{
 };
 use serde::Deserialize;
 use tokio::{select, time::timeout};
+use tokio_tungstenite::tungstenite::{Error as WireError, error::ProtocolError};
 
 use super::{End, HEARTBEAT, Stream, error_text};
 use crate::{
     auth::{carrier, spend},
-    error::{BridgeError, Code, Result},
+    error::{BridgeError, Code},
 };
 
 /// What a client says is short.
@@ -57,10 +58,11 @@ async fn serve(mut stream: Stream, mut socket: WebSocket) {
         End::Cut => return stream.app.sessions.remove(&session, false).await,
         End::Client => (close_code::NORMAL, ""),
         End::Shutdown => (close_code::AWAY, "the bridge is shutting down; connect again"),
-        End::Error(error) => {
+        End::Error(error) | End::Refused(_, error) => {
             let text = String::from_utf8_lossy(&error_text(stream.form, error)).into_owned();
             drop(timeout(HEARTBEAT, socket.send(Message::text(text))).await);
-            (close_code::ERROR, "see the message before")
+            let code = if let End::Refused(code, _) = &end { *code } else { close_code::ERROR };
+            (code, "see the message before")
         }
     };
     drop(timeout(HEARTBEAT, socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() })))).await);
@@ -90,11 +92,12 @@ async fn run(stream: &mut Stream, socket: &mut WebSocket) -> End {
             // It has given no credit, and said nothing.
             () = ended.cancelled() => return stream.cut_off(true),
             heard = socket.recv() => match heard {
-                None | Some(Err(_) | Ok(Message::Close(_))) => return End::Client,
+                None | Some(Ok(Message::Close(_))) => return End::Client,
+                Some(Err(error)) => return unreadable(error),
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
                 Some(Ok(message)) => match hear(stream, &message, &mut credit, max).await {
                     Ok(()) => continue,
-                    Err(error) => return End::Error(error),
+                    Err(end) => return end,
                 },
             },
             fetched = fetched => fetched,
@@ -124,19 +127,34 @@ async fn run(stream: &mut Stream, socket: &mut WebSocket) -> End {
     }
 }
 
-async fn hear(stream: &Stream, message: &Message, credit: &mut Option<u64>, max: u64) -> Result<()> {
-    let wrong = |error: &dyn std::fmt::Display| {
-        BridgeError::new(
-            Code::Unprocessable,
-            format!("the message is not understood: {error}; send {{\"ack\":\"POSITION\"}} or {{\"credit\":100}}"),
-        )
-    };
-    let text = message.to_text().map_err(|error| wrong(&error))?;
+fn refused(code: u16, error: &dyn std::fmt::Display) -> End {
+    let message = format!("the message is not understood: {error}; send {{\"ack\":\"POSITION\"}} or {{\"credit\":100}}");
+    End::Refused(code, BridgeError::new(Code::Unprocessable, message))
+}
+
+/// How a stream ends whose client sent what is no message.
+fn unreadable(error: axum::Error) -> End {
+    let Ok(error) = error.into_inner().downcast::<WireError>() else { return End::Client };
+    match *error {
+        WireError::Capacity(_) => refused(close_code::SIZE, &error),
+        WireError::Utf8(_) => refused(close_code::INVALID, &error),
+        WireError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::Client,
+        WireError::Protocol(_) => refused(close_code::PROTOCOL, &error),
+        _ => End::Client,
+    }
+}
+
+async fn hear(stream: &Stream, message: &Message, credit: &mut Option<u64>, max: u64) -> Result<(), End> {
+    let text = message.to_text().map_err(|error| refused(close_code::INVALID, &error))?;
+    let said = serde_json::from_str(text).map_err(|error| refused(close_code::POLICY, &error))?;
     // An idle stream whose client still speaks is in use.
-    stream.app.sessions.get(&stream.session.group, &stream.session.name)?;
-    match serde_json::from_str(text).map_err(|error| wrong(&error))? {
+    stream.app.sessions.get(&stream.session.group, &stream.session.name).map_err(End::Error)?;
+    match said {
         Said::Credit(more) => *credit = Some(credit.unwrap_or(0).saturating_add(u64::from(more)).min(max)),
-        Said::Ack(position) => stream.session.acknowledge_position(&position.parse()?).await?,
+        Said::Ack(position) => {
+            let position = position.parse().map_err(|error| End::Refused(close_code::POLICY, error))?;
+            stream.session.acknowledge_position(&position).await.map_err(End::Error)?;
+        }
     }
     Ok(())
 }

@@ -364,8 +364,7 @@ impl Request<'_> {
             return Err(BridgeError::new(
                 Code::Unprocessable,
                 format!(
-                    "batch id {:?} was used for other records within the last {}s; give every batch its own id",
-                    String::from_utf8_lossy(&self.key),
+                    "this batch id, or Idempotency-Key, was used for other records within the last {}s; give every batch its own id",
                     self.inner.config.dedup_age.as_secs()
                 ),
             ));
@@ -526,7 +525,10 @@ fn whole(results: Vec<RecordOutcome>) -> Receipt {
 }
 
 fn not_written(error: KafkaError) -> BridgeError {
-    not_written_because(error.into())
+    // Whoever has fenced the writer has not touched the request; there is a new writer for the next one.
+    let fenced = matches!(error, KafkaError::Fenced(_));
+    let error = BridgeError::from(error);
+    not_written_because(if fenced { BridgeError { code: Code::KafkaRetriable, ..error } } else { error })
 }
 
 fn not_written_because(error: BridgeError) -> BridgeError {

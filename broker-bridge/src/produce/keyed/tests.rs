@@ -42,6 +42,12 @@ async fn claim_and_die(kafka: &FakeKafka, replica: &str, key: &str) -> i64 {
     log.claim(&Bytes::copy_from_slice(key.as_bytes()), partition, claim).await.unwrap()
 }
 
+#[test]
+fn whoever_fenced_the_writer_the_request_may_be_repeated() {
+    let refused = not_written(KafkaError::Fenced("InvalidProducerEpoch".into()));
+    assert!(refused.code == Code::KafkaRetriable && refused.retryable() && refused.message.contains("repeat"), "{refused}");
+}
+
 #[tokio::test]
 async fn every_replica_gives_the_first_answer_also_after_its_restart() {
     let kafka = FakeKafka::with_topic("t", 1);
@@ -53,7 +59,10 @@ async fn every_replica_gives_the_first_answer_also_after_its_restart() {
         assert_eq!((offsets(&again), again.replayed), (vec![0, 1], true));
     }
     let other = send(&b, "k", &["z"]).await.unwrap_err();
-    assert!(other.code == Code::Unprocessable && other.message.contains("\"k\""), "{other}");
+    assert!(
+        other.code == Code::Unprocessable && other.message.contains("this batch id, or Idempotency-Key, was used for other records"),
+        "{other}"
+    );
     send(&b, "l", &["z"]).await.unwrap();
     assert_eq!(kafka.committed_values("t"), ["x", "y", "z"]);
 }

@@ -96,15 +96,32 @@ async fn a_member_that_is_fenced_while_nobody_has_its_session_joins_again() {
     session.commit(at(2)).await.unwrap();
     world.kafka.fence();
     assert_eq!(fetch(&session, 9).await, [4, 5], "where it was");
-    // Not again and again: somebody outside may really have the place.
+    // Not again and again: somebody outside may really have the place. But it is to be tried again.
     world.kafka.fence();
     let limits = Limits { records_max: 9, bytes_max: 1 << 20, bytes_min: 1, wait: Duration::from_millis(50) };
-    assert_eq!(session.fetch(limits, Values(Vec::new())).await.err().unwrap().code, Code::Conflict);
+    let refused = session.fetch(limits, Values(Vec::new())).await.err().unwrap();
+    assert!(refused.code == Code::KafkaRetriable && refused.retryable() && refused.message.contains("by nobody"), "{refused}");
     // Where another replica has it, that one goes on.
     *session.joined_again.lock() = None;
     taken(&b).await.unwrap().unwrap();
     world.kafka.fence();
     assert_eq!(session.fetch(limits, Values(Vec::new())).await.err().unwrap().code, Code::Conflict);
+}
+
+#[tokio::test]
+async fn a_kept_pattern_that_would_be_refused_is_dropped() {
+    let world = World::new();
+    let (a, b) = (world.replica("http://a:1"), world.replica("http://b:1"));
+    let session = subscribed(&a).await;
+    let bad = || vec!["^(((a{1,100}){1,100}){1,100})".to_owned()];
+    let refused = session.subscribe(bad()).await.unwrap_err();
+    assert!(refused.code == Code::Unprocessable && refused.message.contains("topic_pattern"), "{refused}");
+    assert_eq!(session.subscription().await.unwrap(), ["t"], "the former one stays");
+    let (turn, entry) = there(&b).await;
+    let entry = Entry { reads: Reads::Topics(bad()), ..(*entry).clone() };
+    let taken = b.take_over("g", "i", turn, &entry, testing::settings()).await.unwrap().unwrap();
+    assert_eq!(taken.subscription().await.unwrap(), Vec::<String>::new());
+    assert_eq!(there(&world.replica("http://c:1")).await.1.reads, Reads::Nothing, "for everybody");
 }
 
 #[tokio::test]
