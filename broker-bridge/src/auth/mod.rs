@@ -264,7 +264,7 @@ pub(crate) async fn spend(bytes: usize) {
 }
 
 /// Takes the caller to work that outlives its request.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Carrier(Option<Caller>);
 
 pub(crate) fn carrier() -> Carrier {
@@ -277,6 +277,11 @@ impl Carrier {
             Some(caller) => CALLER.scope(caller, work).await,
             None => work.await,
         }
+    }
+
+    /// As [`check`], where the request's own task is not at hand.
+    pub(crate) fn check(&self, verb: Verb, kind: Kind, name: &str) -> Result<()> {
+        self.0.as_ref().map_or(Ok(()), |caller| caller.check(verb, kind, name))
     }
 }
 

@@ -184,3 +184,69 @@ async fn the_page_shows_what_the_caller_may_read() {
     get("/ui/subjects/bills-value", &key).await.fails(403, 40301, "bills-value");
     get("/ui/subjects", "nobody").await.fails(401, 40101, "send");
 }
+
+#[tokio::test]
+async fn who_may_not_read_a_subject_cannot_refer_to_it_either() {
+    let policy = "[principals.orders]\nallow = [\"read subject orders-*\", \"write subject orders-*\", \"read subject bills-*\"]\n\
+                  [principals.other]\nallow = [\"read subject other-*\", \"write subject other-*\", \"read subject bills-*\"]\n";
+    let kept = Kept::new(policy, &["orders", "other"]);
+    let app = app(&FakeKafka::with_topic("t", 1), &MemoryOffsets::default(), BridgeConfig::default(), Some(kept.auth.clone()));
+    app.registry.know(KNOWN_SCHEMAS);
+    let router = router(app);
+    let with = |subject: &str, version: i32| {
+        let references = json!([{"name": "Order", "subject": subject, "version": version}]);
+        json!({"schema": r#"["null", "Order"]"#, "references": references}).to_string()
+    };
+    let post = async |who: &str, path: &str, body: &str| {
+        call(&router, "POST", path, &[("x-api-key", &key_of(who)), ("content-type", "application/json")], body).await
+    };
+    let compatible = post("orders", "/compatibility/subjects/orders-x/versions", &with("orders-value", 2)).await;
+    assert_eq!((compatible.status, &compatible.json()["is_compatible"]), (200, &json!(true)));
+    // Itself, what it refers to in turn, and one that is not there: all the same.
+    for (subject, version, named) in [
+        ("orders-value", 2, "orders-value"),
+        ("orders-value", -1, "orders-value"),
+        ("bills-value", 1, "orders-value"),
+        ("nowhere", 1, "nowhere"),
+    ] {
+        for path in ["/subjects/other-x/versions", "/subjects/other-x", "/compatibility/subjects/other-x/versions?verbose=true"] {
+            let refused = post("other", path, &with(subject, version)).await;
+            refused.fails(403, 40301, &format!("may not read subject {named:?}"));
+            assert!(!refused.text.contains("script"), "{}", refused.text);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_registry_takes_the_types_and_fields_that_others_take() {
+    let bridge = Bridge::new(Compat::Confluent);
+    bridge.registry.know(KNOWN_SCHEMAS);
+    let (path, order) = (
+        "/subjects/bills-value",
+        r#"{"schema":"[\"null\",\"Order\"]","references":[{"name":"Order","subject":"orders-value","version":2}]}"#,
+    );
+    for kind in [
+        "application/vnd.schemaregistry.v1+json",
+        "application/vnd.schemaregistry+json",
+        "Application/JSON; charset=utf-8",
+        "application/octet-stream",
+        "",
+    ] {
+        assert_eq!(bridge.call("POST", path, &[("content-type", kind)], order).await.status, 200, "{kind}");
+    }
+    assert_eq!(bridge.call("POST", path, &[], order).await.status, 200);
+    for (method, path, kind) in
+        [("POST", path, "text/plain"), ("PUT", "/config", "application/x-www-form-urlencoded"), ("PUT", "/mode/s", "application/json2")]
+    {
+        let refused = bridge.call(method, path, &[("content-type", kind)], order).await;
+        refused.fails(415, 415, kind);
+        assert_eq!(refused.headers["content-type"], "application/vnd.schemaregistry.v1+json");
+    }
+    let more = order.replacen('{', r#"{"shema":"x","#, 1);
+    for path in [path, "/subjects/bills-value/versions", "/compatibility/subjects/bills-value/versions"] {
+        bridge.call("POST", path, &[], &more).await.fails(422, 422, "Unrecognized field: shema");
+    }
+    bridge.call("PUT", "/mode", &[], r#"{"mode":"IMPORT","fource":true}"#).await.fails(422, 422, "fource");
+    let lenient = [("confluent-accept-unknown-properties", "true")];
+    assert_eq!(bridge.call("POST", path, &lenient, &more).await.status, 200);
+}

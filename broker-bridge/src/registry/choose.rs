@@ -175,13 +175,14 @@ impl Registry {
         let subject = wanted.subject(name.as_deref())?;
         let normal = subject::normal(&subject);
         auth::check(Verb::Read, Thing::Subject, &normal)?;
-        let look = |state: &State| match decide::look_up(state, &subject, &submitted, false, Filter::Live) {
-            Ok(stored) => Ok(Ok(Some(self.written(state, stored)))),
+        let (registry, of, sought) = (self.clone(), subject.clone(), submitted.clone());
+        let look = move |state: &State| match decide::look_up(state, &of, &sought, false, Filter::Live) {
+            Ok(stored) => Ok(Ok(Some(registry.written(state, stored)))),
             Err(error) if error.code == INVALID_SCHEMA => Ok(Err(unreadable(kind, &error.message))),
             Err(error) if error.code / 100 == NOT_FOUND => Ok(Ok(None)),
             Err(error) => Err(error),
         };
-        if let Some(found) = self.0.read(look).await.map_err(passing)?? {
+        if let Some(found) = self.0.read_aside(look).await.map_err(passing)?? {
             return found;
         }
         auth::check(Verb::Write, Thing::Subject, &normal)?;

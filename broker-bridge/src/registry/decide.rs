@@ -8,9 +8,10 @@ use super::{
     level::{self, Earlier, Level},
     record::{Record, Reference},
     schema::{Kind, Parsed},
-    state::{Filter, LEVEL, Mode, State, Stored, guid},
+    state::{Filter, LEVEL, Mode, NUMBER_MAX, State, Stored, guid},
     subject,
 };
+use crate::auth::Carrier;
 
 /// What is written, and the answer once it is.
 #[derive(Clone, Debug)]
@@ -26,7 +27,7 @@ impl<T> Decision<T> {
 }
 
 /// A schema as a request brings it.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Submitted {
     pub(super) schema: Option<String>,
@@ -36,6 +37,12 @@ pub(super) struct Submitted {
     pub(super) rule_set: Option<Value>,
     pub(super) id: Option<i32>,
     pub(super) version: Option<i32>,
+    /// What is not known here.
+    #[serde(flatten)]
+    pub(super) others: Map<String, Value>,
+    /// Who brings it, and has to be allowed to read what it refers to.
+    #[serde(skip)]
+    pub(super) caller: Carrier,
 }
 
 /// One that could be read.
@@ -55,7 +62,12 @@ impl Submitted {
             return Err(RegistryError::invalid_schema("the request has no schema; send {\"schema\": \"…\"}"));
         }
         let mut references = self.references.clone().unwrap_or_default();
-        let resolved = state.resolve(subject, &references)?;
+        let resolved = state.resolve_for(&self.caller, subject, &references)?;
+        // "The newest" is the one that it is now: what it means must not change behind a check that was made.
+        for reference in references.iter_mut().filter(|reference| reference.version == -1) {
+            let newest = state.version(&subject::beside(subject, &reference.subject), -1, Filter::Live);
+            reference.version = newest.map_or(-1, |stored| stored.version);
+        }
         let wrong = |reason: String| RegistryError::invalid_schema(format!("this is no {name} schema: {reason}"));
         let parsed = Parsed::parse(kind, text, &resolved, true).map_err(wrong)?;
         let text = if normalize {
@@ -138,6 +150,12 @@ pub(super) fn register(state: &State, subject: &str, submitted: &Submitted, how:
         Mode::Import if id.is_none() => return not_now("a schema has to bring its id"),
         _ => {}
     }
+    for (what, number) in [("id", id), ("version", version)] {
+        if number.is_some_and(|number| !(1..=NUMBER_MAX).contains(&number)) {
+            let message = format!("{what} {} is given; it is a number from 1 to {NUMBER_MAX}", number.unwrap_or_default());
+            return Err(RegistryError::new(422, message));
+        }
+    }
     if !importing && !how.force {
         let config = state.config_in_scope(Some(subject));
         let messages = compare(state, &config, &read.parsed, submitted, state.versions(subject).rev().filter(|stored| !stored.deleted));
@@ -148,12 +166,15 @@ pub(super) fn register(state: &State, subject: &str, submitted: &Submitted, how:
             ));
         }
     }
-    let next = state.versions(subject).next_back().map_or(1, |last| last.version + 1);
+    let next = state.versions(subject).next_back().map_or(Some(1), |last| last.version.checked_add(1));
+    let no_version = || RegistryError::not_permitted(format!("subject '{subject}' has version {}, and none follows it", i32::MAX));
     let version = match version {
-        Some(version) if version != next && !importing => {
+        Some(version) if Some(version) != next && !importing => {
+            let next = next.ok_or_else(no_version)?;
             return Err(RegistryError::invalid_schema(format!("version {version} is given, and version {next} comes next")));
         }
-        given => given.unwrap_or(next),
+        Some(version) => version,
+        None => next.filter(|next| *next <= NUMBER_MAX).ok_or_else(no_version)?,
     };
     let guid = guid(&read.text, &read.references, submitted.metadata.as_ref(), submitted.rule_set.as_ref());
     let id = match id.or_else(|| state.id_of(context, guid)) {
@@ -166,6 +187,7 @@ pub(super) fn register(state: &State, subject: &str, submitted: &Submitted, how:
         None => state
             .last_id(context)
             .checked_add(1)
+            .filter(|id| *id <= NUMBER_MAX)
             .ok_or_else(|| RegistryError::store(format!("context {context} has no free schema id left")))?,
     };
     let stored = Stored {
@@ -422,3 +444,6 @@ pub(super) fn delete_context(state: &State, context: &str) -> Result<Decision<()
     let record = state.knows_context(context).then(|| Record::Context { context: context.to_owned(), gone: true });
     Ok(Decision { records: record.into_iter().collect(), answer: () })
 }
+
+#[cfg(test)]
+mod tests;

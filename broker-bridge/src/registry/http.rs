@@ -4,11 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 
 use axum::{
     body::Bytes,
-    extract::{Path, Query, State as Extracted},
+    extract::{Path, Query, Request, State as Extracted},
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{delete, get, post, put},
 };
-use http::header;
+use http::{HeaderMap, header};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -26,7 +27,7 @@ use crate::{
         KNOWN,
         Kind::Subject,
         Verb::{AlterConfigs, Delete, DescribeConfigs, Read, Write},
-        on_all, on_any, on_subject, sees,
+        carrier, on_all, on_any, on_subject, sees,
     },
     http::{App, Route},
 };
@@ -36,8 +37,8 @@ use crate::{
 pub(crate) fn routes() -> Vec<Route> {
     macro_rules! route {
         (GET $path:expr, $access:expr, $handler:expr) => { Route { method: "GET", path: $path, access: $access, handler: get($handler) } };
-        (POST $path:expr, $access:expr, $handler:expr) => { Route { method: "POST", path: $path, access: $access, handler: post($handler) } };
-        (PUT $path:expr, $access:expr, $handler:expr) => { Route { method: "PUT", path: $path, access: $access, handler: put($handler) } };
+        (POST $path:expr, $access:expr, $handler:expr) => { Route { method: "POST", path: $path, access: $access, handler: post($handler).layer(from_fn(understood)) } };
+        (PUT $path:expr, $access:expr, $handler:expr) => { Route { method: "PUT", path: $path, access: $access, handler: put($handler).layer(from_fn(understood)) } };
         (DELETE $path:expr, $access:expr, $handler:expr) => { Route { method: "DELETE", path: $path, access: $access, handler: delete($handler) } };
     }
     vec![
@@ -97,6 +98,32 @@ fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T> {
         let (code, what) = if error.is_data() { (422, "the body is not as expected") } else { (400, "the body is not JSON") };
         RegistryError::new(code, format!("{what}: {error}; GET /openapi at [http] listen shows what is expected"))
     })
+}
+
+/// Those that a body may have; without one it is taken for the last.
+const UNDERSTOOD: [&str; 4] = [CONTENT_TYPE, "application/vnd.schemaregistry+json", "application/json", "application/octet-stream"];
+
+async fn understood(request: Request, next: Next) -> Response {
+    let given = request.headers().get(header::CONTENT_TYPE).map_or("", |value| value.to_str().unwrap_or("?"));
+    let kind = given.split(';').next().unwrap_or_default().trim();
+    if kind.is_empty() || UNDERSTOOD.iter().any(|known| known.eq_ignore_ascii_case(kind)) {
+        return next.run(request).await;
+    }
+    let message = format!("HTTP 415 Unsupported Media Type: {kind} is not understood here; send one of {}", UNDERSTOOD.join(", "));
+    RegistryError::new(415, message).into_response()
+}
+
+/// By which a client says that it may send more than is known here.
+const ACCEPT_UNKNOWN: &str = "confluent-accept-unknown-properties";
+
+fn submitted(headers: &HeaderMap, bytes: &[u8]) -> Result<Submitted> {
+    let submitted: Submitted = parse(bytes)?;
+    let lenient = headers.get(ACCEPT_UNKNOWN).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"));
+    if let Some((name, _)) = submitted.others.iter().next().filter(|_| !lenient) {
+        let known = "schema, schemaType, references, metadata, ruleSet, id, version";
+        return Err(RegistryError::new(422, format!("Unrecognized field: {name}; what a schema can bring: {known}")));
+    }
+    Ok(Submitted { others: Map::new(), caller: carrier(), ..submitted })
 }
 
 /// As Confluent's registry takes it: everything that is not `true` is not.
@@ -220,11 +247,17 @@ async fn subjects(Extracted(app): AppState, query: Asked) -> Result<Response> {
         .await
 }
 
-async fn look_up(Extracted(app): AppState, Path(subject): Path<String>, query: Asked, bytes: Bytes) -> Result<Response> {
-    let (subject, submitted) = (subject::normal(&subject), parse::<Submitted>(&bytes)?);
+async fn look_up(
+    Extracted(app): AppState,
+    Path(subject): Path<String>,
+    query: Asked,
+    headers: HeaderMap,
+    bytes: Bytes,
+) -> Result<Response> {
+    let (subject, submitted) = (subject::normal(&subject), submitted(&headers, &bytes)?);
     let filter = if flag(&query, "deleted") { Filter::WithDeleted } else { Filter::Live };
     app.registry
-        .read(|state| {
+        .read_aside(move |state| {
             let stored = decide::look_up(state, &subject, &submitted, flag(&query, "normalize"), filter)?;
             Ok(answer(&full(state, stored, &query)))
         })
@@ -272,11 +305,18 @@ async fn versions(Extracted(app): AppState, Path(subject): Path<String>, query: 
         .await
 }
 
-async fn register(Extracted(app): AppState, Path(subject): Path<String>, query: Asked, bytes: Bytes) -> Result<Response> {
-    let (subject, submitted) = (subject::normal(&subject), parse::<Submitted>(&bytes)?);
+async fn register(
+    Extracted(app): AppState,
+    Path(subject): Path<String>,
+    query: Asked,
+    headers: HeaderMap,
+    bytes: Bytes,
+) -> Result<Response> {
+    let (subject, submitted) = (subject::normal(&subject), submitted(&headers, &bytes)?);
     let how = Registering { normalize: flag(&query, "normalize"), force: flag(&query, "force") };
     // Most registrations are of what is there already: those need no turn at writing.
-    let decided = app.registry.read(|state| decide::register(state, &subject, &submitted, how)).await?;
+    let (of, sent) = (subject.clone(), submitted.clone());
+    let decided = app.registry.read_aside(move |state| decide::register(state, &of, &sent, how)).await?;
     let stored = if decided.records.is_empty() {
         decided.answer
     } else {
@@ -469,25 +509,32 @@ async fn by_guid_ids(Extracted(app): AppState, Path(guid): Path<String>) -> Resu
         .await
 }
 
-async fn compatible_with_subject(app: AppState, Path(subject): Path<String>, query: Asked, bytes: Bytes) -> Result<Response> {
-    compatible(app, &subject, None, query, &bytes).await
+async fn compatible_with_subject(
+    app: AppState,
+    Path(subject): Path<String>,
+    query: Asked,
+    headers: HeaderMap,
+    bytes: Bytes,
+) -> Result<Response> {
+    compatible(app, &subject, None, query, submitted(&headers, &bytes)?).await
 }
 
 async fn compatible_with_version(
     app: AppState,
     Path((subject, version)): Path<(String, String)>,
     query: Asked,
+    headers: HeaderMap,
     bytes: Bytes,
 ) -> Result<Response> {
     let version = version_number(&version)?;
-    compatible(app, &subject, Some(version), query, &bytes).await
+    compatible(app, &subject, Some(version), query, submitted(&headers, &bytes)?).await
 }
 
-async fn compatible(Extracted(app): AppState, subject: &str, version: Option<i32>, query: Asked, bytes: &[u8]) -> Result<Response> {
-    let (subject, submitted) = (subject::normal(subject), parse::<Submitted>(bytes)?);
+async fn compatible(Extracted(app): AppState, subject: &str, version: Option<i32>, query: Asked, submitted: Submitted) -> Result<Response> {
+    let subject = subject::normal(subject);
     let verbose = flag(&query, "verbose");
     app.registry
-        .read(|state| {
+        .read_aside(move |state| {
             let messages = match decide::check(state, &subject, version, &submitted, flag(&query, "normalize")) {
                 // What cannot be read is not compatible either, and with the reasons comes this one.
                 Err(error) if verbose && error.code == 42201 => vec![error.message],
@@ -564,6 +611,7 @@ async fn mode(Extracted(app): AppState, Path(subject): Path<String>, query: Aske
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ModeRequest {
     mode: String,
 }
@@ -604,6 +652,10 @@ async fn metadata_version() -> Response {
 impl Registry {
     async fn read<T>(&self, answer: impl FnOnce(&State) -> Result<T>) -> Result<T> {
         self.0.read(answer).await
+    }
+
+    async fn read_aside<T: Send + 'static>(&self, answer: impl FnOnce(&State) -> Result<T> + Send + 'static) -> Result<T> {
+        self.0.read_aside(answer).await
     }
 
     async fn write<T, D>(&self, decide: D) -> Result<T>

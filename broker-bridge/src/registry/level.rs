@@ -1,5 +1,7 @@
 //! Compatibility levels: which versions a new schema is compared with, and in which direction.
 
+use std::time::{Duration, Instant};
+
 use super::schema::Parsed;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,11 @@ pub(super) struct Earlier {
     pub(super) parsed: Result<Parsed, String>,
 }
 
+/// Reasons that an answer tells, and the longest of them, in bytes.
+const MESSAGES_MAX: usize = 100;
+const MESSAGE_BYTES_MAX: usize = 4 * 1024;
+/// Of one check of all earlier versions together; it is looked at between two of them.
+const TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest text of an earlier schema in a message, in bytes.
 const TEXT_MAX: usize = 10 * 1024;
 
@@ -63,8 +70,12 @@ pub(super) fn violations(level: Level, schema: &Parsed, earlier: impl Iterator<I
         return Vec::new();
     }
     let compared = if level.transitive() { usize::MAX } else { 1 };
+    let started = Instant::now();
     for Earlier { version, text, parsed } in earlier.take(compared) {
         let mut messages = Vec::new();
+        if started.elapsed() > TIME_MAX {
+            return vec![format!("comparing with the versions after {version} took {TIME_MAX:?}, which is all that a check has")];
+        }
         match &parsed {
             Err(reason) => messages.push(format!("Version {version} cannot be read any more: {reason}")),
             Ok(parsed) if parsed.kind() != schema.kind() => messages.push(format!("version {version} is of type {}", parsed.kind().name())),
@@ -75,6 +86,7 @@ pub(super) fn violations(level: Level, schema: &Parsed, earlier: impl Iterator<I
                 if level.backward() {
                     messages.extend(schema.cannot_read(parsed).into_iter().map(|text| named(&text, "new", "old")));
                 }
+                bound(&mut messages);
                 if !messages.is_empty() {
                     messages.push(format!("{{oldSchemaVersion: {version}}}"));
                     messages.push(match text.char_indices().map(|(at, _)| at).find(|at| *at >= TEXT_MAX) {
@@ -90,6 +102,20 @@ pub(super) fn violations(level: Level, schema: &Parsed, earlier: impl Iterator<I
         }
     }
     Vec::new()
+}
+
+fn bound(messages: &mut Vec<String>) {
+    let more = messages.len().saturating_sub(MESSAGES_MAX);
+    messages.truncate(MESSAGES_MAX);
+    for message in &mut *messages {
+        if message.len() > MESSAGE_BYTES_MAX {
+            message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+            message.push_str("...");
+        }
+    }
+    if more > 0 {
+        messages.push(format!("and {more} more"));
+    }
 }
 
 fn named(text: &str, reader: &str, writer: &str) -> String {

@@ -38,6 +38,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 use service_kit::kafka::KafkaConfig;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::{
@@ -50,6 +51,8 @@ pub(crate) use self::{
 use self::{topic::Topic, values::Kept};
 use crate::{config, connect::Connection, gate::Gate};
 
+/// Schemas that are read and compared at once; more wait, at most for `registry.timeout`.
+const ASIDE_MAX: usize = 4;
 /// What the registry's answers are.
 pub(crate) const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 
@@ -68,6 +71,7 @@ impl Registry {
             gate,
             tasks,
             state: RwLock::default(),
+            aside: Arc::new(Semaphore::new(ASIDE_MAX)),
             reading: Default::default(),
             fresh_at: Mutex::new(None),
             writing: Default::default(),
@@ -79,11 +83,12 @@ impl Registry {
 impl Registry {
     /// Knows these alone, as (subject, version, id, type, schema), and does not ask Kafka.
     pub(crate) fn hold(&self, schemas: &[(&str, i32, i32, &str, &str)]) {
-        let mut state = self.0.state.write();
+        let mut guard = self.0.state.write();
+        let state = Arc::make_mut(&mut guard);
         for (subject, version, id, kind, schema) in schemas {
-            values::put(&mut state, subject, *version, *id, kind, schema, &[]);
+            values::put(state, subject, *version, *id, kind, schema, &[]);
         }
-        drop(state);
+        drop(guard);
         self.is_known();
     }
 
@@ -91,7 +96,7 @@ impl Registry {
     pub(crate) fn know(&self, records: &[(&str, &str)]) {
         for (key, value) in records {
             let record = record::Record::parse(key.as_bytes(), Some(value.as_bytes())).unwrap();
-            self.0.state.write().apply(record, 1_700_000_000_000).unwrap();
+            Arc::make_mut(&mut self.0.state.write()).apply(record, 1_700_000_000_000).unwrap();
         }
         self.is_known();
     }

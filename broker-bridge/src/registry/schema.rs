@@ -48,7 +48,13 @@ impl Parsed {
                 let texts: Vec<String> = references.iter().map(|reference| reference.text.clone()).collect();
                 Avro::parse(text, &texts, if is_new { Strictness::New } else { Strictness::Stored }).map(Parsed::Avro)
             }
-            Kind::Json => JsonSchema::parse(text, references).map(Parsed::Json),
+            Kind::Json => {
+                let schema = JsonSchema::parse(text, references)?;
+                if is_new {
+                    schema.check_patterns()?;
+                }
+                Ok(Parsed::Json(schema))
+            }
             Kind::Protobuf => Protobuf::parse(text, references).map(|parsed| Parsed::Protobuf(Box::new(parsed))),
         }
     }

@@ -14,6 +14,7 @@ use super::{
     schema::{Kind, Parsed, Referenced},
     subject,
 };
+use crate::auth::{Carrier, Kind as Thing, Verb};
 
 /// One version of one subject.
 #[derive(Clone, Debug, PartialEq)]
@@ -156,7 +157,7 @@ impl Filter {
 
 pub(super) type Versions = BTreeMap<i32, Stored>;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct State {
     pub(super) subjects: BTreeMap<String, Versions>,
     /// Who has an id, by context and id.
@@ -210,8 +211,11 @@ impl State {
         }
         self.remove(&stored.subject.clone(), stored.version);
         self.guids.insert((context.clone(), stored.guid), stored.id);
-        let last = self.last_ids.entry(context).or_default();
-        *last = stored.id.max(*last);
+        // Behind the last number that there is comes none.
+        if stored.id <= NUMBER_MAX {
+            let last = self.last_ids.entry(context).or_default();
+            *last = stored.id.max(*last);
+        }
         self.bytes += stored.bytes();
         self.ids.entry(key).or_default().insert((stored.subject.clone(), stored.version));
         self.subjects.entry(stored.subject.clone()).or_default().insert(stored.version, stored);
@@ -366,20 +370,26 @@ impl State {
 
     /// The schemas that one of `parent` refers to, each behind those that it refers to itself.
     pub(super) fn resolve(&self, parent: &str, references: &[Reference]) -> Result<Vec<Referenced>> {
+        self.resolve_for(&Carrier::default(), parent, references)
+    }
+
+    /// The same for a caller, who has to be allowed to read each of them.
+    pub(super) fn resolve_for(&self, caller: &Carrier, parent: &str, references: &[Reference]) -> Result<Vec<Referenced>> {
         let mut found: Vec<Referenced> = Vec::new();
-        self.collect(parent, references, &mut found, 0)?;
+        self.collect(caller, parent, references, &mut found, 0)?;
         Ok(found)
     }
 
-    fn collect(&self, parent: &str, references: &[Reference], found: &mut Vec<Referenced>, depth: usize) -> Result<()> {
+    fn collect(&self, caller: &Carrier, parent: &str, references: &[Reference], found: &mut Vec<Referenced>, depth: usize) -> Result<()> {
         if depth == REFERENCES_DEEP_MAX {
             return Err(RegistryError::invalid_schema(format!("references are nested deeper than {REFERENCES_DEEP_MAX} levels")));
         }
         for reference in references {
+            let subject = subject::beside(parent, &reference.subject);
+            caller.check(Verb::Read, Thing::Subject, &subject)?;
             if found.iter().any(|known| known.name == reference.name) {
                 continue;
             }
-            let subject = subject::beside(parent, &reference.subject);
             let stored =
                 self.version(&subject, reference.version, if reference.version == -1 { Filter::Live } else { Filter::WithDeleted });
             let stored = stored.ok_or_else(|| {
@@ -388,7 +398,7 @@ impl State {
                     reference.version
                 ))
             })?;
-            self.collect(&stored.subject, &stored.references, found, depth + 1)?;
+            self.collect(caller, &stored.subject, &stored.references, found, depth + 1)?;
             if !found.iter().any(|known| known.name == reference.name) {
                 found.push(Referenced { name: reference.name.clone(), text: stored.schema.clone() });
             }
@@ -408,6 +418,9 @@ impl State {
 }
 
 pub(super) const LEVEL: &str = "compatibilityLevel";
+
+/// Of ids and of versions: another one always follows.
+pub(super) const NUMBER_MAX: i32 = i32::MAX - 1;
 
 /// Bounds of what one request can have read.
 const REFERENCES_DEEP_MAX: usize = 32;

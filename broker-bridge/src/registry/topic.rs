@@ -16,7 +16,11 @@ use std::{
 use futures::StreamExt as _;
 use parking_lot::{Mutex, RwLock};
 use service_kit::kafka::{self, Isolation, KafkaConfig, KafkaError, OutRecord, RangeReader, TopicPartition, TransactionalWriter};
-use tokio::{sync::Mutex as AsyncMutex, time::timeout};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Semaphore},
+    task::spawn_blocking,
+    time::timeout,
+};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -34,7 +38,10 @@ pub(super) struct Topic {
     pub(super) connection: Connection,
     pub(super) gate: Arc<Gate>,
     pub(super) tasks: TaskTracker,
-    pub(super) state: RwLock<State>,
+    /// Who works long with it takes it along, and what is read meanwhile goes into a copy.
+    pub(super) state: RwLock<Arc<State>>,
+    /// Of those who do.
+    pub(super) aside: Arc<Semaphore>,
     pub(super) reading: AsyncMutex<Reading>,
     /// When the end of the topic was last asked for, of those that were reached.
     pub(super) fresh_at: Mutex<Option<Instant>>,
@@ -89,6 +96,21 @@ impl Topic {
             }
         }
         answer(&self.state.read())
+    }
+
+    /// The same for what may take long: neither other requests nor the reading of the topic wait for it.
+    pub(super) async fn read_aside<T: Send + 'static>(&self, answer: impl FnOnce(&State) -> Result<T> + Send + 'static) -> Result<T> {
+        let Ok(Ok(turn)) = timeout(self.config.timeout, Arc::clone(&self.aside).acquire_owned()).await else {
+            return Err(RegistryError::timeout("too many other schemas are being read and compared; try again"));
+        };
+        self.read(|_| Ok(())).await?;
+        let state = Arc::clone(&self.state.read());
+        let done = spawn_blocking(move || {
+            // Also when nobody waits for it any more.
+            let _turn = turn;
+            answer(&state)
+        });
+        done.await.map_err(|error| RegistryError::store(format!("the work broke off: {error}")))?
     }
 
     /// Answers from what is written now.
@@ -156,7 +178,8 @@ impl Topic {
         }
         let mut chunks = reader.read(partition, from, bounds.latest);
         while let Some(chunk) = chunks.next().await {
-            let mut state = self.state.write();
+            let mut guard = self.state.write();
+            let state = Arc::make_mut(&mut guard);
             for record in chunk? {
                 let Some(key) = &record.key else { continue };
                 let applied = Record::parse(key, record.value.as_deref()).and_then(|said| state.apply(said, record.timestamp_ms));
@@ -171,7 +194,7 @@ impl Topic {
                 }
                 reading.next = record.offset + 1;
             }
-            drop(state);
+            drop(guard);
             self.within_bound()?;
         }
         reading.next = bounds.latest;
@@ -180,7 +203,7 @@ impl Topic {
     }
 
     fn forget(&self, reading: &mut Reading) {
-        *self.state.write() = State::default();
+        *self.state.write() = Arc::default();
         self.kept.clear();
         reading.next = 0;
     }
@@ -209,15 +232,16 @@ impl Topic {
         D: Fn(&State) -> Result<Decision<T>> + Send + Sync + 'static,
     {
         self.gate.broker()?;
-        let topic = Arc::clone(self);
+        let (topic, decide) = (Arc::clone(self), Arc::new(decide));
         // A caller that goes away leaves no transaction open.
         let written = self.tasks.spawn(async move { topic.write_to_the_end(decide).await });
         written.await.map_err(|error| RegistryError::store(format!("the write broke off: {error}")))?
     }
 
-    async fn write_to_the_end<T, D>(&self, decide: D) -> Result<T>
+    async fn write_to_the_end<T, D>(&self, decide: Arc<D>) -> Result<T>
     where
-        D: Fn(&State) -> Result<Decision<T>> + Sync,
+        T: Send + 'static,
+        D: Fn(&State) -> Result<Decision<T>> + Send + Sync + 'static,
     {
         let started = Instant::now();
         let deadline = started + self.config.timeout;
@@ -263,12 +287,13 @@ impl Topic {
     async fn attempt<T, D>(
         &self,
         writing: &mut Writing,
-        decide: &D,
+        decide: &Arc<D>,
         unknown: &mut Option<Decision<T>>,
         deadline: Instant,
     ) -> Result<T, Failure>
     where
-        D: Fn(&State) -> Result<Decision<T>> + Sync,
+        T: Send + 'static,
+        D: Fn(&State) -> Result<Decision<T>> + Send + Sync + 'static,
     {
         if !writing.checked {
             self.ensure().await?;
@@ -283,7 +308,9 @@ impl Topic {
         if let Some(earlier) = unknown.take_if(|earlier| self.state.read().holds(&earlier.records)) {
             return Ok(earlier.answer);
         }
-        let decision = decide(&self.state.read())?;
+        let (state, decide) = (Arc::clone(&self.state.read()), Arc::clone(decide));
+        let decided = spawn_blocking(move || decide(&state)).await;
+        let decision = decided.map_err(|error| RegistryError::store(format!("the decision broke off: {error}")))??;
         if decision.records.is_empty() {
             return Ok(decision.answer);
         }

@@ -1,6 +1,6 @@
 //! Whether a reader's schema can read what a writer's schema wrote, by Avro's schema resolution, with every reason why not.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::{Avro, Field, Kind, Primitive, Schema};
 
@@ -14,6 +14,7 @@ enum Reason {
     MissingUnionBranch,
 }
 
+#[derive(Clone)]
 struct Found {
     reason: Reason,
     /// `/fields/0/type`.
@@ -42,13 +43,29 @@ impl Found {
 impl Avro {
     /// Why `self` cannot read what `writer` wrote; nothing where it can. `%s` in a text stands for the reader's name, then the writer's.
     pub(crate) fn cannot_read(&self, writer: &Avro) -> Vec<String> {
-        let mut check = Check { reader: self, writer, path: Vec::new(), under_way: HashSet::new(), left: COMPARISONS_MAX, depth: 0 };
-        check.schemas(&self.root, &writer.root).iter().map(Found::text).collect()
+        let mut check = Check {
+            reader: self,
+            writer,
+            path: Vec::new(),
+            under_way: HashSet::new(),
+            unfit: HashMap::new(),
+            left: COMPARISONS_MAX,
+            depth: 0,
+        };
+        let mut texts: Vec<String> = check.schemas(&self.root, &writer.root).iter().map(Found::text).collect();
+        if check.left == 0 {
+            texts.insert(0, format!("the schemas need more than {COMPARISONS_MAX} comparisons: they count as incompatible"));
+        }
+        texts
     }
 }
 
-/// Records that do not fit are compared again on every path to them.
+/// Of pairs of types, in one check. What is found about a pair of records counts too wherever it is told again.
 const COMPARISONS_MAX: u32 = 200_000;
+/// Reasons that are told of one pair of types, those within it included.
+const FOUND_MAX: usize = 100;
+/// Longest path that is told, in bytes.
+const PATH_BYTES_MAX: usize = 1_000;
 /// Types within types, by way of names too: the walk over them is recursive, and a thread has room for these.
 const LEVELS_MAX: usize = 192;
 
@@ -58,6 +75,8 @@ struct Check<'a> {
     path: Vec<String>,
     /// Pairs of records that are being compared, which count as compatible within themselves, and those that were found to be.
     under_way: HashSet<(&'a str, &'a str)>,
+    /// What was found about pairs of records that do not fit, as if they stood at the root.
+    unfit: HashMap<(&'a str, &'a str), Vec<Found>>,
     /// Comparisons that may still be made.
     left: u32,
     depth: usize,
@@ -66,6 +85,19 @@ struct Check<'a> {
 impl<'a> Check<'a> {
     fn found(&self, reason: Reason, detail: String) -> Found {
         Found { reason, path: format!("/{}", self.path.join("/")), detail }
+    }
+
+    /// What was found as if it stood at the root, where it stands.
+    fn here(&mut self, mut found: Vec<Found>) -> Vec<Found> {
+        self.left = self.left.saturating_sub(u32::try_from(found.len()).unwrap_or(u32::MAX));
+        if !self.path.is_empty() {
+            let prefix = format!("/{}", self.path.join("/"));
+            for one in &mut found {
+                one.path = if one.path.len() == 1 { prefix.clone() } else { format!("{prefix}{}", one.path) };
+                one.path.truncate(one.path.floor_char_boundary(PATH_BYTES_MAX));
+            }
+        }
+        found
     }
 
     fn at(&mut self, step: impl ToString, check: impl FnOnce(&mut Self) -> Vec<Found>) -> Vec<Found> {
@@ -97,20 +129,24 @@ impl<'a> Check<'a> {
             return vec![self.found(Reason::TypeMismatch, format!("types lead to one another through more than {LEVELS_MAX} levels"))];
         }
         self.depth += 1;
-        let found = self.compare(reader, writer);
+        let mut found = self.compare(reader, writer);
+        found.truncate(FOUND_MAX);
         self.depth -= 1;
         found
     }
 
     fn compare(&mut self, reader: &'a Schema, writer: &'a Schema) -> Vec<Found> {
-        let Some(left) = self.left.checked_sub(1) else {
-            return vec![self.found(Reason::TypeMismatch, format!("more than {COMPARISONS_MAX} comparisons"))];
-        };
-        self.left = left;
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            return vec![self.found(Reason::TypeMismatch, "not compared".to_owned())];
+        }
         match (reader, writer) {
             (Schema::Union(_), Schema::Union(branches)) => {
                 let mut found = Vec::new();
                 for (at, branch) in branches.iter().enumerate() {
+                    if self.left == 0 {
+                        break;
+                    }
                     if !self.alone(reader, branch).is_empty() {
                         found.extend(self.at(at, |check| vec![check.missing_branch(branch)]));
                     }
@@ -162,14 +198,22 @@ impl<'a> Check<'a> {
                 }
             }
             (Kind::Record { fields: to_fields, .. }, Kind::Record { fields: from_fields, .. }) => {
+                if let Some(known) = self.unfit.get(&(to, from)).cloned() {
+                    return self.here(known);
+                }
                 if !self.under_way.insert((to, from)) {
                     return Vec::new();
                 }
+                let path = std::mem::take(&mut self.path);
                 found.extend(name(self));
                 found.extend(self.at("fields", |check| check.fields(to_fields, from_fields, writer)));
+                found.truncate(FOUND_MAX);
+                self.path = path;
                 if !found.is_empty() {
                     self.under_way.remove(&(to, from));
+                    self.unfit.insert((to, from), found.clone());
                 }
+                return self.here(found);
             }
             _ => return self.mismatch(reader, writer),
         }

@@ -200,11 +200,11 @@ impl Reader {
             }
             "fixed" => {
                 let size = json.get("size").and_then(|size| match size {
-                    Json::Number(text) => text.parse().ok(),
+                    Json::Number(text) => text.parse::<i32>().ok().and_then(|size| u64::try_from(size).ok()),
                     _ => None,
                 });
-                named.kind =
-                    Kind::Fixed { size: size.ok_or_else(|| format!("fixed {full} has no size, or one that is no number from 0"))? };
+                let wrong = || format!("fixed {full} has no size, or one that is no number from 0 to {}", i32::MAX);
+                named.kind = Kind::Fixed { size: size.ok_or_else(wrong)? };
             }
             _ => {
                 // Known before its fields are read: they may refer to it.

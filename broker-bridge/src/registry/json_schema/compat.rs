@@ -135,10 +135,10 @@ impl JsonSchema {
     }
 
     fn hindrances(&self, writer: &JsonSchema) -> Vec<String> {
-        let (found, complete) = self.compare(writer);
-        let mut texts: Vec<String> = found.iter().filter(|one| !COMPATIBLE.contains(&one.name)).map(Found::text).collect();
+        let (found, complete) = self.compare(writer, false);
+        let mut texts: Vec<String> = found.iter().map(Found::text).collect();
         if !complete {
-            texts.push(format!("{{errorType:\"TYPE_CHANGED\", description:\"the schemas need more than {COMPARISONS_MAX} comparisons\"}}"));
+            texts.insert(0, format!("the schemas need more than {COMPARISONS_MAX} comparisons: they count as incompatible"));
         }
         texts
     }
@@ -150,14 +150,15 @@ impl JsonSchema {
             let mark = if COMPATIBLE.contains(&found.name) { "" } else { "! " };
             format!("{mark}{} {}", found.name, found.path)
         };
-        self.compare(writer).0.into_iter().map(marked).collect()
+        self.compare(writer, true).0.into_iter().map(marked).collect()
     }
 
-    /// All differences, and whether the bound of comparisons was enough.
-    fn compare(&self, writer: &JsonSchema) -> (Vec<Found>, bool) {
+    /// What hinders (the first of that), or with `all` every difference; and whether the bound of comparisons was enough.
+    fn compare(&self, writer: &JsonSchema, all: bool) -> (Vec<Found>, bool) {
         // A schema within itself counts as compatible while it is compared. Where it turns out not to be, what was found on
         // that ground is looked at again, until nothing new comes.
         let mut known = HashMap::new();
+        let mut comparisons = COMPARISONS_MAX;
         loop {
             let mut check = Check {
                 before: writer,
@@ -168,7 +169,8 @@ impl JsonSchema {
                 under_way: HashSet::new(),
                 known: &known,
                 assumed: false,
-                left: COMPARISONS_MAX,
+                left: comparisons,
+                all,
             };
             check.schemas(Some(writer.root), Some(self.root));
             let Check { found, memo, assumed, left, .. } = check;
@@ -176,13 +178,17 @@ impl JsonSchema {
             if !assumed || bad.len() == known.len() || left == 0 {
                 return (found, left > 0);
             }
-            known = bad;
+            (known, comparisons) = (bad, left);
         }
     }
 }
 
-/// Of pairs of schemas.
+/// Of pairs of schemas, in one check. What is found about a pair counts too wherever it is told again.
 const COMPARISONS_MAX: u32 = 200_000;
+/// Differences that are told of one pair of schemas, those within it included.
+const FOUND_MAX: usize = 100;
+/// Longest path that is told, in bytes.
+const PATH_BYTES_MAX: usize = 1_000;
 
 struct Check<'a> {
     before: &'a JsonSchema,
@@ -197,11 +203,22 @@ struct Check<'a> {
     /// A pair under way was taken for compatible.
     assumed: bool,
     left: u32,
+    /// What does not hinder is noted too.
+    all: bool,
 }
 
 impl<'a> Check<'a> {
     fn add(&mut self, name: &'static str) {
-        self.found.push(Found { name, path: format!("#/{}", self.path.join("/")) });
+        if self.all || (!COMPATIBLE.contains(&name) && self.found.len() < FOUND_MAX) {
+            self.found.push(Found { name, path: cut(format!("#/{}", self.path.join("/"))) });
+        }
+    }
+
+    fn extend(&mut self, found: impl IntoIterator<Item = Found>) {
+        self.found.extend(found);
+        if !self.all {
+            self.found.truncate(FOUND_MAX);
+        }
     }
 
     fn add_at(&mut self, step: &str, name: &'static str) {
@@ -239,6 +256,10 @@ impl<'a> Check<'a> {
             (Some(_), None) => return self.add("SCHEMA_REMOVED"),
             (Some(before), Some(after)) => (Self::target(self.before, before), Self::target(self.after, after)),
         };
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            return;
+        }
         let pair = (before, after);
         let found = if let Some(found) = self.memo.get(&pair) {
             found.clone()
@@ -250,10 +271,7 @@ impl<'a> Check<'a> {
                     return;
                 }
             }
-        } else if self.left == 0 {
-            return;
         } else {
-            self.left -= 1;
             self.under_way.insert(pair);
             let path = std::mem::take(&mut self.path);
             let found = self.aside(|check| check.types(before, after));
@@ -262,14 +280,15 @@ impl<'a> Check<'a> {
             self.memo.insert(pair, found.clone());
             found
         };
+        self.left = self.left.saturating_sub(u32::try_from(found.len()).unwrap_or(u32::MAX));
         let prefix = format!("#/{}", self.path.join("/"));
         let here = |one: Found| match (self.path.is_empty(), one.path.len() <= 2) {
             (true, _) => one,
             (false, true) => Found { path: prefix.clone(), ..one },
-            (false, false) => Found { path: format!("{prefix}/{}", &one.path[2..]), ..one },
+            (false, false) => Found { path: cut(format!("{prefix}/{}", &one.path[2..])), ..one },
         };
         let found: Vec<Found> = found.into_iter().map(here).collect();
-        self.found.extend(found);
+        self.extend(found);
     }
 
     /// Notes what is found where it is no hindrance, and says so.
@@ -278,7 +297,7 @@ impl<'a> Check<'a> {
         if !fits(&found) {
             return false;
         }
-        self.found.extend(found);
+        self.extend(found);
         if !name.is_empty() {
             self.add(name);
         }
@@ -366,6 +385,7 @@ impl<'a> Check<'a> {
                     known: &HashMap::new(),
                     assumed: false,
                     left: self.left,
+                    all: false,
                 };
                 turned.schemas(Some(*two), Some(*one));
                 let (fits, left) = (fits(&turned.found), turned.left);
@@ -434,6 +454,9 @@ impl<'a> Check<'a> {
             let mut of = Vec::new();
             self.at(format!("{}/{at}", before.name()), |check| {
                 for (to, other) in new.iter().enumerate() {
+                    if check.left == 0 {
+                        break;
+                    }
                     let found = check.aside(|check| check.schemas(Some(*sub), Some(*other)));
                     if fits(&found) {
                         of.push((to, found));
@@ -445,7 +468,7 @@ impl<'a> Check<'a> {
         let matching = matching(&edges, new.len());
         let count = matching.iter().flatten().count();
         for (at, of) in edges.into_iter().enumerate() {
-            self.found.extend(of.into_iter().filter(|(to, _)| matching[*to] == Some(at)).flat_map(|(_, found)| found));
+            self.extend(of.into_iter().filter(|(to, _)| matching[*to] == Some(at)).flat_map(|(_, found)| found));
         }
         if count < old.len().min(new.len()) {
             self.add("COMBINED_TYPE_SUBSCHEMAS_CHANGED");
@@ -519,7 +542,7 @@ impl<'a> Check<'a> {
                 } else if let Some(covering) = covering {
                     let found = self.aside(|check| check.schemas(Some(old), Some(covering)));
                     let covered = fits(&found);
-                    self.found.extend(found);
+                    self.extend(found);
                     self.add(if covered {
                         "PROPERTY_REMOVED_IS_COVERED_BY_PARTIALLY_OPEN_CONTENT_MODEL"
                     } else {
@@ -547,7 +570,7 @@ impl<'a> Check<'a> {
                 if let Some(covering) = before.covering(self.before, name) {
                     let found = self.aside(|check| check.schemas(Some(covering), Some(new)));
                     let covered = fits(&found);
-                    self.found.extend(found);
+                    self.extend(found);
                     self.add(if covered {
                         "PROPERTY_ADDED_IS_COVERED_BY_PARTIALLY_OPEN_CONTENT_MODEL"
                     } else {
@@ -617,7 +640,7 @@ impl<'a> Check<'a> {
                 } else if let Some(covering) = after.covering(self.after) {
                     let found = self.aside(|check| check.schemas(Some(old), Some(covering)));
                     let covered = fits(&found);
-                    self.found.extend(found);
+                    self.extend(found);
                     self.add(if covered {
                         "ITEM_REMOVED_IS_COVERED_BY_PARTIALLY_OPEN_CONTENT_MODEL"
                     } else {
@@ -636,7 +659,7 @@ impl<'a> Check<'a> {
                 } else if let Some(covering) = before.covering(self.before) {
                     let found = self.aside(|check| check.schemas(Some(covering), Some(new)));
                     let covered = fits(&found);
-                    self.found.extend(found);
+                    self.extend(found);
                     self.add(if covered {
                         "ITEM_ADDED_IS_COVERED_BY_PARTIALLY_OPEN_CONTENT_MODEL"
                     } else {
@@ -649,6 +672,11 @@ impl<'a> Check<'a> {
             (old, new) => self.schemas(old, new),
         }
     }
+}
+
+fn cut(mut path: String) -> String {
+    path.truncate(path.floor_char_boundary(PATH_BYTES_MAX));
+    path
 }
 
 fn get(members: &[(String, Id)], name: &str) -> Option<Id> {

@@ -4,13 +4,19 @@
 //! |---|---|
 //! | `read` | JSON → [`JsonSchema`]: each schema as what it says about one kind of value |
 //! | `compat` | the differences between two schemas, and which of them a reader bears |
+//! | `cost` | how often a schema is applied when its references are followed, and the bounds of that |
 //! | `validate` | whether a value is one of the schema's |
 
 mod compat;
+mod cost;
 mod read;
 mod validate;
 
+use std::collections::HashSet;
+
+use self::cost::Step;
 pub(crate) use self::validate::Validator;
+pub(super) use self::validate::nesting;
 use super::text::Json;
 
 #[derive(Clone, Debug)]
@@ -19,6 +25,10 @@ pub(super) struct JsonSchema {
     root: Id,
     /// By [`Id`].
     all: Vec<Schema>,
+    /// What each leads to, by [`Id`].
+    steps: Vec<Vec<(Step, Id)>>,
+    /// A value can ask for much more than it is long.
+    heavy: bool,
     /// Levels of schemas, by way of `$ref` too.
     height: usize,
 }
@@ -138,6 +148,22 @@ impl JsonSchema {
     /// Whether walks over it need more room than a thread has.
     fn is_deep(&self) -> bool {
         self.height > read::FLAT
+    }
+
+    /// Every regular expression in it must be one.
+    pub(super) fn check_patterns(&self) -> Result<(), String> {
+        let mut seen = HashSet::new();
+        for schema in &self.all {
+            let patterns = match &schema.rule {
+                Rule::Text { pattern, .. } => pattern.iter().collect(),
+                Rule::Object(object) => object.patterns.iter().map(|(pattern, _)| pattern).collect(),
+                _ => Vec::new(),
+            };
+            for pattern in patterns.into_iter().filter(|pattern| seen.insert(pattern.as_str())) {
+                validate::check_pattern(pattern)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn name(&self) -> Option<&str> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     super::{schema::Referenced, text::Json},
-    Additional, Array, Criterion, Id, JsonSchema, Number, Object, Rule, Schema,
+    Additional, Array, Criterion, Id, JsonSchema, Number, Object, Rule, Schema, Step,
 };
 
 impl JsonSchema {
@@ -27,6 +27,7 @@ impl JsonSchema {
             documents: &documents,
             ids: HashMap::new(),
             all: Vec::new(),
+            steps: HashMap::new(),
             known: HashMap::new(),
             heights: HashMap::new(),
             tallest: 0,
@@ -38,7 +39,10 @@ impl JsonSchema {
         }
         let root = reader.schema(&documents[0].1, Place { document: 0, base: "" })?;
         let (all, height) = (reader.all, reader.tallest);
-        Ok(JsonSchema { text, root, all, height })
+        let steps = (0..all.len()).map(|id| reader.steps.remove(&id).unwrap_or_default()).collect();
+        let mut schema = JsonSchema { text, root, all, steps, heavy: false, height };
+        schema.measure()?;
+        Ok(schema)
     }
 }
 
@@ -77,6 +81,7 @@ struct Reader<'a> {
     /// By absolute `$id`; an `$anchor` behind `#`.
     ids: HashMap<String, &'a Json>,
     all: Vec<Schema>,
+    steps: HashMap<Id, Vec<(Step, Id)>>,
     /// By address: a schema that is met again is the same one, also within itself.
     known: HashMap<*const Json, Id>,
     /// Levels of schemas below each, by way of `$ref` too.
@@ -202,6 +207,8 @@ impl<'a> Reader<'a> {
             Some(reference) if !self.is_since_2019(place) => Rule::Same(self.referred(reference, place)?),
             _ => self.rules(json, Place { base: own.unwrap_or(place.base), ..place })?,
         };
+        let steps = self.steps(json, Place { base: own.unwrap_or(place.base), ..place })?;
+        self.steps.insert(at, steps);
         self.all[at] = Schema {
             id: own.map(str::to_owned),
             title: text("title"),
@@ -218,6 +225,45 @@ impl<'a> Reader<'a> {
         self.heights.insert(at, height);
         self.tallest = beside.max(height);
         Ok(at)
+    }
+
+    /// To what a schema leads; it has been read.
+    fn steps(&mut self, json: &'a Json, place: Place<'a>) -> Result<Vec<(Step, Id)>, String> {
+        let mut steps = Vec::new();
+        if let Some(to) = reference(json)? {
+            steps.push((Step::Same, self.referred(to, place)?));
+            if !self.is_since_2019(place) {
+                return Ok(steps);
+            }
+        }
+        for (key, value) in json.as_object().unwrap_or_default() {
+            let members = |step: fn(&str) -> Step| value.as_object().into_iter().flatten().map(move |(name, one)| (step(name), one));
+            let within: Vec<(Step, &'a Json)> = match (key.as_str(), value) {
+                ("allOf" | "anyOf" | "oneOf", Json::Array(all)) => all.iter().map(|one| (Step::Same, one)).collect(),
+                ("not" | "if" | "then" | "else", _) => vec![(Step::Same, value)],
+                ("dependencies" | "dependentSchemas", _) => members(|_| Step::Same).collect(),
+                ("properties", _) => members(|name| Step::Member(name.to_owned())).collect(),
+                ("patternProperties", _) => members(|_| Step::Every).collect(),
+                ("items" | "prefixItems", Json::Array(all)) => all.iter().enumerate().map(|(at, one)| (Step::Item(at), one)).collect(),
+                (
+                    "items"
+                    | "additionalItems"
+                    | "additionalProperties"
+                    | "unevaluatedItems"
+                    | "unevaluatedProperties"
+                    | "contains"
+                    | "propertyNames",
+                    _,
+                ) => vec![(Step::Every, value)],
+                _ => Vec::new(),
+            };
+            for (step, schema) in within {
+                if let Json::Object(_) = schema {
+                    steps.push((step, self.schema(schema, place)?));
+                }
+            }
+        }
+        Ok(steps)
     }
 
     fn referred(&mut self, reference: &str, place: Place<'a>) -> Result<Id, String> {

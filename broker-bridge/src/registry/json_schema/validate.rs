@@ -12,8 +12,7 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct Validator {
     inner: jsonschema::Validator,
-    /// Levels of schemas.
-    height: usize,
+    schema: JsonSchema,
 }
 
 /// Levels of schemas, at all levels of a value, that every thread has room for.
@@ -30,7 +29,7 @@ impl Validator {
         let parsed = JsonSchema::parse(text, references)?;
         let build = || Self::build(text, references);
         let inner = if parsed.is_deep() { with_room(build) } else { build() }?;
-        Ok(Self { inner, height: parsed.height })
+        Ok(Self { inner, schema: parsed })
     }
 
     fn build(text: &str, references: &[Referenced]) -> Result<jsonschema::Validator, String> {
@@ -62,8 +61,11 @@ impl Validator {
     /// The error says where in the value.
     pub(in super::super) fn check(&self, json: &str) -> Result<(), String> {
         let value: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
-        let validate = || self.validate(&value);
-        if self.height * nesting(json) > LEVELS_FLAT { with_room(validate) } else { validate() }
+        let validate = || {
+            self.schema.bears(&value)?;
+            self.validate(&value)
+        };
+        if self.schema.height * nesting(json) > LEVELS_FLAT { with_room(validate) } else { validate() }
     }
 
     fn validate(&self, value: &Value) -> Result<(), String> {
@@ -78,8 +80,15 @@ impl Validator {
     }
 }
 
+/// As the validator takes it.
+pub(super) fn check_pattern(pattern: &str) -> Result<(), String> {
+    let schema = serde_json::json!({"$schema": DRAFT, "pattern": pattern});
+    let built = jsonschema::options().offline().build(&schema);
+    built.map(drop).map_err(|error| format!("pattern {:?} is no regular expression: {}", cut(pattern), cut(&error.to_string())))
+}
+
 /// How deep arrays and objects stand within each other.
-fn nesting(json: &str) -> usize {
+pub(in super::super) fn nesting(json: &str) -> usize {
     let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
     for byte in json.bytes() {
         match byte {

@@ -6,12 +6,14 @@
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 
-use super::{OWN_NAME, Protobuf};
+use super::{super::json_schema::nesting, OWN_NAME, Protobuf};
 
 /// A schema made for messages.
 #[derive(Debug)]
 pub(crate) struct Messages(DescriptorPool);
 
+/// Levels of JSON that no messages deeper than can be read stand for.
+const FLAT: usize = 24;
 /// Types are not nested deeper.
 const INDEXES_MAX: i64 = 64;
 
@@ -31,14 +33,20 @@ impl Messages {
         let mut deserializer = serde_json::Deserializer::from_str(json);
         let mut track = serde_path_to_error::Track::new();
         let tracked = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
-        let read = DynamicMessage::deserialize_with_options(kind, tracked, &DeserializeOptions::new().deny_unknown_fields(true));
+        let read = DynamicMessage::deserialize_with_options(kind.clone(), tracked, &DeserializeOptions::new().deny_unknown_fields(true));
         let message = read.map_err(|error| match track.path().to_string().as_str() {
             "." => error.to_string(),
             path => format!("at {path}: {error}"),
         })?;
         deserializer.end().map_err(|error| error.to_string())?;
         out.push(0);
-        message.encode(out).map_err(|error| error.to_string())
+        let before = out.len();
+        message.encode(out).map_err(|error| error.to_string())?;
+        // Deep ones are tried: JSON says little of how deep the messages are that stand for it.
+        if nesting(json) > FLAT && DynamicMessage::decode(kind, &out[before..]).is_err() {
+            return Err("its messages are nested deeper than can be read again (100 levels)".to_owned());
+        }
+        Ok(())
     }
 
     /// Appends the message in at most `bytes_max`; an error may leave a part of it in `out`.

@@ -2,6 +2,7 @@
 
 mod compat;
 mod data;
+mod known;
 mod write;
 
 use std::collections::HashMap;
@@ -39,14 +40,17 @@ struct Message {
 /// The name that a schema has while it is read: none may import it.
 const OWN_NAME: &str = "millrace-schema.proto";
 
-/// The schema itself and what it refers to.
+/// The schema itself, what it refers to, and what needs no reference.
 struct Sources {
     files: HashMap<String, File>,
 }
 
 impl FileResolver for Sources {
     fn open_file(&self, name: &str) -> Result<File, Error> {
-        let file = self.files.get(name).ok_or_else(|| Error::file_not_found(name))?;
+        let Some(file) = self.files.get(name) else {
+            let source = known::source(name).ok_or_else(|| Error::file_not_found(name))?;
+            return File::from_source(name, &source);
+        };
         Ok(match file.source() {
             Some(source) => File::from_source(name, source)?,
             None => File::from_file_descriptor_proto(file.file_descriptor_proto().clone()),

@@ -254,6 +254,33 @@ fn what_was_used_longest_ago_is_kept_no_more() {
     Kept::new(one - 1).put(".", &make(1));
 }
 
+/// A chain of objects within objects that each lead to the schema twice.
+#[test]
+fn a_value_that_its_schema_would_be_applied_to_for_ever_is_refused() {
+    let next = r##"{"properties":{"x":{"$ref":"#"}}}"##;
+    let doubling = schema("JSON", &format!(r#"{{"allOf":[{next},{next}]}}"#));
+    let nested = |levels: usize| format!("{}1{}", r#"{"x":"#.repeat(levels), "}".repeat(levels));
+    assert!(doubling.encode(&nested(8)).is_ok());
+    let refused = doubling.encode(&nested(60)).unwrap_err();
+    assert!(refused.contains("more than 2000000 times"), "{refused}");
+    // As often as it is long.
+    let tree = schema("JSON", r##"{"properties":{"x":{"$ref":"#"},"y":{"$ref":"#"}}}"##);
+    assert!(tree.encode(&nested(60)).is_ok());
+}
+
+#[test]
+fn messages_are_nested_no_deeper_than_they_can_be_read() {
+    let chain = schema("PROTOBUF", "syntax = \"proto3\"; message M { M m = 1; }");
+    let nested = |levels: usize| format!("{}{{}}{}", r#"{"m":"#.repeat(levels), "}".repeat(levels));
+    for levels in 90..120 {
+        match chain.encode(&nested(levels)) {
+            Ok(bytes) => assert!(decode(&chain, &bytes).is_ok(), "{levels}"),
+            Err(reason) => assert!(levels > 95 && reason.contains("nested deeper"), "{levels}: {reason}"),
+        }
+    }
+    assert!(chain.encode(&nested(105)).is_err());
+}
+
 proptest! {
     #[test]
     fn any_bytes_as_a_value_of_any_schema_are_shown_or_refused(bytes: Vec<u8>, head in prop::collection::vec(0u8..4, 0..4)) {
