@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rskafka::chrono::{TimeZone, Utc};
 use rskafka::client::ClientBuilder;
@@ -13,7 +14,7 @@ use rskafka::client::partition::{Compression, OffsetAt, PartitionClient, Unknown
 use rskafka::record::Record;
 use service_kit::kafka::{self, Isolation, KafkaConfig, TopicPartition};
 
-use crate::support::{Proxy, capture_log, config, logged, numbered, produce, read, servers, to, topic, unique, values};
+use crate::support::{Proxy, capture_log, config, eventually, logged, numbered, produce, read, servers, to, topic, unique, values};
 
 async fn raw(servers: &str, topic: &Arc<str>) -> PartitionClient {
     let servers = servers.split(',').map(str::to_owned).collect();
@@ -32,11 +33,16 @@ async fn rskafka_cannot_read_transactions_and_is_relieved() {
         writer.send(numbered(&name, "committed", 2)).await.unwrap();
         writer.commit().await.unwrap();
 
+        let reader = kafka::range_reader(&config(), Isolation::ReadUncommitted).await.unwrap();
+        let partition = TopicPartition::new(Arc::clone(&name), 0);
+        // A commit is answered before its mark is written.
+        eventually("the mark is there", Duration::from_secs(10), async || {
+            reader.bounds(std::slice::from_ref(&partition)).await.unwrap()[&partition].latest == 5
+        })
+        .await;
         let error = raw(&servers(), &name).await.fetch_records(0, 1..1_000_000, 500).await.unwrap_err();
         assert!(error.to_string().contains("control batch"), "{error}");
 
-        let reader = kafka::range_reader(&config(), Isolation::ReadUncommitted).await.unwrap();
-        let partition = TopicPartition::new(Arc::clone(&name), 0);
         for _ in 0..3 {
             let seen = values(&read(&reader, &partition, 0, 5).await.unwrap());
             assert_eq!(seen, ["plain-0", "plain-1", "committed-0", "committed-1"]);
