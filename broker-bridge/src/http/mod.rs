@@ -432,6 +432,16 @@ fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>
     text.map(Some).map_err(|_| BridgeError::new(Code::Unprocessable, format!("the header {name} is not UTF-8; send text, as a UUID is")))
 }
 
+/// Where no key counts, one is refused: its sender would repeat a request that was written.
+fn without_key(headers: &HeaderMap) -> Result<()> {
+    match headers.contains_key("idempotency-key") {
+        true => {
+            Err(BridgeError::new(Code::Unprocessable, "an Idempotency-Key counts for POST /topics/… alone; write there, or leave it out"))
+        }
+        false => Ok(()),
+    }
+}
+
 /// A name as a segment of a path.
 fn segment(name: &str) -> String {
     let mut out = String::with_capacity(name.len());

@@ -215,6 +215,16 @@ async fn who_may_not_read_a_subject_cannot_refer_to_it_either() {
             assert!(!refused.text.contains("script"), "{}", refused.text);
         }
     }
+    // Nor see it written out in a schema that somebody else registered.
+    for path in ["/subjects/bills-value/versions/1", "/subjects/bills-value/versions/1/schema", "/schemas/ids/3", "/schemas/ids/3/schema"] {
+        let get = async |who: &str| {
+            let path = format!("{path}?format=resolved&subject=bills-value");
+            call(&router, "GET", &path, &[("x-api-key", &key_of(who))], "").await
+        };
+        let (shown, hidden) = (get("orders").await, get("other").await);
+        assert!(shown.status == 200 && shown.text.contains("script"), "{path}: {}", shown.text);
+        assert!(hidden.status == 200 && hidden.text.contains("Order") && !hidden.text.contains("script"), "{path}: {}", hidden.text);
+    }
 }
 
 #[tokio::test]

@@ -253,6 +253,15 @@ async fn an_idempotency_key_is_obeyed_or_refused_and_never_passed_over() {
     let first = send(&["café".as_bytes()]).await;
     assert_eq!((first.status, send(&["café".as_bytes()]).await.text), (200, first.text));
     assert_eq!(bridge.kafka.values("t").len(), 1);
+    let keyed = [("content-type", "application/json"), ("idempotency-key", "k")];
+    for (path, (status, code), body) in [
+        ("/records", (422, 422), r#"{"records":[{"topic":"t","value":1}]}"#),
+        ("/v3/clusters/fake/topics/t/records", (400, 40002), r#"{"value":{"type":"JSON","data":1}}"#),
+        ("/v3/clusters/fake/topics/t/records:batch", (400, 40002), r#"{"entries":[{"id":"1","value":{"type":"JSON","data":1}}]}"#),
+    ] {
+        bridge.call("POST", path, &keyed, body).await.fails(status, code, "Idempotency-Key");
+    }
+    assert_eq!(bridge.kafka.values("t").len(), 1);
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use super::{
     object::Object,
     parse,
     produce::{Record, out_record},
+    without_key,
 };
 use crate::{
     codec::{Schemas, Writers},
@@ -58,6 +59,7 @@ struct TopicRecord<'a> {
 
 /// Keys and values are in the format of the content type; plain JSON is the json format.
 async fn records(app: &App, headers: &HeaderMap, body: &[u8]) -> Result<Vec<OutRecord>> {
+    without_key(headers)?;
     let codec = negotiate::produce_format_or_json(headers)?;
     let Records { records, key_schema, key_schema_id, value_schema, value_schema_id } = parse(body)?;
     let schemas = Schemas { key_schema, key_schema_id, value_schema, value_schema_id };

@@ -183,9 +183,9 @@ fn has_prefix(subject: &str, prefix: &str) -> bool {
     }
 }
 
-/// The text in a format that the request names.
+/// The text in a format that the request names; as it was registered, where the format would write out what the caller may not read.
 fn formatted(state: &State, stored: &Stored, format: &str) -> String {
-    if format.is_empty() {
+    if format.is_empty() || state.resolve_for(&carrier(), &stored.subject, &stored.references).is_err() {
         return stored.schema.clone();
     }
     state.parse(stored).map_or_else(|_| stored.schema.clone(), |parsed| parsed.formatted(format))

@@ -35,7 +35,7 @@ use super::{
 use crate::{
     auth::{Carrier, carrier},
     error::{BridgeError, Code, Result},
-    http::{negotiate, object::Object},
+    http::{negotiate, object::Object, without_key},
     produce::Produce,
     registry::Registry,
     trace::TRACEPARENT,
@@ -115,6 +115,7 @@ struct Target {
 impl Target {
     async fn find(app: &App, headers: &HeaderMap, cluster: &str, topic: &str) -> Result<Self> {
         negotiate::json_body(headers)?;
+        without_key(headers)?;
         let cluster = Cluster::named(app, headers, cluster).await?;
         // Fails now rather than once for each record.
         app.topics.check(topic, None).await?;
