@@ -730,7 +730,7 @@ impl Session {
             Err(KafkaError::Fenced(reason)) => reason,
             polled => return Ok(polled?),
         };
-        if !self.is_ours().await {
+        if !self.is_ours().await? {
             return Err(KafkaError::Fenced(reason).into());
         }
         if self.joined_again.lock().is_some_and(|at| at.elapsed() < JOIN_AGAIN_INTERVAL) {

@@ -86,11 +86,11 @@ impl Session {
         self.sharing.is_some()
     }
 
-    /// Whether the directory, as it is now, says that this process has it.
-    pub(super) async fn is_ours(&self) -> bool {
-        let Some(directory) = self.deps.directory.as_ref().filter(|_| self.is_shared()) else { return false };
-        directory.sync().await.is_ok()
-            && directory.known(&self.key()).and_then(|known| known.entry).is_some_and(|entry| entry.owner == directory.me())
+    /// Whether the directory, as it is now, says that this process has it. An error where that cannot be told yet.
+    pub(super) async fn is_ours(&self) -> Result<bool> {
+        let Some(directory) = self.deps.directory.as_ref().filter(|_| self.is_shared()) else { return Ok(false) };
+        directory.sync().await?;
+        Ok(directory.known(&self.key()).and_then(|known| known.entry).is_some_and(|entry| entry.owner == directory.me()))
     }
 
     /// Of its member, where it is a static one.

@@ -138,18 +138,20 @@ async fn what_is_at_its_cap_is_taken_and_one_more_or_a_hundred_times_as_much_is_
             let said = json!({"credit": 1}).to_string();
             let said = format!("{said}{}", " ".repeat(size - said.len()));
             futures::SinkExt::send(&mut socket, Message::text(said)).await.ok();
-            // What was heard is followed by nothing; what was not, by the end.
+            // What is heard is understood and followed by what is not; what is too large is the end.
             futures::SinkExt::send(&mut socket, Message::text("{\"acknowledge\":1}")).await.ok();
             let told = async {
                 while let Some(Ok(message)) = futures::StreamExt::next(&mut socket).await {
-                    if let Message::Text(text) = message {
-                        return text.contains("\"error_code\":422");
+                    if let Message::Close(Some(frame)) = message {
+                        return Some(u16::from(frame.code));
                     }
                 }
-                false
+                None
             };
             let told = timeout(Duration::from_secs(30), told).await.expect("an answer, or the end");
-            assert_eq!(told, is_heard, "a message of {size} bytes");
+            // A connection may end before its last word is read.
+            let ends: &[_] = if is_heard { &[Some(1008)] } else { &[Some(1009), None] };
+            assert!(ends.contains(&told), "a message of {size} bytes: {told:?}");
         }
         if round == 0 {
             before = resident(bridge.pid());

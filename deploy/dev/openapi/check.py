@@ -34,7 +34,7 @@ while not call("GET", "/consumers/shop/instances/reading/records?timeout=200"):
 call("POST", "/consumers/shop/instances/reading/offsets")
 call("POST", "/consumers/shop/instances/assigned/assignments", {"partitions": [{"topic": "bills", "partition": 0}, {"topic": "bills", "partition": 1}]})
 for subject in ["orders-value", "bills-value", *doomed]:
-    registered = call("POST", f"/subjects/{subject}/versions", SCHEMA)
+    registered = call("POST", f"/subjects/{subject}/versions", SCHEMA, "application/vnd.schemaregistry.v1+json")
 cluster = call("GET", "/v3/clusters")["data"][0]["cluster_id"]
 member = call("GET", f"/v3/clusters/{cluster}/consumer-groups/shop/consumers")["data"][0]["consumer_id"]
 transactions = [call("POST", "/transactions", {}, "application/json")["transaction_id"] for _ in range(8)]
