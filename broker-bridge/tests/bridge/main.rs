@@ -18,7 +18,6 @@ mod idempotence;
 mod java;
 mod limits;
 mod openapi;
-mod outage;
 mod patterns;
 mod process;
 mod push;
