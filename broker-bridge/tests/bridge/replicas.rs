@@ -204,8 +204,17 @@ async fn create(base: &str, group: &str, name: &str, topic: &str, more: Value) {
     let mut body = json!({"name": name, "format": "json", "auto.offset.reset": "earliest", "auto.commit.enable": false});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let post = async |path: String, body: Value| {
-        let answer = http().post(format!("{base}{path}")).header("content-type", V2).body(body.to_string()).send().await.unwrap();
-        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let answer = http().post(format!("{base}{path}")).header("content-type", V2).body(body.to_string()).send().await.unwrap();
+            if answer.status().is_success() {
+                break;
+            }
+            // The topic of all instances may have been created in this moment, which is told as something to try again.
+            let text = answer.text().await.unwrap();
+            assert!(text.contains("50003") && Instant::now() < deadline, "{text}");
+            sleep(Duration::from_millis(50)).await;
+        }
     };
     post(format!("/consumers/{group}"), body).await;
     post(format!("/consumers/{group}/instances/{name}/subscription"), json!({"topics": [topic]})).await;
