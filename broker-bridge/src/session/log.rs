@@ -1,11 +1,13 @@
 //! The directory's topic in Kafka.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
-use service_kit::kafka::{self, Bounds, Isolation, KafkaConfig, KafkaError, OutRecord, Producer, RangeReader, Record, TopicPartition};
+use service_kit::kafka::{
+    self, Bounds, Isolation, KafkaConfig, KafkaError, OutRecord, OwnTopic, Producer, RangeReader, Record, TopicPartition,
+};
 use tokio::sync::OnceCell;
 
 use super::directory::{Directory, Log, Me, TURN};
@@ -24,6 +26,7 @@ struct KafkaLog {
     config: KafkaConfig,
     connection: Connection,
     partition: TopicPartition,
+    bound: Duration,
     reader: OnceCell<Arc<dyn RangeReader>>,
     producer: OnceCell<Arc<dyn Producer>>,
 }
@@ -37,7 +40,7 @@ impl Directory {
             config.set(key, value);
         }
         let partition = TopicPartition::new(topic, 0);
-        let log = KafkaLog { config, connection, partition, reader: OnceCell::new(), producer: OnceCell::new() };
+        let log = KafkaLog { config, connection, partition, bound, reader: OnceCell::new(), producer: OnceCell::new() };
         Self::new(log, me, entries_max, bound)
     }
 }
@@ -49,37 +52,10 @@ impl KafkaLog {
 
     async fn producer(&self) -> Result<&Arc<dyn Producer>, KafkaError> {
         let make = async || {
-            self.ensure().await?;
+            self.make().await?;
             kafka::producer(&self.config).await
         };
         self.producer.get_or_try_init(make).await
-    }
-
-    /// Creates the topic where it is missing; refuses one that would lose entries.
-    async fn ensure(&self) -> Result<(), KafkaError> {
-        let name = &self.partition.topic;
-        let admin = self.connection.admin().await?;
-        if let Err(KafkaError::UnknownTopic(_)) = admin.topic(name).await {
-            let settings: BTreeMap<String, String> = SETTINGS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-            match admin.create_topic(name, 1, -1, &settings, false).await {
-                Ok(()) => tracing::info!(topic = %name, "the topic of all consumer instances is created"),
-                Err(KafkaError::AlreadyExists(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let partitions = admin.topic(name).await?.partitions.len();
-        if partitions != 1 {
-            return Err(KafkaError::Invalid(format!("topic {name:?} has {partitions} partitions and needs one: name another topic")));
-        }
-        let config = admin.topic_config(name).await?;
-        let policy = config.iter().find(|entry| entry.name == "cleanup.policy").and_then(|entry| entry.value.as_deref());
-        if policy != Some("compact") {
-            let policy = policy.unwrap_or("unknown");
-            return Err(KafkaError::Invalid(format!(
-                "topic {name:?} has cleanup.policy = {policy} and would lose entries: set it to compact"
-            )));
-        }
-        Ok(())
     }
 }
 
@@ -90,13 +66,6 @@ impl Log for KafkaLog {
         match reader.bounds(std::slice::from_ref(&self.partition)).await {
             Ok(bounds) => Ok(bounds.get(&self.partition).copied()),
             Err(KafkaError::UnknownTopic(_)) => Ok(None),
-            // A partition of a topic that is not there is no valid one.
-            Err(error @ KafkaError::Invalid(_)) => match reader.partitions(&self.partition.topic).await {
-                Err(KafkaError::UnknownTopic(_)) => Ok(None),
-                // It was created in this moment, and the client has heard of it by now.
-                Ok(_) => Ok(reader.bounds(std::slice::from_ref(&self.partition)).await?.get(&self.partition).copied()),
-                Err(_) => Err(error),
-            },
             Err(error) => Err(error),
         }
     }
@@ -107,6 +76,19 @@ impl Log for KafkaLog {
             chunk?.into_iter().for_each(&mut *take);
         }
         Ok(())
+    }
+
+    /// Refuses one that would lose entries.
+    async fn make(&self) -> Result<(), KafkaError> {
+        let topic = OwnTopic {
+            name: &self.partition.topic,
+            setting: "consume.sessions_topic",
+            partitions: 1,
+            replication: -1,
+            config: &SETTINGS,
+            policy: Some("compact"),
+        };
+        kafka::own_topic(self.connection.admin().await?.as_ref(), &topic, self.bound).await
     }
 
     async fn append(&self, key: Bytes, turn: u64, value: Option<Bytes>) -> Result<i64, KafkaError> {
@@ -126,7 +108,7 @@ impl Log for KafkaLog {
         let written = match send().await {
             // Somebody deleted the topic.
             Err(KafkaError::UnknownTopic(_) | KafkaError::Invalid(_)) => {
-                self.ensure().await?;
+                self.make().await?;
                 send().await?
             }
             sent => sent?,

@@ -155,16 +155,25 @@ impl Lookup {
         // A broker refuses a request that names a partition twice.
         let list = list(partitions.iter().map(|partition| (partition, at)).collect::<BTreeMap<_, _>>())?;
         let need = Need { topic: Some(("DESCRIBE", topics_of(partitions))), ..Need::default() };
-        let asked = move |lookup: &Self| lookup.consumer.offsets_for_times(list, lookup.timeout);
-        let answer = self.ask_for("asking for offsets", need, asked).await;
-        match answer.and_then(|list| offsets(&self.watch, &list)) {
-            Ok(offsets) => Ok(offsets),
-            Err(error) => Err(match (self.missing(partitions).await, error) {
-                (Some(missing), _) => missing,
-                // It was not there when asked and is there now: made anew in between.
-                (None, KafkaError::Invalid(message)) => KafkaError::Retryable(message),
-                (None, error) => error,
-            }),
+        let deadline = Instant::now() + NEW_TOPIC_PATIENCE.min(self.timeout);
+        loop {
+            let list = list.clone();
+            let asked = move |lookup: &Self| lookup.consumer.offsets_for_times(list, lookup.timeout);
+            let answer = self.ask_for("asking for offsets", need.clone(), asked).await;
+            let error = match answer.and_then(|list| offsets(&self.watch, &list)) {
+                Ok(offsets) => return Ok(offsets),
+                Err(error) => error,
+            };
+            return Err(match (self.are_there(partitions).await, error) {
+                (Err(missing), _) => missing,
+                // It was made in this moment: its leader, or this client, hears of it later than whoever names it.
+                (Ok(true), KafkaError::Invalid(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(NEW_TOPIC_INTERVAL).await;
+                    continue;
+                }
+                (Ok(_), KafkaError::Invalid(message)) => KafkaError::Retryable(message),
+                (Ok(_), error) => error,
+            });
         }
     }
 
@@ -220,22 +229,27 @@ impl Lookup {
         Ok(committed)
     }
 
-    /// The partition that does not exist, as an error; `None` when all do.
-    async fn missing(self: &Arc<Self>, partitions: &[TopicPartition]) -> Option<KafkaError> {
-        for wanted in partitions {
+    /// An error names a partition that does not exist; false: it cannot be told.
+    async fn are_there(self: &Arc<Self>, partitions: &[TopicPartition]) -> Result<bool, KafkaError> {
+        // One question a topic: its highest partition is there, or not.
+        let mut highest: BTreeMap<&str, &TopicPartition> = BTreeMap::new();
+        for partition in partitions {
+            let of = highest.entry(&partition.topic).or_insert(partition);
+            *of = partition.max(*of);
+        }
+        for wanted in highest.into_values() {
             match self.topic(&wanted.topic).await {
                 Ok(topic) if topic.partitions.iter().any(|partition| partition.id == wanted.partition) => {}
                 Ok(topic) => {
                     let count = topic.partitions.len();
                     let text = format!("{wanted} does not exist: topic \"{}\" has {count} partitions", wanted.topic);
-                    return Some(KafkaError::Invalid(text));
+                    return Err(KafkaError::Invalid(text));
                 }
-                Err(error @ KafkaError::UnknownTopic(_)) => return Some(error),
-                // The first error tells more.
-                Err(_) => return None,
+                Err(error @ KafkaError::UnknownTopic(_)) => return Err(error),
+                Err(_) => return Ok(false),
             }
         }
-        None
+        Ok(true)
     }
 }
 
@@ -286,6 +300,10 @@ pub(super) fn serve(consumer: &Arc<BaseConsumer<Watch>>, stop: &Arc<AtomicBool>)
 }
 
 const SERVE_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long to wait before a partition is asked for again that has just been made, and for how long.
+const NEW_TOPIC_INTERVAL: Duration = Duration::from_millis(50);
+const NEW_TOPIC_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long to wait before a group's coordinator is asked again that is being made or moved.
 const COORDINATOR_INTERVAL: Duration = Duration::from_millis(50);

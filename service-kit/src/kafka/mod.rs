@@ -29,6 +29,7 @@ mod lookup;
 mod manage;
 mod member;
 mod outage;
+mod own_topic;
 mod produce_batch;
 mod producer;
 mod properties;
@@ -60,6 +61,7 @@ pub use manage::{
     Synonym,
 };
 pub use member::{Joining, bounded_member, group_reader, member};
+pub use own_topic::{OwnTopic, own_topic};
 pub use producer::{PIECE_RECORDS, producer};
 pub use properties::UNKNOWN;
 pub use tls::check_tls;

@@ -3,7 +3,6 @@
 //! A broker that is fenced for a moment answers a question for metadata with topics and without brokers. librdkafka 2.12 then drops every
 //! broker it knows, begins to go through `bootstrap.servers` again, takes that very answer for its success, stops, and believes for
 //! ever that it has begun (`rk_rebootstrap_in_progress`; confluentinc/librdkafka issue 5301). Nothing but naming the servers anew helps.
-#![allow(unsafe_code)]
 
 use std::ffi::CString;
 use std::time::{Duration, Instant};
@@ -50,6 +49,7 @@ impl Rescue {
     }
 
     /// To be called now and then, by whoever has the client; brokers that it knows are not added again.
+    #[expect(unsafe_code, reason = "the `rdkafka` crate has no call for it")]
     pub(super) fn help<C: ClientContext>(&self, client: &Client<C>, servers: impl FnOnce() -> Vec<String>) {
         if !self.is_due(Instant::now()) {
             return;

@@ -17,7 +17,7 @@
 //! What this store cannot promise is in the table of [`super`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,7 +35,8 @@ use super::{
     checked::{Change, Checked, Groups, Purpose, hex, unhex},
 };
 use crate::kafka::{
-    self, Admin, Isolation, KafkaConfig, KafkaError, OutRecord, Producer, RangeReader, StableOffsets, TopicPartition, TransactionalWriter,
+    self, Admin, Isolation, KafkaConfig, KafkaError, OutRecord, OwnTopic, Producer, RangeReader, StableOffsets, TopicPartition,
+    TransactionalWriter,
 };
 
 /// What Kafka shows where the store in Kafka has removed an offset. No log gets so far: an ordinary consumer that finds it goes by its
@@ -129,8 +130,10 @@ impl Kafka {
             | KafkaError::Retryable(_)
             | KafkaError::OutcomeUnknown(_)
             | KafkaError::Fenced(_)
-            | KafkaError::Fatal(_) => self.calls.away(error),
-            KafkaError::Invalid(_) | KafkaError::UnknownTopic(_) => OffsetError::Invalid(error.to_string()),
+            | KafkaError::Fatal(_)
+            // Its own, which a broker that has just started may not know yet.
+            | KafkaError::UnknownTopic(_) => self.calls.away(error),
+            KafkaError::Invalid(_) => OffsetError::Invalid(error.to_string()),
             error => self.calls.storage(error),
         }
     }
@@ -138,17 +141,16 @@ impl Kafka {
     async fn admin(&self) -> Result<&Arc<dyn Admin>, OffsetError> {
         let make = async || {
             let admin = kafka::admin(&self.config).await?;
-            // Who may not create topics may use one that is there.
-            match admin.topic(&self.epoch.topic).await {
-                Ok(_) => return Ok(admin),
-                Err(KafkaError::UnknownTopic(_)) => {}
-                Err(error) => return Err(error),
-            }
-            let compact = BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]);
-            match admin.create_topic(&self.epoch.topic, 1, -1, &compact, false).await {
-                Ok(()) | Err(KafkaError::AlreadyExists(_)) => Ok(admin),
-                Err(error) => Err(error),
-            }
+            let topic = OwnTopic {
+                name: &self.epoch.topic,
+                setting: "offsets.kafka_topic",
+                partitions: 1,
+                replication: -1,
+                config: &[("cleanup.policy", "compact")],
+                policy: None,
+            };
+            kafka::own_topic(admin.as_ref(), &topic, self.step).await?;
+            Ok(admin)
         };
         self.admin.get_or_try_init(make).await.map_err(|error| self.error(error))
     }

@@ -4,7 +4,6 @@
 //! topics every `POLL`, all of a partition together. Besides, everything is read once in `TAIL`, so that little is left to read when a key comes.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -18,7 +17,7 @@ use futures::{
     future::{try_join, try_join_all},
 };
 use parking_lot::Mutex;
-use service_kit::kafka::{Isolation, KafkaError, OutRecord, Producer, RangeReader, Record, TopicPartition};
+use service_kit::kafka::{self, Isolation, KafkaError, OutRecord, OwnTopic, Producer, RangeReader, Record, TopicPartition};
 use tokio::{
     sync::Mutex as AsyncMutex,
     time::{Instant, sleep},
@@ -293,6 +292,7 @@ impl Log {
         if next > bounds.latest && next > self.end(&of).await? {
             tracing::warn!(topic = &*feed.topic, "the topic of keyed requests was made anew; what it knew is forgotten");
             self.table.lock().clear();
+            [&self.claims, &self.results].iter().flat_map(|feed| &feed.known).for_each(|known| known.store(0, Ordering::Relaxed));
             next = 0;
         }
         self.read(feed, partition, next.max(bounds.earliest), bounds.latest).await?;
@@ -402,47 +402,26 @@ fn apply(table: &mut Table, is_claims: bool, partition: i32, record: Record, at:
     Ok(())
 }
 
-async fn ensure(config: &config::Produce, broker: &dyn Broker, name: &str) -> Result<()> {
-    let admin = broker.admin().await?;
-    let partitions = i32::try_from(config.dedup_partitions).unwrap_or(i32::MAX);
-    let found = match admin.topic(name).await {
-        Err(KafkaError::UnknownTopic(_)) => {
-            // Kafka deletes whole segments, by their last record.
-            let (retention, segment) = (keep(config) * 2, (keep(config) / 2).max(Duration::from_secs(60)));
-            let settings = BTreeMap::from([
-                ("cleanup.policy".to_owned(), "delete".to_owned()),
-                ("retention.ms".to_owned(), retention.as_millis().to_string()),
-                ("segment.ms".to_owned(), segment.as_millis().to_string()),
-            ]);
-            let replication = match config.dedup_replication_factor {
-                0 => -1,
-                factor => i32::from(factor),
-            };
-            match admin.create_topic(name, partitions, replication, &settings, false).await {
-                Ok(()) => tracing::info!(topic = name, "the topic of keyed requests is created"),
-                Err(KafkaError::AlreadyExists(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-            // Where another replica has made it a moment ago, the broker asked may not know it yet.
-            let deadline = Instant::now() + config.timeout;
-            loop {
-                match admin.topic(name).await {
-                    Err(KafkaError::UnknownTopic(_)) if Instant::now() < deadline => sleep(POLL).await,
-                    found => break found?,
-                }
-            }
-        }
-        found => found?,
+async fn ensure(config: &config::Produce, broker: &dyn Broker, name: &str) -> Result<(), KafkaError> {
+    // Kafka deletes whole segments, by their last record.
+    let (retention, segment) = (keep(config) * 2, (keep(config) / 2).max(Duration::from_secs(60)));
+    let (retention, segment) = (retention.as_millis().to_string(), segment.as_millis().to_string());
+    let topic = OwnTopic {
+        name,
+        setting: "produce.dedup_topic",
+        partitions: i32::try_from(config.dedup_partitions).unwrap_or(i32::MAX),
+        replication: match config.dedup_replication_factor {
+            0 => -1,
+            factor => i32::from(factor),
+        },
+        config: &[("cleanup.policy", "delete"), ("retention.ms", &retention), ("segment.ms", &segment)],
+        policy: None,
     };
-    if found.partitions.len() != config.dedup_partitions as usize {
-        return Err(BridgeError::new(
-            Code::Kafka,
-            format!(
-                "topic {name:?} has {} partitions and produce.dedup_partitions is {partitions}: all replicas must agree, so set it to the topic's, or \
-                 name another topic with produce.dedup_topic",
-                found.partitions.len()
-            ),
-        ));
-    }
-    Ok(())
+    let made = kafka::own_topic(broker.admin().await?.as_ref(), &topic, config.timeout).await;
+    made.map_err(|error| match error {
+        KafkaError::Invalid(message) => {
+            KafkaError::Invalid(format!("{message}; or set produce.dedup_partitions to what the topic has, alike for all replicas"))
+        }
+        error => error,
+    })
 }
