@@ -115,6 +115,8 @@ impl Drop for Number {
 struct Transaction {
     /// Who began it.
     owner: Option<Arc<str>>,
+    /// Its own, where it logs in to Kafka itself.
+    connection: Option<Connection>,
     lease: Duration,
     /// Kafka lets no transaction live longer, whoever renews its lease.
     end: Instant,
@@ -157,7 +159,8 @@ impl Transactions {
         let now = Instant::now();
         let id = uuid::Uuid::new_v4().to_string();
         let (until, state) = (Mutex::new(now + lease), tokio::sync::Mutex::new(state));
-        let transaction = Transaction { owner: auth::owner(), lease, end: now + inner.config.timeout, until, state };
+        let (owner, connection) = (auth::owner(), auth::connection().ok().flatten());
+        let transaction = Transaction { owner, connection, lease, end: now + inner.config.timeout, until, state };
         inner.open.lock().insert(id.clone(), Arc::new(transaction));
         Ok(Begun { id, lease })
     }
@@ -166,16 +169,15 @@ impl Transactions {
     pub(crate) async fn write_all(&self, records: Vec<OutRecord>) -> Result<()> {
         self.check(&records, 0).await?;
         let mut state = self.open().await?;
-        // In a task of its own: a caller that hangs up must not leave it half way.
         let transactions = self.clone();
-        let written = tokio::spawn(async move {
+        to_the_end(async move {
             let outcome = match state.writer()?.send(records).await {
                 Ok(()) => state.writer()?.commit().await,
                 Err(error) => Err(error),
             };
             transactions.end(&mut state, outcome).await
-        });
-        written.await.unwrap_or_else(|error| Err(BridgeError::new(Code::Internal, format!("the transaction failed: {error}"))))
+        })
+        .await
     }
 
     async fn open(&self) -> Result<State> {
@@ -213,6 +215,16 @@ impl Transactions {
         Ok(Slot { writer, of_caller: of_caller.is_some(), _number: number })
     }
 
+    /// Whether this process has it. Then its caller, whom another bridge may have handed on, goes by the login that it began with.
+    pub(crate) fn has(&self, id: &str) -> bool {
+        let open = self.inner.open.lock();
+        let Some(transaction) = open.get(id) else { return false };
+        if transaction.owner == auth::owner() {
+            auth::lend(transaction.connection.as_ref());
+        }
+        true
+    }
+
     /// An error where somebody else began it.
     fn check_owner(&self, id: &str) -> Result<()> {
         let owner = self.inner.open.lock().get(id).map(|transaction| transaction.owner.clone());
@@ -235,11 +247,15 @@ impl Transactions {
     pub(crate) async fn produce(&self, id: &str, records: Vec<OutRecord>) -> Result<usize> {
         let count = records.len();
         self.check_owner(id)?;
-        self.of(id, async |state| {
-            self.check(&records, state.records).await?;
-            state.writer()?.send(records).await?;
-            state.records += count;
-            Ok(count)
+        let (transactions, id) = (self.clone(), id.to_owned());
+        to_the_end(async move {
+            let send = async |state: &mut State| {
+                transactions.check(&records, state.records).await?;
+                state.writer()?.send(records).await?;
+                state.records += count;
+                Ok(count)
+            };
+            transactions.of(&id, send).await
         })
         .await
     }
@@ -254,11 +270,13 @@ impl Transactions {
         if let Some((partition, offset, _)) = offsets.iter().find(|(_, offset, _)| *offset < 0) {
             return Err(BridgeError::new(Code::Unprocessable, format!("{partition}: {offset} is not an offset")));
         }
-        self.of(id, async |state| {
-            for (partition, ..) in &offsets {
-                self.inner.topics.check(&partition.topic, Some(partition.partition)).await?;
-            }
-            Ok(state.writer()?.offsets(group, offsets).await?)
+        for (partition, ..) in &offsets {
+            self.inner.topics.check(&partition.topic, Some(partition.partition)).await?;
+        }
+        let (transactions, id, group) = (self.clone(), id.to_owned(), group.to_owned());
+        to_the_end(async move {
+            let send = async |state: &mut State| Ok(state.writer()?.offsets(&group, offsets).await?);
+            transactions.of(&id, send).await
         })
         .await
     }
@@ -271,11 +289,10 @@ impl Transactions {
         self.finish(id, false).await
     }
 
-    /// In a task of its own, for a caller that hangs up.
     async fn finish(&self, id: &str, commit: bool) -> Result<()> {
         self.check_owner(id)?;
         let (transactions, id) = (self.clone(), id.to_owned());
-        let finished = tokio::spawn(async move {
+        to_the_end(async move {
             let ended = transactions
                 .of(&id, async |state| {
                     let writer = state.writer()?;
@@ -294,8 +311,8 @@ impl Transactions {
                 transactions.inner.open.lock().remove(&id);
             }
             ended
-        });
-        finished.await.unwrap_or_else(|error| Err(BridgeError::new(Code::Internal, format!("the transaction failed: {error}"))))
+        })
+        .await
     }
 
     /// After a commit: the writer goes back, or what failed is aborted.
@@ -405,16 +422,22 @@ impl Transactions {
 const LOOK: Duration = Duration::from_millis(250);
 const SOON: Duration = Duration::from_millis(5);
 
+/// In a task of its own, as the same caller: one that hangs up must not leave it half way.
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    let done = tokio::spawn(auth::carrier().run(work)).await;
+    done.unwrap_or_else(|error| Err(BridgeError::new(Code::Internal, format!("the transaction failed: {error}"))))
+}
+
 fn over(outcome: &'static str) {
     metrics::gauge!("millrace_bridge_transactions_open").decrement(1);
     metrics::counter!("millrace_bridge_transactions_total", "outcome" => outcome).increment(1);
 }
 
-fn unknown(id: &str) -> BridgeError {
+pub(crate) fn unknown(id: &str) -> BridgeError {
     BridgeError::new(
         Code::TransactionNotFound,
         format!(
-            "transaction {id:?} is not open here: it has ended, its lease ran out (then it was aborted), or the bridge was started again; begin another one"
+            "transaction {id:?} is not open: it has ended, its lease ran out, or its bridge has gone, and then it is aborted; begin another one"
         ),
     )
 }

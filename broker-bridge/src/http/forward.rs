@@ -14,6 +14,8 @@
 //! (`auth/hop.rs`), and asks its own policy. Where the others listen with TLS, their certificates are checked (`consume.forward_ca`), and this one's own
 //! is shown to those that ask for one.
 //!
+//! A transaction is handed to the bridge that began it, which the directory names too; nobody goes on with one whose bridge is gone.
+//!
 //! Bounds: the body (`limits.body_bytes_max`), the connect (`consume.forward_connect_timeout`), the answer (`consume.request_timeout_max` and a little), the
 //! rounds of claims that others win. An owner whose host vanished keeps its connections open: every second of waiting it is connected to anew.
 
@@ -48,6 +50,7 @@ use crate::{
     config::BridgeConfig,
     error::{BridgeError, Code, Result},
     session::{Place, answers_at, instance_not_found},
+    transaction::unknown,
     trust,
 };
 
@@ -259,18 +262,58 @@ fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
 pub(super) async fn hand_over(State(app): State<App>, params: RawPathParams, request: Request, next: Next) -> Response {
     let param = |name: &str| params.iter().find(|(of, _)| *of == name).map_or("", |(_, value)| value).to_owned();
     let (group, name) = (param("group"), param("instance"));
-    let (parts, body) = request.into_parts();
-    // Whoever answers it, it may have to be sent again.
-    let body = match Bytes::from_request(Request::from_parts(parts.clone(), body), &app).await {
-        Ok(body) => body,
-        Err(refusal) => return refusal.into_response(),
+    let (parts, body) = match whole(&app, request).await {
+        Ok(whole) => whole,
+        Err(refusal) => return refusal,
     };
-    if let Err(error) = auth::check_body(&body) {
-        return error.into_response();
-    }
     let is_forwarded = parts.headers.contains_key(FORWARDED);
     let handing = Handing { app: &app, group: &group, name: &name, parts, body, is_forwarded };
     handing.answer(next).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Whoever answers it, it may have to be sent again.
+async fn whole(app: &App, request: Request) -> Result<(Parts, Bytes), Response> {
+    let (parts, body) = request.into_parts();
+    let body = Bytes::from_request(Request::from_parts(parts.clone(), body), app).await.map_err(IntoResponse::into_response)?;
+    auth::check_body(&body).map_err(IntoResponse::into_response)?;
+    Ok((parts, body))
+}
+
+/// Around every operation of a transaction. It is in the hands of the bridge that began it, and ends with that one.
+pub(super) async fn hand_over_transaction(State(app): State<App>, params: RawPathParams, request: Request, next: Next) -> Response {
+    let id = params.iter().find(|(of, _)| *of == "transaction").map_or("", |(_, value)| value).to_owned();
+    let (parts, body) = match whole(&app, request).await {
+        Ok(whole) => whole,
+        Err(refusal) => return refusal,
+    };
+    match transaction_elsewhere(&app, &id, &parts, &body).await {
+        Ok(Some(answer)) => answer,
+        Ok(None) => next.run(Request::from_parts(parts, Body::from(body))).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// The answer of the bridge that has it; `None` where that is this one, or none.
+async fn transaction_elsewhere(app: &App, id: &str, parts: &Parts, body: &Bytes) -> Result<Option<Response>> {
+    let Some(directory) = app.sessions.directory() else { return Ok(None) };
+    if app.transactions.has(id) || parts.headers.contains_key(FORWARDED) {
+        return Ok(None);
+    }
+    let Some(entry) = app.sessions.transaction(id).await?.filter(|entry| entry.owner != directory.me()) else { return Ok(None) };
+    metrics::counter!("millrace_bridge_forwarded_requests_total").increment(1);
+    let error = match app.forward.send(&entry.owner, directory.me(), app.auth.as_ref(), parts, body.clone()).await {
+        Ok(answer) => return Ok(Some(answer)),
+        Err(Refused::NotHeld) => unknown(id),
+        Err(Refused::Gone(reason)) => {
+            tracing::debug!(id, owner = entry.owner, reason, "the bridge of a transaction is gone");
+            unknown(id)
+        }
+        Err(Refused::BrokeOff(reason) | Refused::Unasked(reason)) => {
+            BridgeError::new(Code::Unavailable, format!("transaction {id:?} is held by {}: {reason}", entry.owner))
+        }
+    };
+    metrics::counter!("millrace_bridge_forward_failures_total").increment(1);
+    Err(error)
 }
 
 struct Handing<'a> {
@@ -288,7 +331,7 @@ impl Handing<'_> {
         let me = app.sessions.directory().map_or("", |directory| directory.me());
         // The turn whose owner did not answer for it.
         let mut refused = None;
-        // Whether an owner may have done it before it broke off.
+        // Whether an owner, or this one, may have done it before it broke off.
         let mut broke_off = false;
         let mut asked_again = false;
         for _ in 0..ROUNDS_MAX {
@@ -300,6 +343,7 @@ impl Handing<'_> {
                         return Ok(answer);
                     }
                     if app.sessions.lost(&session).await {
+                        broke_off |= answer.status().is_server_error();
                         continue;
                     }
                     let is_missing = answer.extensions().get::<BridgeError>().is_some_and(|error| error.code == Code::InstanceNotFound);
@@ -371,7 +415,14 @@ impl Handing<'_> {
                     format!("instance {name:?} of group {group:?} needs its caller's login to Kafka"),
                 ));
             }
-            let (_, settings) = consume::settings(entry.fields.clone(), &app.config)?;
+            let settings = match consume::settings(entry.fields.clone(), &app.config) {
+                Ok((_, settings)) => settings,
+                // Kept by a bridge that was set otherwise.
+                Err(_) if self.is_deletion() && app.sessions.strike_out(group, name, turn).await? => {
+                    return Ok(StatusCode::NO_CONTENT.into_response());
+                }
+                Err(error) => return Err(error),
+            };
             // Whoever has won: the next round finds it.
             app.sessions.take_over(group, name, turn, &entry, settings).await?;
         }
@@ -379,7 +430,8 @@ impl Handing<'_> {
     }
 
     fn is_deletion(&self) -> bool {
-        self.parts.method == Method::DELETE && !self.parts.uri.path().ends_with("/subscription")
+        // Of the instance itself, and of nothing below it.
+        self.parts.method == Method::DELETE && self.parts.uri.path().split('/').count() == "/consumers/G/instances/I".split('/').count()
     }
 }
 

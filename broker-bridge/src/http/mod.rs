@@ -24,6 +24,7 @@ use axum::{
     extract::{Request, State},
     handler::Handler,
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
+    middleware::{from_fn_with_state, map_request, map_response},
     response::{IntoResponse, Response},
     routing::{MethodRouter, delete, get, patch, post, put},
 };
@@ -219,20 +220,23 @@ pub(crate) fn router(app: App) -> Router {
     let compat = app.config.http.compat;
     let mut router = Router::new();
     for Route { path, access, handler, .. } in routes() {
-        // Who is known here is known to the replica that holds the instance.
-        let is_of_an_instance = path.starts_with(instance!(""));
-        let hand_over = || axum::middleware::from_fn_with_state(app.clone(), forward::hand_over);
-        let handler = if is_of_an_instance { handler.route_layer(hand_over()) } else { handler };
+        // Who is known here is known to the replica that holds the instance, or the transaction.
+        let (is_of_an_instance, is_of_a_transaction) = (path.starts_with(instance!("")), path.starts_with("/transactions/{transaction}"));
+        let handler = match () {
+            () if is_of_an_instance => handler.route_layer(from_fn_with_state(app.clone(), forward::hand_over)),
+            () if is_of_a_transaction => handler.route_layer(from_fn_with_state(app.clone(), forward::hand_over_transaction)),
+            () => handler,
+        };
         let handler = guarded(app.auth.as_ref(), access, handler);
-        let marked = || axum::middleware::from_fn_with_state(app.clone(), forward::marked);
-        let handler = if is_of_an_instance { handler.route_layer(marked()) } else { handler };
+        let marked = || from_fn_with_state(app.clone(), forward::marked);
+        let handler = if is_of_an_instance || is_of_a_transaction { handler.route_layer(marked()) } else { handler };
         let is_confluents =
             compat == Compat::Confluent && ["/topics", "/consumers", "/brokers"].iter().any(|begin| path.starts_with(begin));
-        router = router.route(path, if is_confluents { handler.layer(axum::middleware::map_response(as_confluent)) } else { handler });
+        router = router.route(path, if is_confluents { handler.layer(map_response(as_confluent)) } else { handler });
     }
-    let router = router.fallback(no_route).method_not_allowed_fallback(no_method).layer(axum::middleware::map_response(in_our_form));
-    let router = if compat == Compat::Strimzi { router.layer(axum::middleware::map_response(as_strimzi)) } else { router };
-    let router = if app.config.http.tls.is_on() { router.layer(axum::middleware::map_request(by_tls)) } else { router };
+    let router = router.fallback(no_route).method_not_allowed_fallback(no_method).layer(map_response(in_our_form));
+    let router = if compat == Compat::Strimzi { router.layer(map_response(as_strimzi)) } else { router };
+    let router = if app.config.http.tls.is_on() { router.layer(map_request(by_tls)) } else { router };
     router.with_state(app)
 }
 
@@ -247,7 +251,7 @@ pub(crate) fn registry_router(app: App) -> Router {
     let no_route =
         async |uri: Uri| BridgeError::new(Code::NoRoute, format!("HTTP 404 Not Found: {} is no path of the registry", uri.path()));
     let router = router.fallback(no_route).method_not_allowed_fallback(no_method);
-    router.layer(axum::middleware::map_response(in_our_form)).layer(axum::middleware::map_response(as_registry)).with_state(app)
+    router.layer(map_response(in_our_form)).layer(map_response(as_registry)).with_state(app)
 }
 
 async fn root() -> Response {

@@ -98,6 +98,11 @@ pub(super) async fn begin(State(app): State<App>, headers: HeaderMap, body: Byte
         parse(&body)?
     };
     let begun = app.transactions.begin(wanted.lease_ms.map(Duration::from_millis)).await?;
+    if let Err(error) = app.sessions.announce(&begun.id, app.config.transactions.timeout).await {
+        // Nobody could find it.
+        app.transactions.abort(&begun.id).await.ok();
+        return Err(error);
+    }
     let place = format!("{}/transactions/{}", base_url(&headers), begun.id);
     let mut response = json_response(
         StatusCode::CREATED,
@@ -143,10 +148,17 @@ pub(super) async fn offsets(State(app): State<App>, Path(id): Path<String>, head
 
 pub(super) async fn commit(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode> {
     app.transactions.commit(&id).await?;
+    ended(app, id);
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Nobody waits for its entry to go.
+fn ended(app: App, id: String) {
+    app.sessions.tasks().spawn(async move { app.sessions.withdraw(&id).await });
 }
 
 pub(super) async fn abort(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode> {
     app.transactions.abort(&id).await?;
+    ended(app, id);
     Ok(StatusCode::NO_CONTENT)
 }
