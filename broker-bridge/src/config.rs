@@ -138,7 +138,7 @@ pub struct Produce {
     /// Replicas of both topics when they are created; 0: as the brokers' default says.
     pub dedup_replication_factor: u16,
     /// How long a replica that claimed a key may take to write it; then another one ends its transactions and writes it itself. A batch is
-    /// given half of it to be acknowledged.
+    /// given a third of it to be acknowledged, or half where its topic is slow.
     #[serde(with = "period")]
     pub dedup_lease: Duration,
     /// Requests with a key at a time; more get 429.
@@ -344,18 +344,25 @@ impl Offsets {
         (host, std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone()))
     }
 
-    /// Bridges with the same one keep their offsets in the same place: all that name the same kind of outside store, and with sled the same directory.
+    /// Bridges with the same one keep their offsets in the same place: whatever name each has for the servers of an outside store, the same database,
+    /// path, table or topic in it; with sled, the same directory.
     pub(crate) fn identity(&self) -> String {
         match self.store {
             Store::Sled => {
                 let (host, path) = self.place();
                 format!("sled at {}:{}", host.trim(), path.display())
             }
-            Store::Kafka => "kafka".to_owned(),
-            Store::Zookeeper => "zookeeper".to_owned(),
-            Store::Redis => "redis".to_owned(),
-            Store::Hbase => "hbase".to_owned(),
+            Store::Kafka => format!("kafka, topic {}", self.kafka_topic),
+            Store::Hbase => format!("hbase, table {}", self.hbase_table),
+            Store::Zookeeper => format!("zookeeper{}", self.path_of_address()),
+            Store::Redis => format!("redis{}", self.path_of_address().trim_end_matches("/0")),
         }
+    }
+
+    /// What stands behind the servers: Redis' database, ZooKeeper's chroot.
+    fn path_of_address(&self) -> &str {
+        let servers = self.address.split_once("://").map_or(self.address.as_str(), |(_, servers)| servers);
+        servers.find('/').map_or("", |at| servers[at..].trim_end_matches('/'))
     }
 }
 
@@ -517,6 +524,18 @@ mod tests {
                 assert!(shown[section].as_table().unwrap().contains_key(key), "[{section}] {key} is missing in the example");
             }
         }
+    }
+
+    #[test]
+    fn a_store_is_known_by_what_is_kept_where_and_not_by_its_servers_names() {
+        let identity = |store, address: &str| Offsets { store, address: address.to_owned(), ..Offsets::default() }.identity();
+        for same in ["redis://a", "redis://b:6379/", "redis://:secret@c/0"] {
+            assert_eq!(identity(Store::Redis, same), "redis");
+        }
+        assert_eq!(identity(Store::Redis, "rediss://a/3"), "redis/3");
+        assert_eq!(identity(Store::Zookeeper, "a:2181,b:2181"), "zookeeper");
+        assert_eq!(identity(Store::Zookeeper, "a:2181,b:2181/kafka/one/"), "zookeeper/kafka/one");
+        assert_eq!(identity(Store::Kafka, ""), "kafka, topic _millrace_offsets");
     }
 
     #[test]

@@ -65,6 +65,8 @@ struct Cluster {
     polls: AtomicUsize,
     /// The next poll of a member is told that it is fenced.
     fenced: AtomicBool,
+    /// A broker answers, and nobody can join a group.
+    without_coordinator: AtomicBool,
     transactional: transactional::Transactional,
 }
 
@@ -170,12 +172,16 @@ impl FakeKafka {
         self.0.lookups.load(Ordering::Relaxed)
     }
 
-    /// How often members polled.
     /// The next poll fails as if another static member had come.
     pub(crate) fn fence(&self) {
         self.0.fenced.store(true, Ordering::Relaxed);
     }
 
+    pub(crate) fn set_without_coordinator(&self, without: bool) {
+        self.0.without_coordinator.store(without, Ordering::Relaxed);
+    }
+
+    /// How often members polled.
     pub(crate) fn polls(&self) -> usize {
         self.0.polls.load(Ordering::Relaxed)
     }
@@ -541,6 +547,9 @@ impl Clients for FakeKafka {
         settings: &Settings,
         _instance: Option<&str>,
     ) -> Result<Arc<dyn Member>, KafkaError> {
+        if self.0.without_coordinator.load(Ordering::Relaxed) {
+            return Err(KafkaError::Timeout("no coordinator".into()));
+        }
         let member = FakeMember {
             kafka: self.clone(),
             group: group.to_owned(),

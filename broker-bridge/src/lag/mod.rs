@@ -178,8 +178,10 @@ impl Lag {
             Err(KafkaError::UnknownGroup(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        let stored = self.store.get(&group.id, None).await?.offsets;
-        offsets.extend(stored.into_iter().map(|(partition, stored)| (partition, Some((stored.offset, stored.metadata)))));
+        if !self.store.is_kafka() {
+            let stored = self.store.get(&group.id, None).await?.offsets;
+            offsets.extend(stored.into_iter().map(|(partition, stored)| (partition, Some((stored.offset, stored.metadata)))));
+        }
         Ok(offsets)
     }
 

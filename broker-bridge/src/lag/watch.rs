@@ -131,7 +131,9 @@ impl Watch {
         self.read_log(log, &parts).await?;
 
         let views = admin.groups().await?;
-        let stored = stream::iter(self.inner.store.groups().await?)
+        // Kafka's own have just been read from the log of groups.
+        let kept = if self.inner.store.is_kafka() { Vec::new() } else { self.inner.store.groups().await? };
+        let stored = stream::iter(kept)
             .map(async |group| {
                 let offsets = self.inner.store.get(&group, None).await?.offsets;
                 Ok::<_, crate::error::BridgeError>((group, offsets))

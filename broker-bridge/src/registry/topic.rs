@@ -15,7 +15,7 @@ use std::{
 
 use futures::StreamExt as _;
 use parking_lot::{Mutex, RwLock};
-use service_kit::kafka::{self, Isolation, KafkaConfig, KafkaError, OutRecord, RangeReader, TopicPartition, TransactionalWriter};
+use service_kit::kafka::{self, Isolation, KafkaConfig, KafkaError, OutRecord, OwnTopic, RangeReader, TopicPartition, TransactionalWriter};
 use tokio::{
     sync::{Mutex as AsyncMutex, Semaphore},
     task::spawn_blocking,
@@ -54,6 +54,8 @@ pub(super) struct Reading {
     reader: Option<Arc<dyn RangeReader>>,
     /// Offset to go on at.
     next: i64,
+    /// There is such a topic.
+    is_there: bool,
 }
 
 #[derive(Default)]
@@ -152,21 +154,17 @@ impl Topic {
         let bounds = match reader.bounds(std::slice::from_ref(&partition)).await {
             Ok(bounds) => bounds.get(&partition).copied(),
             Err(KafkaError::UnknownTopic(_)) => None,
-            // A partition of a topic that is not there is no valid one.
-            Err(error @ KafkaError::Invalid(_)) => match reader.partitions(&partition.topic).await {
-                Err(KafkaError::UnknownTopic(_)) => None,
-                // It was created in this moment, and the client has heard of it by now.
-                Ok(_) => reader.bounds(std::slice::from_ref(&partition)).await?.get(&partition).copied(),
-                Err(_) => return Err(error.into()),
-            },
             Err(error) => return Err(error.into()),
         };
         let Some(bounds) = bounds else {
-            // Nothing was ever registered; or the topic was deleted, and everything with it.
-            self.forget(reading);
+            // A broker that has just started may not know its topics yet: what is known stands. Who writes makes the topic anew where it is gone.
+            if reading.is_there {
+                return Err(KafkaError::Retryable(format!("the broker does not know topic {} for now", self.config.topic)).into());
+            }
             self.observe();
             return Ok(());
         };
+        reading.is_there = true;
         if bounds.latest < reading.next {
             tracing::warn!(topic = self.config.topic, "the registry's topic was made anew; reading it from its beginning");
             self.forget(reading);
@@ -258,14 +256,15 @@ impl Topic {
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Kafka(error)) => error,
             };
-            // Whatever it was: a new writer under the same id ends what this one left.
+            // Whatever it was: a new writer under the same id ends what this one left. And the topic may be gone.
             writing.writer = None;
+            writing.checked &= !matches!(error, KafkaError::UnknownTopic(_) | KafkaError::Retryable(_));
             let again = match &error {
                 KafkaError::Fenced(_) => {
                     metrics::counter!("millrace_bridge_registry_fenced_total").increment(1);
                     true
                 }
-                KafkaError::OutcomeUnknown(_) | KafkaError::Fatal(_) | KafkaError::Conflict(_) => true,
+                KafkaError::OutcomeUnknown(_) | KafkaError::Fatal(_) | KafkaError::Conflict(_) | KafkaError::UnknownTopic(_) => true,
                 other => other.retryable(),
             };
             if !again || Instant::now() >= deadline {
@@ -297,6 +296,7 @@ impl Topic {
     {
         if !writing.checked {
             self.ensure().await?;
+            self.reading.lock().await.is_there = true;
             writing.checked = true;
         }
         let writer = match &mut writing.writer {
@@ -336,9 +336,8 @@ impl Topic {
             return Err(error.into());
         }
         if let Err(error) = writer.commit().await {
-            if matches!(error, KafkaError::OutcomeUnknown(_)) {
-                *unknown = Some(decision);
-            }
+            // A repeated commit may have been told that it is fenced, or anything, after the first one was taken.
+            *unknown = Some(decision);
             return Err(error.into());
         }
         // Behind the records stands at least the mark of their commit.
@@ -354,34 +353,22 @@ impl Topic {
 
     /// Creates the topic where it is missing; refuses one that would lose schemas.
     async fn ensure(&self) -> Result<(), Failure> {
-        let name = &self.config.topic;
-        let admin = self.connection.admin().await?;
-        let settings = [("cleanup.policy".to_owned(), "compact".to_owned())].into();
-        let replication = match self.config.replication_factor {
-            0 => -1,
-            factor => i32::from(factor),
-        };
-        match admin.topic(name).await {
-            Ok(_) => {}
-            Err(KafkaError::UnknownTopic(_)) => match admin.create_topic(name, 1, replication, &settings, false).await {
-                Ok(()) => tracing::info!(topic = name, "the registry's topic is created"),
-                Err(KafkaError::AlreadyExists(_)) => {}
-                Err(error) => return Err(error.into()),
+        let topic = OwnTopic {
+            name: &self.config.topic,
+            setting: "registry.topic",
+            partitions: 1,
+            replication: match self.config.replication_factor {
+                0 => -1,
+                factor => i32::from(factor),
             },
-            Err(error) => return Err(error.into()),
-        }
-        let refuse = |message: String| Err(Failure::Final(RegistryError::store(message)));
-        let partitions = admin.topic(name).await?.partitions.len();
-        if partitions != 1 {
-            return refuse(format!("topic {name:?} has {partitions} partitions; the registry needs one: name another with registry.topic"));
-        }
-        let config = admin.topic_config(name).await?;
-        let policy = config.iter().find(|entry| entry.name == "cleanup.policy").and_then(|entry| entry.value.as_deref());
-        if policy != Some("compact") {
-            let policy = policy.unwrap_or("unknown");
-            return refuse(format!("topic {name:?} has cleanup.policy = {policy}, which would lose schemas: set it to compact"));
-        }
-        Ok(())
+            config: &[("cleanup.policy", "compact")],
+            policy: Some("compact"),
+        };
+        let made = kafka::own_topic(self.connection.admin().await?.as_ref(), &topic, self.config.timeout).await;
+        made.map_err(|error| match error {
+            KafkaError::Invalid(message) => Failure::Final(RegistryError::store(message)),
+            error => error.into(),
+        })
     }
 }
 

@@ -563,12 +563,13 @@ impl Session {
             }
             commits.truncate(STORED_AT_ONCE);
             let store = &self.deps.store;
-            let stored = if commits.iter().any(|commit| state.goes_back(commit)) {
+            let (back, on): (Vec<OffsetCommit>, Vec<OffsetCommit>) = commits.iter().cloned().partition(|commit| state.goes_back(commit));
+            // First what only goes on, also if it is nothing: that tells whether the epoch still holds, for which a reset does not ask.
+            let mut stored = store.commit(&self.group, state.epoch, &on).await;
+            if stored.is_ok() && !back.is_empty() {
                 // The client sought back, and has acknowledged since.
-                store.reset(&self.group, &commits).await.map(|epoch| state.epoch = epoch)
-            } else {
-                store.commit(&self.group, state.epoch, &commits).await
-            };
+                stored = store.reset(&self.group, &back).await.map(|epoch| state.epoch = epoch);
+            }
             match stored {
                 Ok(()) => kept.moved.extend(state.kept(&commits)),
                 Err(OffsetError::Fenced { .. } | OffsetError::Regressed { .. }) => {

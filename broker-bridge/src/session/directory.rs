@@ -184,7 +184,9 @@ pub(super) trait Log: Send + Sync + 'static {
     async fn bounds(&self) -> Result<Option<Bounds>, KafkaError>;
     /// Records from `from` to before `until`, in order.
     async fn read(&self, from: i64, until: i64, take: &mut (dyn FnMut(Record) + Send)) -> Result<(), KafkaError>;
-    /// Writes a record, after the topic was created where it is missing; gives its offset.
+    /// Creates the topic where it is missing.
+    async fn make(&self) -> Result<(), KafkaError>;
+    /// Writes a record, after the topic was made; gives its offset.
     async fn append(&self, key: Bytes, turn: u64, value: Option<Bytes>) -> Result<i64, KafkaError>;
 }
 
@@ -328,7 +330,9 @@ impl Directory {
     }
 
     fn explain(&self, error: BridgeError) -> BridgeError {
-        BridgeError::new(error.code, format!("the topic of all consumer instances (consume.sessions_topic): {}", error.message))
+        // Its own topic, which no caller could create.
+        let code = if error.code == Code::TopicNotFound { Code::KafkaRetriable } else { error.code };
+        BridgeError::new(code, format!("the topic of all consumer instances (consume.sessions_topic): {}", error.message))
     }
 
     /// Up to the end, or to before `until`, which is known to be there.
@@ -348,7 +352,16 @@ impl Directory {
             },
             None if self.fresh_at.lock().is_some_and(|at| at >= since) => return Ok(()),
             None => {
-                let bounds = self.log.bounds().await?.unwrap_or(Bounds { earliest: 0, latest: 0 });
+                let bounds = match self.log.bounds().await? {
+                    Some(bounds) => bounds,
+                    None if *next == 0 => Bounds { earliest: 0, latest: 0 },
+                    // A broker that has just started may not know its topics yet; who makes topics does, and makes none anew that is there.
+                    None => {
+                        self.log.make().await?;
+                        let late = || KafkaError::Retryable("the broker does not know it yet".to_owned());
+                        self.log.bounds().await?.ok_or_else(late)?
+                    }
+                };
                 if bounds.latest < *next {
                     tracing::warn!("the topic of all consumer instances was made anew; every bridge writes what it holds");
                     *self.entries.lock() = Entries::default();

@@ -26,7 +26,8 @@
 //!
 //! Bounds: records held ready (`consume.response_bytes_max` and one poll; over all sessions `consume.held_bytes_max`), waiting time, number of
 //! sessions, idle time.
-//! Locks: `polling` orders fetches and is held while Kafka is waited for; `state` is held for moments, so commits and seeks do not wait.
+//! Locks: `polling` orders fetches and is held while Kafka is waited for; `state` over what
+//! the store and Kafka are asked, and never over a wait for records: commits and seeks do not wait for those.
 
 mod acknowledged;
 mod batches;
@@ -45,7 +46,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -240,6 +241,8 @@ pub(crate) struct Session {
     used: parking_lot::Mutex<Instant>,
     /// When its member was fenced by nobody and came back.
     joined_again: parking_lot::Mutex<Option<Instant>>,
+    /// It was fenced, and has no new member yet.
+    is_out: AtomicBool,
     /// This session's part of `Deps::held_bytes`: what it holds ready, and what is on its way.
     held: AtomicU64,
     sending: Arc<AtomicU64>,
@@ -266,6 +269,7 @@ impl Session {
             state: Mutex::default(),
             used: parking_lot::Mutex::new(Instant::now()),
             joined_again: parking_lot::Mutex::default(),
+            is_out: AtomicBool::new(false),
             held: AtomicU64::new(0),
             sending: Arc::default(),
             ended: CancellationToken::new(),
@@ -333,14 +337,20 @@ impl Session {
         }
         self.leave(&mut state).await?;
         if !partitions.is_empty() {
-            let reader = self.deps.clients.reader(self.settings.isolation).await?;
-            let admin = Arc::clone(self.kafka().admin().await?);
-            let member = Arc::new(source::Direct::new(&self.group, &self.settings, reader, admin, &partitions));
-            *self.reads.lock() = topics.into_iter().map(str::to_owned).collect();
-            state.source = Some(Source { member, subscription: None });
+            state.source = Some(self.direct(&partitions).await?);
             self.follow_assignment(&mut state).await?;
         }
         Ok(())
+    }
+
+    /// Reads partitions by name, as whose the session is known from now on.
+    async fn direct(&self, partitions: &[TopicPartition]) -> Result<Source> {
+        let reader = self.deps.clients.reader(self.settings.isolation).await?;
+        let admin = Arc::clone(self.kafka().admin().await?);
+        let member = Arc::new(source::Direct::new(&self.group, &self.settings, reader, admin, partitions));
+        let topics: BTreeSet<&str> = partitions.iter().map(|partition| &*partition.topic).collect();
+        *self.reads.lock() = topics.into_iter().map(str::to_owned).collect();
+        Ok(Source { member, subscription: None })
     }
 
     pub(crate) async fn assignment(&self) -> Result<Vec<TopicPartition>> {
@@ -630,6 +640,7 @@ impl Session {
         if let Some(source) = state.source.take() {
             source.member.close().await;
         }
+        self.is_out.store(false, Ordering::Release);
         state.clear();
         Ok(())
     }
@@ -722,9 +733,12 @@ impl Session {
     /// Polls. A static member may be fenced although no other bridge has the session: the coordinator that goes on for a killed one may know an earlier
     /// member of that name. Then it joins again, in the place of that one.
     async fn poll(&self, member: &Arc<dyn Member>, wait: Duration) -> Result<Vec<(TopicPartition, Record)>> {
-        let polled = select! {
-            () = self.deps.shutdown.cancelled() => return Ok(Vec::new()),
-            polled = member.poll(POLL_RECORDS_MAX, wait) => polled,
+        let polled = match self.is_out.load(Ordering::Acquire) {
+            true => Err(KafkaError::Fenced("the instance was fenced and has not joined its group again".to_owned())),
+            false => select! {
+                () = self.deps.shutdown.cancelled() => return Ok(Vec::new()),
+                polled = member.poll(POLL_RECORDS_MAX, wait) => polled,
+            },
         };
         let reason = match polled {
             Err(KafkaError::Fenced(reason)) => reason,
@@ -745,9 +759,12 @@ impl Session {
             && Arc::ptr_eq(fenced, member)
         {
             tracing::warn!(group = self.group, instance = self.name, reason, "the group's coordinator knows another member; joining again");
+            // Where it cannot join now, the next fetch tries again.
+            self.is_out.store(true, Ordering::Release);
             member.release().await;
             let member = self.deps.clients.member(&self.group, topics, &self.settings, self.instance_id().as_deref()).await?;
             state.source = Some(Source { member, subscription: Some(topics.clone()) });
+            self.is_out.store(false, Ordering::Release);
         }
         Ok(Vec::new())
     }
@@ -992,34 +1009,53 @@ impl Session {
             commit.offset = state.behind_marks(commit);
         }
         let store = &self.deps.store;
-        if offsets.iter().any(|commit| state.goes_back(commit)) {
-            state.epoch = store.reset(&self.group, &offsets).await?;
-            tracing::info!(
-                group = self.group,
-                instance = self.name,
-                epoch = state.epoch,
-                "group reset: the client sought back and committed"
-            );
-            return Ok(state.stored(&offsets));
-        }
-        match store.commit(&self.group, state.epoch, &offsets).await {
-            Ok(()) => return Ok(state.stored(&offsets)),
-            Err(OffsetError::Fenced { .. }) => {}
-            Err(error @ OffsetError::Regressed { .. }) if !explicit => {
-                // Somebody else is ahead in a partition this session lost and has not yet noticed.
-                tracing::warn!(%error, group = self.group, instance = self.name, "delivered records were acknowledged by another member");
-                return Ok(Vec::new());
+        let (back, mut on): (Vec<OffsetCommit>, Vec<OffsetCommit>) = offsets.into_iter().partition(|commit| state.goes_back(commit));
+        // First what only goes on, also if it is nothing: that tells whether the epoch still holds, for which a reset does not ask.
+        loop {
+            match store.commit(&self.group, state.epoch, &on).await {
+                Ok(()) if back.is_empty() => return Ok(state.stored(&on)),
+                Ok(()) => {
+                    state.epoch = store.reset(&self.group, &back).await?;
+                    tracing::info!(
+                        group = self.group,
+                        instance = self.name,
+                        epoch = state.epoch,
+                        "group reset: the client sought back and committed"
+                    );
+                    on.extend(back);
+                    return Ok(state.stored(&on));
+                }
+                Err(OffsetError::Fenced { .. }) => break,
+                // Somebody else is ahead in a partition this session lost and has not yet noticed. Nothing is stored of the others either.
+                Err(OffsetError::Regressed { topic, partition, stored, given, .. }) if !explicit => {
+                    tracing::warn!(
+                        group = self.group,
+                        instance = self.name,
+                        topic,
+                        partition,
+                        stored,
+                        given,
+                        "delivered records were acknowledged by another member"
+                    );
+                    let lost = TopicPartition::new(topic, partition);
+                    let count = on.len();
+                    on.retain(|commit| commit.partition != lost);
+                    if on.len() == count {
+                        return Err(BridgeError::new(Code::Internal, format!("{lost} is refused, and was not given")));
+                    }
+                }
+                Err(OffsetError::Regressed { group, topic, partition, stored, given }) => {
+                    return Err(BridgeError::new(
+                        Code::IllegalState,
+                        format!(
+                            "{topic}-{partition} of group {group:?} is committed up to {stored}; {given} would go back: seek there first (POST …/positions), then commit"
+                        ),
+                    ));
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(OffsetError::Regressed { group, topic, partition, stored, given }) => {
-                return Err(BridgeError::new(
-                    Code::IllegalState,
-                    format!(
-                        "{topic}-{partition} of group {group:?} is committed up to {stored}; {given} would go back: seek there first (POST …/positions), then commit"
-                    ),
-                ));
-            }
-            Err(error) => return Err(error.into()),
         }
+        let mut offsets = [on, back].concat();
         let moved = self.follow_reset(state).await?;
         offsets.retain(|commit| !moved.contains(&commit.partition));
         if explicit && !moved.is_empty() {
@@ -1035,6 +1071,9 @@ impl Session {
         }
         if offsets.is_empty() {
             return Ok(Vec::new());
+        }
+        if offsets.iter().any(|commit| state.goes_back(commit)) {
+            return Err(BridgeError::new(Code::KafkaRetriable, format!("group {:?} was reset meanwhile; commit again", self.group)));
         }
         store.commit(&self.group, state.epoch, &offsets).await?;
         Ok(state.stored(&offsets))

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
@@ -13,6 +14,9 @@ use crate::{
 
 /// As long as a topic's name may be.
 const GROUP_BYTES_MAX: usize = 249;
+
+/// Idle sessions that are ended at a time.
+const EXPIRED_AT_ONCE: usize = 16;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -134,14 +138,20 @@ impl Sessions {
     pub(crate) async fn expire(&self) -> usize {
         let idle = self.inner.deps.config.session_idle;
         let expired: Vec<Arc<Session>> = self.all().into_iter().filter(|session| session.is_idle(idle)).collect();
-        for session in &expired {
+        // Side by side: each may wait for its group, and for Kafka.
+        let ended = stream::iter(expired).map(async |session| {
+            // A request may have come meanwhile.
+            if !session.is_idle(idle) {
+                return 0;
+            }
             tracing::info!(group = session.group, instance = session.name, ?idle, "idle consumer left its group");
             metrics::counter!("millrace_bridge_sessions_expired_total").increment(1);
-            if let Err(error) = self.delete(session, false).await {
+            if let Err(error) = self.delete(&session, false).await {
                 tracing::debug!(%error, group = session.group, instance = session.name, "another bridge may find the consumer still");
             }
-        }
-        expired.len()
+            1
+        });
+        ended.buffer_unordered(EXPIRED_AT_ONCE).fold(0, async |sum, ended| sum + ended).await
     }
 }
 

@@ -110,8 +110,11 @@ impl Session {
                 Ok(())
             }
             Reads::Partitions(partitions) => {
-                let partitions = partitions.iter().map(|(topic, partition)| TopicPartition::new(topic.as_str(), *partition));
-                self.assign(partitions.collect()).await
+                let partitions: Vec<_> =
+                    partitions.iter().map(|(topic, partition)| TopicPartition::new(topic.as_str(), *partition)).collect();
+                // Whether they are there was asked when the client named them.
+                self.state.lock().await.source = Some(self.direct(&partitions).await?);
+                Ok(())
             }
         }
     }
@@ -272,6 +275,41 @@ impl Sessions {
         })
     }
 
+    /// Lets the other replicas know that a transaction is here. Its entry stands for as long as it can be open, and goes as those of sessions do.
+    pub(crate) async fn announce(&self, transaction: &str, longest: Duration) -> Result<()> {
+        let Some(directory) = self.directory() else { return Ok(()) };
+        let mut entry = self.entry(directory, auth::owner().as_deref(), BTreeMap::new(), Reads::Nothing, Vec::new());
+        entry.idle_ms = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
+        directory.has_room()?;
+        // Its name is its own: nobody else writes under it.
+        directory.change(&of_transaction(transaction), 0, Some(&entry)).await.map(drop)
+    }
+
+    /// A transaction that has ended, or was never begun.
+    pub(crate) async fn withdraw(&self, transaction: &str) {
+        let Some(directory) = self.directory() else { return };
+        let key = of_transaction(transaction);
+        let Some(Known { turn, entry: Some(_), .. }) = directory.known(&key) else { return };
+        if let Err(error) = directory.change(&key, turn, None).await {
+            tracing::debug!(%error, transaction, "its entry goes later");
+        }
+    }
+
+    /// Which replica has a transaction; `None`: none.
+    pub(crate) async fn transaction(&self, id: &str) -> Result<Option<Arc<Entry>>> {
+        let Some(directory) = self.directory() else { return Ok(None) };
+        let key = of_transaction(id);
+        if directory.known(&key).is_none() {
+            self.inner.deps.gate.broker()?;
+            directory.sync().await?;
+        }
+        let entry = directory.known(&key).and_then(|known| known.entry);
+        if let Some(entry) = &entry {
+            auth::check_owner(entry.principal.as_deref(), || format!("transaction {id:?}"))?;
+        }
+        Ok(entry)
+    }
+
     /// Takes a session from an owner that is gone; `None` where somebody else did.
     pub(crate) async fn take_over(
         &self,
@@ -359,8 +397,8 @@ impl Sessions {
         if directory.sync().await.is_err() {
             return false;
         }
-        let owner = directory.known(&session.key()).and_then(|known| known.entry).map(|entry| entry.owner.clone());
-        let is_lost = owner.is_none_or(|owner| owner != directory.me());
+        // Where nothing is known at all, the topic was made anew, and nobody has taken it.
+        let is_lost = directory.known(&session.key()).is_some_and(|known| known.entry.is_none_or(|entry| entry.owner != directory.me()));
         if is_lost {
             self.give_up(session).await;
         }
@@ -492,6 +530,11 @@ impl Sessions {
         };
         join_all(self.all().into_iter().map(end)).await;
     }
+}
+
+/// No group is called so.
+fn of_transaction(id: &str) -> Key {
+    (String::new(), id.to_owned())
 }
 
 /// Nothing in place of a subscription that would be refused today: an earlier version kept it, or somebody else wrote it.

@@ -228,6 +228,28 @@ async fn a_record_that_cannot_be_shown_holds_up_its_own_partition_only() {
     assert_eq!((stored[&tp(0)].offset, stored[&tp(1)].offset), (3, 701));
 }
 
+#[tokio::test]
+async fn what_another_one_has_acknowledged_further_costs_the_other_partitions_nothing() {
+    let world = World::new(3);
+    world.kafka.add_topic("t", 2);
+    world.kafka.append("t", 1, 3);
+    let session = world.subscribed(false).await;
+    let mut read = 0;
+    while read < 6 {
+        read += fetch(&session, 9).await.unwrap().len();
+    }
+    world.store.commit("g", 0, &[at(1, 99)]).await.unwrap();
+    session.commit(None).await.unwrap();
+    let stored = world.store.get("g", None).await.unwrap().offsets;
+    assert_eq!((stored[&tp(0)].offset, stored[&tp(1)].offset), (3, 99));
+    // Neither is it set back with what the client sought back to.
+    session.seek(&[(tp(0), 0)]).await.unwrap();
+    assert_eq!(fetch(&session, 1).await.unwrap().len(), 1);
+    session.commit(None).await.unwrap();
+    let stored = world.store.get("g", None).await.unwrap().offsets;
+    assert_eq!((stored[&tp(0)].offset, stored[&tp(1)].offset), (1, 99));
+}
+
 async fn drained_error(session: &Arc<Session>) -> Code {
     let limits = Limits { records_max: 9, bytes_max: 1 << 20, bytes_min: 1, wait: Duration::from_millis(20) };
     session.fetch(limits, Values::default()).await.err().unwrap().code

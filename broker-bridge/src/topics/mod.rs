@@ -145,7 +145,13 @@ impl Topics {
     pub(crate) async fn get(&self, name: &str) -> Result<TopicView> {
         // A name that no topic can have is a topic that does not exist.
         check_name(name).map_err(|_| BridgeError::unknown_topic(name))?;
-        let found = self.admin().await?.topic(name).await;
+        let admin = self.admin().await?;
+        let mut found = admin.topic(name).await;
+        let was_known = self.inner.known.read().contains_key(name);
+        // A broker that has just started may not know any topic yet.
+        if was_known && matches!(found, Err(KafkaError::UnknownTopic(_))) && admin.topics().await?.is_empty() {
+            found = Err(KafkaError::Retryable(format!("the broker knows no topic yet, {name:?} neither")));
+        }
         let mut known = self.inner.known.write();
         match &found {
             Ok(topic) => drop(known.insert(name.into(), (Instant::now(), topic.partitions.len()))),

@@ -532,7 +532,8 @@ fn not_written(error: KafkaError) -> BridgeError {
 }
 
 fn not_written_because(error: BridgeError) -> BridgeError {
-    let code = if error.code == Code::Timeout { Code::KafkaRetriable } else { error.code };
+    // A topic of its own may be unknown to a broker that has just started.
+    let code = if matches!(error.code, Code::Timeout | Code::TopicNotFound) { Code::KafkaRetriable } else { error.code };
     BridgeError::new(code, format!("{error}; nothing was written, repeat the request under the same key"))
 }
 

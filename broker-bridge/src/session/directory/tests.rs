@@ -32,23 +32,35 @@ fn key(name: &str) -> Key {
 
 /// A topic that several directories have in common.
 #[derive(Clone, Default)]
-pub(crate) struct Shared(Arc<Mutex<Vec<Record>>>);
+pub(crate) struct Shared {
+    records: Arc<Mutex<Vec<Record>>>,
+    is_made: Arc<AtomicBool>,
+    /// It is there, and the broker that is asked does not know it.
+    is_hidden: Arc<AtomicBool>,
+}
 
 #[async_trait]
 impl Log for Shared {
     async fn bounds(&self) -> Result<Option<Bounds>, KafkaError> {
-        let latest = self.0.lock().last().map_or(0, |last| last.offset + 1);
-        Ok((latest > 0).then_some(Bounds { earliest: 0, latest }))
+        let latest = self.records.lock().last().map_or(0, |last| last.offset + 1);
+        let is_known = self.is_made.load(Ordering::Relaxed) && !self.is_hidden.load(Ordering::Relaxed);
+        Ok(is_known.then_some(Bounds { earliest: 0, latest }))
     }
 
     async fn read(&self, from: i64, until: i64, take: &mut (dyn FnMut(Record) + Send)) -> Result<(), KafkaError> {
-        let records: Vec<Record> = self.0.lock().iter().filter(|record| (from..until).contains(&record.offset)).cloned().collect();
+        let records: Vec<Record> = self.records.lock().iter().filter(|record| (from..until).contains(&record.offset)).cloned().collect();
         records.into_iter().for_each(take);
         Ok(())
     }
 
+    async fn make(&self) -> Result<(), KafkaError> {
+        self.is_made.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
     async fn append(&self, key: Bytes, turn: u64, value: Option<Bytes>) -> Result<i64, KafkaError> {
-        let mut log = self.0.lock();
+        self.make().await?;
+        let mut log = self.records.lock();
         let offset = log.last().map_or(0, |last| last.offset + 1);
         log.push(Record { value, ..record(offset, &read_key(&key).unwrap(), turn, None) });
         Ok(offset)
@@ -95,7 +107,7 @@ async fn what_is_gone_stays_gone_for_one_who_comes_too_late_and_can_be_created_a
     assert!(!b.change(&key, 1, Some(&entry("http://b:1"))).await.unwrap());
     assert!(b.known(&key).unwrap().entry.is_none());
     // What compaction keeps says so, too: the loser has written it.
-    assert!(log.0.lock().last().unwrap().value.is_none());
+    assert!(log.records.lock().last().unwrap().value.is_none());
     a.sync().await.unwrap();
     let gone = a.known(&key).unwrap();
     assert!(a.change(&key, gone.turn, Some(&entry("http://a:1"))).await.unwrap());
@@ -115,7 +127,7 @@ async fn entries_are_bounded_named_as_they_are_and_garbage_is_passed_over() {
     a.has_room().unwrap();
 
     let garbage = |key: &'static [u8], value: &'static [u8], turn: Option<&'static str>| {
-        let mut log = log.0.lock();
+        let mut log = log.records.lock();
         let offset = log.len() as i64;
         let headers = turn.map(|turn| (TURN.to_owned(), Some(turn.into()))).into_iter().collect();
         log.push(Record { offset, timestamp_ms: 0, key: Some(key.into()), value: Some(value.into()), headers });
@@ -139,10 +151,25 @@ async fn a_topic_that_was_made_anew_is_read_from_its_beginning() {
     for turn in 0..3 {
         a.change(&key("i"), turn, Some(&entry("http://a:1"))).await.unwrap();
     }
-    log.0.lock().clear();
+    log.records.lock().clear();
+    log.is_made.store(false, Ordering::Relaxed);
     a.sync().await.unwrap();
     assert!(a.known(&key("i")).is_none());
     assert!(a.change(&key("i"), 0, Some(&entry("http://a:1"))).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_broker_that_does_not_know_the_topic_for_a_moment_costs_no_session() {
+    let log = Shared::default();
+    let a = directory(&log, "http://a:1");
+    a.change(&key("i"), 0, Some(&entry("http://a:1"))).await.unwrap();
+    log.is_hidden.store(true, Ordering::Relaxed);
+    let error = a.sync().await.unwrap_err();
+    assert!(error.retryable() && error.message.contains("does not know it yet"), "{error}");
+    assert!(a.known(&key("i")).unwrap().entry.is_some());
+    log.is_hidden.store(false, Ordering::Relaxed);
+    a.sync().await.unwrap();
+    assert!(a.known(&key("i")).unwrap().entry.is_some());
 }
 
 #[tokio::test]

@@ -109,6 +109,26 @@ async fn a_member_that_is_fenced_while_nobody_has_its_session_joins_again() {
 }
 
 #[tokio::test]
+async fn a_fenced_member_that_cannot_join_at_once_joins_later() {
+    let world = World::new();
+    let a = world.replica("http://a:1");
+    let session = subscribed(&a).await;
+    assert_eq!(fetch(&session, 4).await, [0, 1, 2, 3]);
+    session.commit(at(2)).await.unwrap();
+    world.kafka.fence();
+    world.kafka.set_without_coordinator(true);
+    let limits = Limits { records_max: 9, bytes_max: 1 << 20, bytes_min: 1, wait: Duration::from_millis(50) };
+    for _ in 0..2 {
+        *session.joined_again.lock() = None;
+        let refused = session.fetch(limits, Values(Vec::new())).await.err().unwrap();
+        assert!(refused.code == Code::Timeout && refused.message.contains("no coordinator"), "{refused}");
+    }
+    world.kafka.set_without_coordinator(false);
+    *session.joined_again.lock() = None;
+    assert_eq!(fetch(&session, 9).await, [2, 3, 4, 5], "from what was acknowledged");
+}
+
+#[tokio::test]
 async fn a_kept_pattern_that_would_be_refused_is_dropped() {
     let world = World::new();
     let (a, b) = (world.replica("http://a:1"), world.replica("http://b:1"));
