@@ -15,17 +15,17 @@ use ring::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{
-    process::Command,
-    time::{Instant, sleep, timeout},
-};
+use tokio::{process::Command, time::timeout};
 use tonic::{
     Code,
     metadata::MetadataValue,
     transport::{Certificate, Channel, ClientTlsConfig},
 };
 
-use crate::process::{self, Bridge, servers, unique};
+use crate::{
+    eventually,
+    process::{self, Bridge, servers, unique},
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const JSON: &str = "content-type: application/vnd.kafka.json.v2+json";
@@ -152,7 +152,7 @@ impl Site {
         let variables = variables.iter().map(|(name, value)| (*name, value.as_str()));
         let variables: Vec<(&str, &str)> = variables.chain(more.iter().copied()).collect();
         let bridge = Bridge::start_unready_with(&servers(), &variables).await;
-        until("the bridge is ready", async || self.curl(&bridge, &["-s"], "/ready").await.status == 200).await;
+        eventually("the bridge is ready", async || self.curl(&bridge, &["-s"], "/ready").await.status == 200).await;
         bridge
     }
 
@@ -193,14 +193,6 @@ impl Answer {
     fn refuses(&self, status: u16, code: u64, message: &str) {
         let body = self.is(status);
         assert!(body["error_code"] == code && body["message"].as_str().is_some_and(|told| told.contains(message)), "{message:?}: {body}");
-    }
-}
-
-pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -275,7 +267,7 @@ async fn each_caller_may_do_what_the_policy_says_over_http_and_grpc() {
     curl(&carol, &["-H", V2, "-d", &own], &format!("{instance}/subscription")).await.is(204);
     let accept = ["-H", "accept: application/vnd.kafka.json.v2+json"];
     let records = format!("{instance}/records?timeout=2000");
-    until("carol reads", async || !curl(&carol, &accept, &records).await.is(200).as_array().unwrap().is_empty()).await;
+    eventually("carol reads", async || !curl(&carol, &accept, &records).await.is(200).as_array().unwrap().is_empty()).await;
     curl(&ALICE, &accept, &records).await.refuses(403, 40301, "belongs to another principal");
 
     grpc(&site, &bridge, &orders, &payments).await;
@@ -403,10 +395,10 @@ async fn rotation(site: &Site, bridge: &Bridge, orders: &str, group: &str) {
         .spawn()
         .unwrap();
     let told = || fs::read_to_string(Path::new(&events)).unwrap_or_default();
-    until("the stream has records", async || told().contains("id: ")).await;
+    eventually("the stream has records", async || told().contains("id: ")).await;
     site.write("policy.toml", &Site::policy(orders, group, false));
     let carol: Vec<&str> = carol.iter().map(String::as_str).collect();
-    until("carol sees nothing any more", async || site.curl(bridge, &carol, "/topics").await.status == 403).await;
+    eventually("carol sees nothing any more", async || site.curl(bridge, &carol, "/topics").await.status == 403).await;
     // What is waited for comes; what would follow does not.
     site.curl(bridge, &[&ALICE[..], &["-H", JSON, "-d", r#"{"records":[{"value":2}]}"#]].concat(), &format!("/topics/{orders}"))
         .await
@@ -416,12 +408,12 @@ async fn rotation(site: &Site, bridge: &Bridge, orders: &str, group: &str) {
     assert!(told().contains("event: error") && told().contains("40301"), "{}", told());
 
     site.write("users", &format!("alice:{}\n", bcrypt::hash("second", 4).unwrap()));
-    until("the new password is taken", async || site.curl(bridge, &["-u", "alice:second"], "/topics").await.status == 200).await;
+    eventually("the new password is taken", async || site.curl(bridge, &["-u", "alice:second"], "/topics").await.status == 200).await;
     site.curl(bridge, &ALICE, "/topics").await.refuses(401, 40101, "name or password is wrong");
 
     // Half a rotation is none.
     site.write("policy.toml", "[principals.root]\nallow = [\"al\"]");
-    until("the mistake is told", async || bridge.log().contains("the changed file cannot be used")).await;
+    eventually("the mistake is told", async || bridge.log().contains("the changed file cannot be used")).await;
     assert_eq!(site.curl(bridge, &ROOT, "/topics").await.status, 200);
 
     let (ca, issuer) = authority("another authority");
@@ -429,7 +421,7 @@ async fn rotation(site: &Site, bridge: &Bridge, orders: &str, group: &str) {
     site.write("server.key", &server_key);
     site.write("server.pem", &server);
     site.write("ca.pem", &ca);
-    until("the new certificate is shown", async || site.curl(bridge, &ROOT, "/topics").await.status == 200).await;
+    eventually("the new certificate is shown", async || site.curl(bridge, &ROOT, "/topics").await.status == 200).await;
     // The old authority's clients are strangers now: the handshake fails.
     assert_eq!(site.curl(bridge, &carol, "/topics").await.status, 0);
 }
@@ -466,7 +458,7 @@ async fn another_replica_is_told_who_calls_and_goes_on_for_the_creator_alone() {
     curl(&second, &carol, &["-H", V2, "-d", &subscription], &format!("{instance}/subscription")).await.is(204);
     let accept = ["-H", "accept: application/vnd.kafka.json.v2+json"];
     let records = format!("{instance}/records?timeout=2000");
-    until("carol reads through the other one", async || {
+    eventually("carol reads through the other one", async || {
         !curl(&second, &carol, &accept, &records).await.is(200).as_array().unwrap().is_empty()
     })
     .await;
@@ -489,7 +481,7 @@ async fn another_replica_is_told_who_calls_and_goes_on_for_the_creator_alone() {
 
     first.kill().await;
     curl(&second, &ALICE, &accept, &records).await.refuses(403, 40301, "belongs to another principal");
-    until("carol goes on at the other one", async || {
+    eventually("carol goes on at the other one", async || {
         let answer = curl(&second, &carol, &accept, &records).await;
         answer.status == 200 && !answer.is(200).as_array().unwrap().is_empty()
     })

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    Client, JSON,
+    Client, JSON, eventually,
     process::{Bridge, text, unique},
 };
 
@@ -111,17 +111,13 @@ async fn with_one_of_three_brokers_killed_it_is_told_and_the_work_goes_on() {
     let killed = described.partitions[0].leader;
     cluster.broker("kill", killed);
     in_sync(&client, &topic, 2).await;
-    let deadline = Instant::now() + PATIENCE;
-    while gauge(&client, "millrace_bridge_under_replicated_partitions").await < 3.0 {
-        assert!(Instant::now() < deadline, "the metric does not say it");
-        sleep(Duration::from_millis(100)).await;
-    }
+    eventually("the metric says it", async || gauge(&client, "millrace_bridge_under_replicated_partitions").await >= 3.0).await;
 
     // Two of the strict topic's partitions, and none of the other's; what the rules in deploy/prometheus alert on.
-    while gauge(&client, "millrace_bridge_under_min_isr_partitions").await < 2.0 || gauge(&client, "millrace_bridge_brokers").await != 2.0 {
-        assert!(Instant::now() < deadline, "the metric does not say it");
-        sleep(Duration::from_millis(100)).await;
-    }
+    eventually("the metrics say it", async || {
+        gauge(&client, "millrace_bridge_under_min_isr_partitions").await >= 2.0 && gauge(&client, "millrace_bridge_brokers").await == 2.0
+    })
+    .await;
     let brokers = client.control().brokers(BrokersRequest {}).await.unwrap().into_inner();
     let of = |topic: &str, kind: &str| brokers.problems.iter().filter(|problem| problem.topic == *topic && problem.kind == kind).count();
     assert_eq!((of(&strict, "under-min-isr"), of(&topic, "under-replicated"), of(&topic, "under-min-isr")), (2, 3, 0), "{brokers:?}");
@@ -137,20 +133,14 @@ async fn with_one_of_three_brokers_killed_it_is_told_and_the_work_goes_on() {
     }
     assert_eq!(client.fetch_values(&base, 3).await, [30, 31, 32]);
     // A group's coordinator may have been the one that was killed.
-    loop {
+    eventually("the group is listed", async || {
         let listed = client.control().list_groups(ListGroupsRequest {}).await;
-        if listed.as_ref().is_ok_and(|listed| listed.get_ref().groups.iter().any(|found| found.id == group)) {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{listed:?}");
-        sleep(Duration::from_millis(100)).await;
-    }
+        listed.is_ok_and(|listed| listed.get_ref().groups.iter().any(|found| found.id == group))
+    })
+    .await;
     cluster.broker("restart", killed);
     in_sync(&client, &topic, 3).await;
-    while gauge(&client, "millrace_bridge_under_min_isr_partitions").await > 0.0 {
-        assert!(Instant::now() < deadline + PATIENCE, "the metric does not say that it is over");
-        sleep(Duration::from_millis(100)).await;
-    }
+    eventually("the metric says that it is over", async || gauge(&client, "millrace_bridge_under_min_isr_partitions").await == 0.0).await;
     client.delete(&base).await;
     bridge.stop().await;
 }

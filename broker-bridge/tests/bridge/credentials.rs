@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::{
-    auth::{Site, until},
+    auth::Site,
+    eventually,
     process::{Bridge, unique},
 };
 
@@ -85,7 +86,7 @@ async fn no_route_is_reached_with_credentials_that_are_none_or_not_enough() {
     let bridge = site.bridge().await;
     let routes = routes(&site, &bridge).await;
     assert!(routes.len() > 90, "{} routes", routes.len());
-    until("all of it is ready", async || site.curl(&bridge, &[], "/burrow/admin/ready").await.status == 200).await;
+    eventually("all of it is ready", async || site.curl(&bridge, &[], "/burrow/admin/ready").await.status == 200).await;
     let before = topics(&site, &bridge, &topic).await;
 
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
@@ -146,7 +147,7 @@ async fn no_route_is_reached_with_credentials_that_are_none_or_not_enough() {
         let outcome = format!("outcome=\"{outcome}\"");
         bridge.log().lines().filter(|line| line.contains("audit") && line.contains(&outcome)).count()
     };
-    until("each refusal is logged", async || (lines("unauthenticated"), lines("denied")) == (counted[&401], counted[&403])).await;
+    eventually("each refusal is logged", async || (lines("unauthenticated"), lines("denied")) == (counted[&401], counted[&403])).await;
     let _: Value = site.curl(&bridge, &["-H", "x-api-key: key-of-root"], "/topics").await.is(200);
     bridge.stop().await;
 }

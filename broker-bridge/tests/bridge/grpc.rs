@@ -16,16 +16,13 @@ use proto::{
 };
 use serde_json::{Value, json};
 use service_kit::kafka::{self, KafkaConfig};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep, timeout},
-};
+use tokio::{sync::mpsc, time::timeout};
 use tonic::{Code, Status, Streaming};
 
 use crate::{
     Client,
     cluster::Cluster,
-    message,
+    eventually, message,
     process::{self, Bridge, servers, unique},
     registry::Registry,
     subscribed,
@@ -34,14 +31,6 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Brokers learn of what the controller has a moment later.
-async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        sleep(Duration::from_millis(50)).await;
-    }
-}
-
 #[track_caller]
 fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, message: &str) {
     let status = answer.unwrap_err();
@@ -88,7 +77,7 @@ async fn grpc_manages_topics_settings_groups_and_access_control_lists() {
     let group = unique("group");
     let subscribe = Subscribe { group: group.clone(), topics: vec![name.clone()], credit: 10, ..Subscribe::default() };
     let mut stream = Stream::of(&client, subscribe).await;
-    while stream.positions(GET).await.is_empty() {}
+    eventually("it has its partitions", async || !stream.positions(GET).await.is_empty()).await;
     let described = control.describe_group(DescribeGroupRequest { group: group.clone() }).await.unwrap().into_inner();
     let member = &described.members[0];
     assert!(described.coordinator == Some(broker) && !member.client_id.is_empty() && member.instance_id.is_empty(), "{described:?}");
@@ -115,12 +104,14 @@ async fn settings(client: &Client, bridge: &Bridge, topic: &str, broker: i32) {
     };
     control.alter_topic_configs(alter(&[("segment.ms", "60000")], &[], true)).await.unwrap();
     control.alter_topic_configs(alter(&[("retention.ms", "7000"), ("max.message.bytes", "2048")], &[], false)).await.unwrap();
-    until("Kafka has the new values", async || in_kafka("retention.ms").await == "7000" && in_kafka("max.message.bytes").await == "2048")
-        .await;
+    eventually("Kafka has the new values", async || {
+        in_kafka("retention.ms").await == "7000" && in_kafka("max.message.bytes").await == "2048"
+    })
+    .await;
     assert_ne!(in_kafka("segment.ms").await, "60000", "a dry run changes nothing");
     let told = process::millrace(bridge, &["topic", "alter", topic, "--set", "retention.ms=9000", "--delete", "max.message.bytes"]).await;
     assert!(told.contains(&format!("topic {topic}")), "{told}");
-    until("Kafka has them", async || in_kafka("retention.ms").await == "9000" && in_kafka("max.message.bytes").await != "2048").await;
+    eventually("Kafka has them", async || in_kafka("retention.ms").await == "9000" && in_kafka("max.message.bytes").await != "2048").await;
     let told = process::millrace(bridge, &["topic", "config", topic]).await;
     assert!(told.contains("retention.ms") && told.contains("DYNAMIC_TOPIC_CONFIG") && !told.contains("DEFAULT_CONFIG"), "{told}");
     let described = DescribeTopicConfigsRequest { topics: vec![topic.to_owned()] };
@@ -156,12 +147,12 @@ async fn settings(client: &Client, bridge: &Bridge, topic: &str, broker: i32) {
     let is = |value: &str, source: &str| Some((value.to_owned(), source.to_owned()));
     control.alter_broker_configs(of(None, Some("0.7"))).await.unwrap();
     control.alter_broker_configs(of(Some(broker), Some("0.8"))).await.unwrap();
-    until("the broker's own", async || found(Some(broker)).await == is("0.8", "DYNAMIC_BROKER_CONFIG")).await;
-    until("that of all", async || found(None).await == is("0.7", "DYNAMIC_DEFAULT_BROKER_CONFIG")).await;
+    eventually("the broker's own", async || found(Some(broker)).await == is("0.8", "DYNAMIC_BROKER_CONFIG")).await;
+    eventually("that of all", async || found(None).await == is("0.7", "DYNAMIC_DEFAULT_BROKER_CONFIG")).await;
     control.alter_broker_configs(of(Some(broker), None)).await.unwrap();
-    until("that of all holds", async || found(Some(broker)).await == is("0.7", "DYNAMIC_DEFAULT_BROKER_CONFIG")).await;
+    eventually("that of all holds", async || found(Some(broker)).await == is("0.7", "DYNAMIC_DEFAULT_BROKER_CONFIG")).await;
     control.alter_broker_configs(of(None, None)).await.unwrap();
-    until("the default holds", async || found(Some(broker)).await == is("0.9", "DEFAULT_CONFIG")).await;
+    eventually("the default holds", async || found(Some(broker)).await == is("0.9", "DEFAULT_CONFIG")).await;
     refused(control.alter_broker_configs(of(Some(99), Some("0.8"))).await, Code::NotFound, "no broker 99");
 }
 
@@ -185,7 +176,7 @@ async fn lists(client: &Client, bridge: &Bridge) {
     process::millrace(bridge, &words).await;
     let filter = Some(Acl { resource_name: name.clone(), ..Acl::default() });
     let found = async || client.control().list_acls(ListAclsRequest { filter: filter.clone() }).await.unwrap().into_inner().acls;
-    until("three entries", async || found().await.len() == 3).await;
+    eventually("three entries", async || found().await.len() == 3).await;
     let first = Acl { resource_type: "TOPIC".into(), ..acl(&name, "READ") };
     assert_eq!(found().await[0], first);
     let words = ["acl", "list", "--topic", &name];
@@ -204,7 +195,7 @@ async fn lists(client: &Client, bridge: &Bridge) {
     assert_eq!(deleted, [first]);
     let told = process::millrace(bridge, &["acl", "delete", "--topic", &name, "--prefixed", "--yes"]).await;
     assert!(told.contains("WRITE") && told.contains("ALTER_CONFIGS"), "{told}");
-    until("none is left", async || found().await.is_empty()).await;
+    eventually("none is left", async || found().await.is_empty()).await;
 }
 
 /// `authorizer.class.name` is not set there.
@@ -332,7 +323,7 @@ async fn a_grpc_stream_reads_where_it_is_told() {
     // Members of a group seek, too, once they have partitions.
     let subscribe = Subscribe { group: unique("group"), topics: vec![topic.clone()], credit: 1_000, ..Subscribe::default() };
     let mut stream = Stream::of(&client, subscribe).await;
-    while stream.positions(GET).await.len() < 2 {}
+    eventually("it has both partitions", async || stream.positions(GET).await.len() == 2).await;
     stream.positions(seek(&topic, &[(0, At::Offset(8)), (1, At::Offset(9))])).await;
     assert_eq!(stream.records(3).await, [span(&topic, 0, 8..10), span(&topic, 1, 9..10)].concat());
     drop(stream);

@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// What a reader at `read_committed` finds: value → where, for every time it is there.
-async fn committed(topic: &str, partitions: i32) -> BTreeMap<String, Vec<(i32, i64)>> {
-    let reader = kafka::range_reader(&KafkaConfig::new(servers()), Isolation::ReadCommitted).await.unwrap();
-    let admin = kafka::admin(&KafkaConfig::new(servers())).await.unwrap();
+pub(crate) async fn committed(servers: &str, topic: &str, partitions: i32) -> BTreeMap<String, Vec<(i32, i64)>> {
+    let reader = kafka::range_reader(&KafkaConfig::new(servers), Isolation::ReadCommitted).await.unwrap();
+    let admin = kafka::admin(&KafkaConfig::new(servers)).await.unwrap();
     let mut found: BTreeMap<String, Vec<(i32, i64)>> = BTreeMap::new();
     for partition in 0..partitions {
         let of = TopicPartition::new(topic, partition);
@@ -111,7 +111,7 @@ async fn a_key_sent_to_two_bridges_at_once_is_written_once_and_known_after_a_res
         assert!(first.1 || second.1, "{key}: only one of them has written it: {first:?} {second:?}");
         answers.insert(key, first.0);
     }
-    check(&committed(&topic, 2).await, &answers);
+    check(&committed(&servers(), &topic, 2).await, &answers);
 
     // The same by gRPC, and an empty batch; another one under a known key is refused.
     let other = Client::of(&bridges[1]).await;
@@ -247,7 +247,7 @@ async fn every_key_is_written_once_while_bridges_are_killed_and_clients_repeat_a
     }
     let places: BTreeSet<_> = answers.values().flatten().collect();
     assert_eq!(places.len(), answers.len() * 2, "no two keys in one place");
-    check(&committed(&topic, 2).await, &answers);
+    check(&committed(&servers(), &topic, 2).await, &answers);
 
     let client = Client::of(&bridges[0]).await;
     for name in [&topic, &window, &format!("{window}_claims")] {

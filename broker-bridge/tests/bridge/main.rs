@@ -18,6 +18,7 @@ mod idempotence;
 mod java;
 mod limits;
 mod openapi;
+mod outage;
 mod patterns;
 mod process;
 mod push;
@@ -138,6 +139,15 @@ impl Client {
 
     async fn delete(&self, base: &str) {
         assert_eq!(self.http.delete(base).send().await.unwrap().status(), 204);
+    }
+}
+
+/// Waits until it is so, a minute at most.
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < deadline, "in a minute it did not come to this: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -19,7 +19,8 @@ use tokio::{
 };
 
 use crate::{
-    Client, JSON, V2,
+    Client, JSON, V2, eventually,
+    idempotence::committed,
     process::{Bridge, servers, unique},
     push::Reader,
 };
@@ -191,12 +192,8 @@ impl Load {
     }
 
     async fn some_more(&self, count: usize) {
-        let deadline = Instant::now() + Duration::from_secs(30);
         let before = self.oracle.lock().delivered.len();
-        while self.oracle.lock().delivered.len() < before + count {
-            assert!(Instant::now() < deadline, "nothing is delivered");
-            sleep(Duration::from_millis(10)).await;
-        }
+        eventually("more is delivered", async || self.oracle.lock().delivered.len() >= before + count).await;
     }
 }
 
@@ -204,17 +201,8 @@ async fn create(base: &str, group: &str, name: &str, topic: &str, more: Value) {
     let mut body = json!({"name": name, "format": "json", "auto.offset.reset": "earliest", "auto.commit.enable": false});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let post = async |path: String, body: Value| {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            let answer = http().post(format!("{base}{path}")).header("content-type", V2).body(body.to_string()).send().await.unwrap();
-            if answer.status().is_success() {
-                break;
-            }
-            // The topic of all instances may have been created in this moment, which is told as something to try again.
-            let text = answer.text().await.unwrap();
-            assert!(text.contains("50003") && Instant::now() < deadline, "{text}");
-            sleep(Duration::from_millis(50)).await;
-        }
+        let answer = http().post(format!("{base}{path}")).header("content-type", V2).body(body.to_string()).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
     };
     post(format!("/consumers/{group}"), body).await;
     post(format!("/consumers/{group}/instances/{name}/subscription"), json!({"topics": [topic]})).await;
@@ -226,7 +214,6 @@ async fn metric(bridge: &Bridge, name: &str) -> f64 {
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
 }
 
-#[allow(clippy::print_stderr)] // figures
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_record_is_lost_and_none_given_again_after_its_acknowledgement_when_a_replica_is_killed_or_stops() {
     let redis = std::env::var("REDIS_URL").expect("REDIS_URL is not set: run `make test`, or start Redis with deploy/dev/redis");
@@ -268,7 +255,6 @@ async fn no_record_is_lost_and_none_given_again_after_its_acknowledgement_when_a
     first.kill().await;
     let dead = Instant::now();
     let resumed = load.all_answered(&["a0", "a1"], dead).await + (dead - killed);
-    eprintln!("first answers after kill -9: {resumed:?}");
     assert!(resumed < RESUMED_WITHIN, "{resumed:?}");
     load.some_more(1_000).await;
     assert!(metric(&second, "millrace_bridge_sessions_claimed_total").await >= 2.0);
@@ -281,7 +267,6 @@ async fn no_record_is_lost_and_none_given_again_after_its_acknowledgement_when_a
     second.stop().await;
     let ended = stopped.elapsed();
     let resumed = load.all_answered(&["a0", "a1", "b0", "b1"], stopped).await;
-    eprintln!("first answers after SIGTERM: {resumed:?}, ended after {ended:?}");
     assert!(resumed < ended + RESUMED_WITHIN, "{resumed:?}");
     load.some_more(500).await;
 
@@ -294,12 +279,6 @@ async fn no_record_is_lost_and_none_given_again_after_its_acknowledgement_when_a
     }
     {
         let oracle = load.oracle.lock();
-        let repeated = oracle.delivered.values().filter(|count| **count > 1).count();
-        eprintln!(
-            "{} produced, {} delivered, {repeated} more than once before their acknowledgement",
-            oracle.produced.len(),
-            oracle.delivered.len()
-        );
         assert!(oracle.wrong.is_empty(), "given again after their acknowledgement: {:?}", oracle.wrong);
         assert!(oracle.produced.len() > 1_000);
     }
@@ -309,7 +288,6 @@ async fn no_record_is_lost_and_none_given_again_after_its_acknowledgement_when_a
     third.stop().await;
 }
 
-#[allow(clippy::print_stderr)] // figures
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_goes_on_at_another_replica_after_a_kill_where_its_client_says_that_it_was() {
     let redis = std::env::var("REDIS_URL").expect("REDIS_URL is not set: run `make test`, or start Redis with deploy/dev/redis");
@@ -334,16 +312,48 @@ async fn a_stream_goes_on_at_another_replica_after_a_kill_where_its_client_says_
     forgotten.events(20).await;
 
     first.kill().await;
-    let killed = Instant::now();
     other.produce(&topic, 20..25).await;
     let mut events = Reader::open(&other, &events_of, &query, &[("Last-Event-ID", &at)]).await;
     let mut written = Reader::open(&other, &lines_of, &format!("{query}&after={line_at}"), &lines).await;
     let mut forgotten = Reader::open(&other, &forgetful, &query, &[]).await;
     assert_eq!(events.events(5).await.0, (20..25).collect::<Vec<_>>());
-    eprintln!("records at the other replica after kill -9: {:?}", killed.elapsed());
     assert_eq!(written.lines(5).await.0, (20..25).collect::<Vec<_>>());
     assert_eq!(forgotten.events(25).await.0, (0..25).collect::<Vec<_>>());
     drop((events, written, forgotten));
+    other.delete_topic(&topic).await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_replica_goes_on_with_a_transaction_until_its_bridge_is_gone() {
+    let servers = servers();
+    let (first, second) = tokio::join!(Bridge::start(&servers), Bridge::start(&servers));
+    let (one, other) = (Client::of(&first).await, Client::of(&second).await);
+    let (topic, group) = (one.create_topic(1).await, unique("group"));
+    let begin = async || {
+        let (status, begun) = one.post("/transactions", JSON, &json!({"lease_ms": 20_000})).await;
+        assert_eq!(status, 201, "{begun}");
+        format!("/transactions/{}", begun["transaction_id"].as_str().unwrap())
+    };
+    let records = json!({"records": [{"topic": topic, "value": "first"}, {"topic": topic, "value": "second"}]});
+    let transaction = begin().await;
+    assert_eq!(other.post(&format!("{transaction}/records"), JSON, &records).await, (200, json!({"records": 2})));
+    let offsets = json!({"group": group, "offsets": [{"topic": topic, "partition": 0, "offset": 1}]});
+    assert_eq!(other.post(&format!("{transaction}/offsets"), "application/json", &offsets).await.0, 204);
+    assert_eq!(other.post(&format!("{transaction}/commit"), JSON, &Value::Null).await.0, 204);
+    for client in [&one, &other] {
+        let (status, over) = client.post(&format!("{transaction}/records"), JSON, &records).await;
+        assert_eq!((status, &over["error_code"]), (404, &json!(40410)), "{over}");
+    }
+    let found = committed(&servers, &topic, 1).await;
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["first", "second"]);
+    // What is wrong is said by the one that has it; and it ends with that one.
+    let transaction = begin().await;
+    let (status, wrong) = other.post(&format!("{transaction}/records"), JSON, &json!({"records": []})).await;
+    assert!(status == 422 && wrong["message"].as_str().unwrap().contains("records is empty"), "{wrong}");
+    first.kill().await;
+    let (status, gone) = other.post(&format!("{transaction}/commit"), JSON, &Value::Null).await;
+    assert!(status == 404 && gone["message"].as_str().unwrap().contains("its bridge has gone"), "{gone}");
     other.delete_topic(&topic).await;
     second.stop().await;
 }
@@ -362,7 +372,6 @@ async fn fetch(url: &str, count: usize) -> Vec<i64> {
     values
 }
 
-#[allow(clippy::print_stderr)] // figures
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_goes_on_after_a_restart_with_what_it_read_and_where_it_was_put_and_leaves_its_group_at_once_when_it_is_deleted() {
     let mut bridge = Bridge::start(&servers()).await;
@@ -382,9 +391,7 @@ async fn an_instance_goes_on_after_a_restart_with_what_it_read_and_where_it_was_
     let unnamed = http().post(format!("{url_now}/offsets")).send().await.unwrap();
     assert_eq!(unnamed.status(), 409);
     assert!(unnamed.text().await.unwrap().contains("taken over"));
-    let resumed = Instant::now();
     assert_eq!(fetch(&url_now, 10).await, (10..20).collect::<Vec<_>>());
-    eprintln!("records after SIGTERM and a restart: {:?}", resumed.elapsed());
     assert_eq!(http().post(format!("{url_now}/offsets")).send().await.unwrap().status(), 200);
 
     // Sought back and not committed: after kill -9 it is read from there again, and a commit makes it the group's.
@@ -393,9 +400,7 @@ async fn an_instance_goes_on_after_a_restart_with_what_it_read_and_where_it_was_
     bridge = bridge.kill_and_restart().await;
     client = Client::of(&bridge).await;
     let url_now = url(&client);
-    let resumed = Instant::now();
     assert_eq!(fetch(&url_now, 15).await, (5..20).collect::<Vec<_>>());
-    eprintln!("records after kill -9 and a restart: {:?}", resumed.elapsed());
     let commit = json!({"offsets": [{"topic": topic, "partition": 0, "offset": 7}]});
     assert_eq!(client.post(&format!("{url_now}/offsets"), V2, &commit).await.0, 200);
     bridge = bridge.kill_and_restart().await;
@@ -409,7 +414,6 @@ async fn an_instance_goes_on_after_a_restart_with_what_it_read_and_where_it_was_
             assert_eq!(http().delete(format!("{url_now}{what}")).send().await.unwrap().status(), 204);
         });
         let waited = waited.await;
-        eprintln!("an ordinary consumer has the partition {waited:?} after DELETE {what}");
         assert!(waited < Duration::from_secs(3), "{what}: {waited:?}");
         if !what.is_empty() {
             assert_eq!(client.post(&format!("{url_now}/subscription"), V2, &json!({"topics": [topic]})).await.0, 204);

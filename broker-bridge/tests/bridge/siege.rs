@@ -117,7 +117,6 @@ impl Honest {
     }
 }
 
-#[allow(clippy::print_stderr)] // figures
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_headers_bodies_readers_and_handshakes_are_closed_in_time_and_honest_clients_do_not_notice() {
     let (connections, seconds) = (given("SIEGE_CONNECTIONS", 300), given("SIEGE_SECONDS", 0));
@@ -175,10 +174,6 @@ async fn slow_headers_bodies_readers_and_handshakes_are_closed_in_time_and_hones
     let of_hundred = if seconds > 0 { 99 } else { 50 };
     let (before, meanwhile) = (percentile(&mut before, of_hundred), percentile(&mut times, of_hundred));
     let grown = peak.saturating_sub(at_first);
-    eprintln!(
-        "{opened} connections, closed after {slowest:?}; p{of_hundred} {before:?} before, {meanwhile:?} meanwhile; {} MiB more",
-        grown >> 20
-    );
     assert!(slowest < CLOSED_WITHIN, "closed after {slowest:?}");
     assert!(meanwhile < 2 * before + JITTER, "p{of_hundred} {before:?} before, {meanwhile:?} meanwhile");
     assert!(grown < GROWTH_MAX, "{} MiB more than before", grown >> 20);

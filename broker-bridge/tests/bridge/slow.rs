@@ -23,7 +23,7 @@ use tokio::{
 use tokio_tungstenite::{WebSocketStream, tungstenite::client::IntoClientRequest as _};
 
 use crate::{
-    Client, JSON, consume,
+    Client, JSON, consume, eventually,
     honest::resident,
     process::{Bridge, servers, unique},
     push::Reader,
@@ -149,14 +149,6 @@ async fn metric(client: &Client, name: &str) -> u64 {
     value.parse::<f64>().unwrap() as u64
 }
 
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(Instant::now() < deadline, "in {PATIENCE:?} it did not come to this: {what}");
-        sleep(Duration::from_millis(50)).await;
-    }
-}
-
 /// A hundredth of what an honest client takes, until told to end; gives how many bytes came.
 fn hundredth(mut socket: TcpStream, bytes_per_second: u64, over: &Arc<AtomicBool>) -> JoinHandle<u64> {
     let over = Arc::clone(over);
@@ -172,7 +164,6 @@ fn hundredth(mut socket: TcpStream, bytes_per_second: u64, over: &Arc<AtomicBool
     })
 }
 
-#[allow(clippy::print_stderr)] // figures
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_do_not_read_cost_a_bounded_memory_keep_nobody_waiting_and_are_cut_off() {
     let long = std::env::var("SLOW_SECONDS").ok().map(|seconds| Duration::from_secs(seconds.parse().expect("SLOW_SECONDS is a number")));
@@ -205,7 +196,7 @@ async fn clients_that_do_not_read_cost_a_bounded_memory_keep_nobody_waiting_and_
         })
     };
     let before = best_pace(&client, &paced).await;
-    until("there is more to read than fits on the way", async || written.load(Ordering::Relaxed) > 16 << 20).await;
+    eventually("there is more to read than fits on the way", async || written.load(Ordering::Relaxed) > 16 << 20).await;
     let at_first = resident(bridge.pid());
     let honest_bytes_per_second = (PACED_RECORDS * PACED_BYTES) as u64 * 1_000 / u64::try_from(before.as_millis()).unwrap().max(1);
     let mut slow = Vec::new();
@@ -218,7 +209,7 @@ async fn clients_that_do_not_read_cost_a_bounded_memory_keep_nobody_waiting_and_
     loop {
         rounds += 1;
         let stalled = Stalled::open(&bridge, &flood).await;
-        until("they hold half of what may be held", async || {
+        eventually("they hold half of what may be held", async || {
             metric(&client, "millrace_bridge_session_held_bytes").await >= HELD_BYTES_MAX / 2
         })
         .await;
@@ -230,7 +221,7 @@ async fn clients_that_do_not_read_cost_a_bounded_memory_keep_nobody_waiting_and_
         assert!(held < HELD_BYTES_MAX + (STALLED + 3) as u64 * READ_AHEAD_BYTES_MAX, "{held} bytes held");
         peak = peak.max(resident(bridge.pid()));
         let cut = (rounds * STALLED) as u64;
-        until("each is cut off", async || metric(&client, "millrace_bridge_streams_cut_total").await >= cut).await;
+        eventually("each is cut off", async || metric(&client, "millrace_bridge_streams_cut_total").await >= cut).await;
         peak = peak.max(resident(bridge.pid()));
         stalled.are_cut_off().await;
         assert_eq!(metric(&client, "millrace_bridge_streams_cut_total").await, cut, "slow ones are not cut off");
@@ -240,14 +231,13 @@ async fn clients_that_do_not_read_cost_a_bounded_memory_keep_nobody_waiting_and_
     }
     let grown = peak.saturating_sub(at_first);
     let bound = HELD_BYTES_MAX + (STALLED + slow.len()) as u64 * CLIENT_BYTES_MAX;
-    eprintln!("{before:?} alone; {} MiB more than before at most, {} MiB allowed; {rounds} rounds", grown >> 20, bound >> 20);
     assert!(grown < bound, "{} MiB more than before; {} MiB are allowed", grown >> 20, bound >> 20);
     over.store(true, Ordering::Relaxed);
     for slow in slow {
         assert!(slow.await.unwrap() > 0);
     }
     producer.await.unwrap();
-    until("what they held is free again", async || metric(&client, "millrace_bridge_session_held_bytes").await < 1 << 20).await;
+    eventually("what they held is free again", async || metric(&client, "millrace_bridge_session_held_bytes").await < 1 << 20).await;
     client.delete_topic(&flood).await;
     client.delete_topic(&paced).await;
     bridge.stop().await;

@@ -112,7 +112,7 @@ async fn transactions_are_all_or_nothing_and_end_with_their_lease() {
     assert_eq!(client.post(&format!("{path}/records"), text, &records(&[(&a, "lost")])).await.0, 200);
     let bridge = bridge.kill_and_restart().await;
     let client = Client::of(&bridge).await;
-    fails(client.post(&format!("{path}/commit"), "application/json", &Value::Null).await, 404, 40410, "started again");
+    fails(client.post(&format!("{path}/commit"), "application/json", &Value::Null).await, 404, 40410, "its lease ran out");
     for value in ["6", "7"] {
         assert_eq!(client.post("/records", text, &records(&[(&a, value)])).await.0, 200);
     }

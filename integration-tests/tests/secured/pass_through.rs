@@ -105,6 +105,54 @@ async fn who_logs_in_to_kafka_has_its_own_rights_and_not_the_bridges() {
 }
 
 #[tokio::test]
+async fn rights_that_are_taken_away_under_an_instance_are_named_and_it_goes_on_when_they_are_back() {
+    let (secured, dir) = (Secured::shared(), tempfile::tempdir().expect("a temporary folder"));
+    let mut bridge = bridge(&dir, "", "").await;
+    let topic = unique("taken");
+    kafka::create_topic(&secured.bootstrap, &topic, 1).await;
+    let rights = |group: &str| [Acl::new("topic", &topic, "READ"), Acl::new("group", group, "READ")];
+    let mut instances = Vec::new();
+    for name in ["collector", "engine"] {
+        let group = unique(name);
+        grant_all(&secured, &Secured::principal(By::Scram, name), &rights(&group));
+        bridge.log_in(name, &format!("{name}-secret"));
+        let settings = json!({"format": "json", "auto.offset.reset": "earliest", "auto.commit.enable": false});
+        let created = bridge.ask(Method::POST, &format!("/consumers/{group}"), V2, Some(settings)).await.expect("an instance");
+        let base = created["base_uri"].as_str().expect("its address").to_owned();
+        let topics = json!({"topics": [topic]});
+        let subscribe = async || bridge.ask(Method::POST, &format!("{base}/subscription"), V2, Some(topics.clone())).await;
+        eventually(WAIT, "it subscribes", subscribe).await;
+        instances.push((group, base));
+    }
+    // Records that were fetched before may still be given; a new one shows what holds now.
+    let read = async |bridge: &Bridge, base: &str| {
+        kafka::produce(&secured.bootstrap, &topic, 1, ["1".to_owned()]);
+        let records = bridge.ask(Method::GET, &format!("{base}/records?timeout=2000"), JSON, None).await?;
+        if records.as_array().is_none_or(Vec::is_empty) {
+            return Err("no records".to_owned());
+        }
+        bridge.ask(Method::POST, &format!("{base}/offsets"), V2, None).await.map(drop)
+    };
+    let [(_, other), (group, mine)] = &instances[..] else { panic!("two instances") };
+    eventually(WAIT, "it reads", async || read(&bridge, mine).await).await;
+    let caller = Secured::principal(By::Scram, "engine");
+    for right in rights(group) {
+        secured.revoke(&caller, &right);
+        bridge.misses(&right, async || read(&bridge, mine).await).await;
+        bridge.log_in("collector", "collector-secret");
+        eventually(WAIT, "the other one reads on", async || read(&bridge, other).await).await;
+        bridge.log_in("engine", "engine-secret");
+        secured.grant(&caller, &right);
+        eventually(WAIT, "it goes on", async || read(&bridge, mine).await).await;
+    }
+    for (name, (_, base)) in ["collector", "engine"].into_iter().zip(&instances) {
+        bridge.log_in(name, &format!("{name}-secret"));
+        bridge.ask(Method::DELETE, base, V2, None).await.expect("deleted");
+    }
+    bridge.process.stop().await;
+}
+
+#[tokio::test]
 async fn kafka_says_whose_password_is_right() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let mut bridge = bridge(&dir, "", "").await;
