@@ -3,7 +3,7 @@
 use proto::control::v1::{Acl, CreateAclsRequest, bridge_client::BridgeClient};
 use serde::Serialize;
 
-use super::{AclView, Resource, table};
+use super::{AclView, Place, operation, table};
 use crate::{
     cli::{Service, Session},
     failure::Failure,
@@ -12,10 +12,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    resource: Resource,
-    /// The name is a prefix: every topic, group or id that begins so.
-    #[arg(long, conflicts_with = "cluster")]
-    prefixed: bool,
+    place: Place,
     /// Who, as `User:alice`; `User:*` is everybody.
     #[arg(long, value_name = "PRINCIPAL")]
     principal: String,
@@ -36,18 +33,9 @@ struct Report {
 }
 
 pub(crate) async fn run(args: Args, session: &Session) -> Result<(), Failure> {
-    let Args { resource, prefixed, principal, operation, host, deny } = args;
-    let (resource_type, resource_name) = resource.required()?;
-    let acl = |operation: String| Acl {
-        resource_type: resource_type.to_owned(),
-        resource_name: resource_name.clone(),
-        pattern_type: if prefixed { "PREFIXED" } else { "LITERAL" }.to_owned(),
-        principal: principal.clone(),
-        host: host.clone(),
-        operation: operation.replace('-', "_").to_uppercase(),
-        permission: if deny { "DENY" } else { "ALLOW" }.to_owned(),
-    };
-    let acls: Vec<Acl> = operation.into_iter().map(acl).collect();
+    let permission = if args.deny { "DENY" } else { "ALLOW" }.to_owned();
+    let acl = Acl { principal: args.principal, host: args.host, permission, ..args.place.acl()? };
+    let acls: Vec<Acl> = args.operation.iter().map(|name| Acl { operation: operation(name), ..acl.clone() }).collect();
     let link = session.connect(Service::Bridge).await?;
     link.answer(BridgeClient::new(link.channel()).create_acls(link.request(CreateAclsRequest { acls: acls.clone() }))).await?;
     let report = Report { created: acls.into_iter().map(AclView::from).collect() };

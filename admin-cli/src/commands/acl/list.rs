@@ -3,7 +3,7 @@
 use proto::control::v1::{Acl, ListAclsRequest, bridge_client::BridgeClient};
 use serde::Serialize;
 
-use super::{AclView, Resource, table};
+use super::{AclView, Of, Resource, table};
 use crate::{
     cli::{Service, Session},
     failure::Failure,
@@ -13,12 +13,8 @@ use crate::{
 pub(crate) struct Args {
     #[command(flatten)]
     resource: Resource,
-    /// As `User:alice`.
-    #[arg(long, value_name = "PRINCIPAL")]
-    principal: Option<String>,
-    /// As `read` or `alter-configs`.
-    #[arg(long, value_name = "OPERATION")]
-    operation: Option<String>,
+    #[command(flatten)]
+    of: Of,
 }
 
 #[derive(Serialize)]
@@ -27,15 +23,8 @@ struct Report {
 }
 
 pub(crate) async fn run(args: Args, session: &Session) -> Result<(), Failure> {
-    let Args { resource, principal, operation } = args;
-    let (resource_type, resource_name) = resource.named().unwrap_or_default();
-    let filter = Acl {
-        resource_type: resource_type.to_owned(),
-        resource_name,
-        principal: principal.unwrap_or_default(),
-        operation: operation.unwrap_or_default().replace('-', "_"),
-        ..Acl::default()
-    };
+    let (resource_type, resource_name) = args.resource.named().unwrap_or_default();
+    let filter = args.of.filter(Acl { resource_type: resource_type.to_owned(), resource_name, ..Acl::default() });
     let link = session.connect(Service::Bridge).await?;
     let answer = link.answer(BridgeClient::new(link.channel()).list_acls(link.request(ListAclsRequest { filter: Some(filter) }))).await?;
     let report = Report { acls: answer.acls.into_iter().map(AclView::from).collect() };

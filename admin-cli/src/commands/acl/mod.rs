@@ -60,10 +60,49 @@ impl Resource {
         let named = named.or_else(|| transactional_id.map(|name| ("TRANSACTIONAL_ID", name)));
         named.or_else(|| cluster.then(|| ("CLUSTER", "kafka-cluster".to_owned())))
     }
+}
 
-    fn required(self) -> Result<(&'static str, String), Failure> {
-        self.named().ok_or_else(|| Failure::usage("say what it is about: --topic, --group, --transactional-id or --cluster"))
+/// What an entry that is made or deleted is about.
+#[derive(Debug, clap::Args)]
+struct Place {
+    #[command(flatten)]
+    resource: Resource,
+    /// The name is a prefix: of every topic, group or id that begins so.
+    #[arg(long, conflicts_with = "cluster")]
+    prefixed: bool,
+}
+
+impl Place {
+    /// An entry with nothing but its place.
+    fn acl(self) -> Result<Acl, Failure> {
+        let missing = || Failure::usage("say what it is about: --topic, --group, --transactional-id or --cluster");
+        let (resource_type, resource_name) = self.resource.named().ok_or_else(missing)?;
+        let pattern_type = if self.prefixed { "PREFIXED" } else { "LITERAL" }.to_owned();
+        Ok(Acl { resource_type: resource_type.to_owned(), resource_name, pattern_type, ..Acl::default() })
     }
+}
+
+/// Which entries of a place.
+#[derive(Debug, clap::Args)]
+struct Of {
+    /// Of this principal alone, as `User:alice`.
+    #[arg(long, value_name = "PRINCIPAL")]
+    principal: Option<String>,
+    /// Of this operation alone, as `read` or `alter-configs`.
+    #[arg(long, value_name = "OPERATION")]
+    operation: Option<String>,
+}
+
+impl Of {
+    fn filter(self, place: Acl) -> Acl {
+        let (principal, any) = (self.principal.unwrap_or_default(), || "ANY".to_owned());
+        Acl { principal, operation: self.operation.map_or_else(any, |name| operation(&name)), permission: any(), ..place }
+    }
+}
+
+/// As Kafka names it.
+fn operation(name: &str) -> String {
+    name.replace('-', "_").to_uppercase()
 }
 
 #[derive(Serialize)]
