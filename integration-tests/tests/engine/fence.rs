@@ -48,6 +48,58 @@ impl Way {
 }
 
 #[tokio::test]
+async fn a_checkpoint_that_was_put_back_loses_no_rows_silently() {
+    let bootstrap = kafka_bootstrap();
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (topic, results) = (unique("put-back"), unique("put-back-results"));
+    for topic in [&topic, &results] {
+        kafka::create_topic(&bootstrap, topic, 1).await;
+    }
+    let job = dir.path().join("job.sql");
+    let sql = format!(
+        "SET 'batch.interval' = '100ms';\n{}{}INSERT INTO results SELECT ts, host FROM rows_in;\n",
+        source(&topic, &bootstrap, ""),
+        format_args!(
+            "CREATE TABLE results (ts BIGINT, host STRING) WITH ('connector' = 'kafka', 'topic' = '{results}', 'properties.bootstrap.servers' = '{bootstrap}', \
+             'format' = 'json', 'sink.delivery-guarantee' = 'exactly-once', 'sink.transactional-id-prefix' = '{results}');\n"
+        )
+    );
+    fs::write(&job, sql).expect("the job");
+    let (job, checkpoint) = (job.to_string_lossy().into_owned(), dir.path().join("checkpoint"));
+    let start = || {
+        let args = ["run", &job, "--name", "rows", "--checkpoint", &checkpoint.to_string_lossy()];
+        Process::start("millrace-engine", dir.path(), &args, &FREE_PORTS)
+    };
+    let written = |rows: usize| {
+        let (bootstrap, results) = (bootstrap.clone(), results.clone());
+        eventually(WAIT, "Kafka holds the rows", move || {
+            let found = kafka::texts(&bootstrap, &results).len();
+            async move { if found == rows { Ok(()) } else { Err(format!("{found}, not {rows}")) } }
+        })
+    };
+    let run_to = async |from: u64, until: u64| {
+        let mut engine = start();
+        kafka::produce(&bootstrap, &topic, 1, (from..until).map(|n| row(n).2));
+        written(usize::try_from(until).expect("a number")).await;
+        engine.signal(rustix::process::Signal::TERM);
+        assert!(engine.ended(WAIT).await.success(), "{}", engine.log());
+    };
+    run_to(0, 100).await;
+    let aside = dir.path().join("aside");
+    let copied = std::process::Command::new("cp").arg("-r").args([&checkpoint, &aside]).status().expect("cp");
+    assert!(copied.success());
+    run_to(100, 200).await;
+    fs::remove_dir_all(&checkpoint).and_then(|()| fs::rename(&aside, &checkpoint)).expect("the older checkpoint");
+
+    let mut engine = start();
+    assert!(!engine.ended(WAIT).await.success(), "it goes on:\n{}", engine.log());
+    for part in ["output `results` is refused", "whose checkpoint was put back", "start from a savepoint"] {
+        assert!(engine.log().contains(part), "without {part:?}:\n{}", engine.log());
+    }
+    written(200).await;
+}
+
+#[tokio::test]
 async fn a_writer_that_was_cut_off_and_comes_back_is_refused() {
     let (bootstrap, url) = (kafka_bootstrap(), redis_url());
     let dir = tempfile::tempdir().expect("a temporary folder");

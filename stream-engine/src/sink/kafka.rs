@@ -2,7 +2,8 @@
 //!
 //! `exactly-once` is one transaction per batch. The batch's id stands in the metadata of the offsets that the same
 //! transaction commits for the group `<sink.transactional-id-prefix>` (`-2`, … for further INSERTs into the table), so
-//! records and mark appear together. A new writer reads the mark and skips the batches that are written already.
+//! records and mark appear together. A new writer reads the mark and skips the batches that are written already; a mark of a batch that this
+//! process knows nothing of is another process's, or a checkpoint was put back: then nothing is written ([`Fenced`]).
 //! A batch without rows writes nothing. A transaction is open while its batch is read and written, so a batch must fit into
 //! `properties.transaction.timeout.ms` (60 s): bound it by `spark.streaming.kafka.maxRatePerPartition`.
 //!
@@ -23,7 +24,7 @@ use service_kit::kafka::{self, KafkaError, OutRecord, Producer, TopicPartition, 
 use service_kit::telemetry;
 use tracing::{info, warn};
 
-use super::{RowStream, Sink, SinkKind, SinkTable};
+use super::{Fenced, RowStream, Sink, SinkKind, SinkTable};
 use crate::batch::BatchContext;
 use crate::format::{JsonEncoder, TimestampStyle};
 use crate::sql::SqlError;
@@ -70,7 +71,8 @@ fn build(options: &mut Options, table: &SinkTable) -> Result<Box<dyn Sink>, SqlE
         None => Delivery::AtLeastOnce(None),
         Some(prefix) => {
             let id = if table.ordinal == 0 { prefix.clone() } else { format!("{prefix}-{}", table.ordinal + 1) };
-            Delivery::ExactlyOnce(Transactions { id, started: false, writer: None, open: false, written: None })
+            let output = table.output.clone();
+            Delivery::ExactlyOnce(Transactions { id, output, started: false, writer: None, open: false, written: None })
         }
     };
     Ok(Box::new(KafkaSink { kafka, encoder: Arc::new(encoder), delivery }))
@@ -90,6 +92,7 @@ enum Delivery {
 struct Transactions {
     /// Transactional id, and the group of the marks.
     id: String,
+    output: String,
     /// The first writer was made.
     started: bool,
     writer: Option<Box<dyn TransactionalWriter>>,
@@ -137,6 +140,10 @@ impl Transactions {
     ) -> anyhow::Result<u64> {
         if self.open || self.writer.is_none() {
             self.renew(kafka, batch).await?;
+        }
+        // A checkpoint that was put back gives new ranges the ids of batches that are written: skipped, their rows would be lost.
+        if let Some(ahead) = self.written.filter(|written| *written > batch.newest) {
+            return Err(Fenced { output: self.output.clone(), batch: batch.definition.id, ahead }.into());
         }
         let mut count = 0;
         if self.written.is_some_and(|written| written >= batch.definition.id) {

@@ -5,7 +5,7 @@
 //!
 //! | connector | file | a batch that comes again |
 //! |---|---|---|
-//! | `kafka` | `kafka.rs` | `exactly-once`: is skipped; `at-least-once`: is written again |
+//! | `kafka` | `kafka.rs` | `exactly-once`: is skipped, and refused behind another process ([`Fenced`]); `at-least-once`: is written again |
 //! | `redis` | `redis.rs` | is skipped by a fence, and would write the same values anyway; behind another process it is refused ([`Fenced`]) |
 //! | `console`, `print` | `console.rs` | is printed again |
 

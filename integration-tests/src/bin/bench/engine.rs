@@ -35,7 +35,7 @@ pub(crate) async fn windows(bootstrap: &str, dir: &Path) -> Result<Vec<Verdict>>
              CREATE TABLE rows_in (ts BIGINT, host STRING, status INT, bytes BIGINT, path STRING,\n  event_time AS TO_TIMESTAMP_LTZ(ts, 3), WATERMARK FOR event_time AS event_time - INTERVAL '5' SECOND)\n\
              WITH ('connector' = 'kafka', 'topic' = '{topic}', 'properties.bootstrap.servers' = '{bootstrap}',\n  'scan.startup.mode' = 'earliest-offset', 'scan.bounded.mode' = 'latest-offset', 'properties.isolation.level' = 'read_uncommitted', 'format' = 'json');\n\
              CREATE TABLE windows (window_start TIMESTAMP(3), host STRING, status INT, requests BIGINT, bytes BIGINT)\n\
-             WITH ('connector' = 'kafka', 'topic' = '{out_topic}', 'properties.bootstrap.servers' = '{bootstrap}', 'format' = 'json');\n\
+             WITH ('connector' = 'kafka', 'topic' = '{out_topic}', 'properties.bootstrap.servers' = '{bootstrap}', 'format' = 'json',\n  'sink.delivery-guarantee' = 'exactly-once', 'sink.transactional-id-prefix' = '{out_topic}');\n\
              INSERT INTO windows SELECT window_start, host, status, COUNT(*) AS requests, SUM(bytes) AS bytes\n\
              FROM TABLE(TUMBLE(TABLE rows_in, DESCRIPTOR(event_time), INTERVAL '10' SECOND)) GROUP BY window_start, window_end, host, status;\n"
         ),
