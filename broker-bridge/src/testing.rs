@@ -63,6 +63,8 @@ struct Cluster {
     /// Something was written, or moved.
     changed: Notify,
     polls: AtomicUsize,
+    /// How often somebody asked for a group's committed offsets.
+    questions: AtomicUsize,
     /// The next poll of a member is told that it is fenced.
     fenced: AtomicBool,
     /// A broker answers, and nobody can join a group.
@@ -179,6 +181,11 @@ impl FakeKafka {
 
     pub(crate) fn set_without_coordinator(&self, without: bool) {
         self.0.without_coordinator.store(without, Ordering::Relaxed);
+    }
+
+    /// How often somebody asked for a group's committed offsets.
+    pub(crate) fn questions(&self) -> usize {
+        self.0.questions.load(Ordering::Relaxed)
     }
 
     /// How often members polled.
@@ -472,6 +479,7 @@ impl Admin for FakeKafka {
         group: &str,
         partitions: Option<&[TopicPartition]>,
     ) -> Result<BTreeMap<TopicPartition, (i64, String)>, KafkaError> {
+        self.0.questions.fetch_add(1, Ordering::Relaxed);
         let mut committed = FakeKafka::committed(self, group);
         if let Some(partitions) = partitions {
             committed.retain(|partition, _| partitions.contains(partition));

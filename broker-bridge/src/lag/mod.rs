@@ -394,5 +394,6 @@ mod tests {
         assert_eq!(all.len(), 10_000);
         assert_eq!(all[1].total(), 40);
         assert_eq!(lag.watch().table().sizes(), (10_000, 100_000, 0));
+        assert_eq!(kafka.questions(), 0, "no group is asked for by itself");
     }
 }

@@ -259,9 +259,11 @@ impl Directory {
     }
 
     /// One change of a session at a time, and none while it is held.
-    pub(super) async fn lock(&self, key: &Key) -> MutexGuard<'_, ()> {
+    pub(super) async fn lock(&self, key: &Key) -> Result<MutexGuard<'_, ()>> {
         let index = self.hasher.hash_one(key) as usize % LOCKS;
-        self.locks[index].lock().await
+        timeout(self.bound, self.locks[index].lock())
+            .await
+            .map_err(|_| self.explain(BridgeError::new(Code::Timeout, "other changes take too long; try again")))
     }
 
     /// As far as it was read.

@@ -207,7 +207,7 @@ impl Sessions {
         let session = self.insert(group, name, settings, Some(sharing))?;
         let key = session.key();
         let created = async {
-            let _alone = directory.lock(&key).await;
+            let _alone = directory.lock(&key).await?;
             // A name of our own is nobody else's.
             if is_named {
                 directory.sync().await?;
@@ -332,7 +332,7 @@ impl Sessions {
             ));
         }
         let key = (group.to_owned(), name.to_owned());
-        let _alone = directory.lock(&key).await;
+        let _alone = directory.lock(&key).await?;
         if let Ok(session) = self.get(group, name) {
             return Ok(Some(session));
         }
@@ -360,7 +360,7 @@ impl Sessions {
     pub(crate) async fn strike_out(&self, group: &str, name: &str, turn: u64) -> Result<bool> {
         let Some(directory) = self.directory() else { return Ok(false) };
         let key = (group.to_owned(), name.to_owned());
-        let _alone = directory.lock(&key).await;
+        let _alone = directory.lock(&key).await?;
         directory.change(&key, turn, None).await
     }
 
@@ -372,7 +372,7 @@ impl Sessions {
     async fn write(&self, session: &Session, moved: &[TopicPartition], why: Why) -> Result<()> {
         let (Some(directory), Some(sharing)) = (self.directory(), &session.sharing) else { return Ok(()) };
         let key = session.key();
-        let _alone = directory.lock(&key).await;
+        let _alone = directory.lock(&key).await?;
         let known = directory.known(&key);
         let (reads, sought) = session.standing(sharing, moved).await;
         let entry = self.entry(directory, session.owner.as_deref(), sharing.fields.clone(), reads, sought);
@@ -418,7 +418,7 @@ impl Sessions {
             return Ok(());
         };
         let key = session.key();
-        let _alone = directory.lock(&key).await;
+        let _alone = directory.lock(&key).await?;
         // First this, then the word: who dies in between has not answered.
         self.remove(session, acknowledge).await;
         match directory.known(&key) {
@@ -454,7 +454,7 @@ impl Sessions {
                 }
                 Some(_) => {
                     let key = session.key();
-                    let _alone = directory.lock(&key).await;
+                    let Ok(_alone) = directory.lock(&key).await else { continue };
                     // Somebody ended it; unless it was just about to begin.
                     if directory.known(&key).is_some_and(|known| known.entry.is_none()) {
                         self.forget(&session);
@@ -501,7 +501,7 @@ impl Sessions {
                     continue;
                 }
             }
-            let _alone = directory.lock(&key).await;
+            let Ok(_alone) = directory.lock(&key).await else { continue };
             match directory.change(&key, known.turn, None).await {
                 Ok(true) => {
                     metrics::counter!("millrace_bridge_sessions_expired_total").increment(1);

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    Client,
+    Client, eventually,
     process::{Bridge, servers, unique},
 };
 
@@ -115,8 +115,7 @@ async fn v3_manages_topics_partitions_settings_and_brokers() {
 
     // Settings of topics. Brokers learn of what the controller has a moment later.
     let changed = async |path: String, value: &str| {
-        let ask = async || v3.call("GET", &path, None).await.1["value"].clone();
-        timeout(Duration::from_secs(10), async { while ask().await != value {} }).await.unwrap_or_else(|_| panic!("{path} is not {value}"));
+        eventually(&format!("{path} is {value}"), async || v3.call("GET", &path, None).await.1["value"] == value).await;
     };
     let own = format!("/topics/{topic}/configs");
     let retention = v3.get(&format!("{own}/retention.ms")).await;
@@ -177,8 +176,7 @@ async fn v3_keeps_access_control_lists_and_shows_groups_with_their_members() {
     assert_eq!(v3.call("POST", "/acls:batch", Some(json!({"data": [acl("WRITE"), acl("DESCRIBE")]}))).await.0, 201);
     let search = format!("/acls?resource_name={name}&principal=User:alice");
     // Brokers learn of what the controller has a moment later.
-    let known = async { while v3.list(&search, "KafkaAclList").await.len() < 3 {} };
-    timeout(Duration::from_secs(10), known).await.expect("three entries");
+    eventually("three entries", async || v3.list(&search, "KafkaAclList").await.len() == 3).await;
     let found = v3.list(&search, "KafkaAclList").await;
     let operations: Vec<&str> = found.iter().map(|acl| acl["operation"].as_str().unwrap()).collect();
     assert_eq!(operations, ["READ", "WRITE", "DESCRIBE"]);

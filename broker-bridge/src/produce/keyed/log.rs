@@ -110,7 +110,7 @@ impl Log {
     /// Makes the topics where they are missing. Nothing is read yet.
     pub(super) async fn open(config: &config::Produce, broker: &Arc<dyn Broker>) -> Result<Self> {
         let of = broker.as_ref();
-        try_join(ensure(config, of, &config.dedup_topic), ensure(config, of, &claims_topic(config))).await?;
+        ensure_both(config, of).await?;
         let (claims, results) = try_join(Feed::new(config, of, true), Feed::new(config, of, false)).await?;
         let limits =
             Limits { age: config.dedup_age, keep: keep(config), records_max: config.dedup_records_max, young: config.dedup_lease * 5 };
@@ -241,7 +241,19 @@ impl Log {
             timestamp_ms: None,
         };
         let written = self.producer.send(vec![record]).await.pop();
-        written.unwrap_or_else(|| Err(KafkaError::Fatal("the producer gave no result".into()))).map(|written| written.offset)
+        match written.unwrap_or_else(|| Err(KafkaError::Fatal("the producer gave no result".into()))) {
+            Ok(written) => Ok(written.offset),
+            Err(error) => Err(self.mend(error).await),
+        }
+    }
+
+    /// Makes the topics again where somebody has deleted them, for the next try.
+    async fn mend(&self, error: KafkaError) -> KafkaError {
+        if !matches!(error, KafkaError::UnknownTopic(_)) {
+            return error;
+        }
+        let made = ensure_both(&self.config, self.broker.as_ref()).await;
+        made.err().unwrap_or_else(|| KafkaError::Retryable("the topics of keyed requests were away".to_owned()))
     }
 
     /// The result record of a request.
@@ -284,7 +296,10 @@ impl Log {
         }
         let asked = Instant::now();
         let of = feed.partition(partition);
-        let bounds = feed.reader.bounds(std::slice::from_ref(&of)).await?;
+        let bounds = match feed.reader.bounds(std::slice::from_ref(&of)).await {
+            Ok(bounds) => bounds,
+            Err(error) => return Err(self.mend(error).await.into()),
+        };
         let Some(bounds) = bounds.get(&of).copied() else {
             return Err(BridgeError::new(Code::KafkaRetriable, format!("{of} is not there; try again")));
         };
@@ -400,6 +415,10 @@ fn apply(table: &mut Table, is_claims: bool, partition: i32, record: Record, at:
         Said::Release(claim) => table.bury(&key, claim),
     }
     Ok(())
+}
+
+async fn ensure_both(config: &config::Produce, broker: &dyn Broker) -> Result<(), KafkaError> {
+    try_join(ensure(config, broker, &config.dedup_topic), ensure(config, broker, &claims_topic(config))).await.map(drop)
 }
 
 async fn ensure(config: &config::Produce, broker: &dyn Broker, name: &str) -> Result<(), KafkaError> {

@@ -264,17 +264,27 @@ async fn read_stream(address: &str, topic: &str, records: usize) -> Result<(usiz
     stream.get_mut().write_all(ask.as_bytes()).await?;
     let (status, _) = head(&mut stream).await?;
     ensure!(status == 200, "the stream: {status}");
-    let (mut seen, mut first) = (0, None);
-    // Each record's line names its partition once; chunk heads of the transfer and comments do not.
-    let mut line = Vec::new();
+    let (mut seen, mut first, mut news) = (0, None, Instant::now());
+    // Lines go on over the chunks of the transfer. Those without a record are positions, and empty ones.
+    let (mut head, mut chunk, mut text) = (String::new(), Vec::new(), Vec::new());
     while seen < records {
-        line.clear();
-        let count =
-            timeout(PATIENCE, stream.read_until(b'\n', &mut line)).await.with_context(|| format!("{seen} of {records} records"))??;
-        ensure!(count > 0, "the stream ended after {seen} of {records} records");
-        if line.windows(12).any(|part| part == b"\"partition\":") {
-            first.get_or_insert_with(Instant::now);
-            seen += 1;
+        let so_far = || format!("{seen} of {records} records");
+        ensure!(news.elapsed() < PATIENCE, "nothing more came after {}", so_far());
+        head.clear();
+        timeout(PATIENCE, stream.read_line(&mut head)).await.with_context(so_far)??;
+        let size = usize::from_str_radix(head.trim_end(), 16).with_context(so_far)?;
+        ensure!(size > 0, "the stream ended after {}", so_far());
+        chunk.resize(size + 2, 0);
+        timeout(PATIENCE, stream.read_exact(&mut chunk)).await.with_context(so_far)??;
+        text.extend_from_slice(&chunk[..size]);
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let lines = text[..whole].split(|byte| *byte == b'\n');
+        let new = lines.filter(|line| !line.is_empty() && !line.starts_with(b"{\"position\"")).count();
+        text.drain(..whole);
+        if new > 0 {
+            news = Instant::now();
+            first.get_or_insert(news);
+            seen += new;
         }
     }
     Ok((seen, first.context("no record")?.elapsed()))
