@@ -177,6 +177,8 @@ async fn a_clean_stop_delivers_what_was_accepted_and_a_restart_repeats_nothing()
         collector.stop().await;
     }
     let mut collector = setup.start();
+    // Before it listens it may not know yet how to stop.
+    collector.addresses().await;
     setup.delivered_once(true).await;
     collector.stop().await;
 }
