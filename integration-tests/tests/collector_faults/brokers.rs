@@ -42,7 +42,8 @@ async fn too_few_replicas_in_sync_are_waited_for_and_nothing_is_lost_or_repeated
     let text = collector.log();
     let since: Vec<&str> = text.lines().skip(quiet).collect();
     let since = since.join("\n");
-    assert!((1..=3).contains(&complaints(&since).len()), "{} complaints:\n{since}", complaints(&since).len());
+    // Each cause once; a slow machine meets more of them.
+    assert!((1..=5).contains(&complaints(&since).len()), "{} complaints:\n{since}", complaints(&since).len());
     collector.stop().await;
     agent.delivered_once([&log]).await;
 }
