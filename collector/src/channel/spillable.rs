@@ -223,7 +223,7 @@ mod tests {
     }
 
     async fn take(channel: &Arc<dyn Channel>, max: usize) -> (Vec<u32>, Taken) {
-        let taken = channel.clone().take(max, Duration::from_millis(20)).await;
+        let taken = channel.clone().take(max, Duration::from_secs(5)).await;
         (taken.events().iter().map(|event| std::str::from_utf8(&event.body).unwrap().parse().unwrap()).collect(), taken)
     }
 
