@@ -103,7 +103,8 @@ async fn damaged_segments_cost_what_is_damaged_and_the_commands_tell() {
             Harm::Zero(n, percent) => {
                 change(&paths[n], |bytes| {
                     let at = at(bytes.len(), percent);
-                    bytes[at..at + 4096].fill(0);
+                    let end = bytes.len().min(at + 4096);
+                    bytes[at..end].fill(0);
                 });
                 // 4 KiB of lines with at least 25 bytes each, and one more at each end.
                 (4096 / 25 + 2, true)
