@@ -473,6 +473,8 @@ impl Session {
                 }
             }
             session.measure(&state);
+            // Who waited until now, maybe because others held all there was room for, is not idle.
+            session.touch();
         };
         self.deps.tasks.spawn(auth::carrier().run(work));
         answered.await.unwrap_or_else(|_| Err(BridgeError::new(Code::Internal, "the session's task ended without an answer")))
