@@ -192,9 +192,14 @@ async fn a_broker_that_dies_under_load_and_comes_back_costs_nothing_that_was_ack
     tasks.push(tokio::spawn(Arc::clone(&load).follow(Client::of(&bridge).await, topic.clone())));
     let so_far = || [load.read.lock().len(), load.pushed.lock().len(), load.keyed.load(Ordering::Relaxed), load.schemas.lock().len()];
     let all_go_on = async || {
-        let [read, pushed, keyed, schemas] = so_far();
-        let goes_on = |now: [usize; 4]| now[0] >= read + 200 && now[1] >= pushed + 200 && now[2] >= keyed + 10 && now[3] >= schemas + 5;
-        eventually("all read and write on", async || goes_on(so_far())).await;
+        let from = so_far();
+        let goal = [from[0] + 200, from[1] + 200, from[2] + 10, from[3] + 5];
+        // By itself each is awaited, so that a failure names it.
+        for (at, what) in
+            ["records are read", "records are pushed", "keyed requests are answered", "schemas are registered"].iter().enumerate()
+        {
+            eventually(what, async || so_far()[at] >= goal[at]).await;
+        }
     };
     all_go_on().await;
     let at_first = resident(bridge.pid());

@@ -16,6 +16,9 @@ use tokio::{
 
 /// How long a start or a stop may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Of a log, when a test fails.
+const LAST_LINES: usize = 40;
+const LINE_MAX: usize = 400;
 
 pub(crate) struct Bridge {
     child: Child,
@@ -123,8 +126,10 @@ impl Bridge {
         self.restart().await
     }
 
-    async fn restart(self) -> Self {
-        let bridge = Self::start_in(self.directory, self.servers, self.variables).await;
+    async fn restart(mut self) -> Self {
+        // What has a `Drop` is not taken apart; the new one is told all that the old one had.
+        let directory = std::mem::replace(&mut self.directory, TempDir::new().unwrap());
+        let bridge = Self::start_in(directory, std::mem::take(&mut self.servers), std::mem::take(&mut self.variables)).await;
         bridge.ready().await;
         bridge
     }
@@ -132,6 +137,18 @@ impl Bridge {
     pub(crate) async fn try_second_on_the_same_store(&self) -> Output {
         let mut second = command(self.directory.path(), &self.servers);
         timeout(PATIENCE, second.stdout(Stdio::piped()).stderr(Stdio::piped()).output()).await.expect("the second bridge runs").unwrap()
+    }
+}
+
+/// A test that fails tells the last that its bridges said.
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let last = log.lines().count().saturating_sub(LAST_LINES);
+            let lines = log.lines().skip(last).map(|line| line.chars().take(LINE_MAX).collect::<String>());
+            eprintln!("the bridge said last:\n{}", lines.collect::<Vec<_>>().join("\n"));
+        }
     }
 }
 

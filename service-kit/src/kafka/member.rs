@@ -205,6 +205,10 @@ fn take(
     if let Some(error) = held.error.lock().take() {
         return Err(error);
     }
+    // librdkafka tells it with one poll and is silent from then on: who missed it, or could not act on it, would wait for ever.
+    if let Some((code, reason)) = consumer.client().fatal_error() {
+        return Err(KafkaError::from_code(code, &format!("reading as a member of group \"{}\" ({reason})", held.group)));
+    }
     held.lost.lock().clear();
     watch.help(consumer.client());
     let on_hold = held.on_hold.load(Ordering::Acquire);
@@ -497,6 +501,33 @@ fn judge(
         _ => {
             let need = Need::topic("READ", &subscribed().join(", ")).and_group("READ", group);
             Err(watch.explain_for(error, &format!("reading as a member of group \"{group}\""), &need))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::ManuallyDrop;
+
+    use super::*;
+
+    #[test]
+    #[expect(unsafe_code, reason = "the `rdkafka` crate has no call for it")]
+    fn a_fatal_error_is_told_by_every_read() {
+        let config = KafkaConfig::new("127.0.0.1:1");
+        let mut client = client_config(&config, Role::Member).unwrap();
+        client.set("group.id", "g");
+        let place = Place { watch: Watch::new(&config), held: Arc::new(Held { group: "g".into(), ..Held::default() }) };
+        // Never closed: librdkafka ends a client that has a fatal error and has never reached a broker in no time that a test could wait for.
+        let consumer = ManuallyDrop::new(BaseConsumer::from_config_and_context(&client, place).unwrap());
+        let read = || take(&consumer, 10, usize::MAX, Instant::now() + Duration::from_millis(10));
+        assert!(read().unwrap().is_empty());
+        let code = rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID;
+        // SAFETY: the client lives; the reason is a C string, which librdkafka copies.
+        unsafe { rdkafka::bindings::rd_kafka_test_fatal_error(consumer.client().native_ptr(), code, c"as if".as_ptr()) };
+        for _ in 0..3 {
+            let error = read().unwrap_err();
+            assert!(matches!(error, KafkaError::Fenced(_)), "{error}");
         }
     }
 }
