@@ -1,8 +1,8 @@
 //! `SparkConf`: a program's settings, by Spark's names.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
-use clap::Parser;
+use clap::{Arg, CommandFactory, FromArgMatches, Parser};
 
 use crate::config::EngineConfig;
 
@@ -45,14 +45,17 @@ impl SparkConf {
 
     /// Takes the program's command line (`--help` lists it). Prints what is wrong with it and exits with code 64.
     pub fn from_args() -> Self {
-        match Flags::try_parse() {
-            Ok(flags) => Self { flags, ..Self::default() },
-            Err(error) => {
-                // Nothing can be done about a closed terminal.
-                error.print().ok();
-                std::process::exit(if error.use_stderr() { i32::from(service_kit::exit::USAGE) } else { 0 });
-            }
-        }
+        Self::with_args([]).0
+    }
+
+    /// As [`Self::from_args`], with the program's own arguments, which must be given: `["brokers", "topics"]` is shown as
+    /// `<brokers> <topics>`.
+    pub fn with_args<const N: usize>(names: [&'static str; N]) -> (Self, [String; N]) {
+        parse(std::env::args_os(), names).unwrap_or_else(|error| {
+            // Nothing can be done about a closed terminal.
+            error.print().ok();
+            std::process::exit(if error.use_stderr() { i32::from(service_kit::exit::USAGE) } else { 0 });
+        })
     }
 
     /// The job's name: in the checkpoint, on the page, in metrics.
@@ -91,5 +94,48 @@ impl SparkConf {
             all.push((key.trim().into(), value.trim().into()));
         }
         Ok(all)
+    }
+}
+
+/// What clap calls a program's own arguments.
+const OWN: &str = "program";
+
+fn parse<const N: usize>(
+    line: impl IntoIterator<Item = OsString>,
+    names: [&'static str; N],
+) -> Result<(SparkConf, [String; N]), clap::Error> {
+    // All in one, so that their names cannot be those of flags.
+    let own = (N > 0).then(|| Arg::new(OWN).required(true).num_args(N).value_names(names));
+    let mut matches = Flags::command().args(own).try_get_matches_from(line)?;
+    let flags = Flags::from_arg_matches(&matches)?;
+    let mut own = (N > 0).then(|| matches.remove_many(OWN)).flatten().into_iter().flatten();
+    // As many as it takes: clap counted them.
+    let own = names.map(|_| own.next().unwrap_or_default());
+    Ok((SparkConf { flags, ..SparkConf::default() }, own))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> Vec<OsString> {
+        text.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn a_programs_own_arguments_stand_beside_the_flags() {
+        let (conf, [brokers, topics]) =
+            parse(line("program b:9092 --conf spark.app.name=x words,lines --checkpoint /c"), ["brokers", "topics"]).unwrap();
+        assert_eq!((brokers.as_str(), topics.as_str()), ("b:9092", "words,lines"));
+        assert_eq!(conf.all().unwrap(), [("spark.app.name".into(), "x".into())]);
+        assert_eq!(conf.flags.checkpoint.as_deref(), Some("/c"));
+    }
+
+    #[test]
+    fn missing_and_superfluous_arguments_are_said() {
+        let error = parse(line("program b:9092"), ["brokers", "topics"]).err().unwrap().to_string();
+        assert!(error.contains("<topics>"), "{error}");
+        let error = parse(line("program more"), []).err().unwrap().to_string();
+        assert!(error.contains("unexpected argument 'more'"), "{error}");
     }
 }

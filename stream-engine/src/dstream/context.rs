@@ -1,39 +1,68 @@
 //! `StreamingContext`: where a program is declared, started and waited for.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
-    sync::{Arc, mpsc},
-    thread::JoinHandle,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
+    time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
 use super::conf::SparkConf;
 use super::graph::Graph;
 use super::program::DStreamProgram;
-use crate::batch::runner::Mode;
+use crate::batch::{Program, runner::Mode};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::commit::{Decision, decide};
 use crate::job::{JobSettings, JobState, Monitor, SettingError};
 use crate::service::{EngineService, Foreground};
 
+/// The context that runs in this process.
+static ACTIVE: Mutex<Option<StreamingContext>> = Mutex::new(None);
+
 /// A streaming program: declare streams and outputs, then [`start`](Self::start) and [`await_termination`](Self::await_termination).
+/// Cheap to clone; all clones are the same program.
+#[derive(Clone)]
 pub struct StreamingContext {
     pub(super) graph: Arc<Mutex<Graph>>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     name: String,
     settings: JobSettings,
     conf: SparkConf,
     checkpoint: Mutex<Option<String>>,
+    /// A checkpoint that cannot be used is emptied instead of refused.
+    create_on_error: AtomicBool,
     notes: Mutex<Vec<String>>,
-    running: Mutex<Option<Running>>,
+    running: Mutex<Option<Arc<Running>>>,
 }
 
 /// The process side of a started program.
 struct Running {
-    /// Gives whether the process part ended well.
-    thread: JoinHandle<bool>,
     monitor: Arc<Monitor>,
     mode: watch::Sender<Mode>,
+    /// Set at the end: whether the process part ended well; `None` when its thread panicked.
+    ended: Mutex<Option<Option<bool>>>,
+    end: Condvar,
+}
+
+/// Where a context is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StreamingContextState {
+    /// Streams and outputs can be declared.
+    #[default]
+    Initialized,
+    Active,
+    /// Cannot be started again.
+    Stopped,
 }
 
 impl StreamingContext {
@@ -70,86 +99,191 @@ impl StreamingContext {
         if !errors.is_empty() {
             anyhow::bail!("{}", errors.join("\n"));
         }
-        Ok(Self {
-            graph: Arc::default(),
+        let inner = Inner {
             name,
             settings,
             checkpoint: Mutex::new(conf.flags.checkpoint.clone()),
             conf,
+            create_on_error: AtomicBool::new(false),
             notes: Mutex::new(notes),
             running: Mutex::new(None),
-        })
+        };
+        Ok(Self { graph: Arc::default(), inner: Arc::new(inner) })
     }
 
     /// A context whose checkpoint is `checkpoint`. The program is always declared anew (a checkpoint holds no code);
-    /// offsets, batches in flight and windows come from the checkpoint when there is one.
+    /// offsets, batches in flight, windows and state come from the checkpoint when there is one. One that cannot be used
+    /// fails the start.
     pub fn get_or_create(checkpoint: &str, create: impl FnOnce() -> anyhow::Result<Self>) -> anyhow::Result<Self> {
         let context = create()?;
         context.checkpoint(checkpoint);
         Ok(context)
     }
 
-    /// Keep the job's progress here: a folder or file:// URL. `--checkpoint` wins.
+    /// As [`Self::get_or_create`] with Spark's `createOnError`: a checkpoint that is damaged, or of another program, is
+    /// emptied at the start, and the job begins afresh. Savepoints in it stay.
+    pub fn get_or_create_on_error(checkpoint: &str, create: impl FnOnce() -> anyhow::Result<Self>) -> anyhow::Result<Self> {
+        let context = Self::get_or_create(checkpoint, create)?;
+        context.inner.create_on_error.store(true, Relaxed);
+        Ok(context)
+    }
+
+    /// The context that was started in this process and has not ended.
+    pub fn get_active() -> Option<Self> {
+        ACTIVE.lock().clone()
+    }
+
+    /// The context that runs in this process, else a new one.
+    pub fn get_active_or_create(create: impl FnOnce() -> anyhow::Result<Self>) -> anyhow::Result<Self> {
+        match Self::get_active() {
+            Some(active) => Ok(active),
+            None => create(),
+        }
+    }
+
+    /// Keep the job's progress and state here: a folder or file:// URL. `--checkpoint` wins.
     pub fn checkpoint(&self, location: &str) {
-        if self.conf.flags.checkpoint.is_none() {
-            *self.checkpoint.lock() = Some(location.into());
+        if self.inner.conf.flags.checkpoint.is_none() {
+            *self.inner.checkpoint.lock() = Some(location.into());
         }
     }
 
     pub fn batch_duration(&self) -> Duration {
-        self.settings.batch_interval
+        self.inner.settings.batch_interval
+    }
+
+    pub fn get_state(&self) -> StreamingContextState {
+        self.graph.lock().state
     }
 
     pub(super) fn note(&self, note: String) {
-        self.notes.lock().push(note);
+        self.inner.notes.lock().push(note);
     }
 
-    /// Keep every stream's batches at least this long (Spark's `remember`).
+    /// Keep every stream's batches at least this long, also of streams that are declared later (Spark's `remember`).
     pub fn remember(&self, duration: Duration) {
-        let ms = crate::batch::clock::interval_ms(duration);
-        self.graph.lock().nodes.iter().for_each(|node| node.remember(ms));
+        let mut graph = self.graph.lock();
+        graph.expect_open("remember");
+        graph.remember_ms = graph.remember_ms.max(crate::batch::clock::interval_ms(duration));
     }
 
-    /// Checks the program and starts it, with its control port and page. Returns when both listen.
+    /// Checks the program and starts it, with its control port and page. Returns when both listen. One context at a time
+    /// runs in a process.
     pub fn start(&self) -> anyhow::Result<()> {
-        let mut running = self.running.lock();
-        if running.is_some() {
-            anyhow::bail!("this context was started already");
+        let mut active = ACTIVE.lock();
+        match self.get_state() {
+            StreamingContextState::Initialized => {}
+            StreamingContextState::Active => anyhow::bail!("this context was started already"),
+            StreamingContextState::Stopped => anyhow::bail!("StreamingContext has already been stopped"),
         }
-        let program = self.program()?;
-        let config = self.conf.engine()?;
+        if let Some(other) = active.as_ref() {
+            anyhow::bail!("Only one StreamingContext may be started in a process; `{}` is running", other.inner.name);
+        }
+        let mut program = self.program()?;
+        let running = self.check_checkpoint(&mut program).and_then(|()| self.launch(program));
+        match running {
+            Ok(running) => {
+                *self.inner.running.lock() = Some(running);
+                *active = Some(self.clone());
+                Ok(())
+            }
+            Err(error) => {
+                self.graph.lock().state = StreamingContextState::Stopped;
+                Err(error)
+            }
+        }
+    }
+
+    /// Streams with state need a place for it, as in Spark.
+    pub(super) fn check_checkpoint(&self, program: &mut DStreamProgram) -> anyhow::Result<()> {
+        let location = self.inner.checkpoint.lock().clone();
+        let Some(location) = location else {
+            anyhow::ensure!(
+                !program.has_state(),
+                "The checkpoint directory has not been set. Please set it by StreamingContext.checkpoint(), or give --checkpoint: the program has streams with state"
+            );
+            return Ok(());
+        };
+        if !self.inner.create_on_error.load(Relaxed) {
+            return Ok(());
+        }
+        let checkpoint = Checkpoint::open(&location)?;
+        // The caller may be within a runtime, where nothing can be waited for.
+        std::thread::scope(|scope| {
+            let create = || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                runtime.block_on(self.empty_unusable(&checkpoint, program))
+            };
+            scope.spawn(create).join().unwrap_or_else(|_| Err(anyhow::anyhow!("checkpoint `{location}`: looking at it ended by a panic")))
+        })
+    }
+
+    /// Empties a checkpoint that this program cannot go on from; a store that does not answer is no reason.
+    async fn empty_unusable(&self, checkpoint: &Checkpoint, program: &mut DStreamProgram) -> anyhow::Result<()> {
+        let Err(error) = self.try_out(checkpoint, program).await else { return Ok(()) };
+        if error.downcast_ref().is_some_and(CheckpointError::retryable) {
+            return Err(error);
+        }
+        self.note(format!("the checkpoint could not be used and is emptied, as the program asks for (create on error): {error:#}"));
+        Ok(checkpoint.clear().await?)
+    }
+
+    /// Everything that the start will do with the checkpoint, short of running a batch.
+    async fn try_out(&self, checkpoint: &Checkpoint, program: &mut DStreamProgram) -> anyhow::Result<()> {
+        let loaded = checkpoint.load().await?;
+        if let Decision::Refuse(reason) = decide(&loaded.facts) {
+            anyhow::bail!("{reason}");
+        }
+        let Some(metadata) = loaded.metadata else { return Ok(()) };
+        let names: Vec<String> = program.sources().into_iter().map(|source| source.name).collect();
+        let checked = metadata.check(checkpoint.location(), &self.inner.name, &program.fingerprint(), &names);
+        checked.map_err(anyhow::Error::msg)?;
+        let Some((_, state)) = loaded.commit else { return Ok(()) };
+        program.restore(state)
+    }
+
+    fn launch(&self, program: DStreamProgram) -> anyhow::Result<Arc<Running>> {
+        let config = self.inner.conf.engine()?;
         let (started, wait) = mpsc::sync_channel(1);
         let (mode, mode_receiver) = watch::channel(Mode::Run);
         let foreground = Foreground {
-            name: self.name.clone(),
+            name: self.inner.name.clone(),
             kind: crate::job::JobKind::Program,
-            settings: self.settings.clone(),
+            settings: self.inner.settings.clone(),
             program: Box::new(program),
-            checkpoint: self.checkpoint.lock().clone(),
+            checkpoint: self.inner.checkpoint.lock().clone(),
             definition: String::new(),
-            notes: self.notes.lock().clone(),
+            notes: self.inner.notes.lock().clone(),
             mode: (mode.clone(), mode_receiver),
             started,
         };
         let kit = config.kit();
         let service = EngineService::foreground(config, foreground);
-        let thread = std::thread::Builder::new()
-            .name("streaming-context".into())
-            .spawn(move || service_kit::run(service, kit) == ExitCode::SUCCESS)?;
-        match wait.recv() {
-            Ok(monitor) => {
-                *running = Some(Running { thread, monitor, mode });
-                Ok(())
-            }
-            // The service logged why.
-            Err(_) => anyhow::bail!("the engine did not start"),
-        }
+        // Given to the thread when it has a monitor, which the service makes.
+        let (give, take) = mpsc::sync_channel::<Arc<Running>>(1);
+        let context = self.clone();
+        std::thread::Builder::new().name("streaming-context".into()).spawn(move || {
+            let result = catch_unwind(AssertUnwindSafe(|| service_kit::run(service, kit) == ExitCode::SUCCESS));
+            // None: the service did not start.
+            let Ok(running) = take.recv() else { return };
+            context.graph.lock().state = StreamingContextState::Stopped;
+            ACTIVE.lock().take_if(|active| Arc::ptr_eq(&active.inner, &context.inner));
+            *running.ended.lock() = Some(result.ok());
+            running.end.notify_all();
+        })?;
+        // The service logged why it did not start.
+        let monitor = wait.recv().map_err(|_| anyhow::anyhow!("the engine did not start"))?;
+        let running = Arc::new(Running { monitor, mode, ended: Mutex::new(None), end: Condvar::new() });
+        // The thread waits for it.
+        give.send(running.clone()).ok();
+        Ok(running)
     }
 
     /// The declared program, when there is nothing wrong with it.
     pub(super) fn program(&self) -> anyhow::Result<DStreamProgram> {
         {
-            let graph = self.graph.lock();
+            let mut graph = self.graph.lock();
+            graph.check_names();
             if !graph.errors.is_empty() {
                 anyhow::bail!("{}", graph.errors.join("\n"));
             }
@@ -160,31 +294,53 @@ impl StreamingContext {
                 anyhow::bail!("no output operations registered, so nothing to execute");
             }
         }
-        Ok(DStreamProgram::new(self.graph.clone(), self.settings.batch_interval))
+        Ok(DStreamProgram::new(&self.graph, self.inner.settings.batch_interval))
     }
 
-    /// Waits for the end: a signal, [`stop`](Self::stop), or the failure of the job, which is the error.
+    /// Waits for the end: a signal, [`stop`](Self::stop), or the failure of the job, which is the error. Any number of
+    /// threads may wait.
     pub fn await_termination(&self) -> anyhow::Result<()> {
-        let Some(Running { thread, monitor, .. }) = self.running.lock().take() else {
+        self.await_end(None).map(drop)
+    }
+
+    /// As [`Self::await_termination`], no longer than `timeout`. False: it still runs.
+    pub fn await_termination_or_timeout(&self, timeout: Duration) -> anyhow::Result<bool> {
+        self.await_end(Instant::now().checked_add(timeout))
+    }
+
+    fn await_end(&self, until: Option<Instant>) -> anyhow::Result<bool> {
+        let Some(running) = self.inner.running.lock().clone() else {
             anyhow::bail!("the context is not running; call start first");
         };
-        let Ok(ended_well) = thread.join() else {
+        let mut ended = running.ended.lock();
+        while ended.is_none() {
+            match until {
+                None => running.end.wait(&mut ended),
+                Some(until) if running.end.wait_until(&mut ended, until).timed_out() => break,
+                Some(_) => {}
+            }
+        }
+        let Some(ended) = *ended else { return Ok(false) };
+        let Some(ended_well) = ended else {
             anyhow::bail!("the engine's thread ended by a panic");
         };
-        let view = monitor.view();
+        let view = running.monitor.view();
         match (view.state, view.error) {
             (JobState::Failed, error) => Err(anyhow::anyhow!(error.unwrap_or_else(|| "the job failed".into()))),
-            _ if ended_well => Ok(()),
+            _ if ended_well => Ok(true),
             // For example a port in use: the job itself was stopped as it should be.
             _ => Err(anyhow::anyhow!("the engine failed; its log says why")),
         }
     }
 
     /// Ends the job after its running batch; `gracefully` also reads to the end of the topics first. Does not wait:
-    /// [`await_termination`](Self::await_termination) does.
+    /// [`await_termination`](Self::await_termination) does. A context that was not started cannot be any more.
     pub fn stop(&self, gracefully: bool) {
-        if let Some(running) = self.running.lock().as_ref() {
-            running.mode.send_replace(if gracefully { Mode::Drain } else { Mode::Stop });
+        match self.inner.running.lock().as_ref() {
+            Some(running) => {
+                running.mode.send_replace(if gracefully { Mode::Drain } else { Mode::Stop });
+            }
+            None => self.graph.lock().state = StreamingContextState::Stopped,
         }
     }
 }

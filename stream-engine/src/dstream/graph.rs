@@ -2,45 +2,48 @@
 //!
 //! A node computes its [`Rdd`] of a time once and remembers it as long as windows above it need it. Times are valid when
 //! they are a multiple of the node's slide after `zero`, which is one interval before the first batch.
+//!
+//! Nodes with state ([`Durable`]) are computed at each of their times, whoever asks; what they had outlives the process.
 
 use std::{
-    collections::BTreeMap,
-    fmt,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
-use futures::future::BoxFuture;
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 
+use super::context::StreamingContextState;
 use super::kafka::KafkaInput;
 use super::rdd::{Data, Rdd};
+use super::state::{Durable, Uid};
+use super::time::Time;
 
-/// The time of a batch. Prints as Spark's does: `1500000000000 ms`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Time(pub(super) i64);
-
-impl Time {
-    /// Since the epoch.
-    pub fn milliseconds(self) -> i64 {
-        self.0
-    }
-}
-
-impl fmt::Display for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ms", self.0)
-    }
+/// Where a running program stands; shared by its nodes.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// One interval before the first batch.
+    pub(super) zero: OnceLock<i64>,
+    /// The time that runs, or ran last.
+    pub(super) newest: AtomicI64,
 }
 
 /// A node, whatever it carries.
 pub(super) trait AnyNode: Send + Sync {
+    fn id(&self) -> usize;
     fn slide_ms(&self) -> i64;
+    fn parents(&self) -> &[Arc<dyn AnyNode>];
+    /// Somebody uses the values.
+    fn consumed(&self);
+    /// Windows read the same values several times.
+    fn keep_values(&self);
     /// Keep what is computed at least this long.
     fn remember(&self, ms: i64);
-    /// Longest time that this node's parents are asked back for, measured from its own newest time.
+    /// How long it is kept, measured from the node's newest time.
     fn remembered_ms(&self) -> i64;
     /// Forgets what nobody needs any more after the batch at `time_ms`.
     fn forget_before(&self, time_ms: i64);
@@ -48,99 +51,139 @@ pub(super) trait AnyNode: Send + Sync {
     fn describe(&self) -> String;
     /// Windows over this stream, as they are in a checkpoint's fingerprint.
     fn window(&self) -> Option<String>;
-    /// Computes what was asked of the node at `time_ms`, where the next time builds on it.
-    fn settle(&self, time_ms: i64) -> BoxFuture<'static, anyhow::Result<()>>;
+    /// The name of its state, when it has some.
+    fn state_name(&self) -> Option<String>;
+    /// Names the state. False when there is none, or when it has another name.
+    fn name_state(&self, name: &str) -> bool;
+    /// Computes the state at `time_ms` where the next time, `next_ms`, or a window needs it.
+    fn settle(&self, time_ms: i64, next_ms: i64) -> BoxFuture<'static, anyhow::Result<()>>;
+    /// What must not be lost when `next_ms` is the next time.
+    fn save(&self, next_ms: i64) -> anyhow::Result<BTreeMap<i64, Bytes>>;
+    fn load(&self, saved: &BTreeMap<i64, Bytes>) -> anyhow::Result<()>;
 }
 
-type Compute<T> = Box<dyn Fn(i64, &BTreeMap<i64, Option<Rdd<T>>>) -> Option<Rdd<T>> + Send + Sync>;
+/// Gets the time and, where there is one, what the node had at its time before.
+type Compute<T> = Box<dyn Fn(i64, Option<Rdd<T>>) -> anyhow::Result<Option<Rdd<T>>> + Send + Sync>;
 
 pub(super) struct Node<T> {
     id: usize,
-    op: String,
-    slide_ms: i64,
-    /// How much further back the parents are needed than this node.
-    window_ms: i64,
-    /// The next time builds on this one.
-    chained: bool,
-    parents: Vec<Arc<dyn AnyNode>>,
+    recipe: Recipe<T>,
     remember_ms: AtomicI64,
     consumers: AtomicUsize,
     cached: AtomicBool,
-    zero: Arc<OnceLock<i64>>,
+    progress: Arc<Progress>,
     generated: Mutex<BTreeMap<i64, Option<Rdd<T>>>>,
-    compute: Compute<T>,
 }
 
 /// What a node is made of.
 pub(super) struct Recipe<T> {
-    pub(super) op: String,
-    pub(super) slide_ms: i64,
-    pub(super) window_ms: i64,
-    pub(super) chained: bool,
-    pub(super) parents: Vec<Arc<dyn AnyNode>>,
-    pub(super) compute: Compute<T>,
+    op: String,
+    slide_ms: i64,
+    /// How much further back the parents are needed than this node.
+    window_ms: i64,
+    parents: Vec<Arc<dyn AnyNode>>,
+    compute: Compute<T>,
+    durable: Option<Durable<T>>,
+}
+
+impl<T> Recipe<T> {
+    pub(super) fn new(
+        op: impl Into<String>,
+        slide_ms: i64,
+        parents: Vec<Arc<dyn AnyNode>>,
+        compute: impl Fn(i64, Option<Rdd<T>>) -> anyhow::Result<Option<Rdd<T>>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { op: op.into(), slide_ms, window_ms: 0, parents, compute: Box::new(compute), durable: None }
+    }
+
+    pub(super) fn window(self, window_ms: i64) -> Self {
+        Self { window_ms, ..self }
+    }
+
+    pub(super) fn durable(self, durable: Durable<T>) -> Self {
+        Self { durable: Some(durable), ..self }
+    }
 }
 
 impl<T: Data> Node<T> {
     /// The values at a time; `None` where the stream has none (not a multiple of its slide).
-    pub(super) fn at(&self, time_ms: i64) -> Option<Rdd<T>> {
-        let zero_ms = *self.zero.get()?;
-        if time_ms <= zero_ms || (time_ms - zero_ms) % self.slide_ms != 0 {
-            return None;
+    pub(super) fn at(&self, time_ms: i64) -> anyhow::Result<Option<Rdd<T>>> {
+        let Some(zero_ms) = self.progress.zero.get() else { return Ok(None) };
+        if time_ms <= *zero_ms || (time_ms - zero_ms) % self.recipe.slide_ms != 0 {
+            return Ok(None);
         }
-        let mut generated = self.generated.lock();
-        if let Some(rdd) = generated.get(&time_ms) {
-            return rdd.clone();
-        }
-        let mut rdd = (self.compute)(time_ms, &generated);
-        if self.cached.load(Relaxed) || self.consumers.load(Relaxed) > 1 {
-            rdd = rdd.map(|rdd| rdd.cache());
-        }
-        generated.insert(time_ms, rdd.clone());
-        rdd
+        let before = {
+            let generated = self.generated.lock();
+            if let Some(rdd) = generated.get(&time_ms) {
+                return Ok(rdd.clone());
+            }
+            generated.get(&(time_ms - self.recipe.slide_ms)).cloned().flatten()
+        };
+        let rdd = (self.recipe.compute)(time_ms, before)?.map(|rdd| self.kept(rdd));
+        Ok(self.generated.lock().entry(time_ms).or_insert(rdd).clone())
     }
 
     /// The values at every time of the node in `(after_ms, until_ms]`.
-    pub(super) fn slice(&self, after_ms: i64, until_ms: i64) -> Vec<Rdd<T>> {
-        let Some(zero_ms) = self.zero.get() else { return Vec::new() };
+    pub(super) fn slice(&self, after_ms: i64, until_ms: i64) -> anyhow::Result<Vec<Rdd<T>>> {
+        let Some(zero_ms) = self.progress.zero.get() else { return Ok(Vec::new()) };
         let first = after_ms.max(*zero_ms);
-        let steps = (first - zero_ms).div_euclid(self.slide_ms) + 1;
-        let mut time_ms = zero_ms + steps * self.slide_ms;
+        let steps = (first - zero_ms).div_euclid(self.recipe.slide_ms) + 1;
+        let mut time_ms = zero_ms + steps * self.recipe.slide_ms;
         let mut found = Vec::new();
         while time_ms <= until_ms {
-            found.extend(self.at(time_ms));
-            time_ms += self.slide_ms;
+            found.extend(self.at(time_ms)?);
+            time_ms += self.recipe.slide_ms;
         }
-        found
+        Ok(found)
     }
 
     /// Sources: the values of a time are given, not computed.
     pub(super) fn put(&self, time_ms: i64, rdd: Rdd<T>) {
-        let shared = self.cached.load(Relaxed) || self.consumers.load(Relaxed) > 1;
-        let rdd = if shared { rdd.cache() } else { rdd };
+        let rdd = self.kept(rdd);
         self.generated.lock().insert(time_ms, Some(rdd));
     }
 
-    /// Windows read the same values several times.
-    pub(super) fn keep_values(&self) {
-        self.cached.store(true, Relaxed);
+    fn kept(&self, rdd: Rdd<T>) -> Rdd<T> {
+        if self.cached.load(Relaxed) || self.consumers.load(Relaxed) > 1 { rdd.cache() } else { rdd }
     }
 
-    pub(super) fn consumed(&self) {
-        self.consumers.fetch_add(1, Relaxed);
+    pub(super) fn op(&self) -> &str {
+        &self.recipe.op
+    }
+
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
     }
 }
 
 impl<T: Data> AnyNode for Node<T> {
+    fn id(&self) -> usize {
+        self.id
+    }
+
     fn slide_ms(&self) -> i64 {
-        self.slide_ms
+        self.recipe.slide_ms
+    }
+
+    fn parents(&self) -> &[Arc<dyn AnyNode>] {
+        &self.recipe.parents
+    }
+
+    fn consumed(&self) {
+        self.consumers.fetch_add(1, Relaxed);
+    }
+
+    fn keep_values(&self) {
+        self.cached.store(true, Relaxed);
     }
 
     fn remember(&self, ms: i64) {
-        if self.remember_ms.fetch_max(ms, Relaxed) < ms {
-            let own = self.remember_ms.load(Relaxed);
-            self.parents.iter().for_each(|parent| parent.remember(own + self.window_ms));
+        if self.remember_ms.fetch_max(ms, Relaxed) >= ms {
+            return;
         }
+        // What has state is not computed again: what it had is kept itself.
+        let own = if self.recipe.durable.is_some() { self.recipe.slide_ms } else { self.remember_ms.load(Relaxed) };
+        self.recipe.parents.iter().for_each(|parent| parent.remember(own + self.recipe.window_ms));
     }
 
     fn remembered_ms(&self) -> i64 {
@@ -157,23 +200,51 @@ impl<T: Data> AnyNode for Node<T> {
     }
 
     fn describe(&self) -> String {
-        let slide = humantime::format_duration(std::time::Duration::from_millis(self.slide_ms.unsigned_abs()));
-        format!("[{}] {} every {slide}", self.id, self.op)
+        let slide = humantime::format_duration(std::time::Duration::from_millis(self.recipe.slide_ms.unsigned_abs()));
+        let state = self.state_name().map(|name| format!(", state `{name}`")).unwrap_or_default();
+        format!("[{}] {} every {slide}{state}", self.id, self.recipe.op)
     }
 
     fn window(&self) -> Option<String> {
-        (self.window_ms > 0).then(|| self.op.clone())
+        (self.recipe.window_ms > 0).then(|| self.recipe.op.clone())
     }
 
-    fn settle(&self, time_ms: i64) -> BoxFuture<'static, anyhow::Result<()>> {
-        let rdd = if self.chained { self.generated.lock().get(&time_ms).cloned().flatten() } else { None };
-        Box::pin(async move {
-            match rdd {
-                // Any value will do: the first computes them all.
-                Some(rdd) => rdd.take(1).await.map(drop),
+    fn state_name(&self) -> Option<String> {
+        self.recipe.durable.as_ref().map(Durable::name)
+    }
+
+    fn name_state(&self, name: &str) -> bool {
+        self.recipe.durable.as_ref().is_some_and(|durable| durable.uid.give(name))
+    }
+
+    fn settle(&self, time_ms: i64, next_ms: i64) -> BoxFuture<'static, anyhow::Result<()>> {
+        let needed = |durable: &Durable<T>| durable.chained || time_ms > next_ms - self.remembered_ms();
+        let rdd = if self.recipe.durable.as_ref().is_some_and(needed) { self.at(time_ms) } else { Ok(None) };
+        async move {
+            match rdd? {
+                Some(rdd) => rdd.data.evaluate().await,
                 None => Ok(()),
             }
-        })
+        }
+        .boxed()
+    }
+
+    fn save(&self, next_ms: i64) -> anyhow::Result<BTreeMap<i64, Bytes>> {
+        let Some(durable) = &self.recipe.durable else { return Ok(BTreeMap::new()) };
+        let generated: BTreeMap<i64, Rdd<T>> =
+            self.generated.lock().iter().filter_map(|(time_ms, rdd)| Some((*time_ms, rdd.clone()?))).collect();
+        let newest = generated.keys().next_back().copied();
+        let oldest = next_ms - self.remembered_ms();
+        let needed = |time_ms: &i64| *time_ms > oldest || (durable.chained && Some(*time_ms) == newest);
+        durable.save(&generated.into_iter().filter(|(time_ms, _)| needed(time_ms)).collect())
+    }
+
+    fn load(&self, saved: &BTreeMap<i64, Bytes>) -> anyhow::Result<()> {
+        if let Some(durable) = &self.recipe.durable {
+            let times = durable.load(saved)?;
+            self.generated.lock().extend(times.into_iter().map(|(time_ms, rdd)| (time_ms, Some(rdd))));
+        }
+        Ok(())
     }
 }
 
@@ -181,7 +252,7 @@ impl<T: Data> AnyNode for Node<T> {
 pub(super) struct Output {
     pub(super) name: String,
     pub(super) node: Arc<dyn AnyNode>,
-    pub(super) at: Box<dyn Fn(Time) -> Option<Job> + Send + Sync>,
+    pub(super) at: Box<dyn Fn(Time) -> anyhow::Result<Option<Job>> + Send + Sync>,
 }
 
 /// One output operation at one time.
@@ -194,45 +265,78 @@ pub(super) struct Job {
 /// Everything that was declared.
 #[derive(Default)]
 pub(super) struct Graph {
-    pub(super) zero: Arc<OnceLock<i64>>,
+    pub(super) progress: Arc<Progress>,
     pub(super) nodes: Vec<Arc<dyn AnyNode>>,
     pub(super) inputs: Vec<Arc<dyn KafkaInput>>,
-    pub(super) outputs: Vec<Output>,
+    pub(super) outputs: Vec<Arc<Output>>,
     /// Found while declaring; reported by `start`.
     pub(super) errors: Vec<String>,
-    pub(super) started: bool,
+    pub(super) state: StreamingContextState,
+    /// Every stream is remembered at least this long.
+    pub(super) remember_ms: i64,
+    /// By operation, how many streams with state there are.
+    with_state: BTreeMap<String, usize>,
 }
 
 impl Graph {
     pub(super) fn node<T: Data>(&mut self, recipe: Recipe<T>) -> Arc<Node<T>> {
-        if self.started {
-            self.errors.push(format!(
-                "{}: adding new inputs, transformations, and output operations after starting a context is not supported",
-                recipe.op
-            ));
-        }
+        self.expect_open(&recipe.op);
+        recipe.parents.iter().for_each(|parent| parent.consumed());
         let node = Arc::new(Node {
             id: self.nodes.len(),
-            op: recipe.op,
-            slide_ms: recipe.slide_ms,
-            window_ms: recipe.window_ms,
-            chained: recipe.chained,
-            parents: recipe.parents,
+            recipe,
             remember_ms: AtomicI64::new(0),
             consumers: AtomicUsize::new(0),
             cached: AtomicBool::new(false),
-            zero: self.zero.clone(),
+            progress: self.progress.clone(),
             generated: Mutex::default(),
-            compute: recipe.compute,
         });
         self.nodes.push(node.clone());
         node
+    }
+
+    /// Panics, as Spark throws, when the program runs or ran: what is added then would never run.
+    pub(super) fn expect_open(&self, op: &str) {
+        let when = match self.state {
+            StreamingContextState::Initialized => return,
+            StreamingContextState::Active => "starting",
+            StreamingContextState::Stopped => "stopping",
+        };
+        panic!("{op}: Adding new inputs, transformations, and output operations after {when} a context is not supported");
+    }
+
+    /// Names the state of the next stream of this kind.
+    pub(super) fn uid(&mut self, op: &str) -> Arc<Uid> {
+        let n = self.with_state.entry(op.into()).or_default();
+        let uid = Uid::new(format!("{op}-{n}"));
+        *n += 1;
+        Arc::new(uid)
+    }
+
+    /// Two streams cannot share their state's name.
+    pub(super) fn check_names(&mut self) {
+        let mut names = BTreeSet::new();
+        let states = self.nodes.iter().filter_map(|node| node.state_name()).filter(|name| !name.contains('/'));
+        let twice: Vec<String> = states.filter(|name| !names.insert(name.clone())).collect();
+        twice.into_iter().for_each(|name| self.error(format!("uid({name}): two streams have this name")));
     }
 
     pub(super) fn error(&mut self, message: String) {
         if !self.errors.contains(&message) {
             self.errors.push(message);
         }
+    }
+
+    /// Nodes that an output needs, parents before children.
+    pub(super) fn used(&self) -> Vec<Arc<dyn AnyNode>> {
+        let mut ids = BTreeSet::new();
+        let mut open: Vec<Arc<dyn AnyNode>> = self.outputs.iter().map(|output| output.node.clone()).collect();
+        while let Some(node) = open.pop() {
+            if ids.insert(node.id()) {
+                open.extend(node.parents().iter().cloned());
+            }
+        }
+        self.nodes.iter().filter(|node| ids.contains(&node.id())).cloned().collect()
     }
 
     pub(super) fn plan(&self) -> String {

@@ -174,15 +174,9 @@ impl KafkaUtils {
             ssc.note("location strategies have no effect: one process reads every partition".into());
         }
         let index = graph.inputs.len();
-        let node = graph.node(Recipe {
-            op: format!("kafka({})", strategy.topics.join(", ")),
-            slide_ms: interval_ms(ssc.batch_duration()),
-            window_ms: 0,
-            chained: false,
-            parents: vec![],
-            // A time without a batch of ours has no records.
-            compute: Box::new(|_, _| Some(Rdd::empty())),
-        });
+        let op = format!("kafka({})", strategy.topics.join(", "));
+        // A time without a batch of ours has no records.
+        let node = graph.node(Recipe::new(op, interval_ms(ssc.batch_duration()), vec![], |_, _| Ok(Some(Rdd::empty()))));
         match strategy.spec(format!("kafka-{index}"), K::DESERIALIZER, V::DESERIALIZER) {
             Ok(spec) => {
                 spec.kafka.notes().iter().for_each(|note| ssc.note(note.clone()));
@@ -251,7 +245,7 @@ impl<K: FromKafka, V: FromKafka> Partitions<ConsumerRecord<K, V>> for KafkaParti
         async move {
             let Some(cell) = self.partitions.get(partition) else { return Ok(()) };
             let Some(PartitionInput { range, mut records, .. }) = cell.lock().take() else {
-                anyhow::bail!("the records of this batch were read already; the batch must be run again");
+                anyhow::bail!("the records of this batch were read already; cache() what is used more than once");
             };
             while let Some(chunk) = records.next().await {
                 let chunk = chunk?;

@@ -17,26 +17,48 @@
 //! # }
 //! ```
 //!
-//! Differences from Spark, on purpose: a checkpoint holds no code, so that a changed program resumes; there is no
-//! driver, `foreach_rdd` runs where the partitions are; `foreach_rdd` is asynchronous and may fail, which runs the batch
-//! again (outputs that succeeded are not repeated within the process).
+//! | file | what can be done with streams |
+//! |---|---|
+//! | `stream`, `pair` | within a batch: by value, by key; outputs |
+//! | `join`, `transform` | several streams; any function from batch to batch |
+//! | `window` | over the batches of the last while |
+//! | `update_state`, `map_with_state` | with a state per key that goes on from batch to batch |
+//! | `rdd` | what a batch can do: transformations, actions |
+//! | `graph`, `program`, `shuffle`, `state` | how it runs, and what of it is in a checkpoint |
+//!
+//! Differences from Spark, on purpose: a checkpoint holds no code, so that a changed program resumes (state is found by
+//! [`DStream::uid`]); there is no driver, `foreach_rdd` runs where the partitions are; `foreach_rdd` is asynchronous and may
+//! fail, which runs the batch again (outputs that succeeded are not repeated within the process). Where Spark has forms of
+//! one name, the further ones say what they add (`count_by_value_with_partitions`, `reduce_by_window_with_inverse`); a slide
+//! that Spark lets one leave out is `None`.
 
 mod conf;
 mod context;
 mod graph;
+mod join;
 mod kafka;
+mod map_with_state;
+mod pair;
 mod program;
 mod rdd;
 mod shuffle;
+mod state;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod time;
+mod transform;
+mod update_state;
+mod window;
 
 pub use conf::SparkConf;
-pub use context::StreamingContext;
-pub use graph::Time;
+pub use context::{StreamingContext, StreamingContextState};
 pub use kafka::{ConsumerRecord, ConsumerStrategy, FromKafka, KafkaUtils, LocationStrategy};
-pub use rdd::{Data, Key, Rdd};
+pub use map_with_state::{MapWithStateDStream, State, StateSpec};
+pub use rdd::{CoGroup, Data, FullOuter, IntoRdd, Key, Rdd};
 pub use service_kit::kafka::TopicPartition;
 pub use shuffle::Keep;
+pub use state::StateValue;
 pub use stream::DStream;
+pub use time::Time;
+pub use update_state::StateUpdate;

@@ -1,23 +1,41 @@
 //! Runs a declared graph batch by batch.
 //!
-//! What is stored in a checkpoint is where batches began and which ranges the windows still hold, never code or values:
-//! after a restart those ranges are read again. A time that was missed (the process was away) is made up for as long as
-//! windows hold something from before it, so that no window that was due is left out.
+//! A checkpoint holds where batches began, which ranges the windows still need, and what streams with state keep; never
+//! code, and never the records of windows: after a restart those ranges are read again.
+//!
+//! A time that was missed (the process was away) is made up for: all of them when a stream has state, for it changes with
+//! each; else as long as windows hold something from before it, so that no window that was due is left out.
 
-use std::{sync::Arc, time::Duration, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::{Instrument, info_span};
 
-use super::graph::{Graph, Time};
+use super::context::StreamingContextState;
+use super::graph::{AnyNode, Graph, Output, Progress};
+use super::kafka::KafkaInput;
+use super::state::{read, write};
+use super::time::Time;
 use crate::batch::{BatchContext, BatchDefinition, BatchOutcome, OutputReport, PartitionInput, Program, SourceSpec, clock::interval_ms};
 use crate::source::Mirror;
 
 pub(super) struct DStreamProgram {
-    graph: Arc<Mutex<Graph>>,
+    progress: Arc<Progress>,
+    nodes: Vec<Arc<dyn AnyNode>>,
+    /// Those with state that an output needs, parents before children.
+    with_state: Vec<Arc<dyn AnyNode>>,
+    inputs: Vec<Arc<dyn KafkaInput>>,
+    outputs: Arc<[Arc<Output>]>,
+    plan: String,
     interval_ms: i64,
     zero_ms: Option<i64>,
     last_ms: Option<i64>,
@@ -35,19 +53,30 @@ struct Snapshot {
     zero_ms: i64,
     last_ms: i64,
     batches: Vec<Arc<BatchDefinition>>,
+    /// By the stream's name and time.
+    states: BTreeMap<String, BTreeMap<i64, Bytes>>,
 }
 
 impl DStreamProgram {
-    pub(super) fn new(graph: Arc<Mutex<Graph>>, interval: Duration) -> Self {
-        {
-            let mut graph = graph.lock();
-            graph.started = true;
-            for output in &graph.outputs {
-                output.node.remember(output.node.slide_ms());
-            }
+    pub(super) fn new(graph: &Mutex<Graph>, interval: Duration) -> Self {
+        let mut graph = graph.lock();
+        graph.state = StreamingContextState::Active;
+        let used = graph.used();
+        for output in &graph.outputs {
+            output.node.remember(output.node.slide_ms());
+        }
+        if graph.remember_ms > 0 {
+            used.iter().for_each(|node| node.remember(graph.remember_ms));
+            // Everything else is computed from them again.
+            graph.inputs.iter().for_each(|input| input.node().keep_values());
         }
         Self {
-            graph,
+            progress: graph.progress.clone(),
+            nodes: graph.nodes.clone(),
+            with_state: used.into_iter().filter(|node| node.state_name().is_some()).collect(),
+            inputs: graph.inputs.clone(),
+            outputs: graph.outputs.clone().into(),
+            plan: graph.plan(),
             interval_ms: interval_ms(interval),
             zero_ms: None,
             last_ms: None,
@@ -57,52 +86,89 @@ impl DStreamProgram {
         }
     }
 
+    /// Does anything have to outlive the process?
+    pub(super) fn has_state(&self) -> bool {
+        !self.with_state.is_empty()
+    }
+
     /// How long the sources' batches are needed.
     fn remembered_ms(&self) -> i64 {
-        let graph = self.graph.lock();
-        graph.inputs.iter().map(|input| input.node().remembered_ms()).max().unwrap_or(0)
+        self.inputs.iter().map(|input| input.node().remembered_ms()).max().unwrap_or(0)
     }
 
     fn offer(&self, time_ms: i64, input: Vec<PartitionInput>) {
-        let graph = self.graph.lock();
-        let mut by_source: Vec<Vec<PartitionInput>> = graph.inputs.iter().map(|_| Vec::new()).collect();
+        let mut by_source: Vec<Vec<PartitionInput>> = self.inputs.iter().map(|_| Vec::new()).collect();
         for input in input {
             if let Some(source) = by_source.get_mut(input.source) {
                 source.push(input);
             }
         }
-        for (source, (input, partitions)) in graph.inputs.iter().zip(by_source).enumerate() {
+        for (source, (input, partitions)) in self.inputs.iter().zip(by_source).enumerate() {
             input.offer(time_ms, partitions, self.mirrors.get(source).cloned().flatten());
         }
     }
 
     /// The times to run: those that were missed and still matter, then the batch's.
-    fn times(&self, time_ms: i64) -> Vec<i64> {
-        let Some(last_ms) = self.last_ms else { return vec![time_ms] };
-        let missed_until = time_ms.min(last_ms + self.remembered_ms());
-        let missed = (1..).map(|n| last_ms + n * self.interval_ms).take_while(|missed| *missed < missed_until.min(time_ms));
-        missed.chain([time_ms]).collect()
+    fn times(&self, time_ms: i64) -> impl Iterator<Item = i64> + Send + use<> {
+        let (last_ms, interval_ms) = (self.last_ms.unwrap_or(time_ms), self.interval_ms);
+        let missed_until = if self.has_state() { time_ms } else { time_ms.min(last_ms + self.remembered_ms()) };
+        let missed = (1..).map(move |n| last_ms + n * interval_ms).take_while(move |missed| *missed < missed_until);
+        missed.chain([time_ms])
     }
+
+    /// Runs the outputs at one time. `n` counts them over all times of the batch.
+    async fn outputs_at(&mut self, time_ms: i64, batch: &BatchContext, n: &mut usize, outcome: &mut BatchOutcome) -> anyhow::Result<()> {
+        let done = self.done.filter(|(id, _)| *id == batch.definition.id).map_or(0, |(_, done)| done);
+        for output in self.outputs.clone().iter() {
+            let name = &output.name;
+            let said = |error: anyhow::Error| error.context(format!("output {name}"));
+            let Some(job) = caught(async { (output.at)(Time(time_ms)) }).await.map_err(said)? else { continue };
+            *n += 1;
+            if *n <= done {
+                continue;
+            }
+            let started = Instant::now();
+            let span = info_span!(parent: &batch.span, "output", output = name);
+            caught(job.work).instrument(span).await.map_err(said)?;
+            self.done = Some((batch.definition.id, *n));
+            let rows = (job.rows)();
+            outcome.rows_out += rows;
+            outcome.outputs.push(OutputReport {
+                name: name.clone(),
+                duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                rows,
+                error: None,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A program's own functions may panic: that fails the batch, not the engine.
+async fn caught<R>(work: impl Future<Output = anyhow::Result<R>>) -> anyhow::Result<R> {
+    AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Err(anyhow::anyhow!("panicked: {}", message.unwrap_or("without a message")))
+    })
 }
 
 #[async_trait]
 impl Program for DStreamProgram {
     fn sources(&self) -> Vec<SourceSpec> {
-        self.graph.lock().inputs.iter().map(|input| input.spec().clone()).collect()
+        self.inputs.iter().map(|input| input.spec().clone()).collect()
     }
 
     fn plan(&self) -> String {
-        self.graph.lock().plan()
+        self.plan.clone()
     }
 
-    /// Sources and windows: a program may change in every other way and still resume.
+    /// Sources and windows: a program may change in every other way and still resume. State is found by its name.
     fn fingerprint(&self) -> serde_json::Value {
-        let graph = self.graph.lock();
         serde_json::json!({
             "kind": "dstream",
             "batch_interval_ms": self.interval_ms,
-            "sources": graph.inputs.iter().map(|input| &input.spec().topics).collect::<Vec<_>>(),
-            "windows": graph.nodes.iter().filter_map(|node| node.window()).collect::<Vec<_>>(),
+            "sources": self.inputs.iter().map(|input| &input.spec().topics).collect::<Vec<_>>(),
+            "windows": self.nodes.iter().filter_map(|node| node.window()).collect::<Vec<_>>(),
         })
     }
 
@@ -110,48 +176,22 @@ impl Program for DStreamProgram {
         let time_ms = batch.definition.time_ms;
         let zero_ms = *self.zero_ms.get_or_insert(time_ms - self.interval_ms);
         // Set once per process; a restored value is the same.
-        let zero_ms = *self.graph.lock().zero.get_or_init(|| zero_ms);
+        let zero_ms = *self.progress.zero.get_or_init(|| zero_ms);
         debug_assert_eq!((time_ms - zero_ms) % self.interval_ms, 0);
         self.offer(time_ms, input);
         let mut outcome = BatchOutcome::default();
-        let done = self.done.filter(|(id, _)| *id == batch.definition.id).map_or(0, |(_, done)| done);
         let mut n = 0;
         for time_ms in self.times(time_ms) {
-            let outputs = self.graph.lock().outputs.len();
-            for output in 0..outputs {
-                let (name, job) = {
-                    let graph = self.graph.lock();
-                    let Some(output) = graph.outputs.get(output) else { continue };
-                    (output.name.clone(), (output.at)(Time(time_ms)))
-                };
-                let Some(job) = job else { continue };
-                n += 1;
-                if n <= done {
-                    continue;
-                }
-                let started = Instant::now();
-                let span = info_span!(parent: &batch.span, "output", output = name);
-                job.work.instrument(span).await.map_err(|error| error.context(format!("output {name}")))?;
-                self.done = Some((batch.definition.id, n));
-                let rows = (job.rows)();
-                outcome.rows_out += rows;
-                outcome.outputs.push(OutputReport {
-                    name,
-                    duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-                    rows,
-                    error: None,
-                });
+            self.progress.newest.store(time_ms, Relaxed);
+            self.outputs_at(time_ms, batch, &mut n, &mut outcome).await?;
+            for node in &self.with_state {
+                let next_ms = time_ms + self.interval_ms;
+                let settled = caught(async { node.settle(time_ms, next_ms).await });
+                settled.await.map_err(|error| error.context(format!("state `{}`", node.state_name().unwrap_or_default())))?;
             }
-            let settle: Vec<_> = self.graph.lock().nodes.iter().map(|node| node.settle(time_ms)).collect();
-            for node in settle {
-                node.await?;
-            }
+            self.nodes.iter().for_each(|node| node.forget_before(time_ms));
         }
-        {
-            let graph = self.graph.lock();
-            graph.nodes.iter().for_each(|node| node.forget_before(time_ms));
-            outcome.rows_in = graph.inputs.iter().map(|input| input.take_read()).sum();
-        }
+        outcome.rows_in = self.inputs.iter().map(|input| input.take_read()).sum();
         self.last_ms = Some(time_ms);
         self.history.push(batch.definition.clone());
         let oldest = time_ms - self.remembered_ms();
@@ -161,21 +201,42 @@ impl Program for DStreamProgram {
 
     fn snapshot(&mut self) -> anyhow::Result<Bytes> {
         let (Some(zero_ms), Some(last_ms)) = (self.zero_ms, self.last_ms) else { return Ok(Bytes::new()) };
-        Ok(serde_json::to_vec(&Snapshot { zero_ms, last_ms, batches: self.history.clone() })?.into())
+        let mut states = BTreeMap::new();
+        for node in &self.with_state {
+            states.insert(node.state_name().unwrap_or_default(), node.save(last_ms + self.interval_ms)?);
+        }
+        let mut bytes = Vec::new();
+        write(&Snapshot { zero_ms, last_ms, batches: self.history.clone(), states }, &mut bytes)?;
+        Ok(bytes.into())
     }
 
     fn restore(&mut self, snapshot: Bytes) -> anyhow::Result<()> {
-        let graph = self.graph.lock();
-        graph.nodes.iter().for_each(|node| node.forget_all());
-        if snapshot.is_empty() {
+        let snapshot =
+            read::<Snapshot>(&snapshot).map_err(|error| error.context("the program's part of the checkpoint cannot be read"))?.pop();
+        self.nodes.iter().for_each(|node| node.forget_all());
+        let Some(snapshot) = snapshot else {
             self.history.clear();
             self.last_ms = None;
             // Keeps `zero`, when this process has one: streams of one process share it.
             return Ok(());
+        };
+        let mut unclaimed: BTreeSet<&str> = snapshot.states.keys().map(String::as_str).collect();
+        for node in &self.with_state {
+            let name = node.state_name().unwrap_or_default();
+            if let Some(saved) = snapshot.states.get(&name) {
+                unclaimed.remove(name.as_str());
+                node.load(saved)?;
+            }
         }
-        let snapshot: Snapshot = serde_json::from_slice(&snapshot)?;
-        let zero_ms = *graph.zero.get_or_init(|| snapshot.zero_ms);
-        self.zero_ms = Some(zero_ms);
+        // Beside the state, a window's copy of what a stream gave: a window that is gone is in the fingerprint.
+        unclaimed.retain(|name| !name.contains('/'));
+        anyhow::ensure!(
+            unclaimed.is_empty(),
+            "the checkpoint holds state of {}, which no stream of this program has (its streams with state: {}); name the stream that goes on with it by uid, or start from a fresh checkpoint",
+            listed(unclaimed),
+            listed(self.with_state.iter().filter_map(|node| node.state_name()).filter(|name| !name.contains('/')))
+        );
+        self.zero_ms = Some(*self.progress.zero.get_or_init(|| snapshot.zero_ms));
         self.last_ms = Some(snapshot.last_ms);
         self.history = snapshot.batches;
         Ok(())
@@ -196,4 +257,9 @@ impl Program for DStreamProgram {
         self.offer(definition.time_ms, input);
         Ok(())
     }
+}
+
+fn listed(names: impl IntoIterator<Item: std::fmt::Display>) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
+    if names.is_empty() { "none".into() } else { names.join(", ") }
 }

@@ -1,15 +1,19 @@
-//! `DStream`: a value per record, a batch per interval, and what can be done with them.
+//! `DStream`: a value per record, a batch per interval, and what can be done with them one by one.
 //!
 //! Semantics are Spark Streaming's: operations without a window see one batch, windows and slides are multiples of their
 //! parent's slide, output operations run in the order in which they were declared, and what no output needs never runs.
+//!
+//! Every method that makes a stream or an output panics once the context was started, as Spark throws: what is declared
+//! then would never run.
 
-use std::{fmt::Debug, io::Write as _, sync::Arc, time::Duration};
+use std::{fmt::Debug, io::Write as _, sync::Arc, time::Duration, vec};
 
 use parking_lot::Mutex;
 
-use super::graph::{AnyNode, Graph, Job, Node, Output, Recipe, Time};
-use super::rdd::{Data, Key, Rdd};
-use super::shuffle::{self, Keep, Reduce};
+use super::graph::{AnyNode, Graph, Job, Node, Output, Recipe};
+use super::rdd::{Data, IntoRdd, Key, Rdd};
+use super::shuffle;
+use super::time::Time;
 use crate::batch::clock::interval_ms;
 
 /// A stream of values, in batches. Cheap to clone.
@@ -30,25 +34,20 @@ impl<T: Data> DStream<T> {
         Duration::from_millis(self.node.slide_ms().unsigned_abs())
     }
 
-    // === Within a batch ===
-
     /// A stream with one batch for each of this one's.
-    fn derive<U: Data>(&self, op: &str, f: impl Fn(Rdd<T>, Time) -> Rdd<U> + Send + Sync + 'static) -> DStream<U> {
-        self.node.consumed();
+    pub(super) fn derive<R: IntoRdd>(&self, op: &'static str, f: impl Fn(Rdd<T>, Time) -> R + Send + Sync + 'static) -> DStream<R::Item> {
         let parent = self.node.clone();
-        self.add(Recipe {
-            op: op.into(),
-            slide_ms: self.node.slide_ms(),
-            window_ms: 0,
-            chained: false,
-            parents: vec![self.node.clone()],
-            compute: Box::new(move |time_ms, _| parent.at(time_ms).map(|rdd| f(rdd, Time(time_ms)))),
-        })
+        self.add(Recipe::new(op, self.node.slide_ms(), vec![self.node.clone()], move |time_ms, _| {
+            let Some(rdd) = parent.at(time_ms)? else { return Ok(None) };
+            f(rdd, Time(time_ms)).into_rdd().map(Some).map_err(|error| error.context(op))
+        }))
     }
 
-    fn add<U: Data>(&self, recipe: Recipe<U>) -> DStream<U> {
+    pub(super) fn add<U: Data>(&self, recipe: Recipe<U>) -> DStream<U> {
         DStream { node: self.graph.lock().node(recipe), graph: self.graph.clone() }
     }
+
+    // === Within a batch ===
 
     pub fn map<U: Data>(&self, f: impl Fn(T) -> U + Send + Sync + 'static) -> DStream<U> {
         let f = Arc::new(f);
@@ -74,33 +73,34 @@ impl<T: Data> DStream<T> {
         })
     }
 
-    /// Any function from batch to batch.
-    pub fn transform<U: Data>(&self, f: impl Fn(Rdd<T>, Time) -> Rdd<U> + Send + Sync + 'static) -> DStream<U> {
-        // The function may use its argument more than once.
-        self.derive("transform", move |rdd, time| f(rdd.cache(), time))
+    /// Gives every partition of a batch as a whole, also an empty one.
+    pub fn map_partitions<U: Data, I: IntoIterator<Item = U>>(
+        &self,
+        f: impl Fn(vec::IntoIter<T>) -> I + Send + Sync + 'static,
+    ) -> DStream<U> {
+        let f = Arc::new(f);
+        self.derive("mapPartitions", move |rdd, _| {
+            let f = f.clone();
+            rdd.map_partitions(move |values| f(values))
+        })
     }
 
-    /// The values of both streams. They must slide alike.
-    pub fn union(&self, other: &Self) -> Self {
-        if self.node.slide_ms() != other.node.slide_ms() {
-            self.graph.lock().error("union: all the DStreams must have the same slide time".into());
+    /// One list per partition.
+    pub fn glom(&self) -> DStream<Vec<T>> {
+        self.derive("glom", |rdd, _| rdd.glom())
+    }
+
+    /// Batches in so many partitions of about the same size. At least 1.
+    pub fn repartition(&self, num_partitions: usize) -> Self {
+        if num_partitions == 0 {
+            self.graph.lock().error("repartition: the number of partitions (0) must be positive".into());
         }
-        self.node.consumed();
-        other.node.consumed();
-        let (left, right) = (self.node.clone(), other.node.clone());
-        self.add(Recipe {
-            op: "union".into(),
-            slide_ms: self.node.slide_ms(),
-            window_ms: 0,
-            chained: false,
-            parents: vec![self.node.clone(), other.node.clone()],
-            compute: Box::new(move |time_ms, _| Some(Rdd::union_all(left.at(time_ms).into_iter().chain(right.at(time_ms)).collect()))),
-        })
+        self.derive("repartition", move |rdd, _| rdd.repartition(num_partitions))
     }
 
     /// One value per batch: how many there were; 0 for an empty batch.
     pub fn count(&self) -> DStream<u64> {
-        let ones = self.derive("count", |rdd, _| Rdd::union_all(vec![rdd.map(|_| ((), 1_u64)), Rdd::from_partitions(vec![vec![((), 0)]])]));
+        let ones = self.derive("count", |rdd, _| rdd.map(|_| ((), 1_u64)).union(&Rdd::from_partitions(vec![vec![((), 0)]])));
         ones.reduce_by_key(|a, b| a + b).map(|((), count)| count)
     }
 
@@ -109,66 +109,99 @@ impl<T: Data> DStream<T> {
         self.map(|value| ((), value)).reduce_by_key(f).map(|((), value)| value)
     }
 
+    /// Each value of a batch with how often it is there.
     pub fn count_by_value(&self) -> DStream<(T, u64)>
     where
         T: Key,
     {
-        self.map(|value| (value, 1)).reduce_by_key(|a, b| a + b)
+        self.count_by_value_with_partitions(shuffle::partitions())
     }
 
-    // === Windows ===
-
-    /// Both multiples of `parent`'s slide? Says it as Spark does.
-    fn check_window(&self, window: Duration, slide: Duration, parent_slide_ms: i64) {
-        let mut errors = Vec::new();
-        for (what, duration) in [("window", window), ("slide", slide)] {
-            let ms = interval_ms(duration);
-            if duration.is_zero() || ms % parent_slide_ms != 0 {
-                errors.push(format!(
-                    "The {what} duration of windowed DStream ({} ms) must be a multiple of the slide duration of parent DStream (parent slide duration: {parent_slide_ms} ms)",
-                    duration.as_millis()
-                ));
-            }
-        }
-        let mut graph = self.graph.lock();
-        errors.into_iter().for_each(|error| graph.error(error));
+    pub fn count_by_value_with_partitions(&self, num_partitions: usize) -> DStream<(T, u64)>
+    where
+        T: Key,
+    {
+        self.map(|value| (value, 1)).reduce_by_key_with_partitions(|a, b| a + b, num_partitions)
     }
 
-    /// Every `slide`, everything of the last `window`.
-    pub fn window(&self, window: Duration, slide: Duration) -> Self {
-        self.check_window(window, slide, self.node.slide_ms());
-        self.node.consumed();
+    // === How long values are there ===
+
+    /// Values stay in memory as long as their batch is remembered, for streams whose batches are computed from more than once.
+    /// Streams that two others use, and those under windows, are kept without being told.
+    pub fn cache(&self) -> Self {
+        self.graph.lock().expect_open("cache");
         self.node.keep_values();
-        let (parent, window_ms) = (self.node.clone(), interval_ms(window));
-        self.add(Recipe {
-            op: format!("window({}, {})", humantime::format_duration(window), humantime::format_duration(slide)),
-            slide_ms: interval_ms(slide),
-            window_ms,
-            chained: false,
-            parents: vec![self.node.clone()],
-            compute: Box::new(move |time_ms, _| Some(Rdd::union_all(parent.slice(time_ms - window_ms, time_ms)))),
-        })
+        self.clone()
     }
 
-    /// `reduce` over a window: within the batches first, then over them.
-    pub fn reduce_by_window(&self, f: impl Fn(T, T) -> T + Clone + Send + Sync + 'static, window: Duration, slide: Duration) -> Self {
-        self.reduce(f.clone()).window(window, slide).reduce(f)
+    /// The same as [`Self::cache`], whatever level Spark would be told.
+    pub fn persist(&self) -> Self {
+        self.cache()
     }
 
-    /// `reduce` over a window that adds what comes and takes away what leaves; `inverse(f(a, b), b) == a`.
-    pub fn reduce_by_window_with_inverse(
-        &self,
-        f: impl Fn(T, T) -> T + Send + Sync + 'static,
-        inverse: impl Fn(T, T) -> T + Send + Sync + 'static,
-        window: Duration,
-        slide: Duration,
-    ) -> Self {
-        self.map(|value| ((), value)).reduce_by_key_and_window_with_inverse(f, inverse, window, slide, None).map(|((), value)| value)
+    /// Batches stay at least this long, so that [`Self::slice`] has them.
+    pub fn remember(&self, duration: Duration) -> Self {
+        self.graph.lock().expect_open("remember");
+        self.node.keep_values();
+        self.node.remember(interval_ms(duration));
+        self.clone()
     }
 
-    /// How many values the window holds. Nothing before the first value, 0 when all have left.
-    pub fn count_by_window(&self, window: Duration, slide: Duration) -> DStream<u64> {
-        self.map(|_| 1_u64).reduce_by_window_with_inverse(|a, b| a + b, |a, b| a - b, window, slide)
+    /// Names the stream's state in checkpoints, so that a changed program finds it again. Without a name the n-th stream of
+    /// its kind goes on with the state of the n-th (`updateStateByKey-0`). For streams made by `update_state_by_key`,
+    /// `map_with_state` and `reduce_by_key_and_window_with_inverse`.
+    pub fn uid(&self, name: &str) -> Self {
+        let mut graph = self.graph.lock();
+        graph.expect_open("uid");
+        if name.is_empty() || name.contains('/') {
+            graph.error(format!("uid({name}): a name is not empty and has no `/`"));
+        } else if !self.node.name_state(name) {
+            let known = self.node.state_name().map_or("it keeps no state".into(), |known| format!("it is `{known}` already"));
+            graph.error(format!("uid({name}): {}: {known}", self.node.op()));
+        }
+        drop(graph);
+        self.clone()
+    }
+
+    /// How often Spark would write this stream's data away; a multiple of its slide. State is part of every batch's commit
+    /// here, so this is checked and has no effect, but for [`super::MapWithStateDStream::checkpoint`].
+    pub fn checkpoint(&self, interval: Duration) -> Self {
+        self.check_checkpoint(interval);
+        self.clone()
+    }
+
+    pub(super) fn check_checkpoint(&self, interval: Duration) {
+        let (ms, slide_ms) = (interval_ms(interval), self.node.slide_ms());
+        let mut graph = self.graph.lock();
+        graph.expect_open("checkpoint");
+        if interval.is_zero() || ms % slide_ms != 0 {
+            graph.error(format!(
+                "The checkpoint interval for {} has been set to {} ms which not a multiple of its slide time ({slide_ms} ms). Please set it to a multiple of {slide_ms} ms.",
+                self.node.op(),
+                interval.as_millis()
+            ));
+        }
+    }
+
+    /// The batches from `from` to `until`, both included, that have come; times between two batches count as the batch
+    /// before. For use while the program runs. The error says that the context was not started, or that a batch is not
+    /// remembered any more.
+    pub fn slice(&self, from: Time, until: Time) -> anyhow::Result<Vec<Rdd<T>>> {
+        let progress = self.node.progress();
+        let Some(zero_ms) = progress.zero.get() else {
+            anyhow::bail!("slice: {} has not been initialized; it has batches when the context was started", self.node.op());
+        };
+        let newest_ms = progress.newest.load(std::sync::atomic::Ordering::Relaxed);
+        let floor = |time: Time| zero_ms + (time.0 - zero_ms).div_euclid(self.node.slide_ms()) * self.node.slide_ms();
+        let (from_ms, until_ms) = (floor(from).max(zero_ms + self.node.slide_ms()), floor(until).min(newest_ms));
+        let forgotten_ms = newest_ms - self.node.remembered_ms();
+        anyhow::ensure!(
+            from_ms > forgotten_ms || from_ms > until_ms,
+            "slice: {} does not remember its batch of {}; call remember on it with a longer duration",
+            self.node.op(),
+            Time(from_ms)
+        );
+        self.node.slice(from_ms - 1, until_ms)
     }
 
     // === Outputs ===
@@ -217,105 +250,18 @@ impl<T: Data> DStream<T> {
         F: Fn(Rdd<T>, Time) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
-        self.node.consumed();
         let node = self.node.clone();
         let at = move |time: Time| {
+            let Some(rdd) = node.at(time.0)? else { return Ok(None) };
             // The function may use its argument more than once.
-            let rdd = node.at(time.0)?.cache();
+            let rdd = rdd.cache();
             let data = rdd.data.clone();
-            Some(Job { work: Box::pin(f(rdd, time)), rows: Box::new(move || data.rows_kept()) })
+            Ok(Some(Job { work: Box::pin(f(rdd, time)), rows: Box::new(move || data.rows_kept()) }))
         };
         let mut graph = self.graph.lock();
+        graph.expect_open(op);
+        self.node.consumed();
         let name = format!("{op}-{}", graph.outputs.len());
-        if graph.started {
-            graph.error(format!("{name}: adding new output operations after starting a context is not supported"));
-        }
-        graph.outputs.push(Output { name, node: self.node.clone(), at: Box::new(at) });
-    }
-}
-
-/// Streams of pairs.
-impl<K: Key, V: Data> DStream<(K, V)> {
-    pub fn map_values<W: Data>(&self, f: impl Fn(V) -> W + Send + Sync + 'static) -> DStream<(K, W)> {
-        self.map(move |(key, value)| (key, f(value)))
-    }
-
-    /// One pair per key and batch.
-    pub fn reduce_by_key(&self, f: impl Fn(V, V) -> V + Send + Sync + 'static) -> Self {
-        let f = Arc::new(f);
-        self.derive("reduceByKey", move |rdd, _| {
-            let f = f.clone();
-            rdd.reduce_by_key(move |a, b| f(a, b))
-        })
-    }
-
-    pub fn group_by_key(&self) -> DStream<(K, Vec<V>)> {
-        self.derive("groupByKey", |rdd, _| rdd.group_by_key())
-    }
-
-    /// One pair per key and window: within the batches first, then over them.
-    pub fn reduce_by_key_and_window(
-        &self,
-        f: impl Fn(V, V) -> V + Clone + Send + Sync + 'static,
-        window: Duration,
-        slide: Duration,
-    ) -> Self {
-        self.reduce_by_key(f.clone()).window(window, slide).reduce_by_key(f)
-    }
-
-    /// One pair per key and window, from the window before: what came is added by `f`, what left is taken away by
-    /// `inverse` (`inverse(f(a, b), b) == a`). Keys whose values have all left stay, with what `inverse` makes of them,
-    /// until `keep` refuses them. After a restart the first window is computed from its batches, so keys without values
-    /// in it are gone.
-    pub fn reduce_by_key_and_window_with_inverse(
-        &self,
-        f: impl Fn(V, V) -> V + Send + Sync + 'static,
-        inverse: impl Fn(V, V) -> V + Send + Sync + 'static,
-        window: Duration,
-        slide: Duration,
-        keep: Option<Keep<K, V>>,
-    ) -> Self {
-        let parent_slide_ms = self.node.slide_ms();
-        self.check_window(window, slide, parent_slide_ms);
-        let f: Reduce<V> = Arc::new(f);
-        let inverse: Reduce<V> = Arc::new(inverse);
-        let g = f.clone();
-        let reduced = self.reduce_by_key(move |a, b| g(a, b));
-        reduced.node.consumed();
-        reduced.node.keep_values();
-        let (window_ms, slide_ms) = (interval_ms(window), interval_ms(slide));
-        let parent = reduced.node.clone();
-        let node = self.add(Recipe {
-            op: format!("reduceByKeyAndWindow({}, {}, inverse)", humantime::format_duration(window), humantime::format_duration(slide)),
-            slide_ms,
-            // What leaves the window was in the window before.
-            window_ms: window_ms + slide_ms,
-            chained: true,
-            parents: vec![reduced.node],
-            compute: Box::new(move |time_ms, generated| {
-                let over = |after_ms, until_ms| {
-                    let f = f.clone();
-                    Rdd::union_all(parent.slice(after_ms, until_ms)).reduce_by_key(move |a, b| f(a, b))
-                };
-                let (from_ms, before_ms) = (time_ms - window_ms, time_ms - slide_ms);
-                match generated.get(&before_ms).cloned().flatten() {
-                    // Where a slide jumps over its window nothing of the window before remains.
-                    Some(previous) if slide_ms < window_ms => {
-                        let (left, came) = (over(from_ms - slide_ms, from_ms), over(before_ms, time_ms));
-                        Some(shuffle::slide(previous, left, came, f.clone(), inverse.clone(), keep.clone()))
-                    }
-                    _ => {
-                        let all = over(from_ms, time_ms);
-                        Some(match keep.clone() {
-                            Some(keep) => shuffle::slide(Rdd::empty(), Rdd::empty(), all, f.clone(), inverse.clone(), Some(keep)),
-                            None => all,
-                        })
-                    }
-                }
-            }),
-        });
-        // The window before is asked for at the next one.
-        node.node.remember(slide_ms + parent_slide_ms);
-        node
+        graph.outputs.push(Arc::new(Output { name, node: self.node.clone(), at: Box::new(at) }));
     }
 }
