@@ -97,20 +97,20 @@ impl SparkConf {
     }
 }
 
-/// What clap calls a program's own arguments.
-const OWN: &str = "program";
+/// What clap calls a program's own arguments, by place: their names may be those of flags.
+const OWN: [&str; 9] = ["own-1", "own-2", "own-3", "own-4", "own-5", "own-6", "own-7", "own-8", "own-9"];
 
 fn parse<const N: usize>(
     line: impl IntoIterator<Item = OsString>,
     names: [&'static str; N],
 ) -> Result<(SparkConf, [String; N]), clap::Error> {
-    // All in one, so that their names cannot be those of flags.
-    let own = (N > 0).then(|| Arg::new(OWN).required(true).num_args(N).value_names(names));
+    const { assert!(N <= OWN.len(), "a program has nine arguments of its own at most") };
+    let own = OWN.iter().zip(names).map(|(id, name)| Arg::new(*id).required(true).value_name(name));
     let mut matches = Flags::command().args(own).try_get_matches_from(line)?;
     let flags = Flags::from_arg_matches(&matches)?;
-    let mut own = (N > 0).then(|| matches.remove_many(OWN)).flatten().into_iter().flatten();
-    // As many as it takes: clap counted them.
-    let own = names.map(|_| own.next().unwrap_or_default());
+    let mut own = OWN.iter().take(N).map(|id| matches.remove_one(id));
+    // Each is there: clap saw to it.
+    let own = names.map(|_| own.next().flatten().unwrap_or_default());
     Ok((SparkConf { flags, ..SparkConf::default() }, own))
 }
 
