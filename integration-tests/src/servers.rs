@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -140,6 +141,27 @@ impl OwnHdfs {
     /// `hdfs dfsadmin`.
     pub fn admin(&self, args: &[&str]) {
         script("hdfs/hdfs", &[&["admin", &*self.dir.to_string_lossy()], args].concat());
+    }
+
+    /// Changes a byte of the block with this content on the data node's disk; its checksum stays.
+    pub fn damage_block(&self, content: &[u8]) {
+        let mut folders = vec![self.dir.join("data")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if fs::read(&path).is_ok_and(|block| block == content) {
+                    let mut damaged = content.to_vec();
+                    if let Some(byte) = damaged.last_mut() {
+                        *byte ^= 1;
+                    }
+                    fs::write(&path, damaged).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                    return;
+                }
+            }
+        }
+        panic!("no block holds this");
     }
 
     pub fn kill_data_node(&self) {

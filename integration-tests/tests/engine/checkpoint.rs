@@ -108,7 +108,7 @@ async fn a_job_with_its_checkpoint_on_hdfs_counts_every_row_once_whatever_is_kil
 
     let mut engine = job.serve(&place, &[]);
     job.submit(&mut engine).await;
-    for _ in 0..4 {
+    for _ in 0..3 {
         job.feed(700);
         tokio::time::sleep(a_moment()).await;
         engine.kill_9();
@@ -153,6 +153,17 @@ async fn a_job_with_its_checkpoint_on_hdfs_counts_every_row_once_whatever_is_kil
     engine = job.serve(&place, &[]);
     let fell_back = format!("a checkpoint entry is damaged: going on from commits/{}; what came after it runs again", newest - 1);
     engine.log_contains(WAIT, &fell_back).await;
+    has_read(&mut engine, job.rows).await;
+
+    // The newest entry's only block is damaged on the data node's disk.
+    engine.kill_9();
+    let newest = *ids(&hdfs, "/jobs/totals/commits").last().expect("a commit");
+    let whole = dir.path().join("whole");
+    hdfs.fs(&["-get", &format!("/jobs/totals/commits/{newest}"), &whole.to_string_lossy()]);
+    hdfs.damage_block(&fs::read(&whole).expect("the entry"));
+    job.feed(700);
+    engine = job.serve(&place, &[]);
+    engine.log_contains(WAIT, &format!("going on from commits/{}; what came after it runs again", newest - 1)).await;
     has_read(&mut engine, job.rows).await;
 
     job.drain(&mut engine).await;

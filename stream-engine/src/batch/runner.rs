@@ -547,6 +547,7 @@ impl Runner {
     /// Puts a checkpoint entry; waits while the store does not answer. False when the job was stopped meanwhile.
     async fn store(&mut self, entry: Entry<'_>) -> anyhow::Result<bool> {
         let mut backoff = self.settings.retry_backoff;
+        let mut failed = false;
         loop {
             let put = match entry {
                 Entry::Definition(planned) => self.checkpoint.put_definition(planned).await,
@@ -555,9 +556,13 @@ impl Runner {
             match put {
                 Ok(()) => {
                     self.no_longer_waiting();
+                    if failed && let Err(error) = self.checkpoint.sweep().await {
+                        warn!(%error, job = %self.job, "cannot remove what failed puts have left");
+                    }
                     return Ok(true);
                 }
                 Err(error) if error.retryable() => {
+                    failed = true;
                     if !self.wait(&error.into(), &mut backoff).await {
                         return Ok(false);
                     }

@@ -141,6 +141,9 @@ const METADATA: &str = "metadata";
 const UPGRADES: &str = "upgrades";
 const DEFINITIONS: &str = "offsets";
 const COMMITS: &str = "commits";
+/// How often, and after which pause, a commit is read again that could not be read beside others that could.
+const READ_TRIES: usize = 3;
+const READ_PAUSE: Duration = Duration::from_millis(700);
 /// After a put that took longer the owner looks again: it may have stood still, and another may have taken over.
 const STANDSTILL: Duration = Duration::from_secs(1);
 
@@ -204,18 +207,22 @@ impl Checkpoint {
         let mut loaded = Loaded { metadata: self.metadata().await?, ..Loaded::default() };
         let definitions = self.ids(DEFINITIONS).await?;
         let commits = self.ids(COMMITS).await?;
-        for id in commits.iter().rev() {
-            match self.read::<Commit>(&format!("commits/{id}")).await? {
-                Some(Ok(commit)) => {
-                    loaded.facts.commits.insert(*id, Health::Sound);
-                    loaded.commit = Some(commit);
-                    break;
-                }
-                Some(Err(error @ FrameError::Version(_))) => return Err(self.entry(&format!("commits/{id}"), error)),
-                Some(Err(FrameError::Torn)) => {
-                    loaded.facts.commits.insert(*id, Health::Torn);
-                }
-                None => {}
+        let mut unreadable = Vec::new();
+        for id in commits.into_iter().rev() {
+            match self.read_commit(id, &mut loaded).await {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error) if error.retryable() => unreadable.push((id, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        for (id, error) in unreadable {
+            // The store gives others: this one's blocks may be damaged (HDFS), or where they are has just come back.
+            if loaded.commit.is_none() {
+                return Err(error);
+            }
+            if self.read_patiently(id, &mut loaded).await? {
+                break;
             }
         }
         let restored = loaded.commit.as_ref().map(|(commit, _)| commit.id);
@@ -238,6 +245,37 @@ impl Checkpoint {
         }
         loaded.facts.metadata = loaded.metadata.is_some();
         Ok(loaded)
+    }
+
+    /// True when it is sound; it is the commit to go on from then.
+    async fn read_commit(&self, id: u64, loaded: &mut Loaded) -> Result<bool, CheckpointError> {
+        let entry = format!("{COMMITS}/{id}");
+        match self.read::<Commit>(&entry).await? {
+            Some(Ok(commit)) => {
+                loaded.facts.commits.insert(id, Health::Sound);
+                loaded.commit = Some(commit);
+                Ok(true)
+            }
+            Some(Err(error @ FrameError::Version(_))) => Err(self.entry(&entry, error)),
+            Some(Err(FrameError::Torn)) => {
+                loaded.facts.commits.insert(id, Health::Torn);
+                Ok(false)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// The same for one that could not be read, beside others that can: after some tries it is damaged.
+    async fn read_patiently(&self, id: u64, loaded: &mut Loaded) -> Result<bool, CheckpointError> {
+        for _ in 0..READ_TRIES {
+            tokio::time::sleep(READ_PAUSE).await;
+            match self.read_commit(id, loaded).await {
+                Err(error) if error.retryable() => tracing::warn!(%error, "others can be read"),
+                read => return read,
+            }
+        }
+        loaded.facts.commits.insert(id, Health::Torn);
+        Ok(false)
     }
 
     /// Of the newest program that ran from here.

@@ -102,8 +102,9 @@ impl Checkpoint {
         Err(self.wrong(format!("{TRIES} other processes took it over in this moment; who starts them?")))
     }
 
-    /// HDFS files that killed processes were writing; taken away, they cannot get their names any more.
-    async fn sweep(&self) -> Result<(), CheckpointError> {
+    /// Takes away the files that were being written to HDFS when a process was killed or a put failed: they get their names no more. Only
+    /// for the owner, and not beside a put of its own.
+    pub async fn sweep(&self) -> Result<(), CheckpointError> {
         for folder in ["", OWNERS, UPGRADES, DEFINITIONS, COMMITS] {
             for name in self.names(folder).await?.into_iter().filter(|name| is_leftover(name)) {
                 self.delete(&if folder.is_empty() { name } else { format!("{folder}/{name}") }).await?;

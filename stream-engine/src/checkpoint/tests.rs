@@ -57,6 +57,8 @@ enum Quirk {
     Careless,
     /// The put of this entry waits.
     Gate(Gate),
+    /// What is in these folders or entries cannot be read so many times.
+    Unreadable { below: &'static str, times: AtomicU64 },
 }
 
 #[derive(Clone, Debug)]
@@ -176,6 +178,12 @@ impl ObjectStore for Mortal {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> StoreResult<GetResult> {
         self.step()?.map_or(Ok(()), |_| Err(gone()))?;
+        if let Quirk::Unreadable { below, times } = &self.quirk
+            && location.as_ref().starts_with(below)
+            && times.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
+        {
+            return Err(trouble("all data nodes failed"));
+        }
         self.inner.get_opts(location, options).await
     }
 
@@ -564,6 +572,26 @@ async fn a_checkpoint_on_disk_survives_and_a_torn_newest_commit_falls_back() {
     let loaded = again.load().await.unwrap();
     assert_eq!(loaded.commit.unwrap().1, "state 1");
     assert_eq!(loaded.facts.commits.get(&2), Some(&Health::Torn));
+}
+
+#[tokio::test]
+async fn a_newest_commit_that_the_store_cannot_give_is_damaged_when_it_gives_others() {
+    let inner = Arc::new(InMemory::new());
+    for id in 0..3 {
+        Checkpoint::over(inner.clone()).put_commit(&commit(id), b"").await.unwrap();
+    }
+    let load = async |below, times| {
+        let quirk = Quirk::Unreadable { below, times: AtomicU64::new(times) };
+        Checkpoint::over(Mortal::new(&inner, NEVER, quirk)).load().await
+    };
+    let newest = |loaded: Loaded| (loaded.commit.unwrap().0.id, loaded.facts.commits);
+    let (id, facts) = newest(load("commits/2", u64::MAX).await.unwrap());
+    assert_eq!((id, facts), (1, BTreeMap::from([(1, Health::Sound), (2, Health::Torn)])));
+    // It was away for a moment.
+    assert_eq!(newest(load("commits/2", 2).await.unwrap()).0, 2);
+    // Nothing can be read: the store is away, and nothing is thrown away for it.
+    let error = load("commits", u64::MAX).await.unwrap_err();
+    assert!(error.retryable() && error.to_string().contains("commits/2"), "{error}");
 }
 
 #[tokio::test]
