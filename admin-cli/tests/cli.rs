@@ -88,6 +88,10 @@ fn every_action_says_what_it_did() {
         ("job_stop_json", &["job", "stop", "nginx-stats", "-o", "json"]),
         ("job_savepoint", &["job", "savepoint", "nginx-stats"]),
         ("job_savepoint_json", &["job", "savepoint", "nginx-stats", "-o", "json"]),
+        ("job_savepoints", &["job", "savepoints", "nginx-stats"]),
+        ("job_savepoints_json", &["job", "savepoints", "nginx-stats", "-o", "json"]),
+        ("job_savepoints_delete", &["job", "savepoints", "nginx-stats", "--delete", "before-upgrade"]),
+        ("job_savepoints_delete_unknown", &["job", "savepoints", "nginx-stats", "--delete", "nothing"]),
     ] {
         world.check(name, words);
     }

@@ -1,9 +1,13 @@
 //! Real servers: those that `make test` started (`KAFKA_BOOTSTRAP_SERVERS`, `REDIS_URL`), or one's own to break.
 
 use std::{
-    path::PathBuf,
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 
 use crate::root;
 
@@ -108,5 +112,106 @@ impl OwnHbase {
 impl Drop for OwnHbase {
     fn drop(&mut self) {
         script("hbase/hbase", &["stop", &self.dir.to_string_lossy()]);
+    }
+}
+
+/// An HDFS of one's own, one name node and one data node, to kill and restart.
+pub struct OwnHdfs {
+    dir: PathBuf,
+    /// `hdfs://127.0.0.1:PORT`.
+    pub url: String,
+}
+
+impl OwnHdfs {
+    pub fn start(dir: PathBuf) -> Self {
+        let url = script("hdfs/hdfs", &["start", &dir.to_string_lossy()]);
+        Self { dir, url }
+    }
+
+    /// Lines of files, as `hadoop fs -text` shows them.
+    pub fn text(&self, path: &str) -> Vec<String> {
+        script("hdfs/hdfs", &["text", &self.dir.to_string_lossy(), path]).lines().map(str::to_owned).collect()
+    }
+
+    /// `hadoop fs`.
+    pub fn fs(&self, args: &[&str]) -> String {
+        script("hdfs/hdfs", &[&["fs", &*self.dir.to_string_lossy()], args].concat())
+    }
+
+    /// `hdfs dfsadmin`.
+    pub fn admin(&self, args: &[&str]) {
+        script("hdfs/hdfs", &[&["admin", &*self.dir.to_string_lossy()], args].concat());
+    }
+
+    /// Changes a byte of the block with this content on the data node's disk; its checksum stays.
+    pub fn damage_block(&self, content: &[u8]) {
+        let mut folders = vec![self.dir.join("data")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if fs::read(&path).is_ok_and(|block| block == content) {
+                    let mut damaged = content.to_vec();
+                    if let Some(byte) = damaged.last_mut() {
+                        *byte ^= 1;
+                    }
+                    fs::write(&path, damaged).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                    return;
+                }
+            }
+        }
+        panic!("no block holds this");
+    }
+
+    pub fn kill_data_node(&self) {
+        script("hdfs/hdfs", &["kill", &self.dir.to_string_lossy(), "datanode"]);
+    }
+
+    pub fn restart_data_node(&self) {
+        script("hdfs/hdfs", &["restart", &self.dir.to_string_lossy(), "datanode"]);
+    }
+}
+
+impl Drop for OwnHdfs {
+    fn drop(&mut self) {
+        script("hdfs/hdfs", &["stop", &self.dir.to_string_lossy()]);
+    }
+}
+
+/// A server of the S3 protocol of one's own, with one bucket.
+pub struct OwnS3 {
+    dir: PathBuf,
+    /// `http://127.0.0.1:PORT`.
+    pub url: String,
+    bucket: &'static str,
+}
+
+impl OwnS3 {
+    pub fn start(dir: PathBuf, bucket: &'static str) -> Self {
+        let url = script("s3/s3", &["start", &dir.to_string_lossy(), bucket]);
+        Self { dir, url, bucket }
+    }
+
+    /// Key and content of every object.
+    pub fn objects(&self) -> BTreeMap<String, Vec<u8>> {
+        let printed = script("s3/s3", &["list", &self.url, self.bucket]);
+        let objects = printed.lines().map(|line| line.split_once('\t').unwrap_or_else(|| panic!("{line}")));
+        objects.map(|(key, content)| (key.to_owned(), BASE64_STANDARD.decode(content).expect("base64"))).collect()
+    }
+
+    pub fn put(&self, key: &str, file: &Path) {
+        script("s3/s3", &["put", &self.url, self.bucket, key, &file.to_string_lossy()]);
+    }
+
+    /// Only where there is none; false where there is one.
+    pub fn put_new(&self, key: &str, file: &Path) -> bool {
+        script("s3/s3", &["put-new", &self.url, self.bucket, key, &file.to_string_lossy()]) == "put"
+    }
+}
+
+impl Drop for OwnS3 {
+    fn drop(&mut self) {
+        script("s3/s3", &["stop", &self.dir.to_string_lossy()]);
     }
 }

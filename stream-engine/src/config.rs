@@ -8,6 +8,8 @@ use service_kit::{
     config::{ControlConfig, LimitsConfig, ShutdownConfig, TelemetryConfig},
 };
 
+use crate::checkpoint::CheckpointConfig;
+
 /// The whole configuration of `millrace-engine` and of DStream programs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -18,6 +20,7 @@ pub struct EngineConfig {
     pub limits: LimitsConfig,
     pub page: PageConfig,
     pub jobs: JobsConfig,
+    pub checkpoint: CheckpointConfig,
 }
 
 /// `[page]`: the web page, its JSON under `/api/v1`, and `/metrics`.
@@ -32,7 +35,7 @@ pub struct PageConfig {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct JobsConfig {
-    /// Folder or URL where jobs' definitions are kept, and their checkpoints unless a job names its own. Unset: `millrace/engine` below
+    /// Folder or URL (`file://`, `hdfs://`, `s3://`) where jobs' definitions are kept, and their checkpoints unless a job names its own. Unset: `millrace/engine` below
     /// `$XDG_STATE_HOME`, below `~/.local/state`, or `/var/lib`.
     pub checkpoint: Option<String>,
     /// Jobs that run at once; as many that are over are remembered.
@@ -58,6 +61,7 @@ impl Default for EngineConfig {
             limits: LimitsConfig::default(),
             page: PageConfig::default(),
             jobs: JobsConfig::default(),
+            checkpoint: CheckpointConfig::default(),
         }
     }
 }
@@ -134,6 +138,26 @@ mod tests {
             assert!(said.contains(part), "without {part:?}: {said}");
         }
         assert!(!said.contains("engine.toml:2"), "{said}");
+    }
+
+    #[test]
+    fn the_settings_of_stores_are_read_by_their_own_names_and_secrets_are_not_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("engine.toml");
+        let load = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            service_kit::config::load::<EngineConfig>(Some(&file), serde_json::Value::Null)
+        };
+        let text = "[checkpoint]\ntimeout = '5s'\n[checkpoint.store]\naws_endpoint = 'http://s3:9000'\naws_allow_http = true\n\
+                    dfs.ha.namenodes.ns = 'a,b'\naws_secret_access_key = 'hunter2'\n";
+        let config = load(text).unwrap();
+        let store: Vec<String> = config.checkpoint.store.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let expected = ["aws_allow_http=true", "aws_endpoint=http://s3:9000", "aws_secret_access_key=hunter2", "dfs.ha.namenodes.ns=a,b"];
+        assert_eq!(store, expected);
+        let shown = service_kit::config::render(&config);
+        assert!(shown.contains("http://s3:9000") && !shown.contains("hunter2"), "{shown}");
+        let said = load("[checkpoint.store]\naws_endpoint = 'x'\nendpont = 'y'\n").unwrap_err().to_string();
+        assert!(said.contains("engine.toml:3") && said.contains("`endpont` is neither a setting of S3"), "{said}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use proto::control::v1::{self as pb, ReloadResponse, engine_server};
 use service_kit::{Control, config::render};
 use tonic::{Request, Response, Status};
 
+use crate::checkpoint::Savepoint;
 use crate::config::EngineConfig;
 use crate::job::{BatchView, Job, JobState, Registry, Submission};
 use crate::sql;
@@ -145,6 +146,21 @@ impl engine_server::Engine for Engine {
         let pb::SavepointRequest { name, target } = request.into_inner();
         let (location, batch_id) = self.registry.savepoint(&name, &target, SAVEPOINT_WAIT).await?;
         Ok(Response::new(pb::SavepointResponse { location, batch_id }))
+    }
+
+    async fn list_savepoints(&self, request: Request<pb::ListSavepointsRequest>) -> Result<Response<pb::ListSavepointsResponse>, Status> {
+        let found = self.registry.savepoints(&request.into_inner().name).await?;
+        let message = |Savepoint { name, location, batch, time_ms }| pb::StoredSavepoint { name, location, batch_id: batch, time_ms };
+        Ok(Response::new(pb::ListSavepointsResponse { savepoints: found.into_iter().map(message).collect() }))
+    }
+
+    async fn delete_savepoint(
+        &self,
+        request: Request<pb::DeleteSavepointRequest>,
+    ) -> Result<Response<pb::DeleteSavepointResponse>, Status> {
+        let pb::DeleteSavepointRequest { name, savepoint } = request.into_inner();
+        self.registry.delete_savepoint(&name, &savepoint).await?;
+        Ok(Response::new(pb::DeleteSavepointResponse {}))
     }
 
     async fn delete_job(&self, request: Request<pb::DeleteJobRequest>) -> Result<Response<pb::DeleteJobResponse>, Status> {

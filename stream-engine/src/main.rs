@@ -67,8 +67,8 @@ impl Common {
 struct Serve {
     #[command(flatten)]
     common: Common,
-    /// Where jobs' definitions and checkpoints are kept: a folder or file:// URL [default: millrace/engine below $XDG_STATE_HOME,
-    /// ~/.local/state, or /var/lib].
+    /// Where jobs' definitions and checkpoints are kept: a folder or a URL (file://, hdfs://, viewfs://, s3://) [default:
+    /// millrace/engine below $XDG_STATE_HOME, ~/.local/state, or /var/lib].
     #[arg(long, value_name = "URL")]
     checkpoint: Option<String>,
 }
@@ -80,7 +80,7 @@ struct Run {
     file: PathBuf,
     #[command(flatten)]
     common: Common,
-    /// Where the job keeps its checkpoint (a folder or file:// URL); without one it starts anew each time.
+    /// Where the job keeps its checkpoint: a folder or a URL (file://, hdfs://, viewfs://, s3://); without one it starts anew each time.
     #[arg(long, value_name = "URL")]
     checkpoint: Option<String>,
     /// Check and plan the job, show the plan, run nothing.

@@ -1,18 +1,24 @@
 //! The process: `serve` keeps jobs, `run` and DStream programs run one in the foreground.
 
-use std::sync::{Arc, mpsc};
+use std::{
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use service_kit::{Context, HttpEndpoint, Running, Service, config::TlsConfig};
 use tokio::sync::watch;
 
 use crate::batch::{Program, clock::SystemClock, runner::Mode};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, CheckpointError, Holder};
 use crate::config::EngineConfig;
 use crate::control;
 use crate::job::{JobKind, JobSettings, JobState, Monitor, NewJob, Registry};
 use crate::source::KafkaCluster;
 use crate::ui;
+
+/// Between two requests to a place of the jobs that does not answer: at first, and at most.
+const PLACE_WAIT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// One job that the process lives for.
 pub struct Foreground {
@@ -53,12 +59,11 @@ impl Service for EngineService {
 
     async fn start(self, ctx: Context) -> anyhow::Result<Running> {
         let Self { mut config, foreground } = self;
-        let mut lock = None;
         let store = match &foreground {
             None => {
                 let place = config.jobs.checkpoint();
-                let store = Checkpoint::open(&place)?;
-                lock = store.lock()?;
+                let store = Checkpoint::open(&place, &config.checkpoint)?;
+                let store = answered(|| store.own(Holder::Engine)).await?;
                 tracing::info!(place, "jobs are kept here (jobs.checkpoint)");
                 config.jobs.checkpoint = Some(place);
                 Some(store)
@@ -66,7 +71,7 @@ impl Service for EngineService {
             Some(_) => None,
         };
         let registry = Registry::new(
-            store,
+            store.clone(),
             config.jobs.max,
             config.jobs.settings.clone(),
             Arc::new(KafkaCluster::default()),
@@ -75,7 +80,7 @@ impl Service for EngineService {
         );
         let job = match foreground {
             None => {
-                registry.resume().await?;
+                answered(|| registry.resume()).await?;
                 None
             }
             Some(Foreground { name, kind, settings, program, checkpoint, definition, notes, mode, started }) => {
@@ -83,7 +88,7 @@ impl Service for EngineService {
                     tracing::info!("{note}");
                 }
                 let checkpoint = match checkpoint {
-                    Some(location) => Checkpoint::open(&location)?,
+                    Some(location) => Checkpoint::open(&location, &config.checkpoint)?,
                     None => Checkpoint::in_memory(),
                 };
                 let job = registry.start(NewJob { name, kind, settings, program, checkpoint, definition, notes, mode })?;
@@ -99,22 +104,43 @@ impl Service for EngineService {
             grpc: control::routes(registry.clone()),
             http: vec![HttpEndpoint { name: "page", listen: config.page.listen, tls: TlsConfig::default(), router: ui::router(registry) }],
             done: Box::pin(async move {
-                match job {
-                    Some(job) => {
-                        tokio::select! {
-                            () = shutdown.cancelled() => {}
-                            () = job.monitor.wait_for(|view| view.state.is_over()) => {}
+                let over = async {
+                    match (&job, &store) {
+                        (Some(job), _) => {
+                            job.monitor.wait_for(|view| view.state.is_over()).await;
+                            None
                         }
+                        (None, Some(store)) => Some(store.lost().await),
+                        (None, None) => std::future::pending().await,
                     }
-                    None => shutdown.cancelled().await,
-                }
+                };
+                let lost = tokio::select! {
+                    () = shutdown.cancelled() => None,
+                    lost = over => lost,
+                };
                 jobs.close().await;
-                drop(lock);
                 // One job in the foreground: its failure is the process's.
-                let failed = job_failure(&jobs, shutdown.is_cancelled());
+                let failed = lost.map(|lost| lost.to_string()).or_else(|| job_failure(&jobs, shutdown.is_cancelled()));
                 failed.map_or(Ok(()), |error| Err(anyhow::anyhow!(error)))
             }),
         })
+    }
+}
+
+/// What the place of the jobs answers; while it does not, the engine waits, and says so once.
+async fn answered<T, A: Future<Output = Result<T, CheckpointError>>>(ask: impl Fn() -> A) -> Result<T, CheckpointError> {
+    let (mut wait, mut told) = (PLACE_WAIT.0, false);
+    loop {
+        match ask().await {
+            Err(error) if error.retryable() => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%error, "waiting for the place of the jobs");
+                }
+            }
+            answer => return answer,
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(PLACE_WAIT.1);
     }
 }
 

@@ -684,4 +684,23 @@ impl Engine for Answers {
         self.note(&request);
         Ok(Response::new(SavepointResponse { location: "s3://bucket/nginx-stats/savepoints/7".into(), batch_id: 1_440 }))
     }
+
+    async fn list_savepoints(&self, request: Request<ListSavepointsRequest>) -> Answer<ListSavepointsResponse> {
+        self.note(&request);
+        let savepoint = |name: &str, batch_id: u64| StoredSavepoint {
+            name: name.into(),
+            location: format!("s3://bucket/{}/savepoints/{name}", request.get_ref().name),
+            batch_id,
+            time_ms: 1_763_821_200_000,
+        };
+        Ok(Response::new(ListSavepointsResponse { savepoints: vec![savepoint("1440", 1_440), savepoint("before-upgrade", 977)] }))
+    }
+
+    async fn delete_savepoint(&self, request: Request<DeleteSavepointRequest>) -> Answer<DeleteSavepointResponse> {
+        self.note(&request);
+        match request.get_ref().savepoint.as_str() {
+            "before-upgrade" => Ok(Response::new(DeleteSavepointResponse {})),
+            other => Err(Status::not_found(format!("job `{}` has no savepoint `{other}`", request.get_ref().name))),
+        }
+    }
 }

@@ -1,6 +1,6 @@
-//! Two processes with one job and one checkpoint, the older of them cut off from Redis for a while.
+//! Two processes with one job and one history, the older of them cut off from Redis for a while.
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
 
 use integration_tests::{
     eventually, kafka,
@@ -113,10 +113,11 @@ async fn a_writer_that_was_cut_off_and_comes_back_is_refused() {
         source(&topic, &bootstrap, "")
     );
     fs::write(&job, sql).expect("the job");
-    let (job, checkpoint) = (job.to_string_lossy().into_owned(), dir.path().join("checkpoint").to_string_lossy().into_owned());
-    let start = |url: &str| {
+    let (job, checkpoint) = (job.to_string_lossy().into_owned(), dir.path().join("checkpoint"));
+    let start = |url: &str, checkpoint: &Path| {
         let env = [FREE_PORTS[0], FREE_PORTS[1], ("SINK_URL", url)];
-        Process::start("millrace-engine", dir.path(), &["run", &job, "--name", "totals", "--checkpoint", &checkpoint], &env)
+        let args = ["run", &job, "--name", "totals", "--checkpoint", &checkpoint.to_string_lossy()];
+        Process::start("millrace-engine", dir.path(), &args, &env)
     };
     let produce = |from: u64, until: u64| kafka::produce(&bootstrap, &topic, 1, (from..until).map(|n| row(n).2));
     let holds = |rows: u64| {
@@ -128,15 +129,17 @@ async fn a_writer_that_was_cut_off_and_comes_back_is_refused() {
     };
 
     let way = Way::to(&url).await;
-    let mut old = start(&format!("redis://{}", way.address));
+    let mut old = start(&format!("redis://{}", way.address), &checkpoint);
     produce(0, 300);
     holds(300).await;
     way.open.send_replace(false);
     produce(300, 600);
     old.log_contains(WAIT, "redis is away, waiting").await;
 
-    // The old one is thought dead; its batch is run again by the new one, which goes on.
-    let mut new = start(&url);
+    // The old one is thought dead; its batch is run again by the new one, on a copy of its disk, and only Redis knows of both.
+    let copied = Command::new("cp").arg("-r").arg(&checkpoint).arg(dir.path().join("copy")).status();
+    assert!(copied.expect("cp").success());
+    let mut new = start(&url, &dir.path().join("copy"));
     holds(600).await;
     produce(600, 900);
     holds(900).await;

@@ -1,5 +1,6 @@
 //! The engine from outside: records in Kafka, results in Redis and Kafka, killed and restarted in between.
 
+mod checkpoint;
 mod control;
 mod fence;
 

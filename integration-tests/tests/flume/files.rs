@@ -13,7 +13,7 @@ use integration_tests::{
     eventually,
     flume::{Flume, free_port},
     process::Process,
-    servers::script,
+    servers::{OwnHdfs, script},
 };
 use rand::RngExt as _;
 use rustix::process::Signal;
@@ -230,33 +230,10 @@ async fn kills_lose_nothing_and_tear_no_member_in_compressed_files() {
     .await;
 }
 
-/// A real HDFS of one's own.
-struct Hdfs {
-    dir: PathBuf,
-    url: String,
-}
-
-impl Hdfs {
-    fn start(dir: PathBuf) -> Self {
-        let url = script("hdfs/hdfs", &["start", &dir.to_string_lossy()]);
-        Self { dir, url }
-    }
-
-    fn text(&self, path: &str) -> Vec<String> {
-        script("hdfs/hdfs", &["text", &self.dir.to_string_lossy(), path]).lines().map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Hdfs {
-    fn drop(&mut self) {
-        script("hdfs/hdfs", &["stop", &self.dir.to_string_lossy()]);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn hdfs_has_every_line_after_a_kill_and_only_whole_files() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let hdfs = Hdfs::start(dir.path().join("hdfs"));
+    let hdfs = OwnHdfs::start(dir.path().join("hdfs"));
     fs::create_dir_all(dir.path().join("in")).expect("the folder");
     let sink = format!(
         "type = hdfs\nhdfs.path = {}/logs/%[localhost]\nhdfs.fileType = DataStream\nhdfs.rollCount = 700\nhdfs.rollSize = 0\n\

@@ -4,40 +4,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, OpenOptions},
     io::Write as _,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
-use integration_tests::{eventually, process::Process, servers::script};
+use integration_tests::{eventually, process::Process, servers::OwnS3};
 
 const WAIT: Duration = Duration::from_secs(60);
 
-struct S3 {
-    dir: PathBuf,
-    url: String,
-}
-
-impl S3 {
-    /// With the bucket `logs`.
-    fn start(dir: PathBuf) -> Self {
-        let url = script("s3/s3", &["start", &dir.to_string_lossy(), "logs"]);
-        Self { dir, url }
-    }
-
-    /// Key and content of every object.
-    fn objects(&self) -> BTreeMap<String, String> {
-        let printed = script("s3/s3", &["list", &self.url, "logs"]);
-        let objects = printed.lines().map(|line| line.split_once('\t').unwrap_or_else(|| panic!("{line}")));
-        let text = |content: &str| String::from_utf8(BASE64_STANDARD.decode(content).expect("base64")).expect("text");
-        objects.map(|(key, content)| (key.to_owned(), text(content))).collect()
-    }
-}
-
-impl Drop for S3 {
-    fn drop(&mut self) {
-        script("s3/s3", &["stop", &self.dir.to_string_lossy()]);
-    }
+/// Key and content of every object.
+fn objects(s3: &OwnS3) -> BTreeMap<String, String> {
+    s3.objects().into_iter().map(|(key, content)| (key, String::from_utf8(content).expect("text"))).collect()
 }
 
 /// Small files by count, and large ones, which go up in parts.
@@ -83,7 +60,7 @@ fn append(path: &Path, lines: &[String]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_has_every_line_after_a_kill_in_whole_objects_that_never_change() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let s3 = S3::start(dir.path().join("s3"));
+    let s3 = OwnS3::start(dir.path().join("s3"), "logs");
     fs::write(dir.path().join("agent.conf"), conf(dir.path(), &s3.url)).expect("the agent's file");
     let small: Vec<String> = (0..6000).map(|n| format!("line {n:05}")).collect();
     // Above the bytes that go up in one piece.
@@ -93,7 +70,7 @@ async fn s3_has_every_line_after_a_kill_in_whole_objects_that_never_change() {
     let mut first = start(dir.path());
     first.addresses().await;
     let early = eventually(WAIT, "the first objects", || async {
-        let objects = s3.objects();
+        let objects = objects(&s3);
         if objects.is_empty() { Err("none".to_owned()) } else { Ok(objects) }
     })
     .await;
@@ -105,13 +82,13 @@ async fn s3_has_every_line_after_a_kill_in_whole_objects_that_never_change() {
         objects.values().flat_map(|text| text.lines()).map(str::to_owned).collect()
     };
     eventually(WAIT, "every line is in S3", || async {
-        let found = found(&s3.objects());
+        let found = found(&objects(&s3));
         let missing = small.iter().chain(&large).filter(|line| !found.contains(*line)).count();
         if missing == 0 { Ok(()) } else { Err(format!("{missing} are missing")) }
     })
     .await;
     second.stop().await;
-    let objects = s3.objects();
+    let objects = objects(&s3);
     let written: BTreeSet<&String> = small.iter().chain(&large).collect();
     for (key, text) in &objects {
         let name = key.strip_prefix("app/small/ev.").or_else(|| key.strip_prefix("app/large/ev."));

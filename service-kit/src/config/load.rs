@@ -9,11 +9,13 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use toml::de::{DeTable, DeValue};
 
-/// Variables that begin with `MILLRACE_` and are not configuration: the file of bound addresses, the file to read, where `millrace` finds the services and by what it is known,
+/// Variables that begin with `MILLRACE_` and are not configuration: the file of bound addresses, the file to read, where a program of the engine keeps its
+/// checkpoint, where `millrace` finds the services and by what it is known,
 /// and what the tests and the scripts of this repository use.
 pub const NOT_CONFIGURATION: &[&str] = &[
     "MILLRACE_ADDRESS_FILE",
     "MILLRACE_CONFIG",
+    "MILLRACE_CHECKPOINT",
     "MILLRACE_COLLECTOR",
     "MILLRACE_BRIDGE",
     "MILLRACE_ENGINE",

@@ -258,7 +258,8 @@ impl Cutter {
         self.next_id += 1;
         self.last_ms = Some(time_ms);
         let topics = self.sources.iter().map(|source| source.topics.clone()).collect();
-        Ok(PlannedBatch { definition, caught_up, end, topics })
+        let sources = self.sources.iter().map(|source| source.source.spec.name.clone()).collect();
+        Ok(PlannedBatch { definition, caught_up, end, topics, sources })
     }
 
     /// How far the partitions reach; takes in new partitions, and checks that what is still to be read is there.

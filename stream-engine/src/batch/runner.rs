@@ -27,8 +27,8 @@ use super::{
     input,
     rate::PidRate,
 };
-use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::commit::{Commit, Decision, End, Metadata, PlannedBatch, Positions, SourceStart, TopicIds, Totals, decide};
+use crate::checkpoint::{Checkpoint, CheckpointError, Holder, Loaded};
+use crate::commit::{Commit, Decision, Discard, End, Identity, Metadata, PlannedBatch, Positions, SourceStart, TopicIds, Totals, decide};
 use crate::job::{JobSettings, JobState, Monitor, said};
 use crate::sink::Fenced;
 use crate::source::{Cluster, DataLoss, Mirror, Source};
@@ -106,7 +106,23 @@ impl Runner {
 
     async fn run_to_end(mut self) -> anyhow::Result<()> {
         let Some(sources) = self.connect().await? else { return Ok(()) };
-        let Some(mut start) = self.restore(&sources).await? else { return Ok(()) };
+        match self.ask(|place| async move { place.own(Holder::Job).await }.boxed()).await? {
+            Some(owned) => self.checkpoint = owned,
+            None => return Ok(()),
+        }
+        loop {
+            match self.run_from_checkpoint(&sources).await {
+                Err(error) if matches!(error.downcast_ref(), Some(CheckpointError::Late { .. })) => {
+                    info!(job = %self.job, error = said(&error), "starting from the checkpoint once more");
+                    self.monitor.starts_again();
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn run_from_checkpoint(&mut self, sources: &[Arc<Source>]) -> anyhow::Result<()> {
+        let Some(mut start) = self.restore(sources).await? else { return Ok(()) };
         if self.settings.backpressure.enabled {
             self.show_rates(&start.progress.rates);
         }
@@ -192,13 +208,7 @@ impl Runner {
 
     /// Finds out where the job stands. `None` when it has nothing to do any more, or was stopped meanwhile.
     async fn restore(&mut self, sources: &[Arc<Source>]) -> anyhow::Result<Option<Start>> {
-        let checkpoint = self.checkpoint.clone();
-        let load = move || {
-            let checkpoint = checkpoint.clone();
-            async move { Ok(checkpoint.load().await?) }.boxed()
-        };
-        let store = format!("the checkpoint at {} does not answer", self.checkpoint.location());
-        let Some(loaded) = self.patiently(&store, load).await? else { return Ok(None) };
+        let Some(mut loaded) = self.ask(|place| async move { place.load().await }.boxed()).await? else { return Ok(None) };
         let (restore, batches, discard) = match decide(&loaded.facts) {
             Decision::Refuse(reason) => {
                 anyhow::bail!(
@@ -211,26 +221,30 @@ impl Runner {
             Decision::Rerun { restore, batches, discard } => (restore, batches, discard),
         };
         debug_assert_eq!(restore, loaded.commit.as_ref().map(|(commit, _)| commit.id));
-        let metadata = match loaded.metadata {
-            Some(metadata) => self.known(metadata, sources)?,
-            None => match self.fresh(sources).await? {
-                Some(metadata) => metadata,
-                None => return Ok(None),
-            },
+        let metadata = match loaded.metadata.take() {
+            Some(metadata) => self.known(metadata, sources, &mut loaded).await?,
+            None => self.fresh(sources).await?,
         };
+        let Some(metadata) = metadata else { return Ok(None) };
         for entry in discard {
-            warn!(?entry, job = %self.job, "dropping a torn checkpoint entry");
-            self.checkpoint.discard(entry).await?;
+            let what = match (entry, restore) {
+                (Discard::Definition(_), _) => "its batch has not run and is cut anew".to_owned(),
+                (Discard::Commit(_), Some(before)) => format!("going on from commits/{before}; what came after it runs again"),
+                (Discard::Commit(_), None) => "its batch runs again".to_owned(),
+            };
+            warn!(job = %self.job, %entry, "a checkpoint entry is damaged: {what}");
+            if self.ask(move |place| async move { place.discard(entry).await }.boxed()).await?.is_none() {
+                return Ok(None);
+            }
         }
-        let all_bounded = !metadata.sources.is_empty() && metadata.sources.iter().all(|source| source.ends.is_some());
-        let (mut positions, state, mut totals, mut last_ms) = match &loaded.commit {
+        let (mut positions, state, mut totals, mut last_ms): (Vec<Positions>, _, _, _) = match &loaded.commit {
             None => (metadata.sources.iter().map(|source| source.starts.clone()).collect(), Bytes::new(), Totals::default(), None),
             Some((commit, state)) => (commit.next.clone(), state.clone(), commit.totals, Some(commit.time_ms)),
         };
         if let Some((commit, _)) = &loaded.commit {
             self.monitor.restored(commit.totals, commit.watermark_ms);
             match commit.end {
-                Some(End::Finished) if all_bounded && batches.is_empty() => {
+                Some(End::Finished) if metadata.read(&positions) && batches.is_empty() => {
                     info!(job = %self.job, "every source was read already");
                     return Ok(None);
                 }
@@ -240,8 +254,9 @@ impl Runner {
                 ),
                 _ => {}
             }
-            let keep = self.settings.checkpoint_retained;
-            self.checkpoint.prune(commit.id, keep).await?;
+            if let Err(error) = self.checkpoint.prune(commit.id, self.settings.checkpoint_retained).await {
+                warn!(%error, job = %self.job, "cannot remove old checkpoint entries");
+            }
         }
         let mut topics: Vec<TopicIds> = match &loaded.commit {
             Some((commit, _)) if commit.topics.len() == sources.len() => commit.topics.clone(),
@@ -299,24 +314,58 @@ impl Runner {
         Ok(Some(Start { sources, rerun, next_id, last_ms, progress }))
     }
 
-    /// Checks that the checkpoint is this job's.
-    fn known(&self, metadata: Metadata, sources: &[Arc<Source>]) -> anyhow::Result<Metadata> {
-        let names: Vec<String> = sources.iter().map(|source| source.spec.name.clone()).collect();
-        metadata.check(self.checkpoint.location(), &self.job, &self.program.fingerprint(), &names).map_err(anyhow::Error::msg)?;
-        Ok(metadata)
+    /// Checks that the checkpoint is this job's, and brings what is in it into the order of the program's sources. Gives the metadata of the
+    /// program as it is now, `None` when the job was stopped meanwhile.
+    async fn known(&mut self, mut metadata: Metadata, sources: &[Arc<Source>], loaded: &mut Loaded) -> anyhow::Result<Option<Metadata>> {
+        let program = Identity::of(&*self.program);
+        let checked = metadata.check(self.checkpoint.location(), &self.job, &program, self.settings.ignore_unclaimed_state);
+        let differences = checked.map_err(anyhow::Error::msg)?;
+        let then: Vec<String> = metadata.sources.iter().map(|source| source.name.clone()).collect();
+        let mut starts = Vec::new();
+        for source in sources {
+            match metadata.sources.iter().find(|start| start.name == source.spec.name) {
+                Some(start) => starts.push(start.clone()),
+                None => match self.look_up(source).await? {
+                    Some(start) => starts.push(start),
+                    None => return Ok(None),
+                },
+            }
+        }
+        metadata.sources = starts;
+        loaded.in_order_of(&metadata.sources, &then);
+        if !differences.is_empty() {
+            for difference in &differences {
+                info!(job = %self.job, %difference, "the program has changed: {}", difference.consequence());
+            }
+            metadata.fingerprint = program.fingerprint;
+            // Before a batch of the changed program: where its new sources begin must not be looked up twice.
+            let stored = metadata.clone();
+            let put = move |place: Checkpoint| {
+                let stored = stored.clone();
+                async move { place.put_upgrade(&stored).await }.boxed()
+            };
+            if self.ask(put).await?.is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(metadata))
+    }
+
+    /// Where a source begins. `None` when the job was stopped meanwhile.
+    async fn look_up(&mut self, source: &Arc<Source>) -> anyhow::Result<Option<SourceStart>> {
+        let (source, cluster) = (source.clone(), self.cluster.clone());
+        let servers = no_broker(source.spec.kafka.get("bootstrap.servers").unwrap_or_default());
+        let look_up = move || {
+            let (source, cluster) = (source.clone(), cluster.clone());
+            async move { source.start(cluster.as_ref()).await }.boxed()
+        };
+        self.patiently(&servers, look_up).await
     }
 
     async fn fresh(&mut self, sources: &[Arc<Source>]) -> anyhow::Result<Option<Metadata>> {
         let mut starts: Vec<SourceStart> = Vec::new();
         for source in sources {
-            let cluster = self.cluster.clone();
-            let source = source.clone();
-            let servers = no_broker(source.spec.kafka.get("bootstrap.servers").unwrap_or_default());
-            let look_up = move || {
-                let (source, cluster) = (source.clone(), cluster.clone());
-                async move { source.start(cluster.as_ref()).await }.boxed()
-            };
-            match self.patiently(&servers, look_up).await? {
+            match self.look_up(source).await? {
                 Some(start) => starts.push(start),
                 None => return Ok(None),
             }
@@ -328,8 +377,12 @@ impl Runner {
             started_at_ms: self.clock.now_ms(),
             sources: starts,
         };
-        self.checkpoint.put_metadata(&metadata).await?;
-        Ok(Some(metadata))
+        let stored = metadata.clone();
+        let put = move |place: Checkpoint| {
+            let stored = stored.clone();
+            async move { place.put_metadata(&stored).await }.boxed()
+        };
+        Ok(self.ask(put).await?.map(|()| metadata))
     }
 
     fn mirror(&self, source: &Source) -> Option<Mirror> {
@@ -342,7 +395,8 @@ impl Runner {
         self.program.restore(progress.state.clone())?;
         for definition in self.program.wants() {
             let caught_up = definition.ranges.iter().map(|ranges| vec![false; ranges.len()]).collect();
-            let planned = PlannedBatch { definition: (*definition).clone(), caught_up, end: None, topics: Vec::new() };
+            let definition_of = (*definition).clone();
+            let planned = PlannedBatch { definition: definition_of, caught_up, end: None, topics: Vec::new(), sources: Vec::new() };
             let mut backoff = self.settings.retry_backoff;
             while let Err(error) = self.program.rebuild(definition.clone(), input::open(&progress.readers, &planned)).await {
                 if !is_away(&error) && !is_denied(&error) {
@@ -418,6 +472,7 @@ impl Runner {
             totals: *totals,
             end: planned.end,
             topics: progress.topics.clone(),
+            sources: progress.sources.iter().map(|source| source.spec.name.clone()).collect(),
         };
         if !self.store(Entry::Commit(&commit, &state)).await? {
             return Ok(false);
@@ -492,7 +547,7 @@ impl Runner {
     /// Puts a checkpoint entry; waits while the store does not answer. False when the job was stopped meanwhile.
     async fn store(&mut self, entry: Entry<'_>) -> anyhow::Result<bool> {
         let mut backoff = self.settings.retry_backoff;
-        let mut unknown = false;
+        let mut failed = false;
         loop {
             let put = match entry {
                 Entry::Definition(planned) => self.checkpoint.put_definition(planned).await,
@@ -501,12 +556,13 @@ impl Runner {
             match put {
                 Ok(()) => {
                     self.no_longer_waiting();
+                    if failed && let Err(error) = self.checkpoint.sweep().await {
+                        warn!(%error, job = %self.job, "cannot remove what failed puts have left");
+                    }
                     return Ok(true);
                 }
-                // An earlier put of ours was answered with an error and happened all the same.
-                Err(CheckpointError::Taken { .. }) if unknown => return Ok(true),
                 Err(error) if error.retryable() => {
-                    unknown = true;
+                    failed = true;
                     if !self.wait(&error.into(), &mut backoff).await {
                         return Ok(false);
                     }
@@ -514,6 +570,20 @@ impl Runner {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Asks the checkpoint until it answers. `None` when the job was stopped meanwhile.
+    async fn ask<T: Send + 'static>(
+        &mut self,
+        ask: impl Fn(Checkpoint) -> BoxFuture<'static, Result<T, CheckpointError>> + Send,
+    ) -> anyhow::Result<Option<T>> {
+        let place = self.checkpoint.clone();
+        let no_answer = format!("the checkpoint at {} does not answer", place.location());
+        let attempt = move || {
+            let answer = ask(place.clone());
+            async move { Ok(answer.await?) }.boxed()
+        };
+        self.patiently(&no_answer, attempt).await
     }
 
     /// Repeats until it succeeds, waiting while the other side is away. `None` when the job was stopped meanwhile.

@@ -1,38 +1,126 @@
-//! From a URL or path to an object store. One place decides which schemes there are.
+//! From a URL or path to an object store. One place decides which schemes there are, and how a store is reached.
 
 use std::{
     collections::BTreeMap,
     path::{Path as FilePath, PathBuf},
     sync::{Arc, LazyLock},
+    time::Duration,
 };
 
-use object_store::{ObjectStore, local::LocalFileSystem, memory::InMemory, path::Path};
+use hdfs_native_object_store::HdfsObjectStoreBuilder;
+use object_store::{
+    ObjectStore, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    local::LocalFileSystem,
+    memory::InMemory,
+    path::Path,
+};
 use parking_lot::Mutex;
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use super::CheckpointError;
 
-type Opened = (Arc<dyn ObjectStore>, Path, Option<PathBuf>);
+/// `[checkpoint]`: how stores on the network are reached. Credentials of S3 come from the environment (`AWS_…`), Hadoop's files from
+/// `HADOOP_CONF_DIR`; what is set here wins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Until a store must have answered one request; then the request is made again. Default 1 min.
+    #[serde(with = "service_kit::config::period")]
+    pub timeout: Duration,
+    /// `[checkpoint.store]`: object_store's names for S3 (`aws_endpoint`), Hadoop's for HDFS (`dfs.…`).
+    #[serde(deserialize_with = "known_settings")]
+    pub store: BTreeMap<String, String>,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(60), store: BTreeMap::new() }
+    }
+}
+
+/// Whose setting a name is.
+enum Setting {
+    S3(AmazonS3ConfigKey),
+    Hadoop,
+}
+
+impl Setting {
+    fn of(name: &str) -> Result<Self, String> {
+        // In a variable's name `_` stands for `.`: MILLRACE_CHECKPOINT__STORE__AWS_ENDPOINT is `aws.endpoint`.
+        match name.replace('.', "_").parse() {
+            Ok(key) => Ok(Self::S3(key)),
+            Err(_) if name.contains('.') => Ok(Self::Hadoop),
+            Err(_) => Err(format!("`{name}` is neither a setting of S3, such as `aws_endpoint`, nor of Hadoop, such as `dfs.replication`")),
+        }
+    }
+}
+
+/// A wrong name is refused at the start of the engine, not with every job.
+fn known_settings<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    use serde_json::Value;
+    let given = BTreeMap::<String, Value>::deserialize(deserializer)?;
+    let text = |(name, value): (String, Value)| {
+        Setting::of(&name).map_err(D::Error::custom)?;
+        match value {
+            Value::String(text) => Ok((name, text)),
+            Value::Bool(_) | Value::Number(_) => Ok((name, value.to_string())),
+            other => Err(D::Error::custom(format!("`{other}` is neither text nor a number nor true or false"))),
+        }
+    };
+    given.into_iter().map(text).collect()
+}
+
+pub(super) struct Opened {
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) root: Path,
+    /// Set for a local disk.
+    pub(super) local: Option<PathBuf>,
+    /// Set for a store on the network: how long it may take to answer.
+    pub(super) timeout: Option<Duration>,
+}
 
 /// Stores of `memory:///name`, so that a job that is started again in the same process finds its checkpoint.
 static MEMORY: LazyLock<Mutex<BTreeMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
 
-pub(super) fn open(location: &str) -> Result<Opened, CheckpointError> {
+/// The store's own tries of one request: the job tries again itself, and says that it waits.
+const TRIES: RetryConfig = RetryConfig {
+    backoff: object_store::BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(2), base: 2.0 },
+    max_retries: 3,
+    retry_timeout: Duration::from_secs(10),
+};
+
+pub(super) fn open(location: &str, config: &CheckpointConfig) -> Result<Opened, CheckpointError> {
     let wrong = |message: String| CheckpointError::Location { location: location.into(), message };
     match location.split_once("://") {
-        None if location.is_empty() => Err(wrong("is empty; give a folder or a file:// URL".into())),
+        None if location.is_empty() => Err(wrong("is empty; give a folder or a URL (file://, hdfs://, s3://)".into())),
         None => local(FilePath::new(location), &wrong),
-        Some(("file", path)) if path.starts_with('/') => {
-            if path.contains('%') {
-                return Err(wrong("percent-encoding is not understood; give the plain path".into()));
-            }
-            local(FilePath::new(path), &wrong)
-        }
+        Some((_, path)) if path.contains('%') => Err(wrong("percent-encoding is not understood; give the plain path".into())),
+        Some(("file", path)) if path.starts_with('/') => local(FilePath::new(path), &wrong),
         Some(("file", _)) => Err(wrong("a file URL has three slashes: file:///path".into())),
         Some(("memory", name)) => {
             let store = MEMORY.lock().entry(name.trim_matches('/').to_string()).or_default().clone();
-            Ok((store, Path::default(), None))
+            Ok(Opened { store, root: Path::default(), local: None, timeout: None })
         }
-        Some((scheme, _)) => Err(wrong(format!("scheme `{scheme}` is not built in; use file:///path or a plain path"))),
+        Some((scheme, rest)) => {
+            let scheme = match scheme {
+                "hdfs" | "viewfs" => scheme,
+                "s3" | "s3a" | "s3n" => "s3",
+                _ => {
+                    let message = format!("scheme `{scheme}` is not built in; use a folder, file://, hdfs://, viewfs:// or s3://");
+                    return Err(wrong(message));
+                }
+            };
+            let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+            if authority.is_empty() {
+                let what = if scheme == "s3" { "bucket" } else { "host" };
+                return Err(wrong(format!("names no {what}; write {scheme}://{}/path", what.to_uppercase())));
+            }
+            let root = Path::parse(path.trim_matches('/')).map_err(|error| wrong(format!("is no usable path: {error}")))?;
+            let address = format!("{scheme}://{authority}");
+            let store = if scheme == "s3" { s3(&address, config, &wrong)? } else { hdfs(address, config, &wrong)? };
+            Ok(Opened { store, root, local: None, timeout: Some(config.timeout) })
+        }
     }
 }
 
@@ -40,34 +128,103 @@ fn local(path: &FilePath, wrong: &dyn Fn(String) -> CheckpointError) -> Result<O
     let path = std::path::absolute(path).map_err(|error| wrong(format!("is no usable path: {error}")))?;
     std::fs::create_dir_all(&path).map_err(|error| wrong(format!("cannot create the folder: {error}")))?;
     let store = LocalFileSystem::new_with_prefix(&path).map_err(|error| wrong(error.to_string()))?;
-    Ok((Arc::new(store), Path::default(), Some(path)))
+    Ok(Opened { store: Arc::new(store), root: Path::default(), local: Some(path), timeout: None })
+}
+
+fn s3(
+    address: &str,
+    config: &CheckpointConfig,
+    wrong: &dyn Fn(String) -> CheckpointError,
+) -> Result<Arc<dyn ObjectStore>, CheckpointError> {
+    let mut builder = AmazonS3Builder::from_env().with_url(address).with_retry(TRIES);
+    for (name, value) in &config.store {
+        if let Setting::S3(key) = Setting::of(name).map_err(wrong)? {
+            builder = builder.with_config(key, value);
+        }
+    }
+    Ok(Arc::new(builder.build().map_err(|error| wrong(error.to_string()))?))
+}
+
+fn hdfs(
+    mut address: String,
+    config: &CheckpointConfig,
+    wrong: &dyn Fn(String) -> CheckpointError,
+) -> Result<Arc<dyn ObjectStore>, CheckpointError> {
+    let mut settings = BTreeMap::new();
+    for (name, value) in &config.store {
+        if let Setting::Hadoop = Setting::of(name).map_err(wrong)? {
+            settings.insert(name, value);
+        }
+    }
+    // A name without a port may stand for several name nodes; where nothing can say for which, it is a host with Hadoop's own port.
+    let described = settings.keys().any(|name| name.starts_with("dfs.ha.namenodes."))
+        || ["HADOOP_CONF_DIR", "HADOOP_HOME"].iter().any(|name| std::env::var_os(name).is_some());
+    let url = url::Url::parse(&address).map_err(|error| wrong(format!("is no usable address: {error}")))?;
+    if url.scheme() == "hdfs" && url.port().is_none() && !described {
+        address.push_str(":8020");
+    }
+    let store = HdfsObjectStoreBuilder::new().with_url(address).with_config(settings).build();
+    Ok(Arc::new(store.map_err(|error| wrong(error.to_string()))?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn at(location: &str) -> Result<Opened, CheckpointError> {
+        open(location, &CheckpointConfig::default())
+    }
+
     #[test]
     fn unknown_schemes_and_unusable_places_are_named() {
         for (location, part) in [
-            ("s3://bucket/x", "scheme `s3` is not built in"),
-            ("hdfs://host/x", "scheme `hdfs` is not built in"),
+            ("gs://bucket/x", "scheme `gs` is not built in; use a folder, file://, hdfs://, viewfs:// or s3://"),
+            ("s3:///x", "names no bucket; write s3://BUCKET/path"),
+            ("hdfs:///x", "names no host; write hdfs://HOST/path"),
+            ("hdfs://host/a//b", "is no usable path"),
+            ("hdfs://host:port/a", "is no usable address"),
             ("file://relative", "three slashes"),
             ("file:///a%20b", "percent-encoding"),
+            ("s3://bucket/a%20b", "percent-encoding"),
             ("", "is empty"),
             ("/proc/self/nothing/here", "cannot create the folder"),
         ] {
-            let error = open(location).unwrap_err().to_string();
+            let error = at(location).err().unwrap().to_string();
             assert!(error.contains(part) && error.contains(location), "{error}");
         }
     }
 
     #[test]
+    fn urls_on_the_network_give_a_store_and_the_path_in_it() {
+        let config: CheckpointConfig = serde_json::from_value(serde_json::json!({
+            "timeout": "5s",
+            "store": { "aws_endpoint": "http://127.0.0.1:1", "aws.region": "here", "aws_allow_http": true, "dfs.replication": 1 },
+        }))
+        .unwrap();
+        for (location, root) in
+            [("hdfs://nn:8020/jobs/a", "jobs/a"), ("hdfs://nn", ""), ("s3://bucket/jobs/", "jobs"), ("s3a://bucket/jobs", "jobs")]
+        {
+            let opened = open(location, &config).unwrap();
+            assert_eq!((opened.root.as_ref(), opened.timeout, opened.local), (root, Some(Duration::from_secs(5)), None), "{location}");
+        }
+    }
+
+    #[test]
+    fn a_setting_that_no_store_has_is_refused() {
+        let said = |store: serde_json::Value| {
+            serde_json::from_value::<CheckpointConfig>(serde_json::json!({ "store": store })).unwrap_err().to_string()
+        };
+        let unknown = said(serde_json::json!({ "endpoint_of_aws": "x" }));
+        assert!(unknown.contains("`endpoint_of_aws` is neither a setting of S3"), "{unknown}");
+        let list = said(serde_json::json!({ "aws_endpoint": ["x"] }));
+        assert!(list.contains("neither text nor a number"), "{list}");
+    }
+
+    #[test]
     fn memory_of_the_same_name_is_the_same_store() {
-        let (a, ..) = open("memory:///location-test").unwrap();
-        let (b, ..) = open("memory:///location-test").unwrap();
-        let (c, ..) = open("memory:///location-other").unwrap();
-        assert!(Arc::ptr_eq(&a, &b));
-        assert!(!Arc::ptr_eq(&a, &c));
+        let store = |location: &str| at(location).unwrap().store;
+        let a = store("memory:///location-test");
+        assert!(Arc::ptr_eq(&a, &store("memory:///location-test")));
+        assert!(!Arc::ptr_eq(&a, &store("memory:///location-other")));
     }
 }

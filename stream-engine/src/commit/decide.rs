@@ -5,7 +5,7 @@
 //! while it was written cannot have happened and is dropped; a torn newest commit falls back to the one before,
 //! and its batch is run again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 /// What a restart can say about a stored entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,16 @@ pub enum Decision {
 pub enum Discard {
     Definition(u64),
     Commit(u64),
+}
+
+/// The entry's name.
+impl fmt::Display for Discard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Definition(id) => write!(f, "offsets/{id}"),
+            Self::Commit(id) => write!(f, "commits/{id}"),
+        }
+    }
 }
 
 /// See the module's description.

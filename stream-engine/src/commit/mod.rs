@@ -1,8 +1,10 @@
 //! What is durable about a job, and what follows from it after a crash.
 //!
 //! Protocol of a batch N: put `offsets/N` ([`PlannedBatch`]) → run, outputs fenced by N → put `commits/N` ([`Commit`]
-//! with the state) → prune. [`decide()`] turns what a restart finds into what it must do.
+//! with the state) → prune. [`decide()`] turns what a restart finds into what it must do; [`Metadata::check`] says whether a changed
+//! program can go on from it.
 
+mod compat;
 mod decide;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -10,11 +12,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 use service_kit::kafka::TopicPartition;
 
+pub use compat::{Difference, IGNORE_UNCLAIMED, Identity, What, differences};
 pub use decide::{Decision, Discard, Facts, Health, decide};
 
 use crate::batch::BatchDefinition;
 
-/// Written once, when a job starts fresh. Everything that must not change over restarts.
+/// Written when a job starts fresh, and when a changed program goes on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metadata {
     pub job: String,
@@ -27,27 +30,14 @@ pub struct Metadata {
     pub sources: Vec<SourceStart>,
 }
 
-/// Differences named when a changed program meets an old checkpoint.
-const DIFFERENCES_MAX: usize = 8;
-
 impl Metadata {
-    /// Why a program cannot go on from this checkpoint; `sources` are its sources' names.
-    pub fn check(&self, location: &str, job: &str, fingerprint: &serde_json::Value, sources: &[String]) -> Result<(), String> {
-        if self.job != job {
-            return Err(format!("checkpoint `{location}` belongs to job `{}`, not to `{job}`; give this job its own", self.job));
-        }
-        let then: Vec<&str> = self.sources.iter().map(|source| source.name.as_str()).collect();
-        let mut differ = differences(&self.fingerprint, fingerprint, DIFFERENCES_MAX);
-        if then != sources {
-            differ.insert(0, format!("sources: was {then:?}, is {sources:?}"));
-        }
-        if differ.is_empty() {
-            return Ok(());
-        }
-        Err(format!(
-            "checkpoint `{location}` was written by a different program of job `{job}`:\n  {}\nRestore the program, or give the changed job a fresh checkpoint (--checkpoint, another --name, or `millrace job delete {job} --checkpoint`)",
-            differ.join("\n  ")
-        ))
+    /// Every source is bounded, and read to its end.
+    pub fn read(&self, positions: &[Positions]) -> bool {
+        let read = |(source, at): (&SourceStart, &Positions)| {
+            let there = |(partition, end)| at.0.get(partition).is_some_and(|at| at >= end);
+            source.ends.as_ref().is_some_and(|ends| ends.0.iter().all(there))
+        };
+        !self.sources.is_empty() && self.sources.len() == positions.len() && self.sources.iter().zip(positions).all(read)
     }
 }
 
@@ -76,6 +66,9 @@ pub struct PlannedBatch {
     /// By source index: the topics that the offsets belong to.
     #[serde(default)]
     pub topics: Vec<TopicIds>,
+    /// By source index: its name. Empty: as in the metadata.
+    #[serde(default)]
+    pub sources: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +93,9 @@ pub struct Commit {
     /// By source index: the topics that the offsets belong to.
     #[serde(default)]
     pub topics: Vec<TopicIds>,
+    /// By source index: its name. Empty: as in the metadata.
+    #[serde(default)]
+    pub sources: Vec<String>,
 }
 
 /// Sums since the fresh start of the job.
@@ -136,37 +132,8 @@ impl<'de> Deserialize<'de> for Positions {
     }
 }
 
-/// The JSON pointers at which two fingerprints differ, with both values; at most `max`.
-pub fn differences(old: &serde_json::Value, new: &serde_json::Value, max: usize) -> Vec<String> {
-    fn walk(path: &str, old: &serde_json::Value, new: &serde_json::Value, out: &mut Vec<String>) {
-        use serde_json::Value::{Array, Null, Object};
-        match (old, new) {
-            (Object(a), Object(b)) => {
-                let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-                for key in keys {
-                    let at = |map: &serde_json::Map<_, _>| map.get(key).cloned().unwrap_or(Null);
-                    walk(&format!("{path}/{key}"), &at(a), &at(b), out);
-                }
-            }
-            (Array(a), Array(b)) => {
-                for n in 0..a.len().max(b.len()) {
-                    walk(&format!("{path}/{n}"), a.get(n).unwrap_or(&Null), b.get(n).unwrap_or(&Null), out);
-                }
-            }
-            _ if old != new => out.push(format!("{path}: was {old}, is {new}")),
-            _ => {}
-        }
-    }
-    let mut out = Vec::new();
-    walk("", old, new, &mut out);
-    out.truncate(max);
-    out
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -179,17 +146,5 @@ mod tests {
         let text = serde_json::to_string(&positions).unwrap();
         assert_eq!(text, r#"{"a":{"0":5,"10":7},"b":{"2":0}}"#);
         assert_eq!(serde_json::from_str::<Positions>(&text).unwrap(), positions);
-    }
-
-    #[test]
-    fn differences_name_the_place_and_both_values() {
-        let old = json!({"operators": [{"id": "a"}, {"id": "b"}], "window": "10s"});
-        let new = json!({"operators": [{"id": "a"}], "window": "20s", "sink": "redis"});
-        assert_eq!(
-            differences(&old, &new, 8),
-            [r#"/operators/1: was {"id":"b"}, is null"#, r#"/sink: was null, is "redis""#, r#"/window: was "10s", is "20s""#]
-        );
-        assert!(differences(&old, &old, 8).is_empty());
-        assert_eq!(differences(&old, &new, 1).len(), 1);
     }
 }

@@ -306,6 +306,14 @@ impl Monitor {
         });
     }
 
+    /// The job starts from its checkpoint once more; batches that were cut and did not run are cut again.
+    pub(crate) fn starts_again(&self) {
+        self.update(|inner| {
+            inner.state = JobState::Starting;
+            inner.active.clear();
+        });
+    }
+
     pub(crate) fn restored(&self, totals: Totals, watermark_ms: Option<i64>) {
         self.update(|inner| {
             inner.totals = totals;

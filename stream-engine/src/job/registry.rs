@@ -18,8 +18,8 @@ use crate::batch::{
     clock::{Clock, interval_ms},
     runner::{Mode, Runner},
 };
-use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::commit::{End, Metadata};
+use crate::checkpoint::{Checkpoint, CheckpointError, Savepoint};
+use crate::commit::{Difference, End, Identity, Metadata};
 use crate::source::Cluster;
 use crate::sql;
 
@@ -233,15 +233,17 @@ impl Registry {
         }
         room(&self.inner.jobs.lock(), &name, self.inner.jobs_max)?;
         let location = if checkpoint.is_empty() { format!("{}/{name}", store.location()) } else { checkpoint };
-        let opened = self.open(&name, &location)?;
+        let opened = Self::open(&store, &name, &location)?;
         let (plan, mut notes) = (compiled.plan, compiled.notes);
         let copied = !from_savepoint.is_empty();
-        if copied {
-            let savepoint = Checkpoint::open(&from_savepoint).map_err(invalid)?;
-            resume_from(&savepoint, &opened, &name, Identity::of(&*compiled.program), self.inner.clock.now_ms()).await?;
+        let program = Identity::of(&*compiled.program);
+        let may_drop = compiled.settings.ignore_unclaimed_state;
+        notes.extend(if copied {
+            let savepoint = self.savepoint_at(&from_savepoint, &opened)?;
+            resume_from(&savepoint, &opened, &name, &program, may_drop, self.inner.clock.now_ms()).await?
         } else {
-            notes.extend(goes_on(&opened, &name, Identity::of(&*compiled.program)).await?);
-        }
+            goes_on(&opened, &name, &program, may_drop).await?
+        });
         let before = self.job(&name).ok();
         let started = self.start(NewJob {
             name: name.clone(),
@@ -326,18 +328,50 @@ impl Registry {
     }
 
     /// A job without its own checkpoint lives in a folder of the engine's.
-    fn open(&self, name: &str, location: &str) -> Result<Checkpoint, ServiceError> {
-        match &self.inner.store {
-            Some(store) if location == format!("{}/{name}", store.location()) => Ok(store.child(name)),
-            _ => Checkpoint::open(location).map_err(invalid),
+    fn open(store: &Checkpoint, name: &str, location: &str) -> Result<Checkpoint, ServiceError> {
+        if location == format!("{}/{name}", store.location()) {
+            return Ok(store.child(name));
+        }
+        store.elsewhere(location).map_err(invalid)
+    }
+
+    /// `NAME`: a savepoint of the job whose checkpoint this is; `JOB/NAME`: of another job; all else is a place.
+    fn savepoint_at(&self, given: &str, checkpoint: &Checkpoint) -> Result<Checkpoint, ServiceError> {
+        let (job, name) = given.split_once('/').map_or((None, given), |(job, name)| (Some(job), name));
+        if check_name(name).is_err() || job.is_some_and(|job| check_name(job).is_err()) {
+            return checkpoint.elsewhere(given).map_err(invalid);
+        }
+        Ok(match job {
+            None => checkpoint.savepoint(name),
+            Some(job) => self.kept(job)?.savepoint(name),
+        })
+    }
+
+    /// The checkpoint of a job of this engine, also of one that was deleted and left it behind.
+    fn kept(&self, job: &str) -> Result<Checkpoint, ServiceError> {
+        match (self.job(job), &self.inner.store) {
+            (Ok(job), _) => Ok(job.checkpoint.clone()),
+            (Err(_), Some(store)) => Ok(store.child(job)),
+            (Err(error), None) => Err(error),
         }
     }
 
     /// Starts every job that was running when the engine ended, and lists the others. A job that cannot start is listed as failed.
     pub async fn resume(&self) -> Result<(), CheckpointError> {
         let Some(store) = self.inner.store.clone() else { return Ok(()) };
+        let mut definitions = Vec::new();
         for name in store.folders().await? {
-            let stored = match store.child(&name).get_file::<Definition>(DEFINITION).await {
+            let definition = store.child(&name).get_file::<Definition>(DEFINITION).await;
+            if let Err(error) = &definition
+                && error.retryable()
+            {
+                // Nothing has been started yet, so all of it can be done again.
+                return definition.map(|_| ());
+            }
+            definitions.push((name, definition));
+        }
+        for (name, definition) in definitions {
+            let stored = match definition {
                 Ok(Some((definition, _))) => definition,
                 Ok(None) => continue,
                 Err(error) => {
@@ -346,7 +380,7 @@ impl Registry {
                     continue;
                 }
             };
-            let checkpoint = match self.open(&name, &stored.checkpoint) {
+            let checkpoint = match Self::open(&store, &name, &stored.checkpoint) {
                 Ok(checkpoint) => checkpoint,
                 Err(error) => {
                     error!(job = name, %error, "cannot resume");
@@ -462,7 +496,8 @@ impl Registry {
         Ok(changed)
     }
 
-    /// Copies the newest commit to `target`, after the batch that is running. Gives the place and the batch.
+    /// Copies the newest commit, after the batch that is running, to `target`: a name, a place, or empty for the batch's number as the name.
+    /// Gives the place and the batch.
     pub async fn savepoint(&self, name: &str, target: &str, wait: Duration) -> Result<(String, u64), ServiceError> {
         let job = self.job(name)?;
         let running = job.monitor.view().active.iter().find(|batch| batch.state == BatchState::Running).map(|batch| batch.id);
@@ -476,18 +511,41 @@ impl Registry {
             return Err(ServiceError::new(ErrorKind::Conflict, format!("job `{name}` has not completed a batch yet")));
         };
         let target = if target.is_empty() {
-            job.checkpoint.child("savepoints").child(&commit.id.to_string())
+            job.checkpoint.savepoint(&commit.id.to_string())
+        } else if check_name(target).is_ok() {
+            job.checkpoint.savepoint(target)
         } else {
-            Checkpoint::open(target).map_err(invalid)?
+            job.checkpoint.elsewhere(target).map_err(invalid)?
         };
         match job.checkpoint.copy_to(&target, &metadata, &commit, &state).await {
             Ok(()) => Ok((target.location().into(), commit.id)),
             Err(CheckpointError::Taken { .. }) => Err(ServiceError::new(
                 ErrorKind::AlreadyExists,
-                format!("`{}` holds a checkpoint or savepoint already and is left as it is; choose another place", target.location()),
+                format!(
+                    "`{}` holds a checkpoint or savepoint already and is left as it is; choose another name or place",
+                    target.location()
+                ),
             )),
             Err(error) => Err(unavailable(error)),
         }
+    }
+
+    /// The savepoints that are kept with a job's checkpoint, by name; also of a job that was deleted.
+    pub async fn savepoints(&self, job: &str) -> Result<Vec<Savepoint>, ServiceError> {
+        check_name(job).map_err(ServiceError::invalid)?;
+        let known = self.job(job);
+        let found = self.kept(job)?.savepoints().await.map_err(unavailable)?;
+        // Nothing is kept of a job that never was.
+        if found.is_empty() { known.map(|_| found) } else { Ok(found) }
+    }
+
+    pub async fn delete_savepoint(&self, job: &str, name: &str) -> Result<(), ServiceError> {
+        check_name(job).map_err(ServiceError::invalid)?;
+        check_name(name).map_err(|_| ServiceError::invalid(format!("`{name}` is no name of a savepoint")))?;
+        if self.kept(job)?.delete_savepoint(name).await.map_err(unavailable)? {
+            return Ok(());
+        }
+        Err(ServiceError::not_found(format!("job `{job}` has no savepoint `{name}`")))
     }
 
     /// Ends every job after its running batch; the next start goes on with them.
@@ -522,14 +580,15 @@ pub fn compile(text: &str, defaults: &BTreeMap<String, String>) -> Result<sql::C
     sql::compile(text, &sql::CompileOptions { defaults: defaults.clone(), ..sql::CompileOptions::default() })
 }
 
-/// A new history from a savepoint: same state and offsets, new fences.
+/// A new history from a savepoint: same state and offsets, new fences. Gives what the job's user should know.
 async fn resume_from(
     savepoint: &Checkpoint,
     checkpoint: &Checkpoint,
     job: &str,
-    program: Identity,
+    program: &Identity,
+    may_drop: bool,
     now_ms: i64,
-) -> Result<(), ServiceError> {
+) -> Result<Vec<String>, ServiceError> {
     let loaded = savepoint.load().await.map_err(unavailable)?;
     let (Some(metadata), Some((commit, state))) = (loaded.metadata, loaded.commit) else {
         return Err(ServiceError::not_found(format!("`{}` holds no savepoint", savepoint.location())));
@@ -537,7 +596,7 @@ async fn resume_from(
     let metadata =
         Metadata { job: job.into(), checkpoint_id: uuid::Uuid::new_v4().simple().to_string(), started_at_ms: now_ms, ..metadata };
     // The savepoint may be another job's: this one begins a history of its own.
-    program.check(&metadata, savepoint, job)?;
+    let notes = fits(&metadata, savepoint, job, program, may_drop)?;
     savepoint.copy_to(checkpoint, &metadata, &commit, &state).await.map_err(|error| match error {
         CheckpointError::Taken { .. } => ServiceError::new(
             ErrorKind::Conflict,
@@ -547,7 +606,8 @@ async fn resume_from(
             ),
         ),
         error => unavailable(error),
-    })
+    })?;
+    Ok(notes)
 }
 
 /// Whether one more job of this name may run.
@@ -562,33 +622,24 @@ fn room(jobs: &BTreeMap<String, Arc<Job>>, name: &str, max: usize) -> Result<(),
 }
 
 /// Whether the program can go on from its checkpoint, when it has one; gives what its user should know about it.
-async fn goes_on(checkpoint: &Checkpoint, job: &str, program: Identity) -> Result<Option<String>, ServiceError> {
+async fn goes_on(checkpoint: &Checkpoint, job: &str, program: &Identity, may_drop: bool) -> Result<Vec<String>, ServiceError> {
     let loaded = checkpoint.load().await.map_err(unavailable)?;
-    let Some(metadata) = loaded.metadata else { return Ok(None) };
-    program.check(&metadata, checkpoint, job)?;
-    let drained = loaded.commit.is_some_and(|(commit, _)| commit.end == Some(End::Drained));
-    Ok(drained.then(|| {
-        format!(
+    let Some(metadata) = loaded.metadata else { return Ok(Vec::new()) };
+    let mut notes = fits(&metadata, checkpoint, job, program, may_drop)?;
+    if loaded.commit.is_some_and(|(commit, _)| commit.end == Some(End::Drained)) {
+        notes.push(format!(
             "job `{job}` was drained: it goes on from its offsets, but its windows are closed, and rows that still come for them are late"
-        )
-    }))
+        ));
+    }
+    Ok(notes)
 }
 
-/// What a checkpoint knows a program by.
-struct Identity {
-    fingerprint: serde_json::Value,
-    sources: Vec<String>,
-}
-
-impl Identity {
-    fn of(program: &dyn Program) -> Self {
-        Self { fingerprint: program.fingerprint(), sources: program.sources().into_iter().map(|source| source.name).collect() }
-    }
-
-    fn check(&self, metadata: &Metadata, checkpoint: &Checkpoint, job: &str) -> Result<(), ServiceError> {
-        let checked = metadata.check(checkpoint.location(), job, &self.fingerprint, &self.sources);
-        checked.map_err(|reason| ServiceError::new(ErrorKind::Conflict, reason))
-    }
+/// What a changed program means for the job, when it can go on.
+fn fits(metadata: &Metadata, checkpoint: &Checkpoint, job: &str, program: &Identity, may_drop: bool) -> Result<Vec<String>, ServiceError> {
+    let differences = metadata.check(checkpoint.location(), job, program, may_drop);
+    let differences = differences.map_err(|reason| ServiceError::new(ErrorKind::Conflict, reason))?;
+    let note = |difference: &Difference| format!("the job has changed: {difference}; {}", difference.consequence());
+    Ok(differences.iter().map(note).collect())
 }
 
 fn invalid(error: CheckpointError) -> ServiceError {

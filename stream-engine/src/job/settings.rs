@@ -5,6 +5,8 @@
 
 use std::{fmt, time::Duration};
 
+use crate::commit::IGNORE_UNCLAIMED;
+
 /// Everything a job may set. `JobSettings::default()` is Spark's defaults where Spark has the setting.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobSettings {
@@ -28,6 +30,9 @@ pub struct JobSettings {
     pub retry_backoff: Duration,
     /// `checkpoint.retained`: how many batches' entries the checkpoint keeps, 2 to 1000, default 10.
     pub checkpoint_retained: u64,
+    /// `execution.state-recovery.ignore-unclaimed-state`: a changed program may drop the state of operators and the offsets of sources that
+    /// it does not have any more. Default false: it is refused.
+    pub ignore_unclaimed_state: bool,
     /// `failOnDataLoss`: stop when offsets that were still to be read are gone from the topic; `false` goes on at the
     /// earliest that is there. Default true.
     pub fail_on_data_loss: bool,
@@ -74,6 +79,7 @@ impl Default for JobSettings {
             retry_attempts: 10,
             retry_backoff: Duration::from_millis(500),
             checkpoint_retained: 10,
+            ignore_unclaimed_state: false,
             fail_on_data_loss: true,
             topic_missing_timeout: Duration::from_secs(300),
             retained_batches: 1000,
@@ -139,6 +145,12 @@ pub const KNOWN: &[Known] = &[
     known("checkpoint.retained", "10", "Batches whose entries the checkpoint keeps, 2 to 1000.", |s, v| {
         within(v, 2, 1000, "a whole number from 2 to 1000").map(|n| s.checkpoint_retained = n)
     }),
+    known(
+        IGNORE_UNCLAIMED,
+        "false",
+        "Drop the state of INSERTs and the offsets of tables that a changed job does not have any more; otherwise such a job is refused.",
+        |s, v| boolean(v).map(|b| s.ignore_unclaimed_state = b),
+    ),
     known(
         "failOnDataLoss",
         "true",

@@ -85,8 +85,8 @@ async fn wrong_submissions_are_refused_and_leave_nothing_behind() {
     assert_eq!(refused(named("a/b")).await.kind, ErrorKind::Invalid);
     let wrong = refused(Submission { sql: SQL.replace("SELECT line", "SELECT lien"), ..named("wrong") }).await;
     assert!(wrong.kind == ErrorKind::Invalid && wrong.message.contains("line 5"), "{wrong}");
-    let place = refused(Submission { checkpoint: "s3://b/x".into(), ..named("place") }).await;
-    assert!(place.kind == ErrorKind::Invalid && place.message.contains("s3"), "{place}");
+    let place = refused(Submission { checkpoint: "gs://b/x".into(), ..named("place") }).await;
+    assert!(place.kind == ErrorKind::Invalid && place.message.contains("`gs`"), "{place}");
     let nothing = refused(Submission { from_savepoint: "memory:///registry-nothing".into(), ..named("nothing") }).await;
     assert_eq!(nothing.kind, ErrorKind::NotFound);
     let (job, plan, _) = registry.submit(Submission { dry_run: true, ..named("dry") }).await.unwrap();
@@ -125,7 +125,7 @@ async fn a_job_starts_from_a_savepoint_with_the_state_of_then() {
         "{refused}"
     );
     let onto = Submission { checkpoint: "memory:///registry-onto".into(), ..from("onto") };
-    let other = Checkpoint::open(&onto.checkpoint).unwrap();
+    let other = store.elsewhere(&onto.checkpoint).unwrap();
     at("job").copy_to(&other, &before.0.0, &before.0.1, b"").await.unwrap();
     let held = kept(&other).await;
     registry.stop("fork", false, PATIENCE).await.unwrap();
@@ -142,6 +142,96 @@ async fn a_job_starts_from_a_savepoint_with_the_state_of_then() {
 async fn kept(checkpoint: &Checkpoint) -> (Metadata, Commit) {
     let loaded = checkpoint.load().await.unwrap();
     (loaded.metadata.unwrap(), loaded.commit.unwrap().0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn savepoints_are_taken_used_listed_and_deleted_by_name() {
+    let (kafka, store) = (FakeKafka::with_topic("t", 1), Checkpoint::in_memory());
+    (0..3).for_each(|_| kafka.send("t", 0, "x"));
+    let registry = engine(&kafka, &store).await;
+    registry.submit(named("job")).await.unwrap();
+    read(&registry, "job", 3).await;
+    let (place, batch) = registry.savepoint("job", "before", PATIENCE).await.unwrap();
+    assert_eq!(place, store.child("job").savepoint("before").location());
+    let twice = registry.savepoint("job", "before", PATIENCE).await.err().unwrap();
+    assert!(twice.kind == ErrorKind::AlreadyExists && twice.message.contains("choose another name"), "{twice}");
+    kafka.send("t", 0, "y");
+    read(&registry, "job", 4).await;
+    let (_, number) = registry.savepoint("job", "", PATIENCE).await.unwrap();
+    let names = async || registry.savepoints("job").await.map(|found| found.into_iter().map(|s| (s.name, s.batch)).collect::<Vec<_>>());
+    assert_eq!(names().await.unwrap(), [(number.to_string(), number), ("before".to_owned(), batch)]);
+
+    // Another job's, by its name; one's own, once the checkpoint is gone.
+    let from = |name: &str, savepoint: &str| Submission { from_savepoint: savepoint.into(), ..named(name) };
+    assert_eq!(registry.submit(from("fork", "before")).await.err().unwrap().kind, ErrorKind::NotFound);
+    registry.submit(from("fork", "job/before")).await.unwrap();
+    read(&registry, "fork", 4).await;
+    registry.stop("job", false, PATIENCE).await.unwrap();
+    registry.delete("job", true).await.unwrap();
+    assert_eq!(names().await.unwrap().len(), 2, "savepoints stay");
+    registry.submit(from("job", "before")).await.unwrap();
+    read(&registry, "job", 4).await;
+
+    registry.delete_savepoint("job", "before").await.unwrap();
+    assert_eq!(registry.delete_savepoint("job", "before").await.err().unwrap().kind, ErrorKind::NotFound);
+    assert_eq!(names().await.unwrap(), [(number.to_string(), number)]);
+    assert_eq!(registry.savepoints("nobody").await.err().unwrap().kind, ErrorKind::NotFound);
+    assert_eq!(registry.delete_savepoint("job", "../job").await.err().unwrap().kind, ErrorKind::Invalid);
+    registry.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_job_goes_on_where_it_can_and_is_told_exactly_what_does_not_fit() {
+    const TABLES: &str = "SET 'batch.interval' = '10ms';
+        CREATE TABLE logs (ts BIGINT, host STRING, event_time AS TO_TIMESTAMP_LTZ(ts, 3),
+            WATERMARK FOR event_time AS event_time - INTERVAL '1' SECOND)
+            WITH ('connector' = 'kafka', 'topic' = 't', 'properties.bootstrap.servers' = 'fake:9092',
+            'scan.startup.mode' = 'earliest-offset', 'format' = 'json');
+        CREATE TABLE totals (window_start TIMESTAMP(3), requests BIGINT) WITH ('connector' = 'console');
+        CREATE TABLE hosts (window_start TIMESTAMP(3), host STRING, requests BIGINT) WITH ('connector' = 'console');";
+    const TOTALS: &str = "INSERT INTO totals SELECT window_start, COUNT(*) AS requests
+        FROM TABLE(TUMBLE(TABLE logs, DESCRIPTOR(event_time), INTERVAL '10' SECOND)) GROUP BY window_start, window_end;";
+    const HOSTS: &str = "INSERT INTO hosts SELECT window_start, host, COUNT(*) AS requests
+        FROM TABLE(TUMBLE(TABLE logs, DESCRIPTOR(event_time), INTERVAL '10' SECOND)) GROUP BY window_start, window_end, host;";
+    let (kafka, store) = (FakeKafka::with_topic("t", 1), Checkpoint::in_memory());
+    let registry = engine(&kafka, &store).await;
+    let with = |queries: &str| Submission { sql: format!("{TABLES}{queries}"), ..named("job") };
+    let mut rows = 0;
+    let mut next_row = || {
+        kafka.send("t", 0, &format!(r#"{{"ts":{},"host":"a"}}"#, 1_000 + rows));
+        rows += 1;
+        rows
+    };
+    let rows = next_row();
+    registry.submit(with(TOTALS)).await.unwrap();
+    read(&registry, "job", rows).await;
+    registry.stop("job", false, PATIENCE).await.unwrap();
+
+    let (_, _, notes) = registry.submit(with(&format!("{HOSTS}{TOTALS}"))).await.unwrap();
+    assert!(notes.len() == 1 && notes[0].contains("/operators/hosts: was not there; it begins without state"), "{notes:?}");
+    let rows = next_row();
+    read(&registry, "job", rows).await;
+    registry.stop("job", false, PATIENCE).await.unwrap();
+
+    // It knows nothing of the hosts, and what is kept for them would be lost.
+    let refused = registry.submit(with(TOTALS)).await.err().unwrap();
+    assert!(refused.kind == ErrorKind::Conflict && refused.message.contains("/operators/hosts: is not there any more"), "{refused}");
+    let longer = format!("{HOSTS}{}", TOTALS.replace("'10'", "'20'"));
+    let refused = registry.submit(with(&longer)).await.err().unwrap();
+    for part in ["/operators/totals/window/size_ms: was 10000, is 20000", "different program", "job delete job"] {
+        assert!(refused.message.contains(part), "without {part}: {refused}");
+    }
+    assert!(!refused.message.contains("hosts"), "{refused}");
+    let dropping = format!("SET 'execution.state-recovery.ignore-unclaimed-state' = 'true'; {TOTALS}");
+    let (_, _, notes) = registry.submit(with(&dropping)).await.unwrap();
+    assert!(notes.iter().any(|note| note.contains("/operators/hosts: is not there any more; its state is dropped")), "{notes:?}");
+    let rows = next_row();
+    read(&registry, "job", rows).await;
+    registry.stop("job", false, PATIENCE).await.unwrap();
+    // From now on the job is the smaller one.
+    let (_, _, notes) = registry.submit(with(TOTALS)).await.unwrap();
+    assert!(notes.is_empty(), "{notes:?}");
+    registry.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 mod delete;
 mod list;
 mod savepoint;
+mod savepoints;
 mod show;
 mod stop;
 mod submit;
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Stop(stop::Args),
     /// Copies the checkpoint of a running job to a place that is kept.
     Savepoint(savepoint::Args),
+    /// Lists the savepoints that are kept with a job's checkpoint, or deletes one.
+    Savepoints(savepoints::Args),
     /// Forgets a job that is over, with --checkpoint also where it stood.
     Delete(delete::Args),
 }
@@ -41,6 +44,7 @@ impl Command {
             Command::Show(args) => show::run(args, session).await,
             Command::Stop(args) => stop::run(args, session).await,
             Command::Savepoint(args) => savepoint::run(args, session).await,
+            Command::Savepoints(args) => savepoints::run(args, session).await,
             Command::Delete(args) => delete::run(args, session).await,
         }
     }

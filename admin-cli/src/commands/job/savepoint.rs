@@ -12,8 +12,9 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     name: String,
-    /// Where to, an object store URL; left out, `savepoints/` below the job's checkpoint.
-    #[arg(long, value_name = "URL")]
+    /// Its name, to be kept with the job's checkpoint, or an object store URL; left out, the batch's number is the name. One that is there
+    /// is never replaced.
+    #[arg(long, value_name = "NAME|URL")]
     target: Option<String>,
 }
 

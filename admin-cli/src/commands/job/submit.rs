@@ -29,11 +29,11 @@ pub(crate) struct Args {
     /// Where the checkpoint is kept, an object store URL; left out, below the engine's own directory.
     #[arg(long, value_name = "URL")]
     checkpoint: Option<String>,
-    /// Begins with this savepoint, in a checkpoint of its own.
+    /// Begins with this savepoint, in a checkpoint of its own: NAME of this job, JOB/NAME of another one, or an object store URL.
     ///
     /// Refused when the job has a checkpoint already: a savepoint never replaces one. Give another --name or --checkpoint, or remove the
     /// old one first: millrace job delete NAME --checkpoint.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "SAVEPOINT")]
     from_savepoint: Option<String>,
     /// Checks and plans; starts nothing.
     #[arg(long)]
