@@ -55,7 +55,7 @@ impl OwnKafka {
 
     /// What a broker has logged.
     pub fn log(&self, broker: usize) -> String {
-        std::fs::read_to_string(self.dir.join(format!("broker-{broker}/broker.log"))).unwrap_or_default()
+        fs::read_to_string(self.dir.join(format!("broker-{broker}/broker.log"))).unwrap_or_default()
     }
 
     /// Of another line than the newest: `2.8`, with its ZooKeeper.

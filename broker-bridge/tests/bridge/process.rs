@@ -1,6 +1,7 @@
 //! The bridge as a process: started on free ports with a store of its own, stopped, killed, started again.
 
 use std::{
+    io::Write as _,
     path::Path,
     process::{Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -147,7 +148,7 @@ impl Drop for Bridge {
             let log = self.log();
             let last = log.lines().count().saturating_sub(LAST_LINES);
             let lines = log.lines().skip(last).map(|line| line.chars().take(LINE_MAX).collect::<String>());
-            eprintln!("the bridge said last:\n{}", lines.collect::<Vec<_>>().join("\n"));
+            drop(writeln!(std::io::stderr(), "the bridge said last:\n{}", lines.collect::<Vec<_>>().join("\n")));
         }
     }
 }

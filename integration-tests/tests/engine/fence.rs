@@ -86,7 +86,7 @@ async fn a_checkpoint_that_was_put_back_loses_no_rows_silently() {
     };
     run_to(0, 100).await;
     let aside = dir.path().join("aside");
-    let copied = std::process::Command::new("cp").arg("-r").args([&checkpoint, &aside]).status().expect("cp");
+    let copied = Command::new("cp").arg("-r").args([&checkpoint, &aside]).status().expect("cp");
     assert!(copied.success());
     run_to(100, 200).await;
     fs::remove_dir_all(&checkpoint).and_then(|()| fs::rename(&aside, &checkpoint)).expect("the older checkpoint");

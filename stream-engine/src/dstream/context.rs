@@ -19,7 +19,7 @@ use super::graph::Graph;
 use super::program::DStreamProgram;
 use crate::batch::{Program, runner::Mode};
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::commit::{Decision, decide};
+use crate::commit::{Decision, Identity, decide};
 use crate::job::{JobSettings, JobState, Monitor, SettingError};
 use crate::service::{EngineService, Foreground};
 
@@ -141,7 +141,7 @@ impl StreamingContext {
         }
     }
 
-    /// Keep the job's progress and state here: a folder or file:// URL. `--checkpoint` wins.
+    /// Keep the job's progress and state here: a folder, or a `file://`, `hdfs://` or `s3://` URL. `--checkpoint` wins.
     pub fn checkpoint(&self, location: &str) {
         if self.inner.conf.flags.checkpoint.is_none() {
             *self.inner.checkpoint.lock() = Some(location.into());
@@ -207,7 +207,7 @@ impl StreamingContext {
         if !self.inner.create_on_error.load(Relaxed) {
             return Ok(());
         }
-        let checkpoint = Checkpoint::open(&location)?;
+        let checkpoint = Checkpoint::open(&location, &self.inner.conf.engine()?.checkpoint)?;
         // The caller may be within a runtime, where nothing can be waited for.
         std::thread::scope(|scope| {
             let create = || {
@@ -235,8 +235,8 @@ impl StreamingContext {
             anyhow::bail!("{reason}");
         }
         let Some(metadata) = loaded.metadata else { return Ok(()) };
-        let names: Vec<String> = program.sources().into_iter().map(|source| source.name).collect();
-        let checked = metadata.check(checkpoint.location(), &self.inner.name, &program.fingerprint(), &names);
+        let may_drop = self.inner.settings.ignore_unclaimed_state;
+        let checked = metadata.check(checkpoint.location(), &self.inner.name, &Identity::of(program), may_drop);
         checked.map_err(anyhow::Error::msg)?;
         let Some((_, state)) = loaded.commit else { return Ok(()) };
         program.restore(state)

@@ -7,7 +7,7 @@
 //! each; else as long as windows hold something from before it, so that no window that was due is left out.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
@@ -162,12 +162,16 @@ impl Program for DStreamProgram {
         self.plan.clone()
     }
 
-    /// Sources and windows: a program may change in every other way and still resume. State is found by its name.
+    /// Sources, windows, and streams with state by their names: a program may change in every other way and still resume.
     fn fingerprint(&self) -> serde_json::Value {
+        // Beside a stream's state there may be copies for its windows, which are named after it.
+        let names = self.with_state.iter().filter_map(|node| node.state_name()).filter(|name| !name.contains('/'));
+        let operators: serde_json::Map<_, _> = names.map(|name| (name, serde_json::json!({}))).collect();
         serde_json::json!({
             "kind": "dstream",
             "batch_interval_ms": self.interval_ms,
             "sources": self.inputs.iter().map(|input| &input.spec().topics).collect::<Vec<_>>(),
+            "operators": operators,
             "windows": self.nodes.iter().filter_map(|node| node.window()).collect::<Vec<_>>(),
         })
     }
@@ -220,22 +224,12 @@ impl Program for DStreamProgram {
             // Keeps `zero`, when this process has one: streams of one process share it.
             return Ok(());
         };
-        let mut unclaimed: BTreeSet<&str> = snapshot.states.keys().map(String::as_str).collect();
+        // State that no stream has any more is dropped: `fingerprint` names it, so the job has said that it may be.
         for node in &self.with_state {
-            let name = node.state_name().unwrap_or_default();
-            if let Some(saved) = snapshot.states.get(&name) {
-                unclaimed.remove(name.as_str());
+            if let Some(saved) = snapshot.states.get(&node.state_name().unwrap_or_default()) {
                 node.load(saved)?;
             }
         }
-        // Beside the state, a window's copy of what a stream gave: a window that is gone is in the fingerprint.
-        unclaimed.retain(|name| !name.contains('/'));
-        anyhow::ensure!(
-            unclaimed.is_empty(),
-            "the checkpoint holds state of {}, which no stream of this program has (its streams with state: {}); name the stream that goes on with it by uid, or start from a fresh checkpoint",
-            listed(unclaimed),
-            listed(self.with_state.iter().filter_map(|node| node.state_name()).filter(|name| !name.contains('/')))
-        );
         self.zero_ms = Some(*self.progress.zero.get_or_init(|| snapshot.zero_ms));
         self.last_ms = Some(snapshot.last_ms);
         self.history = snapshot.batches;
@@ -257,9 +251,4 @@ impl Program for DStreamProgram {
         self.offer(definition.time_ms, input);
         Ok(())
     }
-}
-
-fn listed(names: impl IntoIterator<Item: std::fmt::Display>) -> String {
-    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
-    if names.is_empty() { "none".into() } else { names.join(", ") }
 }

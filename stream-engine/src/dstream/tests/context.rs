@@ -192,14 +192,24 @@ async fn stored(location: &str, change: impl Fn(&mut serde_json::Value, &mut Vec
     run(&mut program, 0, "a").await;
     let (mut fingerprint, mut state) = (program.fingerprint(), program.snapshot().unwrap().to_vec());
     change(&mut fingerprint, &mut state);
-    let checkpoint = Checkpoint::open(location).unwrap();
+    let checkpoint = Checkpoint::open(location, &Default::default()).unwrap();
     let sources = vec![crate::commit::SourceStart { name: "kafka-0".into(), ..Default::default() }];
     let metadata = Metadata { job: "streaming".into(), checkpoint_id: "c".into(), fingerprint, started_at_ms: 0, sources };
     checkpoint.put_metadata(&metadata).await.unwrap();
     let (definition, _) = batch(0, "a");
-    let planned = PlannedBatch { definition: (*definition).clone(), caught_up: vec![vec![true; 2]], end: None, topics: vec![] };
+    let planned =
+        PlannedBatch { definition: (*definition).clone(), caught_up: vec![vec![true; 2]], end: None, topics: vec![], sources: vec![] };
     checkpoint.put_definition(&planned).await.unwrap();
-    let commit = Commit { id: 0, time_ms: 0, next: vec![], watermark_ms: None, totals: Default::default(), end: None, topics: vec![] };
+    let commit = Commit {
+        id: 0,
+        time_ms: 0,
+        next: vec![],
+        watermark_ms: None,
+        totals: Default::default(),
+        end: None,
+        topics: vec![],
+        sources: vec![],
+    };
     checkpoint.put_commit(&commit, &state).await.unwrap();
     checkpoint
 }
