@@ -134,7 +134,9 @@ impl Runner {
         self.monitor.set_state(JobState::Running);
         for planned in std::mem::take(&mut start.rerun) {
             self.monitor.submitted(&planned, self.clock.now_ms());
-            if !self.batch(&planned, &mut start.progress, true).await? || planned.end.is_some() {
+            // A changed program may have sources that the batch, the last one then, knew nothing of.
+            let ends = planned.end == Some(End::Drained) || (planned.end == Some(End::Finished) && start.all_read);
+            if !self.batch(&planned, &mut start.progress, true).await? || ends {
                 return Ok(());
             }
         }
@@ -275,6 +277,7 @@ impl Runner {
             last_ms = Some(planned.definition.time_ms);
             rerun.push(planned.clone());
         }
+        let all_read = metadata.read(&positions);
         let next_id = rerun.last().map(|planned| planned.definition.id).or(restore).map_or(0, |id| id + 1);
         totals.batches = totals.batches.max(restore.map_or(0, |id| id + 1));
         let interval_ms = clock::interval_ms(self.settings.batch_interval);
@@ -311,7 +314,7 @@ impl Runner {
                 CutSource::new(source.clone(), positions.0, start.ends.as_ref().map(|ends| ends.0.clone()), topics)
             })
             .collect();
-        Ok(Some(Start { sources, rerun, next_id, last_ms, progress }))
+        Ok(Some(Start { sources, rerun, all_read, next_id, last_ms, progress }))
     }
 
     /// Checks that the checkpoint is this job's, and brings what is in it into the order of the program's sources. Gives the metadata of the
@@ -689,6 +692,8 @@ struct Start {
     sources: Vec<CutSource>,
     /// Batches that may have run before, to be run again.
     rerun: Vec<PlannedBatch>,
+    /// Every source is bounded, and read when these have run.
+    all_read: bool,
     next_id: u64,
     last_ms: Option<i64>,
     progress: Progress,

@@ -39,7 +39,7 @@ pub enum Holder {
 /// Kept as long as the owner lives.
 #[derive(Debug)]
 pub(super) struct Hold {
-    /// Milliseconds since the epoch, or one more than the newest: never used again, also when everything was deleted.
+    /// Microseconds since 1970, or one more than the newest: never used again, also when everything was deleted.
     pub(super) epoch: u64,
     place: Checkpoint,
     _lock: Option<File>,
@@ -81,7 +81,7 @@ impl Checkpoint {
 
     async fn take_epoch(&self) -> Result<u64, CheckpointError> {
         for _ in 0..TRIES {
-            let now = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap_or(0);
+            let now = u64::try_from(chrono::Utc::now().timestamp_micros()).unwrap_or(0);
             let epoch = self.ids(OWNERS).await?.last().map_or(now, |newest| now.max(newest + 1));
             let entry = format!("{OWNERS}/{epoch}");
             let bytes = Bytes::from(self.encode(&entry, &Owner::this_process(), &[])?);

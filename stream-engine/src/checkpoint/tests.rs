@@ -142,7 +142,8 @@ impl Mortal {
                 return Err(trouble("no space left on device"));
             }
             Quirk::Full { from, reached, .. } if location.as_ref() == *from => reached.store(true, SeqCst),
-            Quirk::Forgetful(known) if known.lock().insert(location.to_string()) => {
+            // Of owners the first: each try is one more.
+            Quirk::Forgetful(known) if known.lock().insert(location.as_ref().split("owner/").next().unwrap_or_default().into()) => {
                 self.inner.put_opts(location, payload, opts).await?;
                 return Err(trouble("connection reset"));
             }
@@ -295,7 +296,7 @@ fn assert_exactly_once(kafka: &FakeKafka, sink: &FencedSink) {
 #[tokio::test]
 async fn a_death_at_any_single_step_loses_and_repeats_nothing() {
     let (_, _, steps) = live_through(&[]).await;
-    assert!(steps > 40, "{steps}");
+    assert!(steps > 30, "{steps}");
     for death in DEATHS {
         for step in 1..=steps {
             let (kafka, sink, _) = live_through(&[(step, death)]).await;
