@@ -36,6 +36,7 @@ const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 static TRACING_ON: AtomicBool = AtomicBool::new(false);
 static LOG_FILTER: OnceLock<LogFilter> = OnceLock::new();
+static LOG_AROUND: OnceLock<fn(&mut dyn FnMut())> = OnceLock::new();
 
 /// Are spans exported? Ask before building what only a trace needs.
 #[inline]
@@ -106,6 +107,31 @@ pub(crate) fn parse_filter(text: &str) -> Result<EnvFilter, String> {
     EnvFilter::try_new(format!("rskafka=off,{text}")).map_err(|error| format!("`{text}` is not a log filter: {error}"))
 }
 
+/// Every line of the log is written within `around` from now on: whatever draws on the terminal can step aside for it.
+pub fn write_log_within(around: fn(&mut dyn FnMut())) {
+    // A second one would draw over the first.
+    LOG_AROUND.set(around).ok();
+}
+
+/// Standard error, a line of the log at a time.
+struct LogLines;
+
+impl io::Write for LogLines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut written = Ok(0);
+        let mut write = || written = io::stderr().write(line);
+        match LOG_AROUND.get() {
+            Some(around) => around(&mut write),
+            None => write(),
+        }
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
 struct LogFilter {
     handle: reload::Handle<EnvFilter, Registry>,
     text: Mutex<String>,
@@ -140,7 +166,7 @@ impl Telemetry {
             _ => None,
         };
         let (filter, handle) = reload::Layer::new(parse_filter(&config.log).map_err(anyhow::Error::msg)?);
-        let lines = fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+        let lines = fmt::layer().with_writer(|| LogLines).with_ansi(io::stderr().is_terminal());
         let log = match config.log_format {
             LogFormat::Text => lines.with_filter(filter).boxed(),
             LogFormat::Json => lines.json().flatten_event(true).with_filter(filter).boxed(),

@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release -p stream-engine --example window_rate [ROWS]` (default 1,000,000, 4 partitions, batches of 200,000)
 #![allow(clippy::print_stdout, reason = "its result is what it prints")]
+#![allow(clippy::disallowed_methods, reason = "it measures the machine")]
 
 use std::sync::Arc;
 use std::time::Instant;

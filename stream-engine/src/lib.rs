@@ -10,6 +10,7 @@
 //! | [`dstream`] | the typed API: `StreamingContext`, `DStream`, `Rdd`, `KafkaUtils` |
 //! | [`sql`], [`format`], [`sink`] | SQL jobs: planning, decoding, outputs |
 //! | [`ui`] | the page with jobs, batches and charts, and the same as JSON |
+//! | [`terminal`] | one line about the job that `run` runs |
 //! | [`service`], [`control`], [`config`] | the process, its control port, its configuration |
 //!
 //! Data flows one way: source → batch → program (operators, sinks) → commit.
@@ -26,4 +27,5 @@ pub mod service;
 pub mod sink;
 pub mod source;
 pub mod sql;
+pub mod terminal;
 pub mod ui;

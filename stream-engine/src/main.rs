@@ -141,8 +141,8 @@ impl Run {
             return print(&format!("{notes}{}", compiled.plan));
         }
         let kit = config.kit();
-        // Nobody waits for the start: the job's end is the process's.
-        let (started, _) = mpsc::sync_channel(1);
+        let (started, wait) = mpsc::sync_channel(1);
+        let line = stream_engine::terminal::show(wait);
         let job = Foreground {
             name,
             kind: JobKind::Sql,
@@ -154,7 +154,12 @@ impl Run {
             mode: tokio::sync::watch::channel(Mode::Run),
             started,
         };
-        service_kit::run(EngineService::foreground(config, job), kit)
+        let code = service_kit::run(EngineService::foreground(config, job), kit);
+        if let Some(line) = line {
+            // It only draws; that it panicked is in the log.
+            line.join().ok();
+        }
+        code
     }
 }
 

@@ -292,7 +292,7 @@ async fn the_articles_program_prints_its_windows() {
     let name = get("").await[0]["id"].as_str().expect("the job").to_owned();
     let batches = get(&format!("/{name}/streaming/batches")).await;
     let batches = batches.as_array().expect("a list").iter().filter(|batch| batch["status"] == "COMPLETED");
-    let time = |batch: &serde_json::Value| batch["batchTimeEpoch"].as_u64().expect("a time");
+    let time = |batch: &serde_json::Value| batch["batchId"].as_u64().expect("a time");
     let mut windows: Vec<u64> = batches.filter(|batch| batch["numTotalOutputOps"] == 1).map(time).collect();
     windows.sort_unstable();
     assert!(windows.len() >= 4 && windows.windows(2).all(|pair| pair[1] - pair[0] == 10_000), "{windows:?}");
@@ -331,7 +331,10 @@ async fn the_page_shows_jobs_batches_and_offset_ranges() {
         }
     })
     .await;
-    let response = reqwest::get(format!("http://{page}/jobs/page/batches/0")).await.expect("the batch's page");
+    let batches = reqwest::get(format!("http://{page}/api/v1/applications/page/streaming/batches")).await.expect("the batches");
+    let batches: Vec<serde_json::Value> = batches.json().await.expect("JSON");
+    let first = &batches.last().expect("a batch")["batchId"];
+    let response = reqwest::get(format!("http://{page}/jobs/page/batches/{first}")).await.expect("the batch's page");
     assert_eq!(response.status(), 200);
     let text = response.text().await.expect("its text");
     // Topic, partition, from, until, records.

@@ -1,14 +1,23 @@
 //! Time for batches. Ticks are multiples of the interval since the epoch, so that batches of different workers line up.
+//!
+//! What decides or is shown asks a [`Clock`], and nothing else in this crate asks the machine (`clippy.toml` sees to it);
+//! waits for others (a broker's answer, the pause before another attempt) are real ones.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, LazyLock},
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 /// Where the runner takes time from; tests bring their own and need no sleep.
 #[async_trait]
 pub trait Clock: Send + Sync + 'static {
     /// Milliseconds since the epoch.
     fn now_ms(&self) -> i64;
+    /// Since some moment of the past; for how long something takes. Unlike [`Self::now_ms`] nobody sets it back or forth.
+    fn monotonic(&self) -> Duration;
     /// Returns when `now_ms() >= time_ms`.
     async fn sleep_until(&self, time_ms: i64);
 }
@@ -18,9 +27,15 @@ pub trait Clock: Send + Sync + 'static {
 pub struct SystemClock;
 
 #[async_trait]
+#[allow(clippy::disallowed_methods)] // this is where the machine is asked
 impl Clock for SystemClock {
     fn now_ms(&self) -> i64 {
         chrono::Utc::now().timestamp_millis()
+    }
+
+    fn monotonic(&self) -> Duration {
+        static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        BEGAN.elapsed()
     }
 
     async fn sleep_until(&self, time_ms: i64) {
@@ -30,6 +45,44 @@ impl Clock for SystemClock {
             let Ok(wait @ 1..) = u64::try_from(wait) else { return };
             tokio::time::sleep(Duration::from_millis(wait.min(1000))).await;
         }
+    }
+}
+
+/// A clock that stands still until it is moved. Cheap to clone; all clones are the same clock.
+#[derive(Clone, Debug)]
+pub struct ManualClock(Arc<watch::Sender<i64>>);
+
+impl ManualClock {
+    /// `now_ms`: milliseconds since the epoch.
+    pub fn at(now_ms: i64) -> Self {
+        Self(Arc::new(watch::Sender::new(now_ms)))
+    }
+
+    /// In whole milliseconds, at least one.
+    pub fn advance(&self, by: Duration) {
+        self.0.send_modify(|now| *now += interval_ms(by));
+    }
+
+    /// How many sleepers wait for the clock to move.
+    pub fn sleepers(&self) -> usize {
+        self.0.receiver_count()
+    }
+}
+
+#[async_trait]
+impl Clock for ManualClock {
+    fn now_ms(&self) -> i64 {
+        *self.0.borrow()
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.now_ms()).unwrap_or(0))
+    }
+
+    async fn sleep_until(&self, time_ms: i64) {
+        let mut now = self.0.subscribe();
+        // An error means that the clock is gone; then nobody waits for us either.
+        now.wait_for(|now| *now >= time_ms).await.ok();
     }
 }
 
@@ -47,47 +100,6 @@ pub fn tick_after(now_ms: i64, interval: Duration) -> i64 {
 /// At least 1; the settings hold intervals within 10 ms and 1 h.
 pub fn interval_ms(interval: Duration) -> i64 {
     i64::try_from(interval.as_millis()).unwrap_or(i64::MAX).max(1)
-}
-
-#[cfg(test)]
-pub(crate) mod manual {
-    use std::sync::Arc;
-
-    use tokio::sync::watch;
-
-    use super::*;
-
-    /// A clock that stands still until it is moved.
-    #[derive(Clone)]
-    pub(crate) struct ManualClock(Arc<watch::Sender<i64>>);
-
-    impl ManualClock {
-        pub(crate) fn at(now_ms: i64) -> Self {
-            Self(Arc::new(watch::Sender::new(now_ms)))
-        }
-
-        pub(crate) fn advance(&self, by: Duration) {
-            self.0.send_modify(|now| *now += interval_ms(by));
-        }
-
-        /// How many sleepers wait for the clock to move.
-        pub(crate) fn sleepers(&self) -> usize {
-            self.0.receiver_count()
-        }
-    }
-
-    #[async_trait]
-    impl Clock for ManualClock {
-        fn now_ms(&self) -> i64 {
-            *self.0.borrow()
-        }
-
-        async fn sleep_until(&self, time_ms: i64) {
-            let mut now = self.0.subscribe();
-            // An error means that the clock is gone; then nobody waits for us either.
-            now.wait_for(|now| *now >= time_ms).await.ok();
-        }
-    }
 }
 
 #[cfg(test)]

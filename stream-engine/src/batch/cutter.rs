@@ -21,7 +21,7 @@ use super::{
     rate::PidRate,
 };
 use crate::commit::{End, PlannedBatch, TopicIds};
-use crate::job::{JobSettings, JobState, Monitor};
+use crate::job::{JobSettings, JobState, Monitor, Reach};
 use crate::source::{Cluster, DataLoss, Source};
 
 /// What a job should be doing.
@@ -142,9 +142,9 @@ impl Cutter {
                     () = self.clock.sleep_until(due_ms) => {}
                 }
             }
-            let Some(planned) = self.cut_when_possible(mode).await? else { continue };
+            let Some((planned, reach)) = self.cut_when_possible(mode).await? else { continue };
             let end = planned.end;
-            self.monitor.submitted(&planned, self.clock.now_ms());
+            self.monitor.submitted(&planned, Some(reach));
             permit.send(planned);
             if end.is_some() {
                 return Ok(());
@@ -153,7 +153,8 @@ impl Cutter {
     }
 
     /// Cuts a batch; waits while the brokers are away. `None` when the mode changed meanwhile.
-    async fn cut_when_possible(&mut self, mode: Mode) -> anyhow::Result<Option<PlannedBatch>> {
+    async fn cut_when_possible(&mut self, mode: Mode) -> anyhow::Result<Option<(PlannedBatch, Reach)>> {
+        let clock = self.clock.clone();
         let mut backoff = AWAY_BACKOFF.0;
         let monitor = self.monitor.clone();
         let servers = self.servers();
@@ -180,11 +181,11 @@ impl Cutter {
                 }
             };
             let error = match result {
-                Ok(planned) => {
+                Ok(cut) => {
                     if monitor.not_waiting(SOURCES) {
                         info!("batches are cut again");
                     }
-                    return Ok(Some(planned));
+                    return Ok(Some(cut));
                 }
                 Err(error) => error,
             };
@@ -192,13 +193,14 @@ impl Cutter {
                 // What is not granted may be granted again.
                 Some(kafka) if kafka.retryable() || matches!(kafka, KafkaError::Auth(_)) => {}
                 Some(KafkaError::UnknownTopic(_)) => {
-                    let since = *gone_since.get_or_insert_with(tokio::time::Instant::now);
+                    let now = clock.monotonic();
+                    let gone = now - *gone_since.get_or_insert(now);
                     let bound = self.settings.topic_missing_timeout;
-                    if since.elapsed() >= bound {
+                    if gone >= bound {
                         let waited = humantime::format_duration(bound);
                         return Err(error.context(format!("a topic was missing for {waited} (topic.missing.timeout)")));
                     }
-                    backoff = backoff.min(bound.saturating_sub(since.elapsed())).max(AWAY_BACKOFF.0);
+                    backoff = backoff.min(bound.saturating_sub(gone)).max(AWAY_BACKOFF.0);
                 }
                 _ => return Err(error),
             }
@@ -221,12 +223,14 @@ impl Cutter {
         servers.join(", ")
     }
 
-    async fn cut(&mut self, mode: Mode) -> anyhow::Result<PlannedBatch> {
+    async fn cut(&mut self, mode: Mode) -> anyhow::Result<(PlannedBatch, Reach)> {
         let interval = self.settings.batch_interval;
+        let asked = self.clock.monotonic();
         let mut bounds = Vec::with_capacity(self.sources.len());
         for source in &mut self.sources {
             bounds.push(Self::look(source, self.cluster.as_ref(), &self.settings, self.clock.now_ms()).await?);
         }
+        let took = self.clock.monotonic() - asked;
         // The tick is taken after the brokers have answered: a batch holds what arrived before its time.
         let time_ms = clock::tick_at(self.clock.now_ms(), interval).max(self.last_ms.unwrap_or(i64::MIN));
         let rates: Vec<Option<f64>> = {
@@ -259,7 +263,10 @@ impl Cutter {
         self.last_ms = Some(time_ms);
         let topics = self.sources.iter().map(|source| source.topics.clone()).collect();
         let sources = self.sources.iter().map(|source| source.source.spec.name.clone()).collect();
-        Ok(PlannedBatch { definition, caught_up, end, topics, sources })
+        let ends =
+            bounds.into_iter().map(|of_source| of_source.into_iter().map(|(partition, bounds)| (partition, bounds.latest)).collect());
+        let reach = Reach { ends: ends.collect(), took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX) };
+        Ok((PlannedBatch { definition, caught_up, end, topics, sources }, reach))
     }
 
     /// How far the partitions reach; takes in new partitions, and checks that what is still to be read is there.

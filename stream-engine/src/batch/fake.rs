@@ -12,7 +12,8 @@ use futures::{StreamExt, stream, stream::BoxStream};
 use parking_lot::Mutex;
 use service_kit::kafka::{Bounds, Isolation, KafkaConfig, KafkaError, RangeReader, Record, TopicPartition};
 
-use super::{BatchContext, BatchDefinition, BatchOutcome, Bounded, OutputReport, PartitionInput, Program, SourceSpec, Startup};
+use super::{BatchContext, BatchDefinition, BatchOutcome, Bounded, PartitionInput, Program, SourceSpec, Startup};
+use crate::job::ListenerBus;
 use crate::source::Cluster;
 
 #[derive(Default)]
@@ -225,6 +226,7 @@ pub(crate) struct CountingProgram {
     pub(crate) failures: Arc<Mutex<Vec<u64>>>,
     /// Fail after the sink has taken the batch, not before.
     pub(crate) fail_after_effect: bool,
+    pub(crate) listeners: Arc<ListenerBus>,
     seen: BTreeSet<u64>,
 }
 
@@ -237,6 +239,7 @@ impl CountingProgram {
             fingerprint: serde_json::json!({ "program": "count" }),
             failures: Arc::default(),
             fail_after_effect: false,
+            listeners: Arc::default(),
             seen: BTreeSet::new(),
         }
     }
@@ -276,6 +279,8 @@ impl Program for CountingProgram {
             anyhow::bail!("told to fail before batch {id_of_batch}");
         }
         self.total += rows.len() as u64;
+        batch.output(0, "sink", "a test's sink");
+        batch.output_started(0);
         {
             let mut sink = self.sink.state();
             let fence = batch.checkpoint_id.to_string();
@@ -295,8 +300,12 @@ impl Program for CountingProgram {
             anyhow::bail!("told to fail after batch {id_of_batch}");
         }
         let rows = rows.len() as u64;
-        let output = OutputReport { name: "sink".into(), duration_ms: 1, rows, error: None };
-        Ok(BatchOutcome { rows_in: rows, rows_out: rows, outputs: vec![output], ..BatchOutcome::default() })
+        batch.output_ended(0, Ok(rows));
+        Ok(BatchOutcome { rows_in: rows, rows_out: rows, ..BatchOutcome::default() })
+    }
+
+    fn listeners(&self) -> Arc<ListenerBus> {
+        self.listeners.clone()
     }
 
     fn snapshot(&mut self) -> anyhow::Result<Bytes> {

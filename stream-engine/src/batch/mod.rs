@@ -17,10 +17,11 @@ mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::job::Monitor;
+use crate::job::{ListenerBus, Monitor, said};
 use crate::source::Mirror;
 use async_trait::async_trait;
 use bytes::Bytes;
+use clock::{Clock, SystemClock};
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use service_kit::kafka::{Isolation, KafkaConfig, KafkaError, Record, TopicPartition};
@@ -86,11 +87,36 @@ pub struct BatchContext {
     pub last: bool,
     /// `engine.batch`; children `process` and `output` belong below it.
     pub span: tracing::Span,
-    /// Where outputs say what they are waiting for; `None` in tests.
+    /// Where outputs say what they do and what they are waiting for; `None` in tests.
     pub monitor: Option<Arc<Monitor>>,
 }
 
 impl BatchContext {
+    /// The job's.
+    pub(crate) fn clock(&self) -> Arc<dyn Clock> {
+        self.monitor.as_ref().map_or_else(|| Arc::new(SystemClock) as Arc<dyn Clock>, |monitor| monitor.clock().clone())
+    }
+
+    /// Says which output the batch will run as its `id`-th, counted from 0.
+    pub(crate) fn output(&self, id: usize, name: &str, description: &str) {
+        if let Some(monitor) = &self.monitor {
+            monitor.output(self.definition.id, id, name, description);
+        }
+    }
+
+    pub(crate) fn output_started(&self, id: usize) {
+        if let Some(monitor) = &self.monitor {
+            monitor.output_started(self.definition.id, id);
+        }
+    }
+
+    /// With the rows that it wrote, or why it failed.
+    pub(crate) fn output_ended(&self, id: usize, result: Result<u64, &anyhow::Error>) {
+        if let Some(monitor) = &self.monitor {
+            monitor.output_ended(self.definition.id, id, result.map_err(said));
+        }
+    }
+
     /// Output `who` waits for an outside party, until it says [`Self::not_waiting`].
     pub(crate) fn waiting(&self, who: &str, what: String) {
         if let Some(monitor) = &self.monitor {
@@ -155,15 +181,6 @@ pub struct SourceSpec {
     pub group: Option<String>,
 }
 
-/// One output (sink, output operation) of one batch.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct OutputReport {
-    pub name: String,
-    pub duration_ms: u64,
-    pub rows: u64,
-    pub error: Option<String>,
-}
-
 /// What a batch did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BatchOutcome {
@@ -175,8 +192,17 @@ pub struct BatchOutcome {
     pub late: u64,
     /// Milliseconds since the epoch; `None` before the first row with event time.
     pub watermark_ms: Option<i64>,
-    /// In the order in which they ran.
-    pub outputs: Vec<OutputReport>,
+    /// What operators keep for later batches, where they know how much it is.
+    pub state: Vec<StateReport>,
+}
+
+/// What one operator keeps for later batches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StateReport {
+    pub operator: String,
+    pub rows: u64,
+    /// In memory.
+    pub bytes: u64,
 }
 
 /// What runs in every batch: a planned SQL job, or a DStream program.
@@ -201,6 +227,11 @@ pub trait Program: Send {
 
     /// Back to a state of [`Program::snapshot`]; empty bytes mean the state before the first batch.
     fn restore(&mut self, snapshot: Bytes) -> anyhow::Result<()>;
+
+    /// Who is told of what the job does.
+    fn listeners(&self) -> Arc<ListenerBus> {
+        Arc::default()
+    }
 
     /// By source index, how to commit offsets to the source's group on the program's own account.
     fn attach(&mut self, mirrors: &[Option<Mirror>]) {

@@ -5,11 +5,7 @@
 //! - After a crash [`crate::commit::decide`] says what runs again.
 //! - The job ends when its sources do, or when it is told to ([`Mode`]).
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
@@ -29,7 +25,7 @@ use super::{
 };
 use crate::checkpoint::{Checkpoint, CheckpointError, Holder, Loaded};
 use crate::commit::{Commit, Decision, Discard, End, Identity, Metadata, PlannedBatch, Positions, SourceStart, TopicIds, Totals, decide};
-use crate::job::{JobSettings, JobState, Monitor, said};
+use crate::job::{Durations, JobSettings, JobState, Monitor, said};
 use crate::sink::Fenced;
 use crate::source::{Cluster, DataLoss, Mirror, Source};
 use crate::sql::Overflow;
@@ -66,7 +62,8 @@ struct Progress {
     sources: Vec<Arc<Source>>,
     /// By source: the topics that the checkpoint's offsets belong to.
     topics: Vec<TopicIds>,
-    topic_gone: Option<Instant>,
+    /// Since when, on the monotonic clock.
+    topic_gone: Option<Duration>,
     /// Newest batch that is defined, as far as this process knows.
     newest: Option<u64>,
     late: Late,
@@ -76,7 +73,8 @@ struct Progress {
 #[derive(Default)]
 struct Late {
     rows: u64,
-    told: Option<Instant>,
+    /// On the monotonic clock.
+    told: Option<Duration>,
 }
 
 /// Programs may hold on to their mirrors for longer than the job runs.
@@ -91,6 +89,7 @@ impl Runner {
     pub async fn run(self) -> anyhow::Result<()> {
         let (job, monitor, clock) = (self.job.clone(), self.monitor.clone(), self.clock.clone());
         let result = self.run_to_end().await;
+        monitor.listeners_done().await;
         match &result {
             Ok(()) => {
                 info!(%job, "job finished");
@@ -133,7 +132,7 @@ impl Runner {
         }
         self.monitor.set_state(JobState::Running);
         for planned in std::mem::take(&mut start.rerun) {
-            self.monitor.submitted(&planned, self.clock.now_ms());
+            self.monitor.submitted(&planned, None);
             // A changed program may have sources that the batch, the last one then, knew nothing of.
             let ends = planned.end == Some(End::Drained) || (planned.end == Some(End::Finished) && start.all_read);
             if !self.batch(&planned, &mut start.progress, true).await? || ends {
@@ -301,6 +300,7 @@ impl Runner {
             job = %self.job, checkpoint = self.checkpoint.location(), next_batch = next_id, run_again = rerun.len(),
             fresh = loaded.commit.is_none() && rerun.is_empty(), "job starts"
         );
+        self.monitor.begins(&progress.checkpoint_id, sources.iter().map(|source| source.spec.name.clone()));
         self.program.attach(&progress.mirrors);
         if !self.reset(&progress).await? {
             return Ok(None);
@@ -419,13 +419,18 @@ impl Runner {
     /// Runs one batch to its commit. False when the job was stopped before it succeeded.
     async fn batch(&mut self, planned: &PlannedBatch, progress: &mut Progress, mut replay: bool) -> anyhow::Result<bool> {
         let id = planned.definition.id;
+        let (clock, mut durations) = (self.clock.clone(), Durations::default());
+        let began = clock.monotonic();
+        let since = move |began: Duration| u64::try_from((clock.monotonic() - began).as_millis()).unwrap_or(u64::MAX);
         if !replay && !self.store(Entry::Definition(planned)).await? {
             return Ok(false);
         }
+        durations.wal_commit = since(began);
         let mut attempt = 0;
         let mut backoff = self.settings.retry_backoff;
+        let began = self.clock.monotonic();
         let outcome = loop {
-            self.monitor.started(id, attempt, self.clock.now_ms());
+            self.monitor.started(id, attempt);
             let error = match self.attempt(planned, progress, replay).await {
                 Ok(outcome) => break outcome,
                 Err(error) => error,
@@ -443,7 +448,7 @@ impl Runner {
                         Some(loss) => loss.into(),
                         None => error,
                     };
-                    self.monitor.failed(id, &said(&error), self.clock.now_ms());
+                    self.monitor.failed(id, &said(&error));
                     let times = if attempt == 1 { "".into() } else { format!(" {attempt} times") };
                     return Err(error.context(format!("batch {id} failed{times}")));
                 }
@@ -452,11 +457,13 @@ impl Runner {
                 return Ok(false);
             }
         };
+        durations.add_batch = since(began);
         self.no_longer_waiting();
         progress.topic_gone = None;
         if planned.topics.len() == progress.topics.len() {
             progress.topics.clone_from(&planned.topics);
         }
+        let began = self.clock.monotonic();
         let state = self.program.snapshot()?;
         let totals = &mut progress.totals;
         totals.batches += 1;
@@ -480,8 +487,9 @@ impl Runner {
         if !self.store(Entry::Commit(&commit, &state)).await? {
             return Ok(false);
         }
+        durations.commit_offsets = since(began);
         progress.state = state;
-        self.committed(&commit, &outcome, planned, progress).await;
+        self.committed(&commit, &outcome, planned, durations, progress).await;
         Ok(true)
     }
 
@@ -505,7 +513,14 @@ impl Runner {
     }
 
     /// What follows a commit; nothing here may fail the job.
-    async fn committed(&mut self, commit: &Commit, outcome: &BatchOutcome, planned: &PlannedBatch, progress: &mut Progress) {
+    async fn committed(
+        &mut self,
+        commit: &Commit,
+        outcome: &BatchOutcome,
+        planned: &PlannedBatch,
+        durations: Durations,
+        progress: &mut Progress,
+    ) {
         for (mirror, next) in progress.mirrors.iter().zip(&commit.next) {
             if let Some(mirror) = mirror {
                 mirror.commit(next.0.clone());
@@ -514,17 +529,17 @@ impl Runner {
         if let Err(error) = self.checkpoint.prune_one(commit.id, self.settings.checkpoint_retained).await {
             warn!(%error, job = %self.job, "cannot remove an old checkpoint entry");
         }
-        let late = &mut progress.late;
+        let (late, now) = (&mut progress.late, self.clock.monotonic());
         late.rows += outcome.late;
-        if late.rows > 0 && late.told.is_none_or(|told| told.elapsed() >= LATE_PERIOD) {
+        if late.rows > 0 && late.told.is_none_or(|told| now - told >= LATE_PERIOD) {
             warn!(
                 job = %self.job, rows = late.rows, batch = commit.id,
                 "rows came after their windows were closed and were left out; a longer delay in WATERMARK FOR or a longer table.exec.source.idle-timeout waits for them"
             );
-            *late = Late { rows: 0, told: Some(Instant::now()) };
+            *late = Late { rows: 0, told: Some(now) };
         }
-        let now_ms = self.clock.now_ms();
-        let Some(view) = self.monitor.completed_batch(commit.id, outcome, commit.totals, now_ms) else { return };
+        let Some(view) = self.monitor.completed_batch(commit.id, outcome, commit.totals, durations) else { return };
+        let now_ms = view.ended_ms.unwrap_or(view.submitted_ms);
         if self.settings.backpressure.enabled {
             let (processing, scheduling) = (view.processing_ms().unwrap_or(0), view.scheduling_delay_ms().unwrap_or(0));
             for (rate, ranges) in progress.rates.lock().iter_mut().zip(&planned.definition.ranges) {
@@ -630,7 +645,8 @@ impl Runner {
         if !missing.is_some_and(read) {
             return false;
         }
-        progress.topic_gone.get_or_insert_with(Instant::now).elapsed() < self.settings.topic_missing_timeout
+        let now = self.clock.monotonic();
+        now - *progress.topic_gone.get_or_insert(now) < self.settings.topic_missing_timeout
     }
 
     /// Waits before the next attempt; says so once. False when the job is to stop.

@@ -6,7 +6,7 @@ use object_store::memory::InMemory;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::task::TaskTracker;
 
-use super::clock::manual::ManualClock;
+use super::clock::ManualClock;
 use super::fake::{CountingProgram, FakeKafka, FencedSink, spec};
 use super::runner::{Mode, Runner};
 use super::{Bounded, Program, Startup};
@@ -41,7 +41,7 @@ fn start_again(kafka: &FakeKafka, checkpoint: &Checkpoint, settings: JobSettings
 
 fn start_at(now_ms: i64, kafka: &FakeKafka, checkpoint: &Checkpoint, settings: JobSettings, program: impl Program + 'static) -> Running {
     let clock = ManualClock::at(now_ms);
-    let monitor = Arc::new(Monitor::new("job", 1000, 100, checkpoint.location(), now_ms));
+    let monitor = Arc::new(Monitor::new("job", 1000, 100, checkpoint.location(), Arc::new(clock.clone())));
     let (mode, receiver) = watch::channel(Mode::Run);
     let tasks = TaskTracker::new();
     let runner = Runner {
@@ -187,7 +187,7 @@ async fn a_failed_batch_is_run_again_from_the_state_before_it() {
             kafka.send("t", 0, "x");
             job.tick().await;
         }
-        let view = job.monitor.batch(1).unwrap();
+        let view = job.monitor.batch(1_002_000).unwrap();
         assert_eq!((view.attempt, view.error.is_some()), (3, true));
         assert_eq!(job.monitor.view().error, None);
         job.stop().await.unwrap();
@@ -347,6 +347,8 @@ async fn a_topic_that_stays_away_fails_the_job_in_the_end() {
     kafka.delete_topic("t");
     job.asleep().await;
     job.clock.advance(INTERVAL);
+    job.until(|view| view.state == JobState::Waiting).await;
+    job.clock.advance(Duration::from_millis(150));
     let error = format!("{:#}", job.end().await.unwrap_err());
     assert!(error.contains("missing for 150ms") && error.contains("topic.missing.timeout") && error.contains("\"t\""), "{error}");
 }
@@ -505,8 +507,8 @@ async fn a_slow_batch_shows_as_scheduling_delay_of_those_behind_it() {
     job.until(|view| view.totals.batches == 1).await;
     gate.add_permits(2);
     job.until(|view| view.totals.batches == 3).await;
-    let delays: Vec<Option<u64>> = (0..3).map(|id| job.monitor.batch(id).unwrap().scheduling_delay_ms()).collect();
+    let delays = [1_001_000, 1_002_000, 1_003_000].map(|time_ms| job.monitor.batch(time_ms).unwrap().scheduling_delay_ms());
     assert_eq!(delays, [Some(0), Some(1000), Some(0)]);
-    assert_eq!(job.monitor.batch(0).unwrap().processing_ms(), Some(2000));
+    assert_eq!(job.monitor.batch(1_001_000).unwrap().processing_ms(), Some(2000));
     job.stop().await.unwrap();
 }

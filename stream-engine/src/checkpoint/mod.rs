@@ -21,12 +21,7 @@ mod savepoints;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use frame::FrameError;
@@ -34,7 +29,10 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, path::Path}
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use service_kit::kafka::TopicPartition;
 
-use crate::batch::OffsetRange;
+use crate::batch::{
+    OffsetRange,
+    clock::{Clock as _, SystemClock},
+};
 use crate::commit::{Commit, Discard, Facts, Health, Metadata, PlannedBatch, SourceStart};
 pub use location::CheckpointConfig;
 pub use owner::Holder;
@@ -418,12 +416,12 @@ impl Checkpoint {
 
     async fn put_new<T: Serialize>(&self, entry: &str, head: &T, payload: &[u8]) -> Result<(), CheckpointError> {
         self.look().await?;
-        let looked = Instant::now();
+        let looked = SystemClock.monotonic();
         let bytes = Bytes::from(self.encode(entry, head, payload)?);
         if !self.create(entry, bytes.clone()).await? {
             self.whose(entry, &bytes).await?;
         }
-        if looked.elapsed() > STANDSTILL {
+        if SystemClock.monotonic() - looked > STANDSTILL {
             self.look().await?;
         }
         self.sync(entry).await

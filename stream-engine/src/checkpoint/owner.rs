@@ -12,13 +12,14 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     sync::Arc,
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{COMMITS, Checkpoint, CheckpointError, DEFINITIONS, UPGRADES};
+use crate::batch::clock::{Clock as _, SystemClock};
 
 pub(super) const OWNERS: &str = "owner";
 const LOCK: &str = "engine.lock";
@@ -57,13 +58,13 @@ struct Owner {
 impl Owner {
     fn this_process() -> Self {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        Self {
-            process: std::process::id(),
-            host: host.trim().into(),
-            since: chrono::Utc::now().format("%Y-%m-%d %H:%M:%S UTC").to_string(),
-            id: uuid::Uuid::new_v4().simple().to_string(),
-        }
+        Self { process: std::process::id(), host: host.trim().into(), since: now(), id: uuid::Uuid::new_v4().simple().to_string() }
     }
+}
+
+/// By the machine's clock: it is told to other processes.
+fn now() -> String {
+    chrono::DateTime::from_timestamp_millis(SystemClock.now_ms()).unwrap_or_default().format("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
 impl Checkpoint {
@@ -81,7 +82,8 @@ impl Checkpoint {
 
     async fn take_epoch(&self) -> Result<u64, CheckpointError> {
         for _ in 0..TRIES {
-            let now = u64::try_from(chrono::Utc::now().timestamp_micros()).unwrap_or(0);
+            // Finer than the clock of batches: the next owner may come within the same millisecond.
+            let now = UNIX_EPOCH.elapsed().map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(0));
             let epoch = self.ids(OWNERS).await?.last().map_or(now, |newest| now.max(newest + 1));
             let entry = format!("{OWNERS}/{epoch}");
             let bytes = Bytes::from(self.encode(&entry, &Owner::this_process(), &[])?);
@@ -152,7 +154,7 @@ impl Checkpoint {
             File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(|error| cannot("open", error))?;
         match file.try_lock() {
             Ok(()) => {
-                let owner = format!("process {}, since {}", std::process::id(), chrono::Utc::now().format("%Y-%m-%d %H:%M:%S UTC"));
+                let owner = format!("process {}, since {}", std::process::id(), now());
                 file.set_len(0).and_then(|()| file.write_all(owner.as_bytes())).map_err(|error| cannot("write", error))?;
                 Ok(Some(file))
             }

@@ -231,7 +231,7 @@ fn live(kafka: &FakeKafka, program: impl Program + 'static, store: Arc<dyn Objec
         retry_backoff: Duration::from_millis(1),
         ..JobSettings::default()
     };
-    let monitor = Arc::new(Monitor::new("job", 10, 100, "", 0));
+    let monitor = Arc::new(Monitor::new("job", 10, 100, "", Arc::new(SystemClock)));
     let (mode, receiver) = watch::channel(Mode::Run);
     let runner = Runner {
         job: "job".into(),

@@ -304,6 +304,7 @@ impl StreamingContext {
     }
 
     /// As [`Self::await_termination`], no longer than `timeout`. False: it still runs.
+    #[allow(clippy::disallowed_methods)] // the caller's own patience
     pub fn await_termination_or_timeout(&self, timeout: Duration) -> anyhow::Result<bool> {
         self.await_end(Instant::now().checked_add(timeout))
     }

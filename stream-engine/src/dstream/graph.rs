@@ -22,6 +22,7 @@ use super::kafka::KafkaInput;
 use super::rdd::{Data, Rdd};
 use super::state::{Durable, Uid};
 use super::time::Time;
+use crate::job::ListenerBus;
 
 /// Where a running program stands; shared by its nodes.
 #[derive(Default)]
@@ -251,6 +252,8 @@ impl<T: Data> AnyNode for Node<T> {
 /// An output operation: what to run at a time, or nothing.
 pub(super) struct Output {
     pub(super) name: String,
+    /// `print at src/main.rs:20`
+    pub(super) description: String,
     pub(super) node: Arc<dyn AnyNode>,
     pub(super) at: Box<dyn Fn(Time) -> anyhow::Result<Option<Job>> + Send + Sync>,
 }
@@ -276,6 +279,7 @@ pub(super) struct Graph {
     pub(super) remember_ms: i64,
     /// By operation, how many streams with state there are.
     with_state: BTreeMap<String, usize>,
+    pub(super) listeners: Arc<ListenerBus>,
 }
 
 impl Graph {

@@ -24,6 +24,7 @@
 //! | `window` | over the batches of the last while |
 //! | `update_state`, `map_with_state` | with a state per key that goes on from batch to batch |
 //! | `rdd` | what a batch can do: transformations, actions |
+//! | `testing` | what of it comes out, in a unit test |
 //! | `graph`, `program`, `shuffle`, `state` | how it runs, and what of it is in a checkpoint |
 //!
 //! Differences from Spark, on purpose: a checkpoint holds no code, so that a changed program resumes (state is found by
@@ -37,6 +38,7 @@ mod context;
 mod graph;
 mod join;
 mod kafka;
+mod listen;
 mod map_with_state;
 mod pair;
 mod program;
@@ -44,6 +46,7 @@ mod rdd;
 mod shuffle;
 mod state;
 mod stream;
+mod testing;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -60,5 +63,6 @@ pub use service_kit::kafka::TopicPartition;
 pub use shuffle::Keep;
 pub use state::StateValue;
 pub use stream::DStream;
+pub use testing::StreamingTest;
 pub use time::Time;
 pub use update_state::StateUpdate;

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -25,7 +25,8 @@ use super::graph::{AnyNode, Graph, Output, Progress};
 use super::kafka::KafkaInput;
 use super::state::{read, write};
 use super::time::Time;
-use crate::batch::{BatchContext, BatchDefinition, BatchOutcome, OutputReport, PartitionInput, Program, SourceSpec, clock::interval_ms};
+use crate::batch::{BatchContext, BatchDefinition, BatchOutcome, PartitionInput, Program, SourceSpec, clock::interval_ms};
+use crate::job::ListenerBus;
 use crate::source::Mirror;
 
 pub(super) struct DStreamProgram {
@@ -41,6 +42,7 @@ pub(super) struct DStreamProgram {
     last_ms: Option<i64>,
     /// Batches that windows still need, oldest first.
     history: Vec<Arc<BatchDefinition>>,
+    listeners: Arc<ListenerBus>,
     /// For `commit_async`, by source.
     mirrors: Vec<Option<Mirror>>,
     /// Outputs of the batch that succeeded in an earlier attempt: they are not run again.
@@ -81,6 +83,7 @@ impl DStreamProgram {
             zero_ms: None,
             last_ms: None,
             history: Vec::new(),
+            listeners: graph.listeners.clone(),
             mirrors: Vec::new(),
             done: None,
         }
@@ -119,29 +122,33 @@ impl DStreamProgram {
     /// Runs the outputs at one time. `n` counts them over all times of the batch.
     async fn outputs_at(&mut self, time_ms: i64, batch: &BatchContext, n: &mut usize, outcome: &mut BatchOutcome) -> anyhow::Result<()> {
         let done = self.done.filter(|(id, _)| *id == batch.definition.id).map_or(0, |(_, done)| done);
-        for output in self.outputs.clone().iter() {
-            let name = &output.name;
-            let said = |error: anyhow::Error| error.context(format!("output {name}"));
-            let Some(job) = caught(async { (output.at)(Time(time_ms)) }).await.map_err(said)? else { continue };
-            *n += 1;
-            if *n <= done {
+        let since_zero = time_ms - self.progress.zero.get().copied().unwrap_or(0);
+        let due = |output: &&Arc<Output>| since_zero % output.node.slide_ms() == 0;
+        let first = *n;
+        for (id, output) in (first..).zip(self.outputs.iter().filter(due)) {
+            batch.output(id, &output.name, &output.description);
+        }
+        for (id, output) in (first..).zip(self.outputs.clone().iter().filter(due)) {
+            *n = id + 1;
+            if id < done {
                 continue;
             }
-            let started = Instant::now();
-            let span = info_span!(parent: &batch.span, "output", output = name);
-            caught(job.work).instrument(span).await.map_err(said)?;
+            batch.output_started(id);
+            let span = info_span!(parent: &batch.span, "output", output = output.name);
+            let result = run(output, time_ms).instrument(span).await.map_err(|error| error.context(format!("output {}", output.name)));
+            batch.output_ended(id, result.as_ref().copied());
+            outcome.rows_out += result?;
             self.done = Some((batch.definition.id, *n));
-            let rows = (job.rows)();
-            outcome.rows_out += rows;
-            outcome.outputs.push(OutputReport {
-                name: name.clone(),
-                duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-                rows,
-                error: None,
-            });
         }
         Ok(())
     }
+}
+
+/// Runs an output at its time; gives the rows that it computed.
+async fn run(output: &Output, time_ms: i64) -> anyhow::Result<u64> {
+    let Some(job) = caught(async { (output.at)(Time(time_ms)) }).await? else { return Ok(0) };
+    caught(job.work).await?;
+    Ok((job.rows)())
 }
 
 /// A program's own functions may panic: that fails the batch, not the engine.
@@ -234,6 +241,10 @@ impl Program for DStreamProgram {
         self.last_ms = Some(snapshot.last_ms);
         self.history = snapshot.batches;
         Ok(())
+    }
+
+    fn listeners(&self) -> Arc<ListenerBus> {
+        self.listeners.clone()
     }
 
     fn attach(&mut self, mirrors: &[Option<Mirror>]) {

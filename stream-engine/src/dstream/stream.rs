@@ -6,7 +6,7 @@
 //! Every method that makes a stream or an output panics once the context was started, as Spark throws: what is declared
 //! then would never run.
 
-use std::{fmt::Debug, io::Write as _, sync::Arc, time::Duration, vec};
+use std::{fmt::Debug, io::Write as _, panic::Location, sync::Arc, time::Duration, vec};
 
 use parking_lot::Mutex;
 
@@ -207,6 +207,7 @@ impl<T: Data> DStream<T> {
     // === Outputs ===
 
     /// Runs for every batch of this stream; an error runs the batch again.
+    #[track_caller]
     pub fn foreach_rdd<F, Fut>(&self, f: F)
     where
         F: Fn(Rdd<T>, Time) -> Fut + Send + Sync + 'static,
@@ -216,6 +217,7 @@ impl<T: Data> DStream<T> {
     }
 
     /// Prints the first ten values of every batch to standard output.
+    #[track_caller]
     pub fn print(&self)
     where
         T: Debug,
@@ -223,6 +225,7 @@ impl<T: Data> DStream<T> {
         self.print_first(10);
     }
 
+    #[track_caller]
     pub fn print_first(&self, n: usize)
     where
         T: Debug,
@@ -245,6 +248,7 @@ impl<T: Data> DStream<T> {
         });
     }
 
+    #[track_caller]
     fn output<F, Fut>(&self, op: &str, f: F)
     where
         F: Fn(Rdd<T>, Time) -> Fut + Send + Sync + 'static,
@@ -262,6 +266,8 @@ impl<T: Data> DStream<T> {
         graph.expect_open(op);
         self.node.consumed();
         let name = format!("{op}-{}", graph.outputs.len());
-        graph.outputs.push(Arc::new(Output { name, node: self.node.clone(), at: Box::new(at) }));
+        let place = Location::caller();
+        let description = format!("{op} at {}:{}", place.file(), place.line());
+        graph.outputs.push(Arc::new(Output { name, description, node: self.node.clone(), at: Box::new(at) }));
     }
 }

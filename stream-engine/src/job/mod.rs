@@ -1,12 +1,18 @@
 //! Jobs: what they are called, what they may set, what they are doing, and which ones this engine has.
 
+pub mod listener;
 mod monitor;
+mod progress;
 mod registry;
 pub mod settings;
 #[cfg(test)]
 mod tests;
 
-pub use monitor::{BatchState, BatchView, JobState, JobView, Monitor};
+pub use listener::{ListenerBus, StreamingListener};
+pub use monitor::{
+    BatchState, BatchView, JobState, JobView, Monitor, OutputState, OutputView, Reach, ReceiverError, ReceiverView, StreamView,
+};
+pub use progress::{Durations, QueryProgress, SinkProgress, SourceProgress, StateOperatorProgress};
 pub use registry::{Job, JobKind, NewJob, Registry, Submission, check_name, compile};
 pub use settings::{JobSettings, Note, PidConfig, SettingError};
 

@@ -1,13 +1,22 @@
 //! What a job is doing: written by the runner, read by the page, the API, the control port and the metrics.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use service_kit::kafka::TopicPartition;
 use tokio::sync::watch;
 
-use crate::batch::{BatchOutcome, OffsetRange, OutputReport};
+use super::listener::{Event, ListenerBus};
+use super::progress::{Durations, QueryProgress};
+use crate::batch::{BatchOutcome, OffsetRange, clock::Clock};
 use crate::commit::{PlannedBatch, Totals};
+
+/// Progress reports that are kept, as Spark's `spark.sql.streaming.numRecentProgressUpdates`.
+const PROGRESS_RETAINED: usize = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -62,22 +71,123 @@ impl BatchState {
     }
 }
 
+/// What an output of a batch is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputState {
+    /// Not begun.
+    Waiting,
+    Running,
+    Succeeded,
+    Failed,
+}
+
+impl OutputState {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// One output (a sink, an output operation) of one batch as people see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OutputView {
+    /// 0, 1, 2, … in the order in which the batch runs them: Spark's `outputOpId`.
+    pub id: usize,
+    pub name: String,
+    /// What it does and where it was declared: `print at src/main.rs:20`, `INSERT INTO totals`.
+    pub description: String,
+    /// Milliseconds since the epoch, of the last run; `None`: it has not begun.
+    pub started_ms: Option<i64>,
+    /// `None`: it has not ended.
+    pub ended_ms: Option<i64>,
+    pub rows: u64,
+    /// Why the last run failed, with all causes.
+    pub error: Option<String>,
+    /// One for each run, counted over the outputs of the job: Spark's jobs.
+    pub job_ids: Vec<u64>,
+}
+
+impl OutputView {
+    pub fn state(&self) -> OutputState {
+        match (self.started_ms, self.ended_ms, &self.error) {
+            (_, Some(_), Some(_)) => OutputState::Failed,
+            (_, Some(_), None) => OutputState::Succeeded,
+            (Some(_), None, _) => OutputState::Running,
+            (None, None, _) => OutputState::Waiting,
+        }
+    }
+
+    pub fn duration_ms(&self) -> Option<u64> {
+        self.started_ms.zip(self.ended_ms).map(|(started, ended)| delta(started, ended))
+    }
+}
+
+/// An input stream of a job as people see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamView {
+    /// The source's index: Spark's `streamId`.
+    pub id: usize,
+    pub name: String,
+    /// `None`: read directly.
+    pub receiver: Option<ReceiverView>,
+}
+
+/// What receives the records of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReceiverView {
+    pub active: bool,
+    /// Which worker it runs in.
+    pub executor_id: String,
+    /// The host it runs on.
+    pub location: String,
+    pub last_error: Option<ReceiverError>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReceiverError {
+    /// Milliseconds since the epoch.
+    pub time_ms: i64,
+    /// One line.
+    pub message: String,
+    /// With all causes.
+    pub error: String,
+}
+
+/// How far the sources reached when a batch was cut.
+#[derive(Clone, Debug, Default)]
+pub struct Reach {
+    /// By source index, where each partition ended.
+    pub ends: Vec<BTreeMap<TopicPartition, i64>>,
+    /// How long finding out took.
+    pub took_ms: u64,
+}
+
 /// One batch as people see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchView {
     pub id: u64,
+    /// Its name for people: no two batches of a job have the same.
     pub time_ms: i64,
     pub state: BatchState,
     /// Offsets that the batch covers.
     pub records: u64,
     /// By source index.
     pub ranges: Vec<Vec<OffsetRange>>,
+    /// By source index, where each partition ended when the batch was cut; empty for a batch that an earlier process cut.
+    pub ends: Vec<BTreeMap<TopicPartition, i64>>,
+    /// How long it took to ask for the ends.
+    pub cut_ms: u64,
     pub submitted_ms: i64,
     pub started_ms: Option<i64>,
     pub ended_ms: Option<i64>,
     /// 0 for the first run.
     pub attempt: u32,
-    pub outputs: Vec<OutputReport>,
+    /// In the order in which they run; those that have not begun are among them.
+    pub outputs: Vec<OutputView>,
     pub rows_out: u64,
     pub malformed: u64,
     pub late: u64,
@@ -96,6 +206,32 @@ impl BatchView {
 
     pub fn total_delay_ms(&self) -> Option<u64> {
         self.ended_ms.map(|ended| delta(self.submitted_ms, ended))
+    }
+
+    /// Records of one stream.
+    pub fn records_of(&self, stream: usize) -> u64 {
+        self.ranges.get(stream).map_or(0, |ranges| ranges.iter().map(OffsetRange::count).sum())
+    }
+
+    /// How many records of a stream were left for later batches; `None` where it is not known.
+    pub fn behind(&self, stream: usize) -> Option<u64> {
+        let ends = self.ends.get(stream)?;
+        let left = |range: &OffsetRange| ends.get(&range.topic_partition()).map_or(0, |end| u64::try_from(end - range.until).unwrap_or(0));
+        Some(self.ranges.get(stream)?.iter().map(left).sum())
+    }
+
+    pub fn outputs_in(&self, state: OutputState) -> usize {
+        self.outputs.iter().filter(|output| output.state() == state).count()
+    }
+
+    /// Why it failed: what its first failed output said, else what the batch said.
+    pub fn failure(&self) -> Option<&str> {
+        let of_batch = || self.error.as_deref().filter(|_| self.state == BatchState::Failed);
+        self.outputs
+            .iter()
+            .filter(|output| output.state() == OutputState::Failed)
+            .find_map(|output| output.error.as_deref())
+            .or_else(of_batch)
     }
 }
 
@@ -122,6 +258,8 @@ pub struct JobView {
     pub checkpoint: String,
     /// Backpressure's limits: source, records per second.
     pub rate_limits: Vec<(String, u64)>,
+    /// By source index.
+    pub streams: Vec<StreamView>,
     /// Oldest first.
     pub active: Vec<BatchView>,
 }
@@ -136,9 +274,22 @@ struct Inner {
     totals: Totals,
     watermark_ms: Option<i64>,
     rate_limits: Vec<(String, u64)>,
+    streams: Vec<StreamView>,
     active: VecDeque<BatchView>,
     /// Oldest first.
     completed: VecDeque<BatchView>,
+    /// Runs of outputs so far.
+    runs: u64,
+    /// Kept over restarts; empty before the job knows its checkpoint.
+    query_id: String,
+    /// Oldest first.
+    progress: VecDeque<QueryProgress>,
+}
+
+impl Inner {
+    fn active(&mut self, id: u64) -> Option<&mut BatchView> {
+        self.active.iter_mut().find(|batch| batch.id == id)
+    }
 }
 
 /// `waiting: no broker answers (since 14:05:10 UTC)`
@@ -159,17 +310,24 @@ pub struct Monitor {
     batch_interval_ms: u64,
     retained: usize,
     checkpoint: String,
+    /// Another one for each run of the job.
+    run_id: String,
+    clock: Arc<dyn Clock>,
     inner: Mutex<Inner>,
     changes: watch::Sender<u64>,
+    listeners: Arc<ListenerBus>,
 }
 
 impl Monitor {
-    pub fn new(name: &str, batch_interval_ms: u64, retained: usize, checkpoint: &str, now_ms: i64) -> Self {
+    pub fn new(name: &str, batch_interval_ms: u64, retained: usize, checkpoint: &str, clock: Arc<dyn Clock>) -> Self {
+        let now_ms = clock.now_ms();
         Self {
             name: name.into(),
             batch_interval_ms,
             retained,
             checkpoint: checkpoint.into(),
+            run_id: uuid::Uuid::new_v4().to_string(),
+            clock,
             inner: Mutex::new(Inner {
                 state: JobState::Starting,
                 error: None,
@@ -179,11 +337,21 @@ impl Monitor {
                 totals: Totals::default(),
                 watermark_ms: None,
                 rate_limits: Vec::new(),
+                streams: Vec::new(),
                 active: VecDeque::new(),
                 completed: VecDeque::new(),
+                runs: 0,
+                query_id: String::new(),
+                progress: VecDeque::new(),
             }),
             changes: watch::Sender::new(0),
+            listeners: Arc::default(),
         }
+    }
+
+    /// Tells these listeners too.
+    pub(crate) fn with_listeners(self, listeners: Arc<ListenerBus>) -> Self {
+        Self { listeners, ..self }
     }
 
     // === Reading ===
@@ -206,6 +374,7 @@ impl Monitor {
             watermark_ms: inner.watermark_ms,
             checkpoint: self.checkpoint.clone(),
             rate_limits: inner.rate_limits.clone(),
+            streams: inner.streams.clone(),
             active: inner.active.iter().cloned().collect(),
         }
     }
@@ -219,9 +388,19 @@ impl Monitor {
         self.inner.lock().completed.iter().rev().take(max).cloned().collect()
     }
 
-    pub fn batch(&self, id: u64) -> Option<BatchView> {
+    /// The batch of this time.
+    pub fn batch(&self, time_ms: i64) -> Option<BatchView> {
         let inner = self.inner.lock();
-        inner.active.iter().chain(&inner.completed).find(|batch| batch.id == id).cloned()
+        inner.active.iter().chain(&inner.completed).find(|batch| batch.time_ms == time_ms).cloned()
+    }
+
+    /// Of the newest completed batches, oldest first.
+    pub fn recent_progress(&self) -> Vec<QueryProgress> {
+        self.inner.lock().progress.iter().cloned().collect()
+    }
+
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
     }
 
     /// Records that are cut and not yet processed.
@@ -264,7 +443,7 @@ impl Monitor {
 
     /// What part `who` of the job is waiting for, until it says [`Self::not_waiting`]. True when it was not waiting before.
     pub(crate) fn waiting(&self, who: &str, what: String) -> bool {
-        let now_ms = chrono::Utc::now().timestamp_millis();
+        let now_ms = self.clock.now_ms();
         self.update(|inner| match inner.waits.get_mut(who) {
             Some((before, _)) => {
                 *before = what;
@@ -301,6 +480,9 @@ impl Monitor {
             inner.error = error;
             inner.waits.clear();
             inner.ended_at_ms = ended_at_ms;
+            if ended_at_ms.is_none() {
+                inner.started_at_ms = 0;
+            }
             // Batches that were cut and did not run are cut again at the next start.
             inner.active.clear();
         });
@@ -312,6 +494,65 @@ impl Monitor {
             inner.state = JobState::Starting;
             inner.active.clear();
         });
+    }
+
+    /// The job knows its checkpoint and its sources, by index, and begins.
+    pub(crate) fn begins(&self, query_id: &str, streams: impl IntoIterator<Item = String>) {
+        let first = self.update(|inner| {
+            let first = inner.query_id.is_empty();
+            inner.query_id = query_id.into();
+            // A receiver may have said something before.
+            let mut known: BTreeMap<usize, StreamView> = inner.streams.drain(..).map(|stream| (stream.id, stream)).collect();
+            let streams = streams.into_iter().enumerate();
+            inner.streams = streams.map(|(id, name)| StreamView { id, name, ..known.remove(&id).unwrap_or_default() }).collect();
+            first
+        });
+        if first {
+            self.listeners.post(&self.name, || Event::StreamingStarted(self.clock.now_ms()));
+        }
+    }
+
+    // === Receivers ===
+
+    fn receiver(&self, stream: usize, change: impl FnOnce(&mut ReceiverView), event: fn(StreamView) -> Event) {
+        let view = self.update(|inner| {
+            let at = inner.streams.iter().position(|known| known.id == stream).unwrap_or_else(|| {
+                inner.streams.push(StreamView { id: stream, name: format!("Stream-{stream}"), receiver: None });
+                inner.streams.len() - 1
+            });
+            change(inner.streams[at].receiver.get_or_insert_default());
+            inner.streams[at].clone()
+        });
+        self.listeners.post(&self.name, || event(view));
+    }
+
+    /// The stream's receiver runs: in which worker, on which host.
+    pub fn receiver_started(&self, stream: usize, executor_id: &str, location: &str) {
+        let change = |receiver: &mut ReceiverView| {
+            receiver.active = true;
+            (receiver.executor_id, receiver.location) = (executor_id.into(), location.into());
+        };
+        self.receiver(stream, change, Event::ReceiverStarted);
+    }
+
+    /// The receiver told of an error, and goes on.
+    pub fn receiver_error(&self, stream: usize, error: &anyhow::Error) {
+        let error = self.receiver_said(error);
+        self.receiver(stream, |receiver| receiver.last_error = Some(error), Event::ReceiverError);
+    }
+
+    /// The receiver ended, with an error when it was not told to.
+    pub fn receiver_stopped(&self, stream: usize, error: Option<&anyhow::Error>) {
+        let error = error.map(|error| self.receiver_said(error));
+        let change = |receiver: &mut ReceiverView| {
+            receiver.active = false;
+            receiver.last_error = error.or(receiver.last_error.take());
+        };
+        self.receiver(stream, change, Event::ReceiverStopped);
+    }
+
+    fn receiver_said(&self, error: &anyhow::Error) -> ReceiverError {
+        ReceiverError { time_ms: self.clock.now_ms(), message: error.to_string(), error: super::said(error) }
     }
 
     pub(crate) fn restored(&self, totals: Totals, watermark_ms: Option<i64>) {
@@ -329,71 +570,87 @@ impl Monitor {
         self.update(|inner| inner.rate_limits = limits);
     }
 
-    pub(crate) fn submitted(&self, planned: &PlannedBatch, now_ms: i64) {
+    // === Batches ===
+
+    /// `reach` is not known of a batch that an earlier process cut.
+    pub(crate) fn submitted(&self, planned: &PlannedBatch, reach: Option<Reach>) {
         let definition = &planned.definition;
-        self.update(|inner| {
-            inner.active.push_back(BatchView {
-                id: definition.id,
-                time_ms: definition.time_ms,
-                state: BatchState::Queued,
-                records: definition.count(),
-                ranges: definition.ranges.clone(),
-                submitted_ms: now_ms,
-                started_ms: None,
-                ended_ms: None,
-                attempt: 0,
-                outputs: Vec::new(),
-                rows_out: 0,
-                malformed: 0,
-                late: 0,
-                error: None,
-            });
-        });
+        let Reach { ends, took_ms } = reach.unwrap_or_default();
+        let batch = BatchView {
+            id: definition.id,
+            time_ms: definition.time_ms,
+            state: BatchState::Queued,
+            records: definition.count(),
+            ranges: definition.ranges.clone(),
+            ends,
+            cut_ms: took_ms,
+            submitted_ms: self.clock.now_ms(),
+            started_ms: None,
+            ended_ms: None,
+            attempt: 0,
+            outputs: Vec::new(),
+            rows_out: 0,
+            malformed: 0,
+            late: 0,
+            error: None,
+        };
+        self.listeners.post(&self.name, || Event::BatchSubmitted(batch.clone()));
+        self.update(|inner| inner.active.push_back(batch));
         metrics::gauge!("millrace_engine_last_received_batch_records", "job" => self.name.clone()).set(definition.count() as f64);
         metrics::counter!("millrace_engine_received_records_total", "job" => self.name.clone()).increment(definition.count());
     }
 
-    pub(crate) fn started(&self, id: u64, attempt: u32, now_ms: i64) {
-        self.update(|inner| {
-            if let Some(batch) = inner.active.iter_mut().find(|batch| batch.id == id) {
-                batch.state = BatchState::Running;
-                batch.attempt = attempt;
-                // Spark counts from the first run on.
-                batch.started_ms.get_or_insert(now_ms);
+    pub(crate) fn started(&self, id: u64, attempt: u32) {
+        let now_ms = self.clock.now_ms();
+        let first = self.update(|inner| {
+            let batch = inner.active(id)?;
+            batch.state = BatchState::Running;
+            batch.attempt = attempt;
+            if batch.started_ms.is_some() {
+                return None;
             }
+            // Spark counts from the first run on.
+            batch.started_ms = Some(now_ms);
+            Some(batch.clone())
         });
+        if let Some(batch) = first {
+            self.listeners.post(&self.name, || Event::BatchStarted(batch));
+        }
     }
 
     pub(crate) fn attempt_failed(&self, id: u64, error: &str) {
-        self.update(|inner| {
-            if let Some(batch) = inner.active.iter_mut().find(|batch| batch.id == id) {
-                batch.error = Some(error.to_string());
-            }
+        let running = self.update(|inner| {
+            let Some(batch) = inner.active(id) else { return Vec::new() };
+            batch.error = Some(error.to_string());
+            batch.outputs.iter().filter(|output| output.state() == OutputState::Running).map(|output| output.id).collect()
         });
+        for output in running {
+            self.output_ended(id, output, Err(format!("ended with the batch, which failed: {error}")));
+        }
         metrics::counter!("millrace_engine_batch_failures_total", "job" => self.name.clone()).increment(1);
     }
 
     /// The batch failed for good, and the job with it.
-    pub(crate) fn failed(&self, id: u64, error: &str, now_ms: i64) {
-        self.end(id, now_ms, |batch| {
+    pub(crate) fn failed(&self, id: u64, error: &str) {
+        self.end(id, |batch| {
             batch.state = BatchState::Failed;
             batch.error = Some(error.to_string());
         });
     }
 
     /// The batch is committed. Gives its view.
-    pub(crate) fn completed_batch(&self, id: u64, outcome: &BatchOutcome, totals: Totals, now_ms: i64) -> Option<BatchView> {
+    pub(crate) fn completed_batch(&self, id: u64, outcome: &BatchOutcome, totals: Totals, durations: Durations) -> Option<BatchView> {
         self.update(|inner| {
             inner.totals = totals;
             inner.watermark_ms = outcome.watermark_ms;
         });
-        let view = self.end(id, now_ms, |batch| {
+        let view = self.end(id, |batch| {
             batch.state = BatchState::Completed;
-            batch.outputs = outcome.outputs.clone();
             batch.rows_out = outcome.rows_out;
             batch.malformed = outcome.malformed;
             batch.late = outcome.late;
         })?;
+        self.progressed(&view, outcome, durations);
         let job = || self.name.clone();
         metrics::counter!("millrace_engine_batches_completed_total", "job" => job()).increment(1);
         metrics::counter!("millrace_engine_rows_in_total", "job" => job()).increment(outcome.rows_in);
@@ -407,15 +664,30 @@ impl Monitor {
         metrics::gauge!("millrace_engine_last_completed_batch_processing_seconds", "job" => job()).set(processing);
         metrics::gauge!("millrace_engine_last_completed_batch_scheduling_delay_seconds", "job" => job()).set(scheduling);
         metrics::gauge!("millrace_engine_last_completed_batch_total_delay_seconds", "job" => job()).set(total);
-        metrics::gauge!("millrace_engine_last_completed_batch_end_timestamp_seconds", "job" => job()).set(now_ms as f64 / 1000.0);
+        let ended = view.ended_ms.unwrap_or(0) as f64 / 1000.0;
+        metrics::gauge!("millrace_engine_last_completed_batch_end_timestamp_seconds", "job" => job()).set(ended);
         if let Some(watermark) = outcome.watermark_ms {
             metrics::gauge!("millrace_engine_watermark_timestamp_seconds", "job" => job()).set(watermark as f64 / 1000.0);
         }
         Some(view)
     }
 
-    fn end(&self, id: u64, now_ms: i64, change: impl FnOnce(&mut BatchView)) -> Option<BatchView> {
-        self.update(|inner| {
+    fn progressed(&self, batch: &BatchView, outcome: &BatchOutcome, durations: Durations) {
+        let progress = self.update(|inner| {
+            let before = inner.completed.iter().rev().find(|other| other.id < batch.id).map(|before| before.submitted_ms);
+            let progress = QueryProgress::of(&inner.query_id, &self.run_id, &self.name, batch, before, outcome, &inner.streams, durations);
+            inner.progress.push_back(progress.clone());
+            while inner.progress.len() > PROGRESS_RETAINED {
+                inner.progress.pop_front();
+            }
+            progress
+        });
+        self.listeners.post(&self.name, || Event::QueryProgress(Box::new(progress)));
+    }
+
+    fn end(&self, id: u64, change: impl FnOnce(&mut BatchView)) -> Option<BatchView> {
+        let now_ms = self.clock.now_ms();
+        let batch = self.update(|inner| {
             let at = inner.active.iter().position(|batch| batch.id == id)?;
             let mut batch = inner.active.remove(at)?;
             batch.ended_ms = Some(now_ms);
@@ -425,7 +697,61 @@ impl Monitor {
                 inner.completed.pop_front();
             }
             Some(batch)
-        })
+        })?;
+        self.listeners.post(&self.name, || Event::BatchCompleted(batch.clone()));
+        Some(batch)
+    }
+
+    // === Outputs of a batch (the program) ===
+
+    /// The batch will run this output. What an earlier attempt did stays to be seen until it runs again.
+    pub(crate) fn output(&self, batch: u64, id: usize, name: &str, description: &str) {
+        self.update(|inner| {
+            let Some(batch) = inner.active(batch) else { return };
+            if batch.outputs.iter().all(|output| output.id != id) {
+                batch.outputs.push(OutputView { id, name: name.into(), description: description.into(), ..OutputView::default() });
+            }
+        });
+    }
+
+    pub(crate) fn output_started(&self, batch: u64, id: usize) {
+        let now_ms = self.clock.now_ms();
+        self.output_changes(batch, id, Event::OutputOperationStarted, |output, runs| {
+            (output.started_ms, output.ended_ms, output.rows, output.error) = (Some(now_ms), None, 0, None);
+            output.job_ids.push(*runs);
+            *runs += 1;
+        });
+    }
+
+    pub(crate) fn output_ended(&self, batch: u64, id: usize, result: Result<u64, String>) {
+        let now_ms = self.clock.now_ms();
+        self.output_changes(batch, id, Event::OutputOperationCompleted, |output, _| {
+            output.ended_ms = Some(now_ms);
+            match result {
+                Ok(rows) => output.rows = rows,
+                Err(error) => output.error = Some(error),
+            }
+        });
+    }
+
+    fn output_changes(&self, batch: u64, id: usize, event: fn(i64, OutputView) -> Event, change: impl FnOnce(&mut OutputView, &mut u64)) {
+        let changed = self.update(|inner| {
+            let mut runs = inner.runs;
+            let batch = inner.active(batch)?;
+            let output = batch.outputs.iter_mut().find(|output| output.id == id)?;
+            change(output, &mut runs);
+            let changed = (batch.time_ms, output.clone());
+            inner.runs = runs;
+            Some(changed)
+        });
+        if let Some((time_ms, output)) = changed {
+            self.listeners.post(&self.name, || event(time_ms, output));
+        }
+    }
+
+    /// Gives listeners time to hear what is still to be told.
+    pub(crate) async fn listeners_done(&self) {
+        self.listeners.close().await;
     }
 
     fn gauges(&self, inner: &Inner) {

@@ -140,6 +140,10 @@ impl Registry {
         Self { inner: Arc::new(Inner { jobs: Mutex::default(), store, jobs_max, defaults, cluster, clock, tasks, closing }) }
     }
 
+    pub fn clock(&self) -> &dyn Clock {
+        self.inner.clock.as_ref()
+    }
+
     /// By name.
     pub fn jobs(&self) -> Vec<Arc<Job>> {
         self.inner.jobs.lock().values().cloned().collect()
@@ -153,9 +157,9 @@ impl Registry {
     pub fn start(&self, new: NewJob) -> Result<Arc<Job>, ServiceError> {
         let NewJob { name, kind, settings, program, checkpoint, definition, notes, mode: (mode, mode_receiver) } = new;
         check_name(&name).map_err(ServiceError::invalid)?;
-        let now_ms = self.inner.clock.now_ms();
         let interval = u64::try_from(interval_ms(settings.batch_interval)).unwrap_or(0);
-        let monitor = Arc::new(Monitor::new(&name, interval, settings.retained_batches, checkpoint.location(), now_ms));
+        let monitor = Monitor::new(&name, interval, settings.retained_batches, checkpoint.location(), self.inner.clock.clone());
+        let monitor = Arc::new(monitor.with_listeners(program.listeners()));
         let job = Arc::new(Job {
             name: name.clone(),
             kind,
@@ -423,7 +427,7 @@ impl Registry {
     fn list(&self, name: &str, definition: String, checkpoint: Checkpoint, state: JobState, error: Option<String>) {
         let settings = JobSettings::default();
         let interval = u64::try_from(interval_ms(settings.batch_interval)).unwrap_or(0);
-        let monitor = Monitor::new(name, interval, settings.retained_batches, checkpoint.location(), 0);
+        let monitor = Monitor::new(name, interval, settings.retained_batches, checkpoint.location(), self.inner.clock.clone());
         monitor.over(state, error, None);
         let job = Job {
             name: name.into(),

@@ -6,17 +6,19 @@
 //! | `rows.max` | 20 | rows of a batch that a table shows; JSON shows all |
 //! | `print-identifier` | | text in front of each batch |
 
+use std::io::{self, Write as _};
+
 use arrow::array::RecordBatch;
 use arrow::util::pretty::pretty_format_batches;
 use async_trait::async_trait;
 use futures::StreamExt;
-use tokio::io::AsyncWriteExt;
 
 use super::{RowStream, Sink, SinkKind, SinkTable};
 use crate::batch::BatchContext;
 use crate::format::{JsonEncoder, TimestampStyle};
 use crate::sql::SqlError;
 use crate::sql::options::Options;
+use crate::terminal::aside;
 
 pub(super) const KIND: SinkKind = SinkKind { name: "console", upsert: true, options, build };
 /// Flink's name for it.
@@ -46,18 +48,19 @@ impl Sink for Console {
         let mut shown: Vec<RecordBatch> = Vec::new();
         let mut count = 0;
         let mut left = self.rows_max;
-        let mut out = tokio::io::stdout();
         while let Some(next) = rows.next().await {
             let next = next?;
             count += next.num_rows();
             if self.json {
                 let encoder = JsonEncoder { timestamps: TimestampStyle::Sql, without_nulls: false };
                 let prefix = self.identifier.as_ref().map(|text| format!("{text}> ")).unwrap_or_default();
+                let mut text = Vec::new();
                 for line in encoder.encode(&next)? {
-                    out.write_all(prefix.as_bytes()).await?;
-                    out.write_all(&line).await?;
-                    out.write_all(b"\n").await?;
+                    text.extend_from_slice(prefix.as_bytes());
+                    text.extend_from_slice(&line);
+                    text.push(b'\n');
                 }
+                print(text).await?;
             } else {
                 let taken = next.slice(0, next.num_rows().min(left));
                 left -= taken.num_rows();
@@ -69,9 +72,17 @@ impl Sink for Console {
             let more = count.saturating_sub(self.rows_max);
             let rest = if more > 0 { format!("… and {more} more rows\n") } else { String::new() };
             let text = format!("{name}batch {}\n{}\n{rest}", batch.definition.id, pretty_format_batches(&shown)?);
-            out.write_all(text.as_bytes()).await?;
+            print(text.into_bytes()).await?;
         }
-        out.flush().await?;
         Ok(count as u64)
     }
+}
+
+/// The job's progress may be on the same terminal.
+async fn print(text: Vec<u8>) -> anyhow::Result<()> {
+    let write = move || {
+        let mut out = io::stdout().lock();
+        out.write_all(&text).and_then(|()| out.flush())
+    };
+    Ok(tokio::task::spawn_blocking(move || aside(write)).await??)
 }

@@ -33,7 +33,6 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{Client, RedisError, Script};
-use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::template::{Template, Values, column};
@@ -193,7 +192,7 @@ struct RedisSink {
     shown: String,
     script: Script,
     connection: Option<ConnectionManager>,
-    away_since: Option<Instant>,
+    away_since: Option<Duration>,
 }
 
 #[async_trait]
@@ -227,7 +226,8 @@ impl RedisSink {
         for argument in arguments {
             invocation.arg(argument);
         }
-        let began = Instant::now();
+        let clock = batch.clock();
+        let began = clock.monotonic();
         let mut backoff = BACKOFF_MIN;
         loop {
             let result: Result<i64, RedisError> = match self.connection.clone() {
@@ -244,15 +244,15 @@ impl RedisSink {
                 Ok(ahead) => {
                     if let Some(since) = self.away_since.take() {
                         batch.not_waiting(&self.output);
-                        info!(server = self.shown, away_seconds = since.elapsed().as_secs(), "redis is back");
+                        info!(server = self.shown, away_seconds = (clock.monotonic() - since).as_secs(), "redis is back");
                     }
                     let Ok(ahead) = u64::try_from(ahead) else { return Ok(()) };
                     metrics::counter!("millrace_engine_fenced_writes_total", "output" => self.output.clone()).increment(1);
                     return Err(Fenced { output: self.output.clone(), batch: batch.definition.id, ahead }.into());
                 }
-                Err(error) if is_away(&error) && began.elapsed() < self.retry_timeout => {
+                Err(error) if is_away(&error) && clock.monotonic() - began < self.retry_timeout => {
                     if self.away_since.is_none() {
-                        self.away_since = Some(Instant::now());
+                        self.away_since = Some(clock.monotonic());
                         batch.waiting(&self.output, format!("Redis at {} does not answer: {error}", self.shown));
                         warn!(server = self.shown, %error, "redis is away, waiting");
                     }

@@ -70,6 +70,7 @@ struct Job {
 
 struct Planned {
     output: String,
+    table: String,
     plan: QueryPlan,
     sink: Box<dyn Sink>,
     emit: Emit,
@@ -387,7 +388,7 @@ impl Job {
         let sink = self.sink(kind, &table.def, &table.sink_schema, ordinal)?;
         let name = &insert.table.text;
         let output = if ordinal == 0 { name.clone() } else { format!("{name}-{}", ordinal + 1) };
-        self.inserts.push(Planned { output, plan, sink, emit: self.settings.emit });
+        self.inserts.push(Planned { output, table: name.clone(), plan, sink, emit: self.settings.emit });
         if let Some(table) = self.tables.get_mut(name) {
             table.inserts += 1;
         }
@@ -426,6 +427,7 @@ impl Job {
             let reader = &sources[source].reader;
             outputs.push(Output {
                 name: insert.output,
+                table: insert.table,
                 source,
                 positions: insert.plan.columns.iter().filter_map(|column| reader.position(*column)).collect(),
                 query: match insert.plan.kind {

@@ -2,7 +2,7 @@
 //! is one. They never fail a batch.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -10,7 +10,7 @@ use service_kit::kafka::{OutRecord, Record};
 use tracing::warn;
 
 use super::pipeline::DeadLetters;
-use crate::batch::OffsetRange;
+use crate::batch::{OffsetRange, clock::Clock};
 use crate::format::Malformed;
 
 /// Lines shown per period and table; others are only counted.
@@ -23,17 +23,18 @@ const SHOWN_BYTES_MAX: usize = 200;
 pub(crate) struct Sampler(Mutex<Option<Period>>);
 
 struct Period {
-    since: Instant,
+    /// On the monotonic clock.
+    since: Duration,
     shown: u32,
     hidden: u64,
 }
 
 impl Sampler {
     /// Whether to show one at `now`; with the number that was hidden in the period before.
-    fn admit(&self, now: Instant) -> Option<u64> {
+    fn admit(&self, now: Duration) -> Option<u64> {
         let mut period = self.0.lock();
         match &mut *period {
-            Some(current) if now.duration_since(current.since) < PERIOD => {
+            Some(current) if now.saturating_sub(current.since) < PERIOD => {
                 if current.shown < SHOWN_MAX {
                     current.shown += 1;
                     return Some(0);
@@ -55,13 +56,14 @@ impl Sampler {
 pub(crate) struct Reports {
     pub(crate) table: Arc<str>,
     pub(crate) sampler: Arc<Sampler>,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) dead_letters: Option<(Arc<str>, DeadLetters)>,
 }
 
 impl Reports {
     pub(crate) async fn report(&self, range: &OffsetRange, records: &[Record], malformed: &[(usize, Malformed)]) -> anyhow::Result<()> {
         for (index, Malformed(reason)) in malformed {
-            let Some(hidden) = self.sampler.admit(Instant::now()) else { continue };
+            let Some(hidden) = self.sampler.admit(self.clock.monotonic()) else { continue };
             let record = &records[*index];
             let value = record.value.as_deref().unwrap_or_default();
             let sample = String::from_utf8_lossy(&value[..value.len().min(SHOWN_BYTES_MAX)]);
@@ -107,7 +109,7 @@ mod tests {
     #[test]
     fn a_flood_of_bad_lines_shows_five_and_says_how_many_it_hid() {
         let sampler = Sampler::default();
-        let start = Instant::now();
+        let start = Duration::from_secs(1000);
         let shown = (0..1000).filter(|_| sampler.admit(start).is_some()).count();
         assert_eq!(shown, 5);
         assert_eq!(sampler.admit(start + PERIOD), Some(995));

@@ -18,7 +18,6 @@ use futures::{FutureExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use service_kit::kafka::{self, Producer};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tracing::{Instrument, info_span};
 
 use super::malformed::{Reports, Sampler};
@@ -28,7 +27,7 @@ use super::queue::{Receiver, queue};
 use super::source::Reader;
 use super::watermark::{Clocks, Pace, Seen};
 use super::window::WindowState;
-use crate::batch::{BatchContext, BatchOutcome, OutputReport, PartitionInput, Program, SourceSpec};
+use crate::batch::{BatchContext, BatchOutcome, PartitionInput, Program, SourceSpec, StateReport};
 use crate::sink::{RowStream, Sink};
 
 const SNAPSHOT_VERSION: u32 = 1;
@@ -57,6 +56,7 @@ pub(crate) struct Source {
 /// An INSERT.
 pub(crate) struct Output {
     pub(crate) name: String,
+    pub(crate) table: String,
     pub(crate) source: usize,
     /// Of the reader's columns, those that the plan's leaf takes.
     pub(crate) positions: Vec<usize>,
@@ -223,6 +223,9 @@ impl SqlProgram {
                 source.dead_letters = Some(kafka::producer(&kafka.config).await?);
             }
         }
+        for (index, output) in self.outputs.iter().enumerate() {
+            batch.output(index, &output.name, &format!("INSERT INTO {}", output.table));
+        }
         let process = info_span!(parent: &batch.span, "process");
         let read = self.read(batch, input, state).instrument(process.clone()).await?;
         let mut outcome = read.outcome;
@@ -245,17 +248,17 @@ impl SqlProgram {
         let emitted = self.emit(batch, read.partials, state).instrument(process).await?;
         let mut reports = read.reports;
         reports.extend(self.write_windows(batch, emitted).await);
-        reports.sort_by_key(|(index, ..)| *index);
-        let mut failure = None;
-        for (_, report, error) in reports {
-            outcome.rows_out += report.rows;
-            outcome.outputs.push(report);
-            failure = failure.or(error);
+        reports.sort_by_key(|(index, _)| *index);
+        for (_, rows) in reports {
+            outcome.rows_out += rows?;
         }
-        match failure {
-            None => Ok(outcome),
-            Some(error) => Err(error),
+        for (output, window) in self.outputs.iter().zip(&state.windows) {
+            if let Some(window) = window {
+                let (rows, bytes) = (window.rows() as u64, window.memory_bytes() as u64);
+                outcome.state.push(StateReport { operator: output.name.clone(), rows, bytes });
+            }
         }
+        Ok(outcome)
     }
 
     /// Reads, decodes and runs the plans; writes the outputs without windows on the way.
@@ -336,6 +339,7 @@ impl SqlProgram {
             let reports = Reports {
                 table: self.sources[source].reader.table().name.as_str().into(),
                 sampler: self.sources[source].sampler.clone(),
+                clock: batch.clock(),
                 dead_letters: letter_senders[source].clone(),
             };
             let decode = pipeline::decode(self.sources[source].reader.clone(), range, chunks, queries, reports, self.queue_items_max);
@@ -423,8 +427,8 @@ struct Read {
     reports: Vec<Report>,
 }
 
-/// Index of the output, what is reported, and its error.
-type Report = (usize, OutputReport, Option<anyhow::Error>);
+/// Index of the output, and the rows that it wrote.
+type Report = (usize, anyhow::Result<u64>);
 
 #[derive(Clone, Copy)]
 enum Due {
@@ -467,19 +471,10 @@ async fn advance(
 
 async fn write(index: usize, name: &str, sink: &mut dyn Sink, batch: &BatchContext, rows: RowStream) -> Report {
     let span = info_span!(parent: &batch.span, "output", output = name);
-    let began = Instant::now();
-    let result = sink.write(batch, rows).instrument(span).await;
-    let (rows, error) = match result {
-        Ok(rows) => (rows, None),
-        Err(error) => (0, Some(error.context(format!("output `{name}`")))),
-    };
-    let report = OutputReport {
-        name: name.to_owned(),
-        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        rows,
-        error: error.as_ref().map(crate::job::said),
-    };
-    (index, report, error)
+    batch.output_started(index);
+    let result = sink.write(batch, rows).instrument(span).await.map_err(|error| error.context(format!("output `{name}`")));
+    batch.output_ended(index, result.as_ref().copied());
+    (index, result)
 }
 
 /// Waits for all tasks; the error is that of the task that failed first.

@@ -56,6 +56,11 @@ impl WindowState {
         self.panes.values().map(|pane| pane.rows).sum()
     }
 
+    /// Buffers that several batches share count for each of them.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.panes.values().flat_map(|pane| &pane.batches).map(RecordBatch::get_array_memory_size).sum()
+    }
+
     pub(crate) fn closed_until(&self) -> Option<i64> {
         self.closed_until
     }

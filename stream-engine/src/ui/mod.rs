@@ -12,13 +12,14 @@ mod text;
 
 use axum::{
     Router,
-    extract::{Path, Request, State},
+    extract::{Path, Query, Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
 use maud::Markup;
+use serde::Deserialize;
 
 use crate::job::Registry;
 
@@ -27,7 +28,7 @@ const SCRIPT: &str = include_str!("page.js");
 /// Nothing but this server's own style and script runs on the page.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-/// `/`, `/jobs/NAME`, `/jobs/NAME/batches/ID`, `/api/v1/…`, `/metrics`.
+/// `/`, `/jobs/NAME`, `/jobs/NAME/batches/TIME`, `/api/v1/…`, `/metrics`.
 pub fn router(registry: Registry) -> Router {
     Router::new()
         .route("/", get(jobs))
@@ -70,24 +71,28 @@ impl IntoResponse for Page {
 }
 
 async fn jobs(State(registry): State<Registry>) -> Page {
-    Page(StatusCode::OK, page::jobs(&registry.jobs(), now_ms()))
+    Page(StatusCode::OK, page::jobs(&registry.jobs(), registry.clock().now_ms()))
 }
 
-async fn job(State(registry): State<Registry>, Path(name): Path<String>) -> Page {
+#[derive(Deserialize)]
+struct Paging {
+    /// Of the completed batches; 1 has the newest.
+    #[serde(default)]
+    page: usize,
+}
+
+async fn job(State(registry): State<Registry>, Path(name): Path<String>, Query(Paging { page }): Query<Paging>) -> Page {
     match registry.job(&name) {
-        Ok(job) => Page(StatusCode::OK, page::job(&job, now_ms())),
+        Ok(job) => Page(StatusCode::OK, page::job(&job, registry.clock().now_ms(), page)),
         Err(error) => Page(StatusCode::NOT_FOUND, page::not_found(&error.message)),
     }
 }
 
-async fn batch(State(registry): State<Registry>, Path((name, id)): Path<(String, u64)>) -> Page {
-    let found = registry.job(&name).ok().and_then(|job| job.monitor.batch(id).map(|batch| (job, batch)));
+/// A batch is found by its time in milliseconds.
+async fn batch(State(registry): State<Registry>, Path((name, id)): Path<(String, String)>) -> Page {
+    let found = registry.job(&name).ok().and_then(|job| job.monitor.batch(id.parse().ok()?).map(|batch| (job, batch)));
     match found {
         Some((job, batch)) => Page(StatusCode::OK, page::batch(&job, &batch)),
         None => Page(StatusCode::NOT_FOUND, page::not_found("There is no such batch; only recent ones are kept.")),
     }
-}
-
-fn now_ms() -> i64 {
-    chrono::Utc::now().timestamp_millis()
 }

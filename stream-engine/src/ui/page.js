@@ -9,7 +9,7 @@
     const next = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("live");
     if (!next) return;
     const open = [...live().querySelectorAll("details")].map((d) => d.open);
-    [...next.querySelectorAll("details")].forEach((d, n) => { d.open = open[n] || false; });
+    [...next.querySelectorAll("details")].forEach((d, n) => { if (n < open.length) d.open = open[n]; });
     live().replaceChildren(...next.childNodes);
     live().dataset.refresh = next.dataset.refresh;
   };
@@ -19,7 +19,7 @@
     if (!busy) {
       try {
         await swap();
-        fresh.textContent = "";
+        fresh.textContent = `Updated ${new Date().toISOString().slice(11, 19)}`;
       } catch {
         fresh.textContent = "The engine does not answer; showing what was last known.";
       }

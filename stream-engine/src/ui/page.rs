@@ -5,12 +5,13 @@ use std::sync::Arc;
 use maud::{DOCTYPE, Markup, html};
 
 use super::chart::Chart;
-use super::text::{count, duration, maybe_duration, span, time};
-use crate::job::{BatchState, BatchView, Job, JobState, JobView};
+use super::text::{clock, count, duration, maybe_duration, span, time};
+use crate::job::{BatchState, BatchView, Job, JobState, JobView, OutputState, OutputView, ReceiverView, StreamView};
 use crate::sql;
 
-/// Batches in the charts and in the table of completed ones.
+/// Batches in the charts.
 const CHART_BATCHES: usize = 120;
+/// Completed batches on a page, and failed ones in all.
 const TABLE_BATCHES: usize = 50;
 
 fn layout(title: &str, trail: &Markup, refresh_ms: u64, live: &Markup) -> Markup {
@@ -54,6 +55,10 @@ fn batch_state(batch: &BatchView) -> Markup {
         BatchState::Failed => "failed",
     };
     html! { span class={ "state " (class) } { (batch.state.name()) } }
+}
+
+fn fact(name: &str, value: String) -> Markup {
+    html! { div.fact { dt { (name) } dd { (value) } } }
 }
 
 // === All jobs ===
@@ -120,17 +125,20 @@ fn first_line(text: &str) -> &str {
 
 // === One job ===
 
-pub(super) fn job(job: &Job, now_ms: i64) -> Markup {
+pub(super) fn job(job: &Job, now_ms: i64, page: usize) -> Markup {
     let view = job.monitor.view();
-    let completed = job.monitor.completed(CHART_BATCHES);
+    let ended = job.monitor.completed(usize::MAX);
+    let (completed, failed): (Vec<&BatchView>, Vec<&BatchView>) = ended.iter().partition(|batch| batch.state == BatchState::Completed);
+    let charted: Vec<&BatchView> = ended.iter().take(CHART_BATCHES).collect();
     let live = html! {
         h1 { (view.name) " " (state(view.state)) }
         (summary(&view, now_ms))
         @if let Some(error) = &view.error { div.alert role="alert" { pre { (error) } } }
         (facts(job, &view, now_ms))
-        section aria-label="Charts" { (charts(&completed, view.batch_interval_ms)) }
+        section aria-label="Charts" { (charts(&charted, &view)) }
         (active_table(job, &view.active))
-        (completed_table(job, &completed))
+        (failed_table(job, &failed))
+        (completed_table(job, &completed, view.totals.batches, page))
         @if !job.plan.is_empty() { details { summary { "Plan (how the engine runs the queries)" } pre { (job.plan) } } }
         @if !job.definition.is_empty() { details { summary { "Definition" } pre { (sql::masked(&job.definition)) } } }
         @if !job.notes.is_empty() {
@@ -160,7 +168,6 @@ fn summary(view: &JobView, now_ms: i64) -> Markup {
 }
 
 fn facts(job: &Job, view: &JobView, now_ms: i64) -> Markup {
-    let fact = |name: &str, value: String| html! { div.fact { dt { (name) } dd { (value) } } };
     html! {
         dl.facts {
             (fact("Last batch", ago(view.last_batch_at_ms, now_ms)))
@@ -175,13 +182,13 @@ fn facts(job: &Job, view: &JobView, now_ms: i64) -> Markup {
     }
 }
 
-fn charts(completed: &[BatchView], interval_ms: u64) -> Markup {
+fn charts(batches: &[&BatchView], view: &JobView) -> Markup {
+    let interval_ms = view.batch_interval_ms;
     let series = |value: &dyn Fn(&BatchView) -> Option<f64>| -> Vec<(i64, f64)> {
-        completed.iter().rev().filter_map(|batch| value(batch).map(|value| (batch.time_ms, value))).collect()
+        batches.iter().rev().filter_map(|batch| value(batch).map(|value| (batch.time_ms, value))).collect()
     };
-    let seconds = (interval_ms as f64 / 1000.0).max(0.001);
     let ms = |value: Option<u64>| value.map(|ms| ms as f64);
-    let rate = series(&|batch| Some(batch.records as f64 / seconds));
+    let rate = series(&|batch| Some(per_second(batch.records, view)));
     let scheduling = series(&|batch| ms(batch.scheduling_delay_ms()));
     let processing = series(&|batch| ms(batch.processing_ms()));
     let total = series(&|batch| ms(batch.total_delay_ms()));
@@ -190,6 +197,7 @@ fn charts(completed: &[BatchView], interval_ms: u64) -> Markup {
     let near = processing.iter().any(|(_, value)| *value * 20.0 >= interval_ms as f64);
     html! {
         (Chart { title: "Input rate", unit: "records/s", points: &rate, line: None }.render())
+        (streams(batches, view))
         (Chart { title: "Scheduling delay", unit: "ms", points: &scheduling, line: None }.render())
         (Chart { title: "Processing time", unit: "ms", points: &processing, line: interval.filter(|_| near) }.render())
         @if !near && !processing.is_empty() { p.muted.note { "Processing time is below a twentieth of the batch interval (" (duration(interval_ms)) ")." } }
@@ -197,8 +205,59 @@ fn charts(completed: &[BatchView], interval_ms: u64) -> Markup {
     }
 }
 
+fn per_second(records: u64, view: &JobView) -> f64 {
+    records as f64 * 1000.0 / view.batch_interval_ms.max(1) as f64
+}
+
+/// The input rate of each stream, and what receives it. Open where something is wrong with a receiver.
+fn streams(batches: &[&BatchView], view: &JobView) -> Markup {
+    if view.streams.is_empty() {
+        return html! {};
+    }
+    let wrong = |stream: &StreamView| stream.receiver.as_ref().is_some_and(|receiver| !receiver.active || receiver.last_error.is_some());
+    let open = view.streams.iter().any(wrong) && !view.state.is_over();
+    html! {
+        details.streams open[open] {
+            summary { "Input rate by stream (" (view.streams.len()) ")" }
+            @for stream in &view.streams {
+                @let points: Vec<(i64, f64)> = batches.iter().rev().map(|batch| (batch.time_ms, per_second(batch.records_of(stream.id), view))).collect();
+                @let behind = batches.first().and_then(|newest| newest.behind(stream.id));
+                (Chart { title: &stream.name, unit: "records/s", points: &points, line: None }.render())
+                dl.facts {
+                    (fact("Stream", stream.id.to_string()))
+                    @match &stream.receiver {
+                        None => (fact("Read", "directly".into())),
+                        Some(receiver) => (receiver_facts(receiver)),
+                    }
+                    @if let Some(behind) = behind { (fact("Behind", format!("{} records", count(behind)))) }
+                }
+                @if let Some(error) = stream.receiver.as_ref().and_then(|receiver| receiver.last_error.as_ref()) {
+                    details { summary.error-line { "Last error, " (time(error.time_ms)) ": " (first_line(&error.message)) } pre { (error.error) } }
+                }
+            }
+        }
+    }
+}
+
+fn receiver_facts(receiver: &ReceiverView) -> Markup {
+    html! {
+        (fact("Receiver", if receiver.active { "ACTIVE" } else { "INACTIVE" }.into()))
+        (fact("Executor / host", format!("{} / {}", receiver.executor_id, receiver.location)))
+    }
+}
+
 fn batch_link(job: &Job, batch: &BatchView) -> Markup {
-    html! { a href={ "/jobs/" (job.name) "/batches/" (batch.id) } { (time(batch.time_ms)) } span.muted { " #" (batch.id) } }
+    html! { a href={ "/jobs/" (job.name) "/batches/" (batch.time_ms) } { (time(batch.time_ms)) } span.muted { " #" (batch.id) } }
+}
+
+/// `2/3`, and what the others do.
+fn outputs_done(batch: &BatchView) -> Markup {
+    let in_state = |state: OutputState| (batch.outputs_in(state), state.name());
+    let others = [OutputState::Running, OutputState::Failed].map(in_state);
+    html! {
+        (batch.outputs_in(OutputState::Succeeded)) "/" (batch.outputs.len())
+        @for (n, name) in others { @if n > 0 { span.muted { " (" (n) " " (name) ")" } } }
+    }
 }
 
 fn active_table(job: &Job, active: &[BatchView]) -> Markup {
@@ -208,7 +267,7 @@ fn active_table(job: &Job, active: &[BatchView]) -> Markup {
             div.scroll { table {
                 thead { tr {
                     th scope="col" { "Batch time" } th.n scope="col" { "Records" } th.n scope="col" { "Scheduling delay" }
-                    th.n scope="col" { "Attempt" } th scope="col" { "Status" }
+                    th.n scope="col" { "Attempt" } th.n scope="col" { "Outputs: succeeded/total" } th scope="col" { "Status" }
                 } }
                 tbody { @for batch in active.iter().rev() {
                     tr {
@@ -216,6 +275,7 @@ fn active_table(job: &Job, active: &[BatchView]) -> Markup {
                         td.n { (count(batch.records)) }
                         td.n { (maybe_duration(batch.scheduling_delay_ms())) }
                         td.n { (batch.attempt + 1) }
+                        td.n { (outputs_done(batch)) }
                         td { (batch_state(batch)) @if let Some(error) = &batch.error { div.error-line { (first_line(error)) } } }
                     }
                 } }
@@ -224,29 +284,64 @@ fn active_table(job: &Job, active: &[BatchView]) -> Markup {
     }
 }
 
-fn completed_table(job: &Job, completed: &[BatchView]) -> Markup {
+/// Not shown while there are none: a batch that fails for good ends its job.
+fn failed_table(job: &Job, failed: &[&BatchView]) -> Markup {
     html! {
-        h2 { "Completed batches" @if completed.len() > TABLE_BATCHES { span.muted { " (newest " (TABLE_BATCHES) ")" } } }
-        @if completed.is_empty() { p.muted { "None yet." } } @else {
-            div.scroll { table {
-                thead { tr {
-                    th scope="col" { "Batch time" } th.n scope="col" { "Records" } th.n scope="col" { "Scheduling delay" }
-                    th.n scope="col" { "Processing time" } th.n scope="col" { "Total delay" } th.n scope="col" { "Outputs: succeeded/total" } th scope="col" { "Status" }
-                } }
-                tbody { @for batch in completed.iter().take(TABLE_BATCHES) {
-                    @let succeeded = batch.outputs.iter().filter(|output| output.error.is_none()).count();
-                    tr {
-                        th scope="row" { (batch_link(job, batch)) }
-                        td.n { (count(batch.records)) }
-                        td.n { (maybe_duration(batch.scheduling_delay_ms())) }
-                        td.n { (maybe_duration(batch.processing_ms())) }
-                        td.n { (maybe_duration(batch.total_delay_ms())) }
-                        td.n { (succeeded) "/" (batch.outputs.len()) }
-                        td { (batch_state(batch)) @if batch.attempt > 0 { div.error-line { (batch.attempt + 1) " attempts" @if let Some(error) = &batch.error { ": " (first_line(error)) } } } }
-                    }
-                } }
-            } }
+        @if !failed.is_empty() {
+            h2 { "Failed batches (" (failed.len()) ")" }
+            (ended_table(job, &failed[..failed.len().min(TABLE_BATCHES)]))
         }
+    }
+}
+
+fn completed_table(job: &Job, completed: &[&BatchView], total: u64, page: usize) -> Markup {
+    let pages = completed.len().div_ceil(TABLE_BATCHES).max(1);
+    let page = page.clamp(1, pages);
+    let first = (page - 1) * TABLE_BATCHES;
+    let shown = &completed[first..completed.len().min(first + TABLE_BATCHES)];
+    let link = |to: usize, name: &str| html! { a href={ "/jobs/" (job.name) "?page=" (to) "#completed" } { (name) } };
+    html! {
+        h2 #completed { "Completed batches (last " (count(completed.len() as u64)) " out of " (count(total)) ")" }
+        @if completed.is_empty() { p.muted { "None yet." } } @else {
+            (ended_table(job, shown))
+            @if pages > 1 {
+                nav.pages aria-label="Pages of completed batches" {
+                    @if page > 1 { (link(1, "Newest")) (link(page - 1, "Newer")) }
+                    span.muted { "Page " (page) " of " (pages) }
+                    @if page < pages { (link(page + 1, "Older")) (link(pages, "Oldest")) }
+                }
+            }
+        }
+    }
+}
+
+fn ended_table(job: &Job, batches: &[&BatchView]) -> Markup {
+    html! {
+        div.scroll { table {
+            thead { tr {
+                th scope="col" { "Batch time" } th.n scope="col" { "Records" } th.n scope="col" { "Scheduling delay" }
+                th.n scope="col" { "Processing time" } th.n scope="col" { "Total delay" } th.n scope="col" { "Outputs: succeeded/total" } th scope="col" { "Status" }
+            } }
+            tbody { @for batch in batches {
+                tr {
+                    th scope="row" { (batch_link(job, batch)) }
+                    td.n { (count(batch.records)) }
+                    td.n { (maybe_duration(batch.scheduling_delay_ms())) }
+                    td.n { (maybe_duration(batch.processing_ms())) }
+                    td.n { (maybe_duration(batch.total_delay_ms())) }
+                    td.n { (outputs_done(batch)) }
+                    td {
+                        (batch_state(batch))
+                        @if batch.attempt > 0 || batch.state == BatchState::Failed {
+                            div.error-line {
+                                @if batch.attempt > 0 { (batch.attempt + 1) " attempts: " }
+                                @if let Some(error) = &batch.error { (first_line(error)) }
+                            }
+                        }
+                    }
+                }
+            } }
+        } }
     }
 }
 
@@ -254,9 +349,9 @@ fn completed_table(job: &Job, completed: &[BatchView]) -> Markup {
 
 pub(super) fn batch(job: &Job, batch: &BatchView) -> Markup {
     let view = job.monitor.view();
-    let fact = |name: &str, value: String| html! { div.fact { dt { (name) } dd { (value) } } };
     let live = html! {
-        h1 { "Batch " (batch.id) " at " (time(batch.time_ms)) " " (batch_state(batch)) }
+        h1 { "Batch at " (time(batch.time_ms)) " " (batch_state(batch)) }
+        p.lead { "Number " strong { (batch.id) } " of job " a href={ "/jobs/" (job.name) } { (job.name) } }
         dl.facts {
             (fact("Batch duration", duration(view.batch_interval_ms)))
             (fact("Input data size", format!("{} records", count(batch.records))))
@@ -270,23 +365,20 @@ pub(super) fn batch(job: &Job, batch: &BatchView) -> Markup {
         }
         @if let Some(error) = &batch.error { div.alert role="alert" { strong { "Last error" } pre { (error) } } }
         h2 { "Outputs" }
-        @if batch.outputs.is_empty() { p.muted { "None ran." } } @else {
+        @if batch.outputs.is_empty() { p.muted { @if batch.started_ms.is_none() { "Not begun." } @else { "None began." } } } @else {
             div.scroll { table {
-                thead { tr { th scope="col" { "Output" } th.n scope="col" { "Duration" } th.n scope="col" { "Rows" } th scope="col" { "Status" } } }
-                tbody { @for output in &batch.outputs {
-                    tr {
-                        th scope="row" { (output.name) }
-                        td.n { (duration(output.duration_ms)) }
-                        td.n { (count(output.rows)) }
-                        td { @match &output.error { Some(error) => pre.error-line { (error) }, None => span.state.finished { "succeeded" } } }
-                    }
+                thead { tr {
+                    th.n scope="col" { "Id" } th scope="col" { "Output" } th scope="col" { "Description" } th scope="col" { "Started" }
+                    th.n scope="col" { "Duration" } th.n scope="col" { "Rows" } th scope="col" { "Jobs" } th scope="col" { "Status" }
                 } }
+                tbody { @for output in &batch.outputs { (output_row(output)) } }
             } }
         }
         h2 { "Input" }
         @for (source, ranges) in batch.ranges.iter().enumerate() {
+            @let name = view.streams.get(source).map_or_else(|| format!("Stream {source}"), |stream| stream.name.clone());
             div.scroll { table {
-                caption { "Source " (source) }
+                caption { (name) @if let Some(behind) = batch.behind(source) { span.muted { " · left for later batches: " (count(behind)) " records" } } }
                 thead { tr { th scope="col" { "Topic" } th.n scope="col" { "Partition" } th.n scope="col" { "From offset" } th.n scope="col" { "Until offset" } th.n scope="col" { "Records" } } }
                 tbody { @for range in ranges {
                     tr {
@@ -299,8 +391,34 @@ pub(super) fn batch(job: &Job, batch: &BatchView) -> Markup {
     };
     let trail = html! {
         span.muted { "/" } a href={ "/jobs/" (job.name) } { (job.name) }
-        span.muted { "/" } a href={ "/jobs/" (job.name) "/batches/" (batch.id) } aria-current="page" { "batch " (batch.id) }
+        span.muted { "/" } a href={ "/jobs/" (job.name) "/batches/" (batch.time_ms) } aria-current="page" { "batch " (batch.id) }
     };
     let refresh = if matches!(batch.state, BatchState::Queued | BatchState::Running) { 1000 } else { 0 };
     layout(&format!("Batch {} of {}", batch.id, job.name), &trail, refresh, &live)
+}
+
+fn output_row(output: &OutputView) -> Markup {
+    let state = output.state();
+    let class = match state {
+        OutputState::Waiting => "waiting",
+        OutputState::Running => "running",
+        OutputState::Succeeded => "finished",
+        OutputState::Failed => "failed",
+    };
+    let jobs: Vec<String> = output.job_ids.iter().map(u64::to_string).collect();
+    html! { tr {
+        td.n { (output.id) }
+        th scope="row" { (output.name) }
+        td { (output.description) }
+        td { (output.started_ms.map_or_else(|| "–".into(), clock)) }
+        td.n { (maybe_duration(output.duration_ms())) }
+        td.n { @if state == OutputState::Succeeded { (count(output.rows)) } @else { "–" } }
+        td { (jobs.join(", ")) }
+        td {
+            span class={ "state " (class) } { (state.name()) }
+            @if let Some(error) = &output.error {
+                details.error { summary.error-line { (first_line(error)) } pre { (error) } }
+            }
+        }
+    } }
 }

@@ -8,6 +8,7 @@ mod context;
 mod join;
 mod map_with_state;
 mod rdd;
+mod report;
 mod stream;
 mod transform;
 mod update_state;
@@ -23,18 +24,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{StreamExt, stream as records};
 use parking_lot::Mutex;
-use service_kit::kafka::Record;
 
 use super::program::DStreamProgram;
 use super::*;
-use crate::batch::{BatchContext, BatchDefinition, BatchOutcome, OffsetRange, PartitionInput, Program};
+use crate::batch::{BatchDefinition, BatchOutcome, PartitionInput, Program};
+use crate::job::Monitor;
 
 /// `(seconds, sorted values)` of each time at which the output ran.
 type Seen<T> = Arc<Mutex<Vec<(i64, Vec<T>)>>>;
-
-const PARTITIONS: usize = 2;
 
 fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -66,46 +64,28 @@ fn ignore<T: Data>(stream: &DStream<T>) {
     stream.foreach_rdd(|rdd, _| async move { rdd.count().await.map(drop) });
 }
 
+fn values(words: &str) -> Vec<Bytes> {
+    words.split_whitespace().map(|word| Bytes::from(word.to_string())).collect()
+}
+
 /// The batch at `second` with these words, spread over the partitions.
 fn batch(second: i64, words: &str) -> (Arc<BatchDefinition>, Vec<PartitionInput>) {
-    let words: Vec<&str> = words.split_whitespace().collect();
-    let mut ranges = Vec::new();
-    let mut inputs = Vec::new();
-    for partition in 0..PARTITIONS {
-        let of_partition: Vec<Record> = words
-            .iter()
-            .skip(partition)
-            .step_by(PARTITIONS)
-            .enumerate()
-            .map(|(n, word)| Record {
-                offset: second * 1000 + n as i64,
-                timestamp_ms: 0,
-                key: None,
-                value: Some(Bytes::from(word.to_string())),
-                headers: vec![],
-            })
-            .collect();
-        let from = second * 1000;
-        let range = OffsetRange { topic: "t".into(), partition: partition as i32, from, until: from + of_partition.len() as i64 };
-        ranges.push(range.clone());
-        inputs.push(PartitionInput { source: 0, range, caught_up: true, records: records::iter([Ok(of_partition)]).boxed() });
-    }
-    (Arc::new(BatchDefinition { id: second as u64, time_ms: second * 1000, ranges: vec![ranges] }), inputs)
+    testing::batch(second as u64, second * 1000, &values(words))
 }
 
 async fn attempt(program: &mut DStreamProgram, second: i64, words: &str, replay: bool) -> anyhow::Result<BatchOutcome> {
-    let (definition, input) = batch(second, words);
-    let context = BatchContext {
-        job: "job".into(),
-        checkpoint_id: "c".into(),
-        newest: definition.id,
-        definition,
-        replay,
-        last: false,
-        span: tracing::Span::none(),
-        monitor: None,
-    };
-    program.run(&context, input).await
+    reported(program, second, words, replay, None).await
+}
+
+/// As [`attempt`], told to a monitor.
+async fn reported(
+    program: &mut DStreamProgram,
+    second: i64,
+    words: &str,
+    replay: bool,
+    monitor: Option<Arc<Monitor>>,
+) -> anyhow::Result<BatchOutcome> {
+    testing::attempt(program, second as u64, second * 1000, &values(words), replay, monitor).await
 }
 
 async fn run(program: &mut DStreamProgram, second: i64, words: &str) -> BatchOutcome {
@@ -114,13 +94,8 @@ async fn run(program: &mut DStreamProgram, second: i64, words: &str) -> BatchOut
 
 /// As the runner does it: the snapshot, then the records that are wanted again.
 async fn restore(program: &mut DStreamProgram, snapshot: Bytes, batches: &[(i64, &str)]) {
-    program.restore(snapshot).unwrap();
-    for wanted in program.wants() {
-        let (_, words) = batches.iter().find(|(second, _)| *second * 1000 == wanted.time_ms).unwrap();
-        let (definition, input) = batch(wanted.time_ms / 1000, words);
-        assert_eq!(definition, wanted);
-        program.rebuild(definition, input).await.unwrap();
-    }
+    let of = |time_ms: i64| values(batches.iter().find(|(second, _)| *second * 1000 == time_ms).unwrap().1);
+    testing::restore(program, snapshot, of).await.unwrap();
 }
 
 /// What happens to a program while a table runs.

@@ -96,10 +96,6 @@ async fn outputs_run_in_order_and_what_no_output_needs_never_runs() {
     assert_eq!(*order.lock(), ["first", "second", "third"]);
     assert!(!*ran.lock());
     assert_eq!(outcome.rows_in, 2, "records are read once for three outputs");
-    assert_eq!(
-        outcome.outputs.iter().map(|output| output.name.as_str()).collect::<Vec<_>>(),
-        ["foreachRDD-0", "foreachRDD-1", "foreachRDD-2"]
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,5 +144,5 @@ async fn offset_ranges_are_those_of_the_batch() {
     });
     let mut program = ssc.program().unwrap();
     run(&mut program, 3, "a b c").await;
-    assert_eq!(*seen.lock(), [(0, 3000, 3002), (1, 3000, 3001)]);
+    assert_eq!(*seen.lock(), [(0, 3_000_000, 3_000_002), (1, 3_000_000, 3_000_001)]);
 }

@@ -19,7 +19,9 @@ use service_kit::kafka::Record;
 use super::job::{Compiled, compile};
 use super::program::SqlProgram;
 use super::{CompileOptions, SqlError};
-use crate::batch::{BatchContext, BatchDefinition, BatchOutcome, OffsetRange, PartitionInput, Program};
+use crate::batch::{BatchContext, BatchDefinition, BatchOutcome, OffsetRange, PartitionInput, Program, clock::ManualClock};
+use crate::commit::PlannedBatch;
+use crate::job::Monitor;
 use crate::sink::{RowStream, Sink};
 
 /// A source `t` with event time, and what is needed of `WITH`.
@@ -65,6 +67,7 @@ struct Job {
     written: Vec<Written>,
     offsets: BTreeMap<i32, i64>,
     next_id: u64,
+    monitor: Arc<Monitor>,
 }
 
 /// Lines of one partition in one batch.
@@ -91,7 +94,8 @@ impl Job {
             output.sink = Box::new(MemorySink(rows.clone()));
             written.push(rows);
         }
-        Self { program, written, offsets: BTreeMap::new(), next_id: 0 }
+        let monitor = Arc::new(Monitor::new("test", 1000, 100, "", Arc::new(ManualClock::at(0))));
+        Self { program, written, offsets: BTreeMap::new(), next_id: 0, monitor }
     }
 
     /// Runs a batch; every partition that takes part is named, also without lines.
@@ -115,15 +119,17 @@ impl Job {
         }
         let definition = BatchDefinition { id: self.next_id, time_ms: self.next_id as i64 * 1000, ranges: vec![ranges] };
         self.next_id += 1;
+        let planned = PlannedBatch { definition, caught_up: Vec::new(), end: None, topics: Vec::new(), sources: Vec::new() };
+        self.monitor.submitted(&planned, None);
         let context = BatchContext {
             job: "test".into(),
             checkpoint_id: "c".into(),
-            definition: Arc::new(definition),
+            definition: Arc::new(planned.definition),
             newest: self.next_id,
             replay: false,
             last,
             span: tracing::Span::none(),
-            monitor: None,
+            monitor: Some(self.monitor.clone()),
         };
         runtime().block_on(self.program.run(&context, partitions))
     }

@@ -92,7 +92,7 @@ async fn run_until(kafka: &FakeKafka, checkpoint: &Checkpoint, text: &str, rows:
     let mut compiled = try_compile(text).unwrap();
     compiled.program.outputs[0].sink = Box::new(MemorySink(written.clone()));
     let settings: JobSettings = compiled.settings;
-    let monitor = Arc::new(Monitor::new("job", 10, 100, checkpoint.location(), 0));
+    let monitor = Arc::new(Monitor::new("job", 10, 100, checkpoint.location(), Arc::new(SystemClock)));
     let (mode, receiver) = watch::channel(Mode::Run);
     let runner = Runner {
         job: "job".into(),

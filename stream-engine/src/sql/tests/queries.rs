@@ -64,7 +64,10 @@ fn several_inserts_share_one_read_and_get_the_same_rows() {
         (sorted(0), sorted(1), sorted(2)),
         (vec!["2".into(), "3".into()], vec!["3".into()], vec!["-1".into(), "-2".into(), "-3".into()])
     );
-    assert_eq!(outcome.outputs.iter().map(|output| output.rows).collect::<Vec<_>>(), [2, 1, 3]);
+    assert_eq!(outcome.rows_out, 6);
+    let outputs = job.monitor.batch(0).unwrap().outputs;
+    assert_eq!(outputs.iter().map(|output| output.rows).collect::<Vec<_>>(), [2, 1, 3]);
+    assert_eq!(outputs[2].description, "INSERT INTO s");
 }
 
 #[test]
