@@ -5,6 +5,7 @@
 //! | [`source`] | which partitions exist, where does a job start in them, how are their records read |
 //! | [`batch`] | when is a batch cut, how large may it be, and in which order do things happen to it |
 //! | [`commit`] | after a crash: which batch comes next (pure decisions) |
+//! | [`worker`] | how workers share a job's slots, and run them |
 //! | [`checkpoint`] | offsets, batch definitions and state at an object store URL |
 //! | [`job`] | what a job is, its settings, which jobs this engine has |
 //! | [`dstream`] | the typed API: `StreamingContext`, `DStream`, `Rdd`, `KafkaUtils` |
@@ -29,3 +30,4 @@ pub mod source;
 pub mod sql;
 pub mod terminal;
 pub mod ui;
+pub mod worker;

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod control;
 mod fence;
+mod slots;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -375,6 +375,25 @@ impl Admin for Native {
         self.lookup.bounds(partitions).await
     }
 
+    async fn delete_records(&self, before: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
+        if before.is_empty() {
+            return Ok(());
+        }
+        let until = |offset: i64| if offset < 0 { Offset::End } else { Offset::Offset(offset) };
+        let list = list(before.iter().map(|(partition, offset)| (partition, until(*offset))))?;
+        let topics = topics_of(before.iter().map(|(partition, _)| partition));
+        let what = format!("removing records of {topics}");
+        let need = Need::topic("DELETE", &topics);
+        let options = self.options();
+        let answer = answered(&self.client, self.client.delete_records(&list, &options)).await;
+        let deleted = answer.map_err(|error| self.lookup.watch.explain_for(&error, &what, &need))?;
+        for element in deleted.elements() {
+            let of = || format!("{what}, partition {}", element.partition());
+            element.error().map_err(|error| self.lookup.watch.explain_for(&error, &of(), &need))?;
+        }
+        Ok(())
+    }
+
     async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError> {
         let brokers = self.cluster().await?.brokers;
         let sizes = brokers.iter().map(async |broker| {

@@ -1,5 +1,7 @@
 //! A member of a consumer group, on librdkafka.
 
+mod on_hold;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +16,7 @@ use rdkafka::error::{KafkaError as RdError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message;
 use rdkafka::statistics::Statistics;
 use rdkafka::{ClientConfig, Offset};
+use tokio::sync::watch;
 use tracing::warn;
 
 use super::access::Need;
@@ -21,7 +24,9 @@ use super::context::{Watch, blocking, client_config, reach};
 use super::lookup::{list, topics_of};
 use super::properties::Role;
 use super::range::{record, size};
-use super::{GroupReader, KafkaConfig, KafkaError, Member, Record, TopicPartition};
+use super::{Assignment, GroupReader, KafkaConfig, KafkaError, Member, Record, TopicPartition};
+
+pub use on_hold::member_on_hold;
 
 /// Joins `group` for `topics`. `auto_offset_reset`: `earliest`, `latest` or `none`, where the group has no offset.
 /// Partitions come with the first polls.
@@ -113,6 +118,18 @@ struct Held {
     kept: Mutex<VecDeque<(TopicPartition, Record)>>,
     /// Came behind records; given by the next read.
     error: Mutex<Option<KafkaError>>,
+    /// Told to [`super::MemberOnHold::assignment`].
+    assignment: watch::Sender<Assignment>,
+}
+
+impl Held {
+    fn tell_assignment(&self) {
+        let partitions = self.tenures.lock().keys().cloned().collect();
+        self.assignment.send_modify(|assignment| {
+            assignment.tenure += 1;
+            assignment.partitions = partitions;
+        });
+    }
 }
 
 /// The context of members: [`Watch`], and the partitions that come and go.
@@ -139,7 +156,7 @@ impl ClientContext for Place {
 }
 
 impl ConsumerContext for Place {
-    fn pre_rebalance(&self, _consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         if let Rebalance::Revoke(partitions) = rebalance {
             let mut tenures = self.held.tenures.lock();
             for element in partitions.elements() {
@@ -147,6 +164,11 @@ impl ConsumerContext for Place {
                 tenures.remove(&partition);
                 self.held.kept.lock().retain(|(kept, _)| *kept != partition);
                 self.held.lost.lock().insert(partition);
+            }
+            drop(tenures);
+            // Otherwise all of them go, and the new order follows.
+            if matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
+                self.held.tell_assignment();
             }
         }
     }
@@ -159,6 +181,7 @@ impl ConsumerContext for Place {
                 tenures.insert(TopicPartition::new(element.topic(), element.partition()), tenure);
             }
             drop(tenures);
+            self.held.tell_assignment();
             if self.held.on_hold.load(Ordering::Acquire)
                 && let Err(error) = consumer.pause(partitions)
             {

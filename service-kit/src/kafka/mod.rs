@@ -10,6 +10,7 @@
 //! | range reader, `read_committed` | librdkafka | filters aborted records |
 //! | producer, transactional writer, member, admin | librdkafka | idempotence, transactions, groups |
 //!
+//! A [`MemberOnHold`] shares out work by partitions and reads none; a [`Tail`] follows one partition.
 //! [`Manage`] asks and changes what librdkafka's binding has no call for: access control lists, single settings, reassignments.
 //!
 //! A broker that goes away is logged once, and once more when it is back ([`outage`]); never per record.
@@ -37,11 +38,13 @@ mod range;
 mod refusal;
 mod rescue;
 mod scram;
+mod tail;
 mod tls;
 mod topic_config;
 mod transaction;
 mod wire;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +52,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use tokio::sync::watch;
 
 pub use admin::admin;
 pub use config::{KafkaConfig, properties as deserialize_properties, servers as deserialize_servers};
@@ -60,10 +64,11 @@ pub use manage::{
     Acl, AclFilter, AclOperation, AclPattern, AclPermission, AclResource, ConfigChange, ConfigDetail, ConfigOf, Manage, Reassignment,
     Synonym,
 };
-pub use member::{Joining, bounded_member, group_reader, member};
+pub use member::{Joining, bounded_member, group_reader, member, member_on_hold};
 pub use own_topic::{OwnTopic, own_topic};
 pub use producer::{PIECE_RECORDS, producer};
 pub use properties::UNKNOWN;
+pub use tail::{Tail, TailEvent};
 pub use tls::check_tls;
 pub use transaction::transactional_writer;
 
@@ -192,8 +197,65 @@ pub trait TransactionalWriter: Send {
     async fn write(&mut self, batches: Vec<Vec<OutRecord>>, patience: Duration) -> Vec<Option<Vec<Result<Written, KafkaError>>>>;
     /// Offsets of `group` with metadata, inside the transaction, fenced by the transactional id only.
     async fn offsets(&mut self, group: &str, offsets: Vec<(TopicPartition, i64, String)>) -> Result<(), KafkaError>;
+    /// As [`Self::offsets`], fenced by the member's place in its group too (KIP-447). [`KafkaError::Conflict`]: the group has gone on without
+    /// this generation; `abort`, and go on with the member's identity of then, if it has one.
+    async fn offsets_of(&mut self, member: &MemberIdentity, offsets: Vec<(TopicPartition, i64, String)>) -> Result<(), KafkaError> {
+        let _ = offsets;
+        Err(KafkaError::Unsupported(format!("this writer does not know the members of group \"{}\"", member.group())))
+    }
     async fn commit(&mut self) -> Result<(), KafkaError>;
     async fn abort(&mut self) -> Result<(), KafkaError>;
+}
+
+/// Who a member of a group is at one moment: its id, its generation, its instance. Goes with offsets into a transaction.
+#[derive(Clone)]
+pub struct MemberIdentity {
+    group: Arc<str>,
+    native: Arc<dyn Any + Send + Sync>,
+}
+
+impl MemberIdentity {
+    /// `native`: what the client that fills the role needs of it.
+    pub fn new(group: &str, native: impl Any + Send + Sync) -> Self {
+        Self { group: group.into(), native: Arc::new(native) }
+    }
+
+    pub fn group(&self) -> &str {
+        &self.group
+    }
+
+    /// `None`: it is another client's.
+    pub fn native<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        Arc::clone(&self.native).downcast().ok()
+    }
+}
+
+/// What a member has been given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assignment {
+    /// Another number with each change; 0 before the first.
+    pub tenure: u64,
+    /// Ascending.
+    pub partitions: Vec<TopicPartition>,
+    /// The member is none any more, for good: another one has its id, or it may not be one.
+    pub over: Option<KafkaError>,
+}
+
+/// A member of a consumer group that reads nothing: it is given partitions, and whoever has one does what it stands for.
+///
+/// It stays in the group by itself. While the group finds a new order the assignment is the old one: who goes on meanwhile is refused
+/// where it matters ([`TransactionalWriter::offsets_of`], a transactional id), so there is no reason to stop for every member that comes or goes.
+#[async_trait]
+pub trait MemberOnHold: Send + Sync {
+    fn assignment(&self) -> watch::Receiver<Assignment>;
+    /// Of now: the generation changes without a word.
+    async fn identity(&self) -> Result<MemberIdentity, KafkaError>;
+    /// Asks the group's coordinator whether the partition is this member's; false too while the group finds a new order.
+    async fn holds(&self, partition: &TopicPartition) -> Result<bool, KafkaError>;
+    /// Leaves the group, a static member too.
+    async fn close(&self);
+    /// As [`Member::release`].
+    async fn release(&self);
 }
 
 /// A member of a consumer group (classic protocol, `range` assignor unless the configuration says otherwise). With `group.instance.id` it is a
@@ -335,6 +397,11 @@ pub trait Admin: Send + Sync {
     async fn commit(&self, group: &str, offsets: &[(TopicPartition, i64, String)]) -> Result<(), KafkaError>;
     /// High watermarks, whatever `isolation.level` says.
     async fn bounds(&self, partitions: &[TopicPartition]) -> Result<BTreeMap<TopicPartition, Bounds>, KafkaError>;
+    /// Removes what lies below each offset; -1: everything. The topics must not be compacted only.
+    async fn delete_records(&self, before: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
+        let _ = before;
+        Err(KafkaError::Unsupported("records cannot be removed here".into()))
+    }
     /// Bytes of log on each broker's disks, replicas included.
     async fn log_bytes(&self) -> Result<BTreeMap<i32, i64>, KafkaError>;
 }

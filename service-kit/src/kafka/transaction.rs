@@ -21,7 +21,7 @@ use super::context::{Watch, blocking, reach};
 use super::lookup::{list, topics_of};
 use super::producer::{Handle, UnderWay};
 use super::properties::Role;
-use super::{KafkaConfig, KafkaError, OutRecord, TopicPartition, TransactionalWriter, Written};
+use super::{KafkaConfig, KafkaError, MemberIdentity, OutRecord, TopicPartition, TransactionalWriter, Written};
 
 /// A writer whose transactions carry `transactional_id`; any earlier writer with the id is fenced, and what it left
 /// open aborted, when this returns.
@@ -244,6 +244,33 @@ impl Writer {
         asked.await.ok().flatten()
     }
 
+    async fn add_offsets(
+        &mut self,
+        group: &str,
+        metadata: Arc<ConsumerGroupMetadata>,
+        offsets: Vec<(TopicPartition, i64, String)>,
+    ) -> Result<(), KafkaError> {
+        let list = list(offsets.iter().map(|(partition, offset, _)| (partition, Offset::Offset(*offset))))?;
+        for (partition, _, metadata) in &offsets {
+            if let Some(mut element) = list.find_partition(&partition.topic, partition.partition)
+                && !metadata.is_empty()
+            {
+                element.set_metadata(metadata);
+            }
+        }
+        let need = Need::topic("READ", &topics_of(offsets.iter().map(|(partition, _, _)| partition))).and_group("READ", group);
+        let bound = self.timeout;
+        let what = "adding offsets to a transaction";
+        let sent = self.step(what, need, move |handle| handle.producer.send_offsets_to_transaction(&list, &metadata, bound)).await;
+        match sent {
+            Ok(()) => Ok(()),
+            Err(failed) => {
+                let error = self.fatal().unwrap_or(failed.error);
+                Err(self.fail(error))
+            }
+        }
+    }
+
     fn group(&mut self, group: &str) -> Result<Arc<ConsumerGroupMetadata>, KafkaError> {
         if let Some(known) = self.groups.get(group) {
             return Ok(Arc::clone(known));
@@ -380,27 +407,19 @@ impl TransactionalWriter for Writer {
         if offsets.is_empty() {
             return Ok(());
         }
-        let list = list(offsets.iter().map(|(partition, offset, _)| (partition, Offset::Offset(*offset))))?;
-        for (partition, _, metadata) in &offsets {
-            if let Some(mut element) = list.find_partition(&partition.topic, partition.partition)
-                && !metadata.is_empty()
-            {
-                element.set_metadata(metadata);
-            }
+        let metadata = self.group(group)?;
+        self.add_offsets(group, metadata, offsets).await
+    }
+
+    async fn offsets_of(&mut self, member: &MemberIdentity, offsets: Vec<(TopicPartition, i64, String)>) -> Result<(), KafkaError> {
+        self.expect_open()?;
+        if offsets.is_empty() {
+            return Ok(());
         }
-        let need = Need::topic("READ", &topics_of(offsets.iter().map(|(partition, _, _)| partition))).and_group("READ", group);
-        let group = self.group(group)?;
-        let bound = self.timeout;
-        let sent = self
-            .step("adding offsets to a transaction", need, move |handle| handle.producer.send_offsets_to_transaction(&list, &group, bound))
-            .await;
-        match sent {
-            Ok(()) => Ok(()),
-            Err(failed) => {
-                let error = self.fatal().unwrap_or(failed.error);
-                Err(self.fail(error))
-            }
-        }
+        let Some(metadata) = member.native::<ConsumerGroupMetadata>() else {
+            return Err(self.fail(KafkaError::Invalid(format!("the member of group \"{}\" is of another client", member.group()))));
+        };
+        self.add_offsets(member.group(), metadata, offsets).await
     }
 
     async fn commit(&mut self) -> Result<(), KafkaError> {

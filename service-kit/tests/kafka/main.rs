@@ -14,4 +14,5 @@ mod outage;
 mod own_broker;
 mod producer;
 mod reader;
+mod slots;
 mod transaction;

@@ -3,9 +3,16 @@
 //! Protocol of a batch N: put `offsets/N` ([`PlannedBatch`]) → run, outputs fenced by N → put `commits/N` ([`Commit`]
 //! with the state) → prune. [`decide()`] turns what a restart finds into what it must do; [`Metadata::check`] says whether a changed
 //! program can go on from it.
+//!
+//! A job that is shared by several workers is cut into [`slots`]; the [`progress`] of each is kept in Kafka ([`topic_log`]), and
+//! [`takeover`] decides what its next owner must do.
 
 mod compat;
 mod decide;
+pub mod progress;
+pub mod slots;
+pub mod takeover;
+pub mod topic_log;
 
 use std::{collections::BTreeMap, sync::Arc};
 
