@@ -120,6 +120,7 @@ struct Entry {
 struct TransactionalId {
     epoch: u64,
     current: Option<usize>,
+    last: Option<usize>,
 }
 
 struct Member {
@@ -446,8 +447,8 @@ impl Clients for Seen {
                 broker.takes += 1;
                 broker.decide(&id, false);
                 // Also what was decided before and not written yet: the coordinator answers when it is.
-                for of in 0..broker.transactions.len() {
-                    broker.end(of);
+                if let Some(last) = broker.ids.get(&id).and_then(|known| known.last) {
+                    broker.end(last);
                 }
                 let known = broker.ids.entry(id).or_default();
                 known.epoch += 1;
@@ -547,10 +548,15 @@ impl Writer {
             let of = match broker.owned(&id, epoch)? {
                 Some(of) => of,
                 None => {
+                    // The coordinator begins the id's next transaction when the marks of the one before are written.
+                    if let Some(before) = broker.ids.get(&id).and_then(|known| known.last) {
+                        broker.end(before);
+                    }
                     let outcome = Outcome::Open { since_ms: now_ms };
                     broker.transactions.push(Transaction { outcome, partitions: BTreeSet::new(), offsets: Vec::new() });
                     let of = broker.transactions.len() - 1;
-                    broker.ids.entry(id).or_default().current = Some(of);
+                    let known = broker.ids.entry(id).or_default();
+                    (known.current, known.last) = (Some(of), Some(of));
                     of
                 }
             };
