@@ -153,11 +153,30 @@ struct Broker {
     committed: BTreeMap<TopicPartition, i64>,
     /// `init_transactions` so far.
     takes: u64,
+    canary: Option<Canary>,
+}
+
+/// What a cluster does that does not keep its word: a simulation that does not notice would prove nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Canary {
+    /// Earlier owners may write on.
+    NoFence,
+    /// Who begins with an id ends nothing of an earlier owner.
+    NothingEnded,
+    /// Committed readers see what is open.
+    NoStableEnd,
+    /// Records are there at once and for good, whatever becomes of the transaction.
+    NoAbort,
+    /// Outside stores take what they are told, as often as they are told.
+    OutsideUnfenced,
 }
 
 impl Broker {
     fn stable_end(&self, partition: &TopicPartition) -> Option<i64> {
         let log = self.logs.get(partition)?;
+        if self.canary == Some(Canary::NoStableEnd) {
+            return Some(log.len() as i64);
+        }
         let open = |entry: &Entry| {
             entry.transaction.is_some_and(|of| matches!(self.transactions[of].outcome, Outcome::Open { .. } | Outcome::Ending { .. }))
         };
@@ -175,7 +194,7 @@ impl Broker {
     /// The transaction that the id has open, for its owner of that epoch.
     fn owned(&mut self, id: &str, epoch: u64) -> Result<Option<usize>, KafkaError> {
         match self.ids.get(id) {
-            Some(known) if known.epoch == epoch => Ok(known.current),
+            Some(known) if known.epoch == epoch || self.canary == Some(Canary::NoFence) => Ok(known.current),
             _ => Err(KafkaError::Fenced(format!("epoch {epoch} of {id} is over"))),
         }
     }
@@ -293,9 +312,9 @@ pub(super) struct Sim {
 }
 
 impl Sim {
-    pub(super) fn new(seed: u64, topics: &[(&str, i32)]) -> Self {
+    pub(super) fn new(seed: u64, topics: &[(&str, i32)], canary: Option<Canary>) -> Self {
         ASLEEP.with(|asleep| asleep.lock().clear());
-        let mut broker = Broker::default();
+        let mut broker = Broker { canary, ..Broker::default() };
         for (topic, partitions) in topics {
             let topic: Arc<str> = (*topic).into();
             for partition in 0..*partitions {
@@ -357,7 +376,9 @@ impl Sim {
 
 impl Broker {
     fn visible(&self, partition: &TopicPartition, from: i64, until: i64) -> Vec<Record> {
-        let aborted = |entry: &&Entry| entry.transaction.is_some_and(|of| self.transactions[of].outcome != Outcome::Committed);
+        let aborted = |entry: &&Entry| {
+            entry.transaction.is_some_and(|of| self.transactions[of].outcome != Outcome::Committed && self.canary != Some(Canary::NoAbort))
+        };
         let entries = self.logs.get(partition).into_iter().flatten();
         let within = entries.skip(from.max(0) as usize).take((until - from).max(0) as usize);
         within.filter(|entry| !aborted(entry)).filter_map(|entry| entry.record.clone()).collect()
@@ -445,7 +466,9 @@ impl Clients for Seen {
             let id = id.clone();
             move |broker| {
                 broker.takes += 1;
-                broker.decide(&id, false);
+                if broker.canary != Some(Canary::NothingEnded) {
+                    broker.decide(&id, false);
+                }
                 // Also what was decided before and not written yet: the coordinator answers when it is.
                 if let Some(last) = broker.ids.get(&id).and_then(|known| known.last) {
                     broker.end(last);
@@ -708,21 +731,28 @@ impl Cluster for Seen {
 
 /// A store outside of Kafka that keeps to the fence: for each slot and output the newest batch, and what it was told.
 #[derive(Default)]
-pub(super) struct Outside(Mutex<BTreeMap<(u32, usize), (u64, Vec<Bytes>)>>);
+pub(super) struct Outside {
+    all: Mutex<BTreeMap<(u32, usize), (u64, Vec<Bytes>)>>,
+    unfenced: bool,
+}
 
 impl Outside {
+    pub(super) fn new(canary: Option<Canary>) -> Self {
+        Self { unfenced: canary == Some(Canary::OutsideUnfenced), ..Self::default() }
+    }
+
     pub(super) fn apply(&self, slot: u32, output: usize, batch: u64, values: &[Bytes]) {
-        let mut all = self.0.lock();
+        let mut all = self.all.lock();
         let (newest, told) = all.entry((slot, output)).or_insert((0, Vec::new()));
         // Batches are counted from 0, the fence from 1.
-        if batch + 1 > *newest {
+        if batch + 1 > *newest || self.unfenced {
             *newest = batch + 1;
             told.extend_from_slice(values);
         }
     }
 
     pub(super) fn told(&self, output: usize) -> Vec<String> {
-        let all = self.0.lock();
+        let all = self.all.lock();
         let of = all.iter().filter(|((_, of), _)| *of == output).flat_map(|(_, (_, told))| told);
         of.map(|value| String::from_utf8(value.to_vec()).unwrap()).collect()
     }

@@ -10,7 +10,7 @@ use service_kit::kafka::{Isolation, KafkaConfig, KafkaError, OutRecord};
 use tokio::task::{JoinHandle, yield_now};
 use tokio_util::sync::CancellationToken;
 
-use super::sim::{Fate, Outside, Process, Random, SESSION_MS, Seen, Sim};
+use super::sim::{Canary, Fate, Outside, Process, Random, SESSION_MS, Seen, Sim};
 use super::*;
 use crate::batch::Startup;
 use crate::commit::progress::JobIdentity;
@@ -118,6 +118,7 @@ struct Schedule {
     /// By worker, in the order in which they are started: what happens at which of its calls.
     fates: Vec<BTreeMap<u64, Fate>>,
     outside: bool,
+    canary: Option<Canary>,
 }
 
 struct Ended {
@@ -129,8 +130,8 @@ struct Ended {
 /// all is copied; fails when it is not in time, or not as it should be.
 async fn run(schedule: Schedule) -> Ended {
     let about = format!("seed {}, fates {:?}, outside {}", schedule.seed, schedule.fates, schedule.outside);
-    let sim = Sim::new(schedule.seed, &[("in", PARTITIONS), ("out", PARTITIONS)]);
-    let outside = schedule.outside.then(|| Arc::new(Outside::default()));
+    let sim = Sim::new(schedule.seed, &[("in", PARTITIONS), ("out", PARTITIONS)], schedule.canary);
+    let outside = schedule.outside.then(|| Arc::new(Outside::new(schedule.canary)));
     let mut fates = schedule.fates.into_iter();
     let mut random = Random(schedule.seed ^ 0x5107);
     let mut workers: Vec<Running> = Vec::new();
@@ -235,17 +236,28 @@ const FATES: [Fate; 6] =
 fn whatever_happens_at_whichever_call_every_record_is_copied_once() {
     simulated(async {
         for outside in [false, true] {
-            let plain = |seed| Schedule { seed, fates: vec![BTreeMap::new(), BTreeMap::new()], outside };
+            let plain = |seed| Schedule { seed, fates: vec![BTreeMap::new(), BTreeMap::new()], outside, canary: None };
             let calls = run(plain(1)).await.calls;
             assert!(calls > 100, "{calls}");
             for at in 1..=calls.min(400) {
                 for (n, fate) in FATES.into_iter().enumerate() {
                     let fates = vec![BTreeMap::from([(at, fate)]), BTreeMap::new()];
-                    run(Schedule { seed: at * 10 + n as u64, fates, outside }).await;
+                    run(Schedule { seed: at * 10 + n as u64, fates, outside, canary: None }).await;
                 }
             }
         }
     });
+}
+
+/// Two to four workers, to each of which up to four things happen.
+fn several(seed: u64, canary: Option<Canary>) -> Schedule {
+    let mut random = Random(seed);
+    let workers = 2 + random.below(3);
+    let fates = (0..workers).map(|_| {
+        let count = random.below(5);
+        (0..count).map(|_| (1 + random.below(300), FATES[random.below(FATES.len() as u64) as usize])).collect()
+    });
+    Schedule { seed, fates: fates.collect(), outside: seed.is_multiple_of(2), canary }
 }
 
 /// Up to four workers, to each of which several things happen. `SEED` runs one schedule again.
@@ -255,14 +267,7 @@ fn one_slot_has_one_owner_whatever_membership_says() {
     let seeds = one.map_or(0..2_000, |seed| seed..seed + 1);
     simulated(async {
         for seed in seeds {
-            let mut random = Random(seed);
-            let workers = 2 + random.below(3);
-            let fates = (0..workers).map(|_| {
-                let count = random.below(5);
-                (0..count).map(|_| (1 + random.below(300), FATES[random.below(FATES.len() as u64) as usize])).collect()
-            });
-            let fates = fates.collect();
-            run(Schedule { seed, fates, outside: seed % 2 == 0 }).await;
+            run(several(seed, None)).await;
         }
     });
 }
@@ -274,7 +279,17 @@ fn a_sleeper_that_wakes_up_neither_writes_nor_fences() {
     simulated(async {
         for seed in 0..200 {
             let sleep = BTreeMap::from([(20 + seed % 60, Fate::Sleep(SESSION_MS * 6))]);
-            run(Schedule { seed, fates: vec![sleep, BTreeMap::new(), BTreeMap::new()], outside: true }).await;
+            run(Schedule { seed, fates: vec![sleep, BTreeMap::new(), BTreeMap::new()], outside: true, canary: None }).await;
         }
     });
+}
+
+/// A simulation that cannot fail proves nothing: a cluster that does not keep one of its promises is found out.
+#[test]
+fn a_cluster_that_breaks_a_promise_is_found_out() {
+    for canary in [Canary::NoFence, Canary::NothingEnded, Canary::NoStableEnd, Canary::NoAbort, Canary::OutsideUnfenced] {
+        let found =
+            (0..300).any(|seed| std::panic::catch_unwind(|| simulated(async { drop(run(several(seed, Some(canary))).await) })).is_err());
+        assert!(found, "{canary:?}");
+    }
 }
