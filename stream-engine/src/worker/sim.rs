@@ -163,20 +163,17 @@ pub(super) enum Canary {
     NoFence,
     /// Who begins with an id ends nothing of an earlier owner.
     NothingEnded,
-    /// Committed readers see what is open.
-    NoStableEnd,
     /// Records are there at once and for good, whatever becomes of the transaction.
     NoAbort,
     /// Outside stores take what they are told, as often as they are told.
     OutsideUnfenced,
+    /// The group's coordinator names everybody the holder.
+    EverybodyHolds,
 }
 
 impl Broker {
     fn stable_end(&self, partition: &TopicPartition) -> Option<i64> {
         let log = self.logs.get(partition)?;
-        if self.canary == Some(Canary::NoStableEnd) {
-            return Some(log.len() as i64);
-        }
         let open = |entry: &Entry| {
             entry.transaction.is_some_and(|of| matches!(self.transactions[of].outcome, Outcome::Open { .. } | Outcome::Ending { .. }))
         };
@@ -526,7 +523,10 @@ impl MemberOnHold for OnHold {
 
     async fn holds(&self, partition: &TopicPartition) -> Result<bool, KafkaError> {
         let (partition, known) = (partition.clone(), *self.known.lock());
-        let asked = self.seen.ask(move |broker| Ok(broker.members.get(&known.id).is_some_and(|member| member.given.contains(&partition))));
+        let asked = self.seen.ask(move |broker| {
+            let given = broker.members.get(&known.id).is_some_and(|member| member.given.contains(&partition));
+            Ok(given || broker.canary == Some(Canary::EverybodyHolds))
+        });
         asked.await
     }
 
@@ -729,10 +729,13 @@ impl Cluster for Seen {
     }
 }
 
+/// The newest batch, counted from 1, and all values.
+type Told = (u64, Vec<Bytes>);
+
 /// A store outside of Kafka that keeps to the fence: for each slot and output the newest batch, and what it was told.
 #[derive(Default)]
 pub(super) struct Outside {
-    all: Mutex<BTreeMap<(u32, usize), (u64, Vec<Bytes>)>>,
+    all: Mutex<BTreeMap<(u32, usize), Told>>,
     unfenced: bool,
 }
 
@@ -744,7 +747,6 @@ impl Outside {
     pub(super) fn apply(&self, slot: u32, output: usize, batch: u64, values: &[Bytes]) {
         let mut all = self.all.lock();
         let (newest, told) = all.entry((slot, output)).or_insert((0, Vec::new()));
-        // Batches are counted from 0, the fence from 1.
         if batch + 1 > *newest || self.unfenced {
             *newest = batch + 1;
             told.extend_from_slice(values);
