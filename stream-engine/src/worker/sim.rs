@@ -167,8 +167,6 @@ pub(super) enum Canary {
     NoAbort,
     /// Outside stores take what they are told, as often as they are told.
     OutsideUnfenced,
-    /// The group's coordinator names everybody the holder.
-    EverybodyHolds,
 }
 
 impl Broker {
@@ -523,10 +521,7 @@ impl MemberOnHold for OnHold {
 
     async fn holds(&self, partition: &TopicPartition) -> Result<bool, KafkaError> {
         let (partition, known) = (partition.clone(), *self.known.lock());
-        let asked = self.seen.ask(move |broker| {
-            let given = broker.members.get(&known.id).is_some_and(|member| member.given.contains(&partition));
-            Ok(given || broker.canary == Some(Canary::EverybodyHolds))
-        });
+        let asked = self.seen.ask(move |broker| Ok(broker.members.get(&known.id).is_some_and(|member| member.given.contains(&partition))));
         asked.await
     }
 
