@@ -19,8 +19,7 @@ use service_kit::kafka::{
 use tokio::sync::watch;
 
 use crate::batch::SourceSpec;
-use crate::batch::clock::Clock;
-use crate::batch::clock::manual::ManualClock;
+use crate::batch::clock::{Clock, ManualClock};
 use crate::commit::progress::Job;
 use crate::commit::topic_log::Clients;
 use crate::source::Cluster;
