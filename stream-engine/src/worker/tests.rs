@@ -225,6 +225,8 @@ fn check(sim: &Sim, about: &str) -> u64 {
 }
 
 fn simulated(run: impl Future<Output = ()>) {
+    // Another test of this process may log to the terminal; thousands of schedules would fill it.
+    let _quiet = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(run);
 }
 
