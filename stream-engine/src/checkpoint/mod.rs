@@ -418,8 +418,11 @@ impl Checkpoint {
         self.look().await?;
         let looked = SystemClock.monotonic();
         let bytes = Bytes::from(self.encode(entry, head, payload)?);
-        if !self.create(entry, bytes.clone()).await? {
-            self.whose(entry, &bytes).await?;
+        match self.create(entry, bytes.clone()).await {
+            Ok(true) => {}
+            Ok(false) => self.whose(entry, &bytes).await?,
+            // Who takes over sweeps away what is being written.
+            Err(error) => return Err(self.look().await.err().filter(|lost| matches!(lost, CheckpointError::Lost { .. })).unwrap_or(error)),
         }
         if SystemClock.monotonic() - looked > STANDSTILL {
             self.look().await?;
