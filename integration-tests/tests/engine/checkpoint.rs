@@ -199,7 +199,8 @@ async fn of_two_processes_with_one_checkpoint_on_hdfs_the_older_ends_with_a_mess
     first.signal(Signal::CONT);
     let status = first.ended(WAIT).await;
     assert!(!status.success() && first.log().contains(ANOTHER), "the first goes on:\n{}", first.log());
-    let now = definitions();
+    // It may have been stopped with one put on its way, for a batch that is long done: nobody reads that one.
+    let now: Vec<u64> = definitions().into_iter().filter(|id| *id != last + 1).collect();
     assert!(now.first() >= kept.first(), "the first has put something: {now:?} after {kept:?}");
 
     // Without standing still, and in the middle of its work.

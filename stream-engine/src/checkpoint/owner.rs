@@ -2,7 +2,7 @@
 //!
 //! Whoever begins puts `owner/<epoch>`, above every epoch there is, and is the owner from then on. A put looks first whether it still
 //! is, so a process that stood still while another took over puts nothing any more, however long it stood still and whatever has been
-//! pruned since. What was on its way when another took over is met there and taken for what it is ([`CheckpointError::Late`]): entries
+//! pruned since, but what was on its way: an entry of a batch that is long done, which nobody reads and the next start prunes. What was on its way when another took over is met there and taken for what it is ([`CheckpointError::Late`]): entries
 //! are put only where none is, so each batch has one definition whoever runs it.
 //!
 //! On a local disk the owner also holds a lock, and who comes second is refused. Elsewhere nobody can tell whether the owner is alive:
