@@ -2,15 +2,14 @@
 //!
 //! `cargo run --release -p stream-engine --example window_rate [ROWS]` (default 1,000,000, 4 partitions, batches of 200,000)
 #![allow(clippy::print_stdout, reason = "its result is what it prints")]
-#![allow(clippy::disallowed_methods, reason = "it measures the machine")]
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use service_kit::kafka::Record;
+use stream_engine::batch::clock::{Clock as _, SystemClock};
 use stream_engine::batch::{BatchContext, BatchDefinition, OffsetRange, PartitionInput};
 use stream_engine::sql::{CompileOptions, compile};
 
@@ -42,7 +41,7 @@ async fn main() -> anyhow::Result<()> {
     let size: usize = batches.iter().flatten().flatten().map(|record| record.value.as_ref().map_or(0, Bytes::len)).sum();
     let mut program = compile(JOB, &CompileOptions::default())?.program;
 
-    let began = Instant::now();
+    let began = SystemClock.monotonic();
     let count = batches.len();
     let mut read = 0;
     for (id, partitions) in batches.into_iter().enumerate() {
@@ -72,7 +71,7 @@ async fn main() -> anyhow::Result<()> {
         program.snapshot()?;
     }
     anyhow::ensure!(read == rows as u64, "{read} of {rows} rows were read");
-    let seconds = began.elapsed().as_secs_f64();
+    let seconds = (SystemClock.monotonic() - began).as_secs_f64();
     println!("{rows} rows of {} bytes in {seconds:.2} s: {:.0} rows/s", size / rows.max(1), rows as f64 / seconds);
     Ok(())
 }

@@ -40,7 +40,6 @@ fn copied(bootstrap: &str, topic: &str) -> u64 {
 }
 
 async fn wait_for(bootstrap: &str, to: &str, count: u64, workers: &[&Process]) {
-    let count = count.min(RECORDS);
     let state = || async {
         match copied(bootstrap, to) {
             seen if seen >= count => Ok(()),
@@ -50,7 +49,7 @@ async fn wait_for(bootstrap: &str, to: &str, count: u64, workers: &[&Process]) {
     eventually(Duration::from_secs(90), "the copies are there", state).await;
 }
 
-/// Twenty thousand numbered records come in steadily, while workers join, are killed, are put to sleep for longer than the group waits for
+/// Twenty thousand numbered records come in, while workers join, are killed, are put to sleep for longer than the group waits for
 /// them and wake up in the belief that their slots are theirs still, are replaced under their id, and leave. Seen by a reader that is none of ours.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn twenty_thousand_records_are_copied_once_while_workers_come_go_die_and_wake_up() {
@@ -60,18 +59,6 @@ async fn twenty_thousand_records_are_copied_once_while_workers_come_go_die_and_w
     kafka::create_topic(&bootstrap, &from, PARTITIONS).await;
     kafka::create_topic(&bootstrap, &to, PARTITIONS).await;
     let done = Arc::new(AtomicBool::new(false));
-    let produced = {
-        let (bootstrap, from) = (bootstrap.clone(), from.clone());
-        let done = done.clone();
-        // In pieces, so that there is something to do whatever happens to the workers.
-        tokio::task::spawn_blocking(move || {
-            for first in (0..RECORDS).step_by(400) {
-                kafka::produce(&bootstrap, &from, PARTITIONS, (first..first + 400).map(|number| number.to_string()));
-                std::thread::sleep(Duration::from_millis(400));
-            }
-            done.store(true, Ordering::SeqCst);
-        })
-    };
     // A reader beside it, at all times.
     let watched = {
         let (bootstrap, to, done) = (bootstrap.clone(), to.clone(), done.clone());
@@ -82,33 +69,45 @@ async fn twenty_thousand_records_are_copied_once_while_workers_come_go_die_and_w
         })
     };
     let start = |id: &str| worker(dir.path(), &bootstrap, &from, &to, id);
-    let count = || copied(&bootstrap, &to);
+    // Each phase has records of its own, so that there is something to do whatever happens to the workers.
+    let mut produced = 0;
+    let mut feed = |count: u64| {
+        kafka::produce(&bootstrap, &from, PARTITIONS, (produced..produced + count).map(|number| number.to_string()));
+        produced += count;
+        produced
+    };
 
     let mut a = start("a");
-    wait_for(&bootstrap, &to, 500, &[&a]).await;
+    wait_for(&bootstrap, &to, feed(1_000), &[&a]).await;
     let mut b = start("b");
-    wait_for(&bootstrap, &to, count() + 500, &[&a, &b]).await;
-    // Killed: its slots are the others' when its session has timed out.
+    wait_for(&bootstrap, &to, feed(1_000), &[&a, &b]).await;
+    // Killed in the middle of them: its slots are the others' when its session has timed out.
     let mut c = start("c");
-    wait_for(&bootstrap, &to, count() + 500, &[&a, &b, &c]).await;
+    wait_for(&bootstrap, &to, feed(2_000), &[&a, &b, &c]).await;
+    let fed = feed(4_000);
+    wait_for(&bootstrap, &to, fed - 3_500, &[&a, &b, &c]).await;
     a.kill_9();
-    wait_for(&bootstrap, &to, count() + 3_000, &[&b, &c]).await;
+    wait_for(&bootstrap, &to, fed, &[&b, &c]).await;
     // Put to sleep, and woken when all of its slots are others'.
+    let fed = feed(4_000);
+    wait_for(&bootstrap, &to, fed - 3_500, &[&b, &c]).await;
     b.signal(Signal::STOP);
-    wait_for(&bootstrap, &to, count() + 4_000, &[&c]).await;
+    wait_for(&bootstrap, &to, fed, &[&c]).await;
     b.signal(Signal::CONT);
-    wait_for(&bootstrap, &to, count() + 500, &[&b, &c]).await;
+    wait_for(&bootstrap, &to, feed(2_000), &[&b, &c]).await;
     // Its id is another process's, which has its slots at once; the one that is replaced ends.
+    let fed = feed(3_000);
     let again = start("c");
     assert!(!c.ended(Duration::from_secs(30)).await.success(), "{}", c.log());
-    wait_for(&bootstrap, &to, count() + 500, &[&b, &again]).await;
+    wait_for(&bootstrap, &to, fed, &[&b, &again]).await;
     // One goes as it should.
+    let fed = feed(3_000);
     b.signal(Signal::TERM);
     assert!(b.ended(Duration::from_secs(30)).await.success(), "{}", b.log());
-    produced.await.expect("all is produced");
-    wait_for(&bootstrap, &to, RECORDS, &[&b, &c, &again]).await;
+    wait_for(&bootstrap, &to, fed, &[&b, &c, &again]).await;
+    assert_eq!((fed, copied(&bootstrap, &to)), (RECORDS, RECORDS));
+    done.store(true, Ordering::SeqCst);
     watched.await.expect("what a reader sees at any time is right");
-    assert_eq!(count(), RECORDS);
     let group = format!("copy-{to}");
     eventually(Duration::from_secs(10), "the group's offsets are the job's", || async {
         match kafka::lag(&bootstrap, &group, &from) {

@@ -26,6 +26,14 @@ pub trait Clock: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
+impl SystemClock {
+    /// Microseconds since the epoch; 0 on a machine that is set to before it.
+    #[allow(clippy::disallowed_methods)] // this is where the machine is asked
+    pub(crate) fn now_us() -> u64 {
+        u64::try_from(chrono::Utc::now().timestamp_micros()).unwrap_or(0)
+    }
+}
+
 #[async_trait]
 #[allow(clippy::disallowed_methods)] // this is where the machine is asked
 impl Clock for SystemClock {

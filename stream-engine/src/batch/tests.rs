@@ -358,7 +358,9 @@ async fn what_one_part_waits_for_is_shown_until_that_part_goes_on() {
     let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
     let job = start(&kafka, &Checkpoint::in_memory(), settings(), counting(Startup::Earliest, None, &sink));
     job.tick().await;
-    assert!(job.monitor.waiting("totals", "Redis at redis://x does not answer".into()));
+    assert!(job.monitor.waiting("totals", "not authorised".into()));
+    assert!(!job.monitor.waiting("totals", "not authorised".into()), "each cause is told once");
+    assert!(job.monitor.waiting("totals", "Redis at redis://x does not answer".into()), "another cause is told too");
     job.tick_waiting().await;
     let view = job.monitor.view();
     assert_eq!(view.state, JobState::Waiting, "the source's success is not the output's");

@@ -12,7 +12,7 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     sync::Arc,
-    time::{Duration, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -83,7 +83,7 @@ impl Checkpoint {
     async fn take_epoch(&self) -> Result<u64, CheckpointError> {
         for _ in 0..TRIES {
             // Finer than the clock of batches: the next owner may come within the same millisecond.
-            let now = UNIX_EPOCH.elapsed().map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(0));
+            let now = SystemClock::now_us();
             let epoch = self.ids(OWNERS).await?.last().map_or(now, |newest| now.max(newest + 1));
             let entry = format!("{OWNERS}/{epoch}");
             let bytes = Bytes::from(self.encode(&entry, &Owner::this_process(), &[])?);

@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
         mpsc,
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -17,7 +17,11 @@ use tokio::sync::watch;
 use super::conf::SparkConf;
 use super::graph::Graph;
 use super::program::DStreamProgram;
-use crate::batch::{Program, runner::Mode};
+use crate::batch::{
+    Program,
+    clock::{Clock as _, SystemClock},
+    runner::Mode,
+};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::commit::{Decision, Identity, decide};
 use crate::job::{JobSettings, JobState, Monitor, SettingError};
@@ -304,12 +308,13 @@ impl StreamingContext {
     }
 
     /// As [`Self::await_termination`], no longer than `timeout`. False: it still runs.
-    #[allow(clippy::disallowed_methods)] // the caller's own patience
     pub fn await_termination_or_timeout(&self, timeout: Duration) -> anyhow::Result<bool> {
-        self.await_end(Instant::now().checked_add(timeout))
+        // The caller's own patience, whatever clock the batches have.
+        self.await_end(SystemClock.monotonic().checked_add(timeout))
     }
 
-    fn await_end(&self, until: Option<Instant>) -> anyhow::Result<bool> {
+    /// `until`: on the machine's monotonic clock.
+    fn await_end(&self, until: Option<Duration>) -> anyhow::Result<bool> {
         let Some(running) = self.inner.running.lock().clone() else {
             anyhow::bail!("the context is not running; call start first");
         };
@@ -317,8 +322,10 @@ impl StreamingContext {
         while ended.is_none() {
             match until {
                 None => running.end.wait(&mut ended),
-                Some(until) if running.end.wait_until(&mut ended, until).timed_out() => break,
-                Some(_) => {}
+                Some(until) => match until.checked_sub(SystemClock.monotonic()).filter(|left| !left.is_zero()) {
+                    Some(left) => drop(running.end.wait_for(&mut ended, left)),
+                    None => break,
+                },
             }
         }
         let Some(ended) = *ended else { return Ok(false) };

@@ -1,7 +1,7 @@
 //! What a job is doing: written by the runner, read by the page, the API, the control port and the metrics.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -11,7 +11,7 @@ use service_kit::kafka::TopicPartition;
 use tokio::sync::watch;
 
 use super::listener::{Event, ListenerBus};
-use super::progress::{Durations, QueryProgress};
+use super::progress::{Durations, Query, QueryProgress};
 use crate::batch::{BatchOutcome, OffsetRange, clock::Clock};
 use crate::commit::{PlannedBatch, Totals};
 
@@ -268,7 +268,7 @@ struct Inner {
     state: JobState,
     error: Option<String>,
     /// What is waited for and since when, by who waits.
-    waits: BTreeMap<String, (String, i64)>,
+    waits: BTreeMap<String, Wait>,
     started_at_ms: i64,
     ended_at_ms: Option<i64>,
     totals: Totals,
@@ -293,8 +293,20 @@ impl Inner {
 }
 
 /// `waiting: no broker answers (since 14:05:10 UTC)`
-fn waiting_for(waits: &BTreeMap<String, (String, i64)>) -> Option<String> {
-    let one = |(what, since_ms): &(String, i64)| {
+/// One wait, for whatever comes in its way until it is over.
+struct Wait {
+    /// What it waits for now.
+    what: String,
+    since_ms: i64,
+    /// What the log was told of.
+    told: BTreeSet<String>,
+}
+
+/// A wait is logged for so many reasons at most: their words may differ in a number.
+const REASONS_TOLD: usize = 8;
+
+fn waiting_for(waits: &BTreeMap<String, Wait>) -> Option<String> {
+    let one = |Wait { what, since_ms, .. }: &Wait| {
         let since = chrono::DateTime::from_timestamp_millis(*since_ms).unwrap_or_default().format("%H:%M:%S UTC");
         format!("{what} (since {since})")
     };
@@ -441,18 +453,15 @@ impl Monitor {
         self.update(|inner| inner.state = state);
     }
 
-    /// What part `who` of the job is waiting for, until it says [`Self::not_waiting`]. True when it was not waiting before.
+    /// What part `who` of the job is waiting for, until it says [`Self::not_waiting`]. True when the log is to be told: another cause in the same
+    /// wait (a right that is missing behind another one) is news.
     pub(crate) fn waiting(&self, who: &str, what: String) -> bool {
         let now_ms = self.clock.now_ms();
-        self.update(|inner| match inner.waits.get_mut(who) {
-            Some((before, _)) => {
-                *before = what;
-                false
-            }
-            None => {
-                inner.waits.insert(who.into(), (what, now_ms));
-                true
-            }
+        self.update(|inner| {
+            let new = || Wait { what: String::new(), since_ms: now_ms, told: BTreeSet::new() };
+            let wait = inner.waits.entry(who.into()).or_insert_with(new);
+            wait.what.clone_from(&what);
+            wait.told.len() < REASONS_TOLD && wait.told.insert(what)
         })
     }
 
@@ -675,7 +684,8 @@ impl Monitor {
     fn progressed(&self, batch: &BatchView, outcome: &BatchOutcome, durations: Durations) {
         let progress = self.update(|inner| {
             let before = inner.completed.iter().rev().find(|other| other.id < batch.id).map(|before| before.submitted_ms);
-            let progress = QueryProgress::of(&inner.query_id, &self.run_id, &self.name, batch, before, outcome, &inner.streams, durations);
+            let query = Query { id: &inner.query_id, run_id: &self.run_id, name: &self.name };
+            let progress = QueryProgress::of(query, batch, before, outcome, &inner.streams, durations);
             inner.progress.push_back(progress.clone());
             while inner.progress.len() > PROGRESS_RETAINED {
                 inner.progress.pop_front();

@@ -88,13 +88,17 @@ pub struct Durations {
     pub commit_offsets: u64,
 }
 
+/// Whose progress it is.
+pub(super) struct Query<'a> {
+    pub id: &'a str,
+    pub run_id: &'a str,
+    pub name: &'a str,
+}
+
 impl QueryProgress {
     /// `before_ms`: when the batch before was cut.
-    #[allow(clippy::too_many_arguments)] // the parts of one report, each from somewhere else
     pub(super) fn of(
-        query_id: &str,
-        run_id: &str,
-        name: &str,
+        query: Query<'_>,
         batch: &BatchView,
         before_ms: Option<i64>,
         outcome: &BatchOutcome,
@@ -125,9 +129,9 @@ impl QueryProgress {
         };
         let outputs: Vec<&str> = batch.outputs.iter().map(|output| output.name.as_str()).collect();
         Self {
-            id: query_id.into(),
-            run_id: run_id.into(),
-            name: name.into(),
+            id: query.id.into(),
+            run_id: query.run_id.into(),
+            name: query.name.into(),
             timestamp: utc(batch.submitted_ms),
             batch_id: batch.id,
             batch_duration: processing,
