@@ -444,6 +444,27 @@ pub const METRICS: &[Metric] = &[
     counter("millrace_engine_fenced_writes_total", "writes", &["output"], "Writes refused because another process is ahead of this one."),
     gauge("millrace_engine_window_state_bytes", "bytes", &["output"], "Window state in the newest snapshot."),
     gauge("millrace_engine_window_state_rows", "rows", &["output"], "Partial states held for open windows."),
+    gauge(
+        "millrace_engine_receiver_active",
+        "0 or 1",
+        &["job", "source"],
+        "1 while the receiver runs; 0 while it waits for its next start.",
+    ),
+    counter("millrace_engine_receiver_records_total", "records", &["job", "source"], "Records that a receiver stored."),
+    counter("millrace_engine_receiver_errors_total", "errors", &["job", "source"], "Errors that a receiver reported or ended with."),
+    gauge(
+        "millrace_engine_receiver_held_bytes",
+        "bytes",
+        &["job", "source"],
+        "What counts for the bound of a receiver's log (receiver.bytes.max): in memory everything, on disk what is not processed yet.",
+    ),
+    gauge("millrace_engine_receiver_log_bytes", "bytes", &["job", "source"], "A receiver's write-ahead log on disk."),
+    counter(
+        "millrace_engine_receiver_lost_records_total",
+        "records",
+        &["job", "source"],
+        "Records of batches or windows that were lost with the process that received them.",
+    ),
     // offset stores outside of this process
     counter(
         "millrace_offset_store_calls_total",

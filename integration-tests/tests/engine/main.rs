@@ -4,6 +4,7 @@ mod checkpoint;
 mod control;
 mod fence;
 mod slots;
+mod sources;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -55,6 +55,8 @@ pub(super) struct Rate {
     pub(super) pid: PidRate,
     /// Whole records per second, as Spark keeps it; 0 before the first estimate.
     pub(super) latest: i64,
+    /// A local log may have no rate to limit.
+    pub(super) limits: bool,
 }
 
 pub(super) struct Cutter {
@@ -217,7 +219,7 @@ impl Cutter {
     }
 
     fn servers(&self) -> String {
-        let mut servers: Vec<&str> = self.sources.iter().filter_map(|source| source.source.spec.kafka.get("bootstrap.servers")).collect();
+        let mut servers: Vec<&str> = self.sources.iter().filter_map(|source| source.source.spec.kafka("bootstrap.servers")).collect();
         servers.sort_unstable();
         servers.dedup();
         servers.join(", ")
@@ -228,6 +230,12 @@ impl Cutter {
         let asked = self.clock.monotonic();
         let mut bounds = Vec::with_capacity(self.sources.len());
         for source in &mut self.sources {
+            // A drain reads everything that was received, and nothing is received after it.
+            if mode == Mode::Drain
+                && let Some(local) = source.source.local()
+            {
+                local.stop().await;
+            }
             bounds.push(Self::look(source, self.cluster.as_ref(), &self.settings, self.clock.now_ms()).await?);
         }
         let took = self.clock.monotonic() - asked;
@@ -241,8 +249,12 @@ impl Cutter {
         };
         let (mut ranges, mut caught_up) = (Vec::new(), Vec::new());
         for (n, source) in self.sources.iter_mut().enumerate() {
-            let limits =
-                if mode == Mode::Drain { Limits::none(interval) } else { Limits::new(&self.settings, rates.get(n).copied().flatten()) };
+            let limits = match source.source.local() {
+                _ if mode == Mode::Drain => Limits::none(interval),
+                // Its rate is limited where it takes records in.
+                Some(local) => Limits { records_max: local.batch_max().or(self.settings.records_max), ..Limits::none(interval) },
+                None => Limits::new(&self.settings, rates.get(n).copied().flatten()),
+            };
             let cut = range::cut(&source.positions, &bounds[n], source.ends.as_ref(), &limits);
             for (range, _) in &cut {
                 source.positions.insert(range.topic_partition(), range.until);

@@ -12,7 +12,7 @@ use futures::{StreamExt, stream, stream::BoxStream};
 use parking_lot::Mutex;
 use service_kit::kafka::{Bounds, Isolation, KafkaConfig, KafkaError, RangeReader, Record, TopicPartition};
 
-use super::{BatchContext, BatchDefinition, BatchOutcome, Bounded, PartitionInput, Program, SourceSpec, Startup};
+use super::{BatchContext, BatchDefinition, BatchOutcome, Bounded, PartitionInput, Program, SourceKind, SourceSpec, Startup};
 use crate::job::ListenerBus;
 use crate::source::Cluster;
 
@@ -186,7 +186,7 @@ impl Cluster for FakeKafka {
 pub(crate) fn spec(startup: Startup, bounded: Option<Bounded>) -> SourceSpec {
     SourceSpec {
         name: "logs".into(),
-        kafka: KafkaConfig::new("fake:9092"),
+        kind: SourceKind::Kafka(KafkaConfig::new("fake:9092")),
         topics: vec!["t".into()],
         startup,
         bounded,

@@ -18,7 +18,7 @@ mod tests;
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::job::{ListenerBus, Monitor, said};
-use crate::source::Mirror;
+use crate::source::{LocalLog, Mirror};
 use async_trait::async_trait;
 use bytes::Bytes;
 use clock::{Clock, SystemClock};
@@ -165,12 +165,20 @@ pub enum Bounded {
     Timestamp(i64),
 }
 
-/// One direct Kafka source of a job.
+/// Where the partitions of a source are.
+#[derive(Clone)]
+pub enum SourceKind {
+    Kafka(KafkaConfig),
+    /// A log of this process's own, whose only partition is 0.
+    Local(Arc<dyn LocalLog>),
+}
+
+/// One source of a job.
 #[derive(Clone)]
 pub struct SourceSpec {
     /// Unique within the job: the table's name, or `kafka-0`. Identifies the source in checkpoints.
     pub name: String,
-    pub kafka: KafkaConfig,
+    pub kind: SourceKind,
     pub topics: Vec<String>,
     pub startup: Startup,
     /// `None`: the source never ends.
@@ -179,6 +187,29 @@ pub struct SourceSpec {
     /// Offsets are mirrored to this group after each batch, so that Kafka's own tools show the job's lag. The
     /// checkpoint wins where the two differ.
     pub group: Option<String>,
+}
+
+impl SourceSpec {
+    /// A log of this process's own. Its topic is `name`, and `what` beside it where its offsets would mean something else without.
+    pub fn local(name: String, what: &str, log: Arc<dyn LocalLog>, startup: Startup) -> Self {
+        Self {
+            topics: vec![format!("{name}{what}")],
+            name,
+            kind: SourceKind::Local(log),
+            startup,
+            bounded: None,
+            isolation: Isolation::ReadUncommitted,
+            group: None,
+        }
+    }
+
+    /// A property of the Kafka client; `None` for a local log.
+    pub fn kafka(&self, key: &str) -> Option<&str> {
+        match &self.kind {
+            SourceKind::Kafka(config) => config.get(key),
+            SourceKind::Local(_) => None,
+        }
+    }
 }
 
 /// What a batch did.

@@ -5,7 +5,11 @@
 //! - After a crash [`crate::commit::decide`] says what runs again.
 //! - The job ends when its sources do, or when it is told to ([`Mode`]).
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
@@ -17,7 +21,7 @@ use tracing::{info, info_span, warn};
 
 pub use super::cutter::Mode;
 use super::{
-    BatchContext, BatchOutcome, Program,
+    BatchContext, BatchDefinition, BatchOutcome, Program,
     clock::{self, Clock},
     cutter::{CutSource, Cutter, NO_ANSWER, Rate, Rates},
     input,
@@ -27,7 +31,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Holder, Loaded};
 use crate::commit::{Commit, Decision, Discard, End, Identity, Metadata, PlannedBatch, Positions, SourceStart, TopicIds, Totals, decide};
 use crate::job::{Durations, JobSettings, JobState, Monitor, said};
 use crate::sink::Fenced;
-use crate::source::{Cluster, DataLoss, Mirror, Source};
+use crate::source::{Cluster, DataLoss, Mirror, Place, Released, Resume, Source};
 use crate::sql::Overflow;
 
 /// Longest wait between two runs of a failing batch, or two looks at a broker or store that is away.
@@ -67,6 +71,8 @@ struct Progress {
     /// Newest batch that is defined, as far as this process knows.
     newest: Option<u64>,
     late: Late,
+    /// The newest batches that are committed, for local logs: as many as the checkpoint keeps.
+    recent: VecDeque<Arc<BatchDefinition>>,
 }
 
 /// Rows that came too late, since the log last told of them.
@@ -105,12 +111,22 @@ impl Runner {
 
     async fn run_to_end(mut self) -> anyhow::Result<()> {
         let Some(sources) = self.connect().await? else { return Ok(()) };
+        let result = self.run_over(&sources).await;
+        for source in &sources {
+            if let Some(local) = source.local() {
+                local.stop().await;
+            }
+        }
+        result
+    }
+
+    async fn run_over(&mut self, sources: &[Arc<Source>]) -> anyhow::Result<()> {
         match self.ask(|place| async move { place.own(Holder::Job).await }.boxed()).await? {
             Some(owned) => self.checkpoint = owned,
             None => return Ok(()),
         }
         loop {
-            match self.run_from_checkpoint(&sources).await {
+            match self.run_from_checkpoint(sources).await {
                 Err(error) if matches!(error.downcast_ref(), Some(CheckpointError::Late { .. })) => {
                     info!(job = %self.job, error = said(&error), "starting from the checkpoint once more");
                     self.monitor.starts_again();
@@ -194,10 +210,11 @@ impl Runner {
         let mut sources = Vec::new();
         for spec in self.program.sources() {
             let cluster = self.cluster.clone();
-            let name = spec.kafka.get("bootstrap.servers").unwrap_or_default().to_owned();
+            let name = spec.kafka("bootstrap.servers").unwrap_or_default().to_owned();
+            let place = self.place(&spec.name);
             let connect = move || {
-                let (cluster, spec) = (cluster.clone(), spec.clone());
-                async move { Ok(Arc::new(Source::connect(cluster.as_ref(), spec).await?)) }.boxed()
+                let (cluster, spec, place) = (cluster.clone(), spec.clone(), place.clone());
+                async move { Ok(Arc::new(Source::connect(cluster.as_ref(), spec, place).await?)) }.boxed()
             };
             match self.patiently(&no_broker(&name), connect).await? {
                 Some(source) => sources.push(source),
@@ -205,6 +222,19 @@ impl Runner {
             }
         }
         Ok(Some(sources))
+    }
+
+    /// What a local log needs to know.
+    fn place(&self, source: &str) -> Place {
+        Place {
+            job: self.job.clone(),
+            source: source.into(),
+            folder: self.checkpoint.received(source),
+            checkpoint: self.checkpoint.location().to_owned(),
+            settings: self.settings.clone(),
+            clock: self.clock.clone(),
+            tasks: self.tasks.clone(),
+        }
     }
 
     /// Finds out where the job stands. `None` when it has nothing to do any more, or was stopped meanwhile.
@@ -288,19 +318,35 @@ impl Runner {
             readers: sources.iter().map(|source| source.reader.clone()).collect(),
             mirrors: sources.iter().map(|source| self.mirror(source)).collect(),
             rates: Arc::new(Mutex::new(
-                sources.iter().map(|source| Rate { source: source.spec.name.clone(), pid: pid(), latest: 0 }).collect(),
+                sources
+                    .iter()
+                    .map(|source| {
+                        let limits = source.local().is_none_or(|local| local.takes_limit());
+                        Rate { source: source.spec.name.clone(), pid: pid(), latest: 0, limits }
+                    })
+                    .collect(),
             )),
             sources: sources.to_vec(),
             topics: topics.clone(),
             topic_gone: None,
             newest: rerun.last().map(|planned| planned.definition.id),
             late: Late::default(),
+            recent: VecDeque::new(),
         };
         info!(
             job = %self.job, checkpoint = self.checkpoint.location(), next_batch = next_id, run_again = rerun.len(),
             fresh = loaded.commit.is_none() && rerun.is_empty(), "job starts"
         );
         self.monitor.begins(&progress.checkpoint_id, sources.iter().map(|source| source.spec.name.clone()));
+        for ((source, next), begun) in sources.iter().zip(&positions).zip(&metadata.sources) {
+            let Some(local) = source.local() else { continue };
+            // Its only partition.
+            let at = |positions: &Positions| positions.0.values().next().copied().unwrap_or(0);
+            local.begin(&Resume { start: at(&begun.starts), next: at(next), started_at_ms: metadata.started_at_ms, last_ms });
+            if self.settings.backpressure.enabled {
+                local.limit(self.settings.backpressure.initial_rate);
+            }
+        }
         self.program.attach(&progress.mirrors);
         if !self.reset(&progress).await? {
             return Ok(None);
@@ -529,6 +575,7 @@ impl Runner {
         if let Err(error) = self.checkpoint.prune_one(commit.id, self.settings.checkpoint_retained).await {
             warn!(%error, job = %self.job, "cannot remove an old checkpoint entry");
         }
+        self.release(planned, progress);
         let (late, now) = (&mut progress.late, self.clock.monotonic());
         late.rows += outcome.late;
         if late.rows > 0 && late.told.is_none_or(|told| now - told >= LATE_PERIOD) {
@@ -542,14 +589,46 @@ impl Runner {
         let now_ms = view.ended_ms.unwrap_or(view.submitted_ms);
         if self.settings.backpressure.enabled {
             let (processing, scheduling) = (view.processing_ms().unwrap_or(0), view.scheduling_delay_ms().unwrap_or(0));
-            for (rate, ranges) in progress.rates.lock().iter_mut().zip(&planned.definition.ranges) {
+            for (rate, ranges) in progress.rates.lock().iter_mut().zip(&planned.definition.ranges).filter(|(rate, _)| rate.limits) {
                 let elements = ranges.iter().map(super::OffsetRange::count).sum();
                 let limit = rate.pid.compute(now_ms, elements, processing.cast_signed(), scheduling.cast_signed());
                 if let Some(limit) = limit {
                     rate.latest = limit as i64;
                 }
             }
+            for (source, rate) in progress.sources.iter().zip(progress.rates.lock().iter()) {
+                if let Some(local) = source.local()
+                    && rate.latest > 0
+                {
+                    local.limit(Some(rate.latest.unsigned_abs()));
+                }
+            }
             self.show_rates(&progress.rates);
+        }
+    }
+
+    /// Tells local logs what no batch will read again: not the next ones, not windows after a restart, and not those batches that a
+    /// damaged newest commit would have run again.
+    fn release(&self, planned: &PlannedBatch, progress: &mut Progress) {
+        if progress.sources.iter().all(|source| source.local().is_none()) {
+            return;
+        }
+        progress.recent.push_back(Arc::new(planned.definition.clone()));
+        while progress.recent.len() as u64 > self.settings.checkpoint_retained {
+            progress.recent.pop_front();
+        }
+        let wanted = self.program.wants();
+        for (n, source) in progress.sources.iter().enumerate() {
+            let Some(local) = source.local() else { continue };
+            let range = |definition: &Arc<BatchDefinition>| definition.ranges.get(n).and_then(|ranges| ranges.first()).cloned();
+            let Some(processed) = range(&progress.recent[progress.recent.len() - 1]).map(|range| range.until) else { continue };
+            let wanted = wanted.iter().filter_map(range).map(|range| range.from).min().unwrap_or(processed).min(processed);
+            // After a restart the first of them are not known yet.
+            let all = progress.recent.front().is_some_and(|oldest| oldest.id == 0)
+                || progress.recent.len() as u64 == self.settings.checkpoint_retained;
+            let oldest = progress.recent.iter().filter_map(range).map(|range| range.from).min();
+            let replayed = if all { oldest.unwrap_or(wanted).min(wanted) } else { i64::MIN };
+            local.release(Released { processed, wanted, replayed });
         }
     }
 
@@ -557,7 +636,9 @@ impl Runner {
     fn show_rates(&self, rates: &Rates) {
         let initial = self.settings.backpressure.initial_rate;
         let limit = |rate: &Rate| u64::try_from(rate.latest).ok().filter(|rate| *rate > 0).or(initial);
-        self.monitor.set_rate_limits(rates.lock().iter().filter_map(|rate| Some((rate.source.clone(), limit(rate)?))).collect());
+        self.monitor.set_rate_limits(
+            rates.lock().iter().filter(|rate| rate.limits).filter_map(|rate| Some((rate.source.clone(), limit(rate)?))).collect(),
+        );
     }
 
     // === Patience ===

@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::clock::ManualClock;
 use super::fake::{CountingProgram, FakeKafka, FencedSink, spec};
 use super::runner::{Mode, Runner};
-use super::{Bounded, Program, Startup};
+use super::{Bounded, Program, SourceKind, Startup};
 use crate::checkpoint::Checkpoint;
 use crate::job::{JobSettings, JobState, Monitor};
 
@@ -437,7 +437,8 @@ async fn group_offsets_are_mirrored_and_a_fresh_job_begins_at_them() {
     kafka.set_committed("g", "t", 0, 1);
     let mut program = counting(Startup::GroupOffsets, None, &sink);
     program.spec.group = Some("g".into());
-    program.spec.kafka.set("auto.offset.reset", "earliest");
+    let SourceKind::Kafka(config) = &mut program.spec.kind else { panic!("not Kafka") };
+    config.set("auto.offset.reset", "earliest");
     let job = start(&kafka, &Checkpoint::in_memory(), settings(), program);
     job.tick().await;
     assert_eq!(sink.state().effects.keys().collect::<Vec<_>>(), ["t-0@1", "t-1@0", "t-1@1"]);

@@ -6,6 +6,7 @@
 //! <root>/offsets/N        definition of batch N, put before it runs
 //! <root>/commits/N        where batch N+1 begins, totals, and the program's state
 //! <root>/savepoints/NAME/ metadata and one commit; also copied to any other place
+//! <root>/received/NAME/ what a receiver or file stream keeps, see `source/log`; on a local disk only
 //! <root>/owner/EPOCH      the process that may put something here
 //! <root>/engine.lock      on a local disk: locked by it
 //! ```
@@ -139,6 +140,7 @@ const METADATA: &str = "metadata";
 const UPGRADES: &str = "upgrades";
 const DEFINITIONS: &str = "offsets";
 const COMMITS: &str = "commits";
+const RECEIVED: &str = "received";
 /// How often, and after which pause, a commit is read again that could not be read beside others that could.
 const READ_TRIES: usize = 3;
 const READ_PAUSE: Duration = Duration::from_millis(700);
@@ -188,6 +190,11 @@ impl Checkpoint {
     /// The URL or path as it was given.
     pub fn location(&self) -> &str {
         &self.location
+    }
+
+    /// Where a source's own log is, on a local disk.
+    pub fn received(&self, source: &str) -> Option<PathBuf> {
+        self.local.as_ref().map(|root| root.join(RECEIVED).join(source))
     }
 
     /// A checkpoint in a folder of this one.
@@ -374,6 +381,15 @@ impl Checkpoint {
         for folder in [DEFINITIONS, COMMITS, UPGRADES, owner::OWNERS] {
             for name in self.names(folder).await? {
                 self.delete(&format!("{folder}/{name}")).await?;
+            }
+        }
+        if let Some(folder) = self.local.as_ref().map(|root| root.join(RECEIVED)) {
+            match tokio::fs::remove_dir_all(&folder).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    let error = object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(error) };
+                    return Err(self.store_error("delete", RECEIVED, error));
+                }
+                _ => {}
             }
         }
         self.delete(METADATA).await

@@ -12,6 +12,7 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
+use service_kit::config::LimitsConfig;
 use tokio::sync::watch;
 
 use super::conf::SparkConf;
@@ -162,6 +163,10 @@ impl StreamingContext {
 
     pub(super) fn note(&self, note: String) {
         self.inner.notes.lock().push(note);
+    }
+
+    pub(super) fn limits(&self) -> anyhow::Result<LimitsConfig> {
+        Ok(self.inner.conf.engine()?.limits)
     }
 
     /// Keep every stream's batches at least this long, also of streams that are declared later (Spark's `remember`).

@@ -18,7 +18,7 @@ use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 
 use super::context::StreamingContextState;
-use super::kafka::KafkaInput;
+use super::input::Input;
 use super::rdd::{Data, Rdd};
 use super::state::{Durable, Uid};
 use super::time::Time;
@@ -270,7 +270,7 @@ pub(super) struct Job {
 pub(super) struct Graph {
     pub(super) progress: Arc<Progress>,
     pub(super) nodes: Vec<Arc<dyn AnyNode>>,
-    pub(super) inputs: Vec<Arc<dyn KafkaInput>>,
+    pub(super) inputs: Vec<Arc<dyn Input>>,
     pub(super) outputs: Vec<Arc<Output>>,
     /// Found while declaring; reported by `start`.
     pub(super) errors: Vec<String>,

@@ -1,23 +1,13 @@
 //! `KafkaUtils.createDirectStream` and its strategies, with the Java and Spark names of the parameters.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, future::BoxFuture};
-use parking_lot::Mutex;
-use service_kit::kafka::{Isolation, KafkaConfig, TopicPartition};
+use service_kit::kafka::{Isolation, KafkaConfig, Record, TopicPartition};
 
-use super::graph::{AnyNode, Node, Recipe};
-use super::rdd::{Data, Origin, Partitions, Rdd};
+use super::rdd::Data;
 use super::{DStream, StreamingContext};
-use crate::batch::{OffsetRange, PartitionInput, SourceSpec, Startup, clock::interval_ms};
-use crate::source::Mirror;
+use crate::batch::{OffsetRange, SourceKind, SourceSpec, Startup};
 
 /// A Kafka record with decoded key and value.
 #[derive(Clone, Debug, PartialEq)]
@@ -154,7 +144,7 @@ impl ConsumerStrategy {
             Some(other) => return Err(format!("`isolation.level` is `{other}`; it must be read_uncommitted or read_committed")),
         };
         let kafka = KafkaConfig::from_properties(params).map_err(|error| error.to_string())?;
-        Ok(SourceSpec { name, kafka, topics: self.topics.clone(), startup, bounded: None, isolation, group })
+        Ok(SourceSpec { name, kind: SourceKind::Kafka(kafka), topics: self.topics.clone(), startup, bounded: None, isolation, group })
     }
 }
 
@@ -169,108 +159,38 @@ impl KafkaUtils {
         location: LocationStrategy,
         strategy: ConsumerStrategy,
     ) -> DStream<ConsumerRecord<K, V>> {
-        let mut graph = ssc.graph.lock();
         if location != LocationStrategy::PreferConsistent {
             ssc.note("location strategies have no effect: one process reads every partition".into());
         }
-        let index = graph.inputs.len();
-        let op = format!("kafka({})", strategy.topics.join(", "));
-        // A time without a batch of ours has no records.
-        let node = graph.node(Recipe::new(op, interval_ms(ssc.batch_duration()), vec![], |_, _| Ok(Some(Rdd::empty()))));
-        match strategy.spec(format!("kafka-{index}"), K::DESERIALIZER, V::DESERIALIZER) {
-            Ok(spec) => {
-                spec.kafka.notes().iter().for_each(|note| ssc.note(note.clone()));
-                graph.inputs.push(Arc::new(DirectInput { spec, node: node.clone(), read: Arc::default() }));
+        let topics = strategy.topics.join(", ");
+        let spec = |name| {
+            let spec =
+                strategy.spec(name, K::DESERIALIZER, V::DESERIALIZER).map_err(|error| format!("createDirectStream({topics}): {error}"))?;
+            if let SourceKind::Kafka(config) = &spec.kind {
+                config.notes().iter().for_each(|note| ssc.note(note.clone()));
             }
-            Err(error) => graph.error(format!("createDirectStream({}): {error}", strategy.topics.join(", "))),
-        }
-        drop(graph);
-        DStream { node, graph: ssc.graph.clone() }
+            Ok(spec)
+        };
+        ssc.record_stream("kafka", format!("kafka({topics})"), spec, decode)
     }
 }
 
-/// The untyped side of a direct stream.
-pub(super) trait KafkaInput: Send + Sync {
-    fn spec(&self) -> &SourceSpec;
-    fn node(&self) -> Arc<dyn AnyNode>;
-    /// The batch of a time.
-    fn offer(&self, time_ms: i64, input: Vec<PartitionInput>, mirror: Option<Mirror>);
-    /// Records read since the last call.
-    fn take_read(&self) -> u64;
-}
-
-struct DirectInput<K, V> {
-    spec: SourceSpec,
-    node: Arc<Node<ConsumerRecord<K, V>>>,
-    read: Arc<AtomicU64>,
-}
-
-impl<K: FromKafka, V: FromKafka> KafkaInput for DirectInput<K, V> {
-    fn spec(&self) -> &SourceSpec {
-        &self.spec
-    }
-
-    fn node(&self) -> Arc<dyn AnyNode> {
-        self.node.clone()
-    }
-
-    fn offer(&self, time_ms: i64, input: Vec<PartitionInput>, mirror: Option<Mirror>) {
-        let ranges = input.iter().map(|input| input.range.clone()).collect();
-        let partitions = input.into_iter().map(|input| Mutex::new(Some(input))).collect();
-        let data = KafkaPartitions { partitions, read: self.read.clone() };
-        self.node.put(time_ms, Rdd { data: Arc::new(data), origin: Some(Arc::new(Origin { ranges, mirror })) });
-    }
-
-    fn take_read(&self) -> u64 {
-        self.read.swap(0, Relaxed)
-    }
-}
-
-/// Ranges of partitions, read when they are asked for, once.
-struct KafkaPartitions {
-    partitions: Vec<Mutex<Option<PartitionInput>>>,
-    read: Arc<AtomicU64>,
-}
-
-impl<K: FromKafka, V: FromKafka> Partitions<ConsumerRecord<K, V>> for KafkaPartitions {
-    fn count(&self) -> usize {
-        self.partitions.len()
-    }
-
-    fn for_each<'a>(
-        &'a self,
-        partition: usize,
-        each: &'a mut (dyn FnMut(ConsumerRecord<K, V>) + Send),
-    ) -> BoxFuture<'a, anyhow::Result<()>> {
-        async move {
-            let Some(cell) = self.partitions.get(partition) else { return Ok(()) };
-            let Some(PartitionInput { range, mut records, .. }) = cell.lock().take() else {
-                anyhow::bail!("the records of this batch were read already; cache() what is used more than once");
-            };
-            while let Some(chunk) = records.next().await {
-                let chunk = chunk?;
-                self.read.fetch_add(chunk.len() as u64, Relaxed);
-                for record in chunk {
-                    let wrong = |what: &str, expected: &str, range: &OffsetRange, offset: i64| {
-                        anyhow::anyhow!("{}-{} offset {offset}: the {what} is not {expected}", range.topic, range.partition)
-                    };
-                    let key = record.key.as_ref().map(K::from_kafka).transpose();
-                    let value = record.value.as_ref().map(V::from_kafka).transpose();
-                    each(ConsumerRecord {
-                        topic: range.topic.clone(),
-                        partition: range.partition,
-                        offset: record.offset,
-                        timestamp: record.timestamp_ms,
-                        key: key.map_err(|expected| wrong("key", expected, &range, record.offset))?,
-                        value: value.map_err(|expected| wrong("value", expected, &range, record.offset))?,
-                        headers: record.headers,
-                    });
-                }
-            }
-            Ok(())
-        }
-        .boxed()
-    }
+/// A record as the program sees it; the error says what is no key or value of its type.
+fn decode<K: FromKafka, V: FromKafka>(range: &OffsetRange, record: Record) -> anyhow::Result<ConsumerRecord<K, V>> {
+    let wrong = |what: &str, expected: &str| {
+        anyhow::anyhow!("{}-{} offset {}: the {what} is not {expected}", range.topic, range.partition, record.offset)
+    };
+    let key = record.key.as_ref().map(K::from_kafka).transpose();
+    let value = record.value.as_ref().map(V::from_kafka).transpose();
+    Ok(ConsumerRecord {
+        topic: range.topic.clone(),
+        partition: range.partition,
+        offset: record.offset,
+        timestamp: record.timestamp_ms,
+        key: key.map_err(|expected| wrong("key", expected))?,
+        value: value.map_err(|expected| wrong("value", expected))?,
+        headers: record.headers,
+    })
 }
 
 #[cfg(test)]
@@ -294,7 +214,7 @@ mod tests {
         .unwrap();
         assert_eq!(spec.group.as_deref(), Some("spark-group"));
         assert_eq!(spec.startup, Startup::GroupOffsets);
-        assert_eq!(spec.kafka.get("bootstrap.servers"), Some("b:9092"));
+        assert_eq!(spec.kafka("bootstrap.servers"), Some("b:9092"));
     }
 
     #[test]

@@ -19,6 +19,9 @@
 //!
 //! | file | what can be done with streams |
 //! |---|---|
+//! | `kafka`, `kafka_receiver` | made from Kafka, directly or by a receiver |
+//! | `socket`, `http`, `receiver` | made from what a receiver stores: lines of a socket, of HTTP requests, a program's own |
+//! | `files`, `queue` | made from new files of a directory, from batches that the program queues, from a clock |
 //! | `stream`, `pair` | within a batch: by value, by key; outputs |
 //! | `join`, `transform` | several streams; any function from batch to batch |
 //! | `window` | over the batches of the last while |
@@ -35,15 +38,22 @@
 
 mod conf;
 mod context;
+mod files;
 mod graph;
+mod http;
+mod input;
 mod join;
 mod kafka;
+mod kafka_receiver;
 mod listen;
 mod map_with_state;
 mod pair;
 mod program;
+mod queue;
 mod rdd;
+mod receiver;
 mod shuffle;
+mod socket;
 mod state;
 mod stream;
 mod testing;
@@ -54,11 +64,14 @@ mod transform;
 mod update_state;
 mod window;
 
+pub use crate::source::receiver::{ReceiverError, ReceiverStatus, StoreError};
 pub use conf::SparkConf;
 pub use context::{StreamingContext, StreamingContextState};
 pub use kafka::{ConsumerRecord, ConsumerStrategy, FromKafka, KafkaUtils, LocationStrategy};
 pub use map_with_state::{MapWithStateDStream, State, StateSpec};
+pub use queue::RddQueue;
 pub use rdd::{CoGroup, Data, FullOuter, IntoRdd, Key, Rdd};
+pub use receiver::{Receiver, ReceiverSupervisor};
 pub use service_kit::kafka::TopicPartition;
 pub use shuffle::Keep;
 pub use state::StateValue;

@@ -22,7 +22,7 @@ use tracing::{Instrument, info_span};
 
 use super::context::StreamingContextState;
 use super::graph::{AnyNode, Graph, Output, Progress};
-use super::kafka::KafkaInput;
+use super::input::Input;
 use super::state::{read, write};
 use super::time::Time;
 use crate::batch::{BatchContext, BatchDefinition, BatchOutcome, PartitionInput, Program, SourceSpec, clock::interval_ms};
@@ -34,7 +34,7 @@ pub(super) struct DStreamProgram {
     nodes: Vec<Arc<dyn AnyNode>>,
     /// Those with state that an output needs, parents before children.
     with_state: Vec<Arc<dyn AnyNode>>,
-    inputs: Vec<Arc<dyn KafkaInput>>,
+    inputs: Vec<Arc<dyn Input>>,
     outputs: Arc<[Arc<Output>]>,
     plan: String,
     interval_ms: i64,

@@ -14,7 +14,7 @@ pub use monitor::{
 };
 pub use progress::{Durations, QueryProgress, SinkProgress, SourceProgress, StateOperatorProgress};
 pub use registry::{Job, JobKind, NewJob, Registry, Submission, check_name, compile};
-pub use settings::{JobSettings, Note, PidConfig, SettingError};
+pub use settings::{JobSettings, Note, PidConfig, SettingError, WriteAheadLogSettings};
 
 /// An error with its causes. Some libraries repeat a cause in the text above it; it is said once.
 pub(crate) fn said(error: &anyhow::Error) -> String {

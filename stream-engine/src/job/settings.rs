@@ -43,6 +43,36 @@ pub struct JobSettings {
     pub retained_batches: usize,
     /// `spark.streaming.stopGracefullyOnShutdown`: run every batch that is cut before stopping, not just the running one.
     pub stop_gracefully: bool,
+    pub receiver: ReceiverSettings,
+    /// `spark.streaming.fileStream.minRememberDuration`: how far back a file stream looks for new files, and for how long it knows
+    /// those that it took; default 60 s.
+    pub file_remember: Duration,
+}
+
+/// `spark.streaming.receiver.*` and what else concerns receivers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReceiverSettings {
+    /// `spark.streaming.blockInterval`: how often what was stored one by one becomes a block, which batches see; default 200 ms.
+    pub block_interval: Duration,
+    /// `spark.streaming.receiver.maxRate`: records per second and receiver; `None` (0) means no limit.
+    pub max_rate: Option<u64>,
+    /// `spark.streaming.receiverRestartDelay`: from the end of a receiver to its next start; default 2 s.
+    pub restart_delay: Duration,
+    /// `receiver.bytes.max`: bytes that each receiver's log holds at most before the receiver waits; default 64 MiB.
+    pub bytes_max: u64,
+    pub write_ahead_log: WriteAheadLogSettings,
+}
+
+/// `spark.streaming.receiver.writeAheadLog.*`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WriteAheadLogSettings {
+    pub enabled: bool,
+    /// Age at which a segment is closed; default 60 s.
+    pub rolling_interval: Duration,
+    /// Attempts to write a block, each to a new segment, before the receiver is told; default 3.
+    pub max_failures: u32,
+    /// A segment for each write; default false.
+    pub close_file_after_write: bool,
 }
 
 /// `spark.streaming.backpressure.*`: the rate follows what the job can process.
@@ -67,6 +97,23 @@ impl Default for PidConfig {
     }
 }
 
+impl Default for ReceiverSettings {
+    fn default() -> Self {
+        Self {
+            block_interval: Duration::from_millis(200),
+            max_rate: None,
+            restart_delay: Duration::from_secs(2),
+            bytes_max: 64 << 20,
+            write_ahead_log: WriteAheadLogSettings {
+                enabled: false,
+                rolling_interval: Duration::from_secs(60),
+                max_failures: 3,
+                close_file_after_write: false,
+            },
+        }
+    }
+}
+
 impl Default for JobSettings {
     fn default() -> Self {
         Self {
@@ -84,6 +131,8 @@ impl Default for JobSettings {
             topic_missing_timeout: Duration::from_secs(300),
             retained_batches: 1000,
             stop_gracefully: false,
+            receiver: ReceiverSettings::default(),
+            file_remember: Duration::from_secs(60),
         }
     }
 }
@@ -158,13 +207,20 @@ pub const KNOWN: &[Known] = &[
          offset there is.",
         |s, v| boolean(v).map(|b| s.fail_on_data_loss = b),
     ),
+    known(
+        "receiver.bytes.max",
+        "67108864",
+        "Bytes that the log of each receiver holds at most, 65536 at least; then the receiver waits. Without a write-ahead log: in memory, also \
+         what windows may read again; with it: on disk and not processed yet.",
+        |s, v| within(v, 65_536, u64::MAX, "a whole number of bytes of at least 65536").map(|n| s.receiver.bytes_max = n),
+    ),
     known("spark.streaming.backpressure.enabled", "false", "Cut batches by the rate at which the job can process them.", |s, v| {
         boolean(v).map(|b| s.backpressure.enabled = b)
     }),
     known(
         "spark.streaming.backpressure.initialRate",
         "0",
-        "Records per second for the first batches, over all partitions; 0: no limit.",
+        "Records per second for the first batches, over all partitions, and of each receiver; 0: no limit.",
         |s, v| rate(v).map(|r| s.backpressure.initial_rate = r),
     ),
     known("spark.streaming.backpressure.rateEstimator", "pid", "The only estimator there is.", |_, v| {
@@ -191,12 +247,58 @@ pub const KNOWN: &[Known] = &[
             _ => Err("a number above 0"),
         },
     ),
+    known(
+        "spark.streaming.blockInterval",
+        "200ms",
+        "Receivers: how often what was stored one by one becomes a block, which batches see; 10 ms to 1 h.",
+        |s, v| spark_time(v, "ms").filter(|d| is_interval(*d)).ok_or(SPARK_MS).map(|d| s.receiver.block_interval = d),
+    ),
+    known(
+        "spark.streaming.fileStream.minRememberDuration",
+        "60s",
+        "File streams: how far back new files are looked for, and for how long those that were taken are known.",
+        |s, v| spark_time(v, "s").filter(|d| !d.is_zero()).ok_or(SPARK_S).map(|d| s.file_remember = d),
+    ),
     known("spark.streaming.kafka.maxRatePerPartition", "0", "Records per second and partition; 0: no limit.", |s, v| {
         rate(v).map(|r| s.max_rate_per_partition = r)
     }),
     known("spark.streaming.kafka.minRatePerPartition", "1", "Records per batch and partition that a limit never goes below.", |s, v| {
         within(v, 0, u64::MAX, "a whole number").map(|n| s.min_rate_per_partition = n)
     }),
+    known("spark.streaming.receiver.maxRate", "0", "Records per second that each receiver takes; 0: no limit.", |s, v| {
+        rate(v).map(|r| s.receiver.max_rate = r)
+    }),
+    known("spark.streaming.receiver.writeAheadLog.closeFileAfterWrite", "false", "Write-ahead log: a segment for each write.", |s, v| {
+        boolean(v).map(|b| s.receiver.write_ahead_log.close_file_after_write = b)
+    }),
+    known(
+        "spark.streaming.receiver.writeAheadLog.enable",
+        "false",
+        "Receivers: what they store is on disk, in the checkpoint's folder, before it counts as stored, and outlives the process. Without it, \
+         what no batch has read yet is lost with the process.",
+        |s, v| boolean(v).map(|b| s.receiver.write_ahead_log.enabled = b),
+    ),
+    known(
+        "spark.streaming.receiver.writeAheadLog.maxFailures",
+        "3",
+        "Write-ahead log: attempts to write a block, each to a new segment, before the receiver is told that it failed; 1 to 1000.",
+        |s, v| within(v, 1, 1000, "a whole number from 1 to 1000").map(|n| s.receiver.write_ahead_log.max_failures = n as u32),
+    ),
+    known(
+        "spark.streaming.receiver.writeAheadLog.rollingIntervalSecs",
+        "60",
+        "Write-ahead log: age in seconds at which a segment is closed (64 MiB close it too); whole segments are deleted.",
+        |s, v| {
+            within(v, 1, 86_400, "a whole number of seconds from 1 to 86400")
+                .map(|n| s.receiver.write_ahead_log.rolling_interval = Duration::from_secs(n))
+        },
+    ),
+    known(
+        "spark.streaming.receiverRestartDelay",
+        "2000",
+        "From the end or failure of a receiver to its next start, in milliseconds.",
+        |s, v| spark_time(v, "ms").ok_or(SPARK_MS).map(|d| s.receiver.restart_delay = d),
+    ),
     known(
         "spark.streaming.stopGracefullyOnShutdown",
         "false",
@@ -216,7 +318,6 @@ pub const KNOWN: &[Known] = &[
 
 /// Names of Spark without an effect here, and why.
 const WITHOUT_EFFECT: &[(&str, &str)] = &[
-    ("spark.streaming.blockInterval", "this job has no receivers; partitions are read directly"),
     ("spark.streaming.clock", "the clock is not pluggable"),
     ("spark.streaming.concurrentJobs", "batches of a job run one after another; partitions of a batch run at the same time"),
     ("spark.streaming.driver.writeAheadLog.allowBatching", "there is no driver; batch definitions are in the checkpoint"),
@@ -234,12 +335,7 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("spark.streaming.kafka.consumer.poll.ms", "a batch waits for its broker as long as the broker is away"),
     ("spark.streaming.listeners", "classes of the JVM cannot be loaded; the page, /api/v1 and /metrics show the same events"),
     ("spark.streaming.manualClock.jump", "for Spark's own tests"),
-    ("spark.streaming.receiver.maxRate", "this job has no receivers; set spark.streaming.kafka.maxRatePerPartition"),
-    ("spark.streaming.receiver.writeAheadLog.class", "direct sources need no write-ahead log"),
-    ("spark.streaming.receiver.writeAheadLog.closeFileAfterWrite", "direct sources need no write-ahead log"),
-    ("spark.streaming.receiver.writeAheadLog.enable", "direct sources need no write-ahead log"),
-    ("spark.streaming.receiver.writeAheadLog.maxFailures", "direct sources need no write-ahead log"),
-    ("spark.streaming.receiver.writeAheadLog.rollingIntervalSecs", "direct sources need no write-ahead log"),
+    ("spark.streaming.receiver.writeAheadLog.class", "classes of the JVM cannot be loaded; there is one write-ahead log"),
     ("spark.streaming.sessionByKey.deltaChainThreshold", "state is not kept as chains of deltas"),
     ("spark.streaming.unpersist", "data of a batch is freed when no window needs it"),
 ];
@@ -291,11 +387,23 @@ fn duration(value: &str) -> Result<Duration, &'static str> {
     humantime::parse_duration(value).map_err(|_| "a duration such as `500ms` or `5s`")
 }
 
+const SPARK_MS: &str = "a duration such as `200ms`, or a whole number of milliseconds (a block: 10 ms to 1 h)";
+const SPARK_S: &str = "a duration above zero such as `60s`, or a whole number of seconds";
+
+/// A duration; a bare number counts `unit`s, as in Spark.
+fn spark_time(value: &str, unit: &str) -> Option<Duration> {
+    let bare = value.bytes().all(|byte| byte.is_ascii_digit());
+    humantime::parse_duration(&if bare { format!("{value}{unit}") } else { value.into() }).ok()
+}
+
+fn is_interval(duration: Duration) -> bool {
+    (Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&duration) && duration.subsec_nanos() % 1_000_000 == 0
+}
+
 fn interval(value: &str) -> Result<Duration, &'static str> {
     const EXPECTED: &str = "a duration from 10ms to 1h in whole milliseconds, such as `500ms` or `5s`";
     let parsed = humantime::parse_duration(value).map_err(|_| EXPECTED)?;
-    let fits = (Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&parsed);
-    if fits && parsed.subsec_nanos() % 1_000_000 == 0 { Ok(parsed) } else { Err(EXPECTED) }
+    if is_interval(parsed) { Ok(parsed) } else { Err(EXPECTED) }
 }
 
 /// The name with the fewest edits, when it is near enough to be what was meant.
@@ -336,9 +444,16 @@ mod tests {
             ("spark.streaming.kafka.maxRatePerPartition", "200"),
             ("spark.streaming.ui.retainedBatches", "7"),
             ("failOnDataLoss", "false"),
+            ("spark.streaming.blockInterval", "50"),
+            ("spark.streaming.receiverRestartDelay", "1s"),
+            ("spark.streaming.fileStream.minRememberDuration", "90"),
+            ("spark.streaming.receiver.writeAheadLog.enable", "true"),
         ] {
             assert_eq!(settings.apply(key, value), Ok(None), "{key}");
         }
+        assert_eq!(settings.receiver.block_interval, Duration::from_millis(50));
+        assert_eq!((settings.receiver.restart_delay, settings.file_remember), (Duration::from_secs(1), Duration::from_secs(90)));
+        assert!(settings.receiver.write_ahead_log.enabled);
         assert_eq!(settings.batch_interval, Duration::from_secs(10));
         assert!(settings.backpressure.enabled);
         assert_eq!(settings.backpressure.initial_rate, Some(1000));
@@ -367,7 +482,7 @@ mod tests {
     #[test]
     fn names_without_meaning_are_accepted_with_a_note() {
         let mut settings = JobSettings::default();
-        for key in ["spark.serializer", "spark.master", "spark.streaming.blockInterval", "spark.streaming.concurrentJobs"] {
+        for key in ["spark.serializer", "spark.master", "spark.streaming.unpersist", "spark.streaming.concurrentJobs"] {
             let note = settings.apply(key, "1").unwrap().unwrap();
             assert!(note.0.contains(key), "{note}");
         }
@@ -402,6 +517,11 @@ mod tests {
             ("spark.streaming.backpressure.pid.integral", "-0.1"),
             ("spark.streaming.kafka.maxRatePerPartition", "-1"),
             ("checkpoint.retained", "1"),
+            ("receiver.bytes.max", "1024"),
+            ("spark.streaming.blockInterval", "5ms"),
+            ("spark.streaming.blockInterval", "soon"),
+            ("spark.streaming.fileStream.minRememberDuration", "0"),
+            ("spark.streaming.receiver.writeAheadLog.maxFailures", "0"),
         ] {
             let error = JobSettings::default().apply(key, value).unwrap_err();
             assert!(matches!(error, SettingError::Value { .. }), "{key}={value}: {error}");

@@ -1,4 +1,5 @@
-//! Direct Kafka source: reads offset ranges itself, without joining a group.
+//! A connected source: where it begins and ends, and whether what is to be read is there. Kafka is read directly, by offset
+//! ranges and without joining a group; a local log as if it were a topic of one partition.
 //!
 //! Start and end offsets are looked up once, when the job first starts, and then come from the checkpoint. Partitions
 //! that appear later are read from their first record.
@@ -8,7 +9,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use service_kit::kafka::{Bounds, KafkaError, RangeReader, TopicPartition};
 
 use super::Cluster;
-use crate::batch::{Bounded, SourceSpec, Startup};
+use super::local::{LocalLog, LocalReader, Place};
+use crate::batch::{Bounded, SourceKind, SourceSpec, Startup};
 use crate::commit::{Positions, SourceStart, TopicIds};
 
 /// A connected source.
@@ -39,14 +41,31 @@ pub enum DataLoss {
 }
 
 impl Source {
-    pub async fn connect(cluster: &dyn Cluster, spec: SourceSpec) -> Result<Self, KafkaError> {
-        let reader = cluster.reader(&spec).await?;
+    /// `place`: of a local log.
+    pub async fn connect(cluster: &dyn Cluster, spec: SourceSpec, place: Place) -> anyhow::Result<Self> {
+        let reader = match &spec.kind {
+            SourceKind::Kafka(_) => cluster.reader(&spec).await?,
+            SourceKind::Local(log) => {
+                log.open(place).await?;
+                Arc::new(LocalReader(log.clone()))
+            }
+        };
         Ok(Self { spec, reader })
+    }
+
+    pub fn local(&self) -> Option<&Arc<dyn LocalLog>> {
+        match &self.spec.kind {
+            SourceKind::Kafka(_) => None,
+            SourceKind::Local(log) => Some(log),
+        }
     }
 
     /// What the source's topics are at the moment.
     pub async fn topic_ids(&self, cluster: &dyn Cluster) -> Result<TopicIds, KafkaError> {
         let mut ids = TopicIds::new();
+        if self.local().is_some() {
+            return Ok(ids);
+        }
         for topic in &self.spec.topics {
             if let Some(id) = cluster.topic_id(&self.spec, topic).await? {
                 ids.insert(topic.clone(), format!("{:032x}", u128::from_be_bytes(id)));
@@ -119,11 +138,11 @@ impl Source {
         bounds: &BTreeMap<TopicPartition, Bounds>,
     ) -> anyhow::Result<BTreeMap<TopicPartition, i64>> {
         let name = &self.spec.name;
-        let Some(group) = self.spec.group.as_deref().or_else(|| self.spec.kafka.get("group.id")) else {
+        let Some(group) = self.spec.group.as_deref().or_else(|| self.spec.kafka("group.id")) else {
             anyhow::bail!("source `{name}`: starting at group offsets needs a group; set `group.id`");
         };
         let committed = cluster.committed(&self.spec, group, partitions).await?;
-        let reset = self.spec.kafka.get("auto.offset.reset").unwrap_or("latest");
+        let reset = self.spec.kafka("auto.offset.reset").unwrap_or("latest");
         let mut starts = BTreeMap::new();
         for (partition, bounds) in bounds {
             let kept = committed.get(partition).copied().filter(|at| (bounds.earliest..=bounds.latest).contains(at));

@@ -1,19 +1,34 @@
-//! Sources: what a job reads. There is one kind, the direct Kafka source; a topic partition is a unit of work.
+//! Sources: what a job reads. Every source is a set of logs with offsets: the partitions of Kafka topics, or a log that this
+//! process keeps itself ([`LocalLog`]). A partition is a unit of work.
+//!
+//! | file | the log |
+//! |---|---|
+//! | `kafka` | topics, read directly |
+//! | `receiver` | what a receiver stored: a socket's lines, an HTTP port's, a consumer group's records, a program's own |
+//! | `files` | which files of a directory were new, in the order in which they were found |
+//! | `rate` | so many rows a second |
+//! | `log` | what receivers and file streams keep their records in: memory, or a write-ahead log |
 
+pub mod files;
 pub mod kafka;
+mod local;
+mod log;
 mod mirror;
+pub mod rate;
+pub mod receiver;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use service_kit::kafka::{Admin, KafkaError, RangeReader, TopicPartition};
+use service_kit::kafka::{Admin, KafkaConfig, KafkaError, RangeReader, TopicPartition};
 use tokio::sync::Mutex;
 
 pub use kafka::{DataLoss, Source};
+pub use local::{LocalLog, Place, Released, Resume};
 pub use mirror::Mirror;
 
-use crate::batch::SourceSpec;
+use crate::batch::{SourceKind, SourceSpec};
 
 /// What sources need of a Kafka cluster. Tests bring partitions in memory.
 #[async_trait]
@@ -31,6 +46,14 @@ pub trait Cluster: Send + Sync + 'static {
     async fn topic_id(&self, spec: &SourceSpec, topic: &str) -> Result<Option<[u8; 16]>, KafkaError>;
 }
 
+/// Nobody asks a cluster for a source that is none of its.
+fn config(spec: &SourceSpec) -> Result<&KafkaConfig, KafkaError> {
+    match &spec.kind {
+        SourceKind::Kafka(config) => Ok(config),
+        SourceKind::Local(_) => Err(KafkaError::Unsupported(format!("source `{}` is not in Kafka", spec.name))),
+    }
+}
+
 /// The real thing.
 #[derive(Default)]
 pub struct KafkaCluster {
@@ -40,12 +63,13 @@ pub struct KafkaCluster {
 
 impl KafkaCluster {
     async fn admin(&self, spec: &SourceSpec) -> Result<Arc<dyn Admin>, KafkaError> {
-        let servers = spec.kafka.get("bootstrap.servers").unwrap_or_default().to_string();
+        let config = config(spec)?;
+        let servers = config.get("bootstrap.servers").unwrap_or_default().to_string();
         let mut admins = self.admins.lock().await;
         if let Some(admin) = admins.get(&servers) {
             return Ok(admin.clone());
         }
-        let admin = service_kit::kafka::admin(&spec.kafka).await?;
+        let admin = service_kit::kafka::admin(config).await?;
         admins.insert(servers, admin.clone());
         Ok(admin)
     }
@@ -54,7 +78,7 @@ impl KafkaCluster {
 #[async_trait]
 impl Cluster for KafkaCluster {
     async fn reader(&self, spec: &SourceSpec) -> Result<Arc<dyn RangeReader>, KafkaError> {
-        service_kit::kafka::range_reader(&spec.kafka, spec.isolation).await
+        service_kit::kafka::range_reader(config(spec)?, spec.isolation).await
     }
 
     async fn committed(

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use service_kit::kafka::Record;
 
 use super::kafka::KafkaTable;
-use crate::batch::{OffsetRange, SourceSpec};
+use crate::batch::{OffsetRange, SourceKind, SourceSpec};
 use crate::format::{Decoder, Malformed};
 
 /// Metadata columns by their key, and the types they can be declared as.
@@ -60,7 +60,7 @@ impl SourceTable {
     pub(crate) fn spec(&self) -> SourceSpec {
         SourceSpec {
             name: self.name.clone(),
-            kafka: self.kafka.config.clone(),
+            kind: SourceKind::Kafka(self.kafka.config.clone()),
             topics: self.kafka.topics.clone(),
             startup: self.kafka.startup.clone(),
             bounded: self.kafka.bounded,

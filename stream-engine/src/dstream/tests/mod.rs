@@ -9,6 +9,7 @@ mod join;
 mod map_with_state;
 mod rdd;
 mod report;
+mod sources;
 mod stream;
 mod transform;
 mod update_state;
