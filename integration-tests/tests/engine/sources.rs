@@ -21,8 +21,8 @@ const WORDS: usize = 5;
 
 /// The counts of the newest batch that was printed as a whole: `("word", 5)` a line.
 fn printed(log: &str) -> BTreeMap<String, u64> {
-    let mut batches = log.split("-------------------------------------------\nTime: ");
-    let whole = batches.rfind(|batch| batch.contains("\n\n")).unwrap_or_default();
+    let batches = log.split("-------------------------------------------\nTime: ");
+    let whole = batches.filter(|batch| batch.contains("\n\n")).last().unwrap_or_default();
     let counts = whole.lines().filter_map(|line| line.strip_prefix("(\"")?.strip_suffix(')')?.split_once("\", "));
     counts.map(|(word, count)| (word.to_owned(), count.parse().unwrap_or_else(|error| panic!("{word} {count}: {error}")))).collect()
 }
