@@ -174,9 +174,9 @@ impl Cutter {
                         result = &mut cut => break result,
                         () = tokio::time::sleep(NO_ANSWER), if !no_answer => {
                             no_answer = true;
-                            let what = format!("no Kafka broker answers at {servers}");
-                            if monitor.waiting(SOURCES, what) {
-                                warn!(servers, "no Kafka broker answers; waiting, nothing is lost");
+                            let what = if servers.is_empty() { "the sources do not answer".into() } else { format!("no Kafka broker answers at {servers}") };
+                            if monitor.waiting(SOURCES, what.clone()) {
+                                warn!("{what}; waiting, nothing is lost");
                             }
                         }
                     }

@@ -397,7 +397,7 @@ fn spark_time(value: &str, unit: &str) -> Option<Duration> {
 }
 
 fn is_interval(duration: Duration) -> bool {
-    (Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&duration) && duration.subsec_nanos() % 1_000_000 == 0
+    (Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&duration) && duration.subsec_nanos().is_multiple_of(1_000_000)
 }
 
 fn interval(value: &str) -> Result<Duration, &'static str> {

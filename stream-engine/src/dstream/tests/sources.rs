@@ -201,21 +201,46 @@ async fn counted(counts: &Counts, expected: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_receiver_stores_is_in_one_batch_and_offsets_go_on_after_a_restart() {
-    let checkpoint = Checkpoint::in_memory();
-    let (give, receiver) = feed();
-    for round in 1..=3_u64 {
-        let ssc = context();
-        let counts = totals(&ssc.receiver_stream(receiver.clone()));
-        let job = start(ssc, &checkpoint, settings(&[]));
-        store(&give, "a b a").await.unwrap();
-        give.send(Item::One("c".into())).await.unwrap();
-        counted(&counts, &format!("a={} b={round} c={round}", 2 * round)).await;
-        // Committed, so that the next process does not look for them.
-        job.batches(2).await;
-        job.end(Mode::Stop).await.unwrap();
+    for more in [&[][..], WITH_LOG] {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(&dir.path().to_string_lossy()).unwrap();
+        let (give, receiver) = feed();
+        for round in 1..=3_u64 {
+            let ssc = context();
+            let counts = totals(&ssc.receiver_stream(receiver.clone()));
+            let job = start(ssc, &checkpoint, settings(more));
+            store(&give, "a b a").await.unwrap();
+            give.send(Item::One("c".into())).await.unwrap();
+            counted(&counts, &format!("a={} b={round} c={round}", 2 * round)).await;
+            // Committed, so that the next process does not look for them.
+            job.batches(2).await;
+            job.end(Mode::Stop).await.unwrap();
+        }
+        let (commit, _) = checkpoint.load().await.unwrap().commit.unwrap();
+        assert_eq!((commit.totals.rows_in, *commit.next[0].0.values().next().unwrap()), (12, 12));
     }
-    let (commit, _) = checkpoint.load().await.unwrap().commit.unwrap();
-    assert_eq!((commit.totals.rows_in, *commit.next[0].0.values().next().unwrap()), (12, 12));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_cannot_go_on_from_its_checkpoint_ends_before_it_receives() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(&dir.path().to_string_lossy()).unwrap();
+    let (_give, receiver) = feed();
+    for receivers in [1, 2] {
+        let ssc = context();
+        for _ in 0..receivers {
+            ssc.receiver_stream(receiver.clone()).print();
+        }
+        let job = start(ssc, &checkpoint, settings(WITH_LOG));
+        if receivers == 1 {
+            job.batches(1).await;
+            job.end(Mode::Stop).await.unwrap();
+        } else {
+            let error = job.end(Mode::Run).await.unwrap_err().to_string();
+            assert!(error.contains(r#"sources: was ["receiver-0"], is ["receiver-0", "receiver-1"]"#), "{error}");
+        }
+    }
+    assert_eq!(receiver.starts.load(Relaxed), 1);
 }
 
 /// A job whose first batch with words fails until it is stopped: its definition is durable, and nothing of it is committed.
@@ -434,18 +459,23 @@ async fn a_full_log_holds_the_receiver_back_until_batches_make_room() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_rate_of_a_receiver_is_limited() {
-    let (give, receiver) = feed();
-    let ssc = context();
-    let counts = totals(&ssc.receiver_stream(receiver));
-    let job = start(ssc, &Checkpoint::in_memory(), settings(&[("spark.streaming.receiver.maxRate", "100")]));
-    let begun = std::time::Instant::now();
-    for _ in 0..50 {
-        give.send(Item::One("a".into())).await.unwrap();
+    let own: &[(&str, &str)] = &[("spark.streaming.receiver.maxRate", "100")];
+    // No estimate is made before the second batch with records.
+    let initial = &[("spark.streaming.backpressure.enabled", "true"), ("spark.streaming.backpressure.initialRate", "2")];
+    for (limit, records, least_ms) in [(own, 50, 480), (initial, 3, 980)] {
+        let (give, receiver) = feed();
+        let ssc = context();
+        let counts = totals(&ssc.receiver_stream(receiver));
+        let job = start(ssc, &Checkpoint::in_memory(), settings(limit));
+        let begun = std::time::Instant::now();
+        for _ in 0..records {
+            give.send(Item::One("a".into())).await.unwrap();
+        }
+        counted(&counts, &format!("a={records}")).await;
+        // The first one is free.
+        assert!(begun.elapsed() >= Duration::from_millis(least_ms), "{:?}", begun.elapsed());
+        job.end(Mode::Stop).await.unwrap();
     }
-    counted(&counts, "a=50").await;
-    // The first one is free.
-    assert!(begun.elapsed() >= Duration::from_millis(480), "{:?}", begun.elapsed());
-    job.end(Mode::Stop).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -313,7 +313,12 @@ impl Log {
     pub(super) fn close(&self) {
         match &self.0.store {
             Store::Memory(memory) => memory.lock().closed = true,
-            Store::Disk { queue, .. } => drop(queue.lock().take()),
+            Store::Disk { wal, queue, .. } => {
+                // Else the writer does it, when it has written everything.
+                if queue.lock().take().is_none() {
+                    wal.unlock();
+                }
+            }
         }
     }
 }

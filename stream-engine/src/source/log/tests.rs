@@ -200,7 +200,7 @@ fn what_an_old_segment_holds_of_a_write_that_was_made_again_does_not_count() {
     drop(wal);
     let files = segments(dir.path());
     // The write was reported as failed, and the frame was there all the same.
-    let mut twice = bytes.clone();
+    let mut twice = bytes;
     twice.extend(&fs::read(&files[1]).unwrap()[28..]);
     fs::write(&files[0], &twice).unwrap();
     assert_eq!(all(&sound(dir.path())), numbered(&["a", "bb", "ccc", "d", "", "ff", "g"]));

@@ -15,7 +15,10 @@ mod pace;
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -71,6 +74,7 @@ struct Receiving {
     /// What was stored one by one since the last block.
     block: Mutex<Block>,
     restart: Notify,
+    begun: AtomicBool,
     stop: CancellationToken,
     /// Receiver and blocks have ended.
     over: CancellationToken,
@@ -115,6 +119,7 @@ impl LocalLog for ReceiverLog {
             log,
             block: Mutex::default(),
             restart: Notify::new(),
+            begun: AtomicBool::new(false),
             stop: CancellationToken::new(),
             over: CancellationToken::new(),
             status: self.status.clone(),
@@ -131,6 +136,7 @@ impl LocalLog for ReceiverLog {
     fn begin(&self, resume: &Resume) {
         let Some(receiving) = self.open.get() else { return };
         receiving.log.begin(resume.next);
+        receiving.begun.store(true, Relaxed);
         let tasks = &receiving.place.tasks;
         tasks.spawn(receiving.clone().supervise(self.run.clone()));
     }
@@ -169,7 +175,11 @@ impl LocalLog for ReceiverLog {
     async fn stop(&self) {
         let Some(receiving) = self.open.get() else { return };
         receiving.stop.cancel();
-        receiving.over.cancelled().await;
+        if receiving.begun.load(Relaxed) {
+            receiving.over.cancelled().await;
+        } else {
+            receiving.log.close();
+        }
     }
 }
 
