@@ -403,7 +403,7 @@ impl Runner {
     /// Where a source begins. `None` when the job was stopped meanwhile.
     async fn look_up(&mut self, source: &Arc<Source>) -> anyhow::Result<Option<SourceStart>> {
         let (source, cluster) = (source.clone(), self.cluster.clone());
-        let servers = no_broker(source.spec.kafka.get("bootstrap.servers").unwrap_or_default());
+        let servers = no_broker(source.spec.kafka("bootstrap.servers").unwrap_or_default());
         let look_up = move || {
             let (source, cluster) = (source.clone(), cluster.clone());
             async move { source.start(cluster.as_ref()).await }.boxed()

@@ -67,7 +67,7 @@ fn start(ssc: StreamingContext, checkpoint: &Checkpoint, settings: JobSettings) 
         crate::batch::SourceKind::Kafka(_) => None,
     });
     let locals = locals.collect();
-    let monitor = Arc::new(Monitor::new("job", 1000, 100, checkpoint.location(), 0));
+    let monitor = Arc::new(Monitor::new("job", 1000, 100, checkpoint.location(), Arc::new(SystemClock)));
     let (mode, receiver) = watch::channel(Mode::Run);
     let tasks = TaskTracker::new();
     let runner = Runner {

@@ -115,7 +115,7 @@ impl LocalLog for ReceiverLog {
         let log = Log::open(&place, place.settings.receiver.write_ahead_log.enabled).await?;
         let labels = [("job", place.job.to_string()), ("source", place.source.to_string())];
         let receiving = Receiving {
-            pace: Pace::new(place.settings.receiver.max_rate),
+            pace: Pace::new(place.settings.receiver.max_rate, place.clock.clone()),
             log,
             block: Mutex::default(),
             restart: Notify::new(),
