@@ -208,10 +208,10 @@ impl Runner {
     /// Connects every source; waits while brokers are away. `None` when the job was stopped meanwhile.
     async fn connect(&mut self) -> anyhow::Result<Option<Vec<Arc<Source>>>> {
         let mut sources = Vec::new();
-        for spec in self.program.sources() {
+        for (stream, spec) in self.program.sources().into_iter().enumerate() {
             let cluster = self.cluster.clone();
             let name = spec.kafka("bootstrap.servers").unwrap_or_default().to_owned();
-            let place = self.place(&spec.name);
+            let place = self.place(stream, &spec.name);
             let connect = move || {
                 let (cluster, spec, place) = (cluster.clone(), spec.clone(), place.clone());
                 async move { Ok(Arc::new(Source::connect(cluster.as_ref(), spec, place).await?)) }.boxed()
@@ -225,15 +225,17 @@ impl Runner {
     }
 
     /// What a local log needs to know.
-    fn place(&self, source: &str) -> Place {
+    fn place(&self, stream: usize, source: &str) -> Place {
         Place {
             job: self.job.clone(),
             source: source.into(),
+            stream,
             folder: self.checkpoint.received(source),
             checkpoint: self.checkpoint.location().to_owned(),
             settings: self.settings.clone(),
             clock: self.clock.clone(),
             tasks: self.tasks.clone(),
+            monitor: self.monitor.clone(),
         }
     }
 

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::receiver::ReceiverStatus;
 use crate::batch::clock::Clock;
-use crate::job::JobSettings;
+use crate::job::{JobSettings, Monitor};
 
 /// Where a log lives.
 #[derive(Clone)]
@@ -24,6 +24,8 @@ pub struct Place {
     pub job: Arc<str>,
     /// The source's name.
     pub source: Arc<str>,
+    /// And its index: the page's stream id.
+    pub stream: usize,
     /// For what must outlive the process; `None` where the checkpoint is no folder.
     pub folder: Option<PathBuf>,
     /// The checkpoint, as it was given.
@@ -31,6 +33,8 @@ pub struct Place {
     pub settings: JobSettings,
     pub clock: Arc<dyn Clock>,
     pub tasks: TaskTracker,
+    /// Where receivers say how they are.
+    pub monitor: Arc<Monitor>,
 }
 
 /// Where a job stands when it starts.

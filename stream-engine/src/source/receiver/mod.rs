@@ -135,8 +135,11 @@ impl LocalLog for ReceiverLog {
 
     fn begin(&self, resume: &Resume) {
         let Some(receiving) = self.open.get() else { return };
+        if receiving.begun.swap(true, Relaxed) {
+            // The job starts from its checkpoint once more, within the process: the log stands where it stood.
+            return;
+        }
         receiving.log.begin(resume.next);
-        receiving.begun.store(true, Relaxed);
         let tasks = &receiving.place.tasks;
         tasks.spawn(receiving.clone().supervise(self.run.clone()));
     }
@@ -273,12 +276,18 @@ impl Receiving {
 
     fn set_active(&self, active: bool) {
         self.active.set(if active { 1.0 } else { 0.0 });
-        self.status.send_modify(|status| status.active = active);
+        let changed = self.status.send_if_modified(|status| std::mem::replace(&mut status.active, active) != active);
+        match (changed, active) {
+            (false, _) => {}
+            (true, true) => self.place.monitor.receiver_started(self.place.stream, "0", "localhost"),
+            (true, false) => self.place.monitor.receiver_stopped(self.place.stream, None),
+        }
     }
 
     fn report(&self, message: String) {
         warn!(job = %self.place.job, source = %self.place.source, error = message, "receiver");
         self.errors.increment(1);
+        self.place.monitor.receiver_error(self.place.stream, &anyhow::anyhow!("{message}"));
         let error = ReceiverError { time_ms: self.place.clock.now_ms(), message };
         self.status.send_modify(|status| status.last_error = Some(error));
     }
