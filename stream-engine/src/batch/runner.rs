@@ -214,7 +214,7 @@ impl Runner {
             let place = self.place(stream, &spec.name);
             let connect = move || {
                 let (cluster, spec, place) = (cluster.clone(), spec.clone(), place.clone());
-                async move { Ok(Arc::new(Source::connect(cluster.as_ref(), spec, place).await?)) }.boxed()
+                async move { Ok(Arc::new(Source::connect(cluster.as_ref(), spec, Some(place)).await?)) }.boxed()
             };
             match self.patiently(&no_broker(&name), connect).await? {
                 Some(source) => sources.push(source),

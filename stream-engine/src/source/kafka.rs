@@ -41,11 +41,13 @@ pub enum DataLoss {
 }
 
 impl Source {
-    /// `place`: of a local log.
-    pub async fn connect(cluster: &dyn Cluster, spec: SourceSpec, place: Place) -> anyhow::Result<Self> {
+    /// `place`: of a local log; `None` where there is none to keep it in, as with several workers.
+    pub async fn connect(cluster: &dyn Cluster, spec: SourceSpec, place: Option<Place>) -> anyhow::Result<Self> {
         let reader = match &spec.kind {
             SourceKind::Kafka(_) => cluster.reader(&spec).await?,
             SourceKind::Local(log) => {
+                let place = place
+                    .ok_or_else(|| anyhow::anyhow!("source `{}` belongs to one process, and this job has several workers", spec.name))?;
                 log.open(place).await?;
                 Arc::new(LocalReader(log.clone()))
             }

@@ -101,7 +101,7 @@ impl Worker {
         self.clients.prepare(&self.job).await?;
         let mut sources = Vec::new();
         for spec in self.topology.sources() {
-            sources.push(Source::connect(self.cluster.as_ref(), spec).await?);
+            sources.push(Source::connect(self.cluster.as_ref(), spec, None).await?);
         }
         let reader = self.clients.reader().await?;
         let member = self.clients.member(&self.group, &self.job.slots_topic()).await?;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::sim::{Canary, Fate, Outside, Process, Random, SESSION_MS, Seen, Sim};
 use super::*;
-use crate::batch::Startup;
+use crate::batch::{SourceKind, Startup};
 use crate::commit::progress::JobIdentity;
 use crate::commit::slots::Shape;
 
@@ -38,7 +38,7 @@ impl Topology for Copier {
     fn sources(&self) -> Vec<SourceSpec> {
         vec![SourceSpec {
             name: "in".into(),
-            kafka: KafkaConfig::new("nowhere:9092"),
+            kind: SourceKind::Kafka(KafkaConfig::new("nowhere:9092")),
             topics: vec!["in".into()],
             startup: Startup::Earliest,
             bounded: None,

@@ -203,7 +203,7 @@ async fn counted(counts: &Counts, expected: &str) {
 async fn what_a_receiver_stores_is_in_one_batch_and_offsets_go_on_after_a_restart() {
     for more in [&[][..], WITH_LOG] {
         let dir = tempfile::tempdir().unwrap();
-        let checkpoint = Checkpoint::open(&dir.path().to_string_lossy()).unwrap();
+        let checkpoint = Checkpoint::open(&dir.path().to_string_lossy(), &Default::default()).unwrap();
         let (give, receiver) = feed();
         for round in 1..=3_u64 {
             let ssc = context();
@@ -224,7 +224,7 @@ async fn what_a_receiver_stores_is_in_one_batch_and_offsets_go_on_after_a_restar
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_that_cannot_go_on_from_its_checkpoint_ends_before_it_receives() {
     let dir = tempfile::tempdir().unwrap();
-    let checkpoint = Checkpoint::open(&dir.path().to_string_lossy()).unwrap();
+    let checkpoint = Checkpoint::open(&dir.path().to_string_lossy(), &Default::default()).unwrap();
     let (_give, receiver) = feed();
     for receivers in [1, 2] {
         let ssc = context();
@@ -286,7 +286,7 @@ async fn without_a_log_a_batch_whose_records_are_gone_runs_without_them_and_the_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_a_log_a_batch_runs_again_with_its_records_and_what_was_in_none_follows() {
     let dir = tempfile::tempdir().unwrap();
-    let checkpoint = Checkpoint::open(&dir.path().to_string_lossy()).unwrap();
+    let checkpoint = Checkpoint::open(&dir.path().to_string_lossy(), &Default::default()).unwrap();
     stopped_within_a_batch(&checkpoint, settings(WITH_LOG)).await;
     let (job, counts, give) = repaired(&checkpoint, settings(WITH_LOG));
     store(&give, "d").await.unwrap();
@@ -297,7 +297,7 @@ async fn with_a_log_a_batch_runs_again_with_its_records_and_what_was_in_none_fol
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_whose_files_are_gone_stops_no_job() {
     let dir = tempfile::tempdir().unwrap();
-    let checkpoint = Checkpoint::open(&dir.path().to_string_lossy()).unwrap();
+    let checkpoint = Checkpoint::open(&dir.path().to_string_lossy(), &Default::default()).unwrap();
     stopped_within_a_batch(&checkpoint, settings(WITH_LOG)).await;
     fs::remove_dir_all(dir.path().join("received")).unwrap();
     let (job, counts, give) = repaired(&checkpoint, settings(WITH_LOG));
@@ -309,7 +309,7 @@ async fn a_log_whose_files_are_gone_stops_no_job() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_log_fails_the_job_unless_loss_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
-    let checkpoint = Checkpoint::open(&dir.path().to_string_lossy()).unwrap();
+    let checkpoint = Checkpoint::open(&dir.path().to_string_lossy(), &Default::default()).unwrap();
     stopped_within_a_batch(&checkpoint, settings(WITH_LOG)).await;
     let file = dir.path().join("received/receiver-0/0000000000.seg");
     let mut bytes = fs::read(&file).unwrap();
@@ -339,7 +339,7 @@ async fn the_log_needs_a_checkpoint_in_a_folder() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_is_deleted_behind_what_batches_and_windows_need() {
     let dir = tempfile::tempdir().unwrap();
-    let checkpoint = Checkpoint::open(&dir.path().to_string_lossy()).unwrap();
+    let checkpoint = Checkpoint::open(&dir.path().to_string_lossy(), &Default::default()).unwrap();
     let (give, receiver) = feed();
     let files = || fs::read_dir(dir.path().join("received/receiver-0")).unwrap().count() - 1; // without the lock
     let each = [WITH_LOG, &[("spark.streaming.receiver.writeAheadLog.closeFileAfterWrite", "true"), ("checkpoint.retained", "2")]].concat();
@@ -424,7 +424,7 @@ async fn a_receiver_that_ends_in_any_way_is_started_again() {
 async fn a_full_log_holds_the_receiver_back_until_batches_make_room() {
     for more in [&[][..], WITH_LOG] {
         let dir = tempfile::tempdir().unwrap();
-        let checkpoint = Checkpoint::open(&dir.path().to_string_lossy()).unwrap();
+        let checkpoint = Checkpoint::open(&dir.path().to_string_lossy(), &Default::default()).unwrap();
         let (give, receiver) = feed();
         let ssc = context();
         let counts = totals(&ssc.receiver_stream(receiver));
@@ -521,7 +521,7 @@ async fn new_files_of_a_folder_are_read_once_over_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("incoming");
     fs::create_dir(&folder).unwrap();
-    let checkpoint = Checkpoint::open(&dir.path().join("checkpoint").to_string_lossy()).unwrap();
+    let checkpoint = Checkpoint::open(&dir.path().join("checkpoint").to_string_lossy(), &Default::default()).unwrap();
     move_in(&folder, "before", "before");
     // So that what comes later is later for the file system too.
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -558,7 +558,7 @@ async fn new_files_of_a_folder_are_read_once_over_restarts() {
 async fn a_batch_of_files_that_runs_again_holds_the_same_files() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("incoming");
-    let checkpoint = Checkpoint::open(&dir.path().join("checkpoint").to_string_lossy()).unwrap();
+    let checkpoint = Checkpoint::open(&dir.path().join("checkpoint").to_string_lossy(), &Default::default()).unwrap();
     let fail = Arc::new(AtomicBool::new(true));
     let batches = Arc::new(Mutex::new(Vec::<Vec<String>>::new()));
     let program = || {
