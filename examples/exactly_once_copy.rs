@@ -14,7 +14,7 @@ use service_kit::{
     kafka::{Isolation, KafkaConfig, OutRecord},
 };
 use stream_engine::{
-    batch::{PartitionInput, SourceSpec, Startup, clock::SystemClock, range::Limits},
+    batch::{PartitionInput, SourceKind, SourceSpec, Startup, clock::SystemClock, range::Limits},
     commit::{
         progress::JobIdentity,
         slots::{Shape, Slot},
@@ -116,7 +116,7 @@ impl Service for Copy {
         let name = format!("copy-{to}");
         let from = SourceSpec {
             name: "from".into(),
-            kafka: kafka.clone(),
+            kind: SourceKind::Kafka(kafka.clone()),
             topics: vec![from],
             startup: Startup::Earliest,
             bounded: None,
