@@ -237,7 +237,7 @@ async fn a_job_that_cannot_go_on_from_its_checkpoint_ends_before_it_receives() {
             job.end(Mode::Stop).await.unwrap();
         } else {
             let error = job.end(Mode::Run).await.unwrap_err().to_string();
-            assert!(error.contains(r#"sources: was ["receiver-0"], is ["receiver-0", "receiver-1"]"#), "{error}");
+            assert!(error.contains(r#"/sources: was [["receiver-0"]], is [["receiver-0"],["receiver-1"]]"#), "{error}");
         }
     }
     assert_eq!(receiver.starts.load(Relaxed), 1);
