@@ -292,7 +292,6 @@ impl Inner {
     }
 }
 
-/// `waiting: no broker answers (since 14:05:10 UTC)`
 /// One wait, for whatever comes in its way until it is over.
 struct Wait {
     /// What it waits for now.
@@ -305,6 +304,7 @@ struct Wait {
 /// A wait is logged for so many reasons at most: their words may differ in a number.
 const REASONS_TOLD: usize = 8;
 
+/// `waiting: no broker answers (since 14:05:10 UTC)`
 fn waiting_for(waits: &BTreeMap<String, Wait>) -> Option<String> {
     let one = |Wait { what, since_ms, .. }: &Wait| {
         let since = chrono::DateTime::from_timestamp_millis(*since_ms).unwrap_or_default().format("%H:%M:%S UTC");
