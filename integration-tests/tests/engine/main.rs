@@ -3,6 +3,7 @@
 mod checkpoint;
 mod control;
 mod fence;
+mod files;
 mod slots;
 mod sources;
 

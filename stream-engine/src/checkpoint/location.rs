@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path as FilePath, PathBuf},
+    path::PathBuf,
     sync::{Arc, LazyLock},
     time::Duration,
 };
@@ -17,8 +17,6 @@ use object_store::{
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
-
-use super::CheckpointError;
 
 /// `[checkpoint]`: how stores on the network are reached. Credentials of S3 come from the environment (`AWS_…`), Hadoop's files from
 /// `HADOOP_CONF_DIR`; what is set here wins.
@@ -36,6 +34,14 @@ pub struct CheckpointConfig {
 impl Default for CheckpointConfig {
     fn default() -> Self {
         Self { timeout: Duration::from_secs(60), store: BTreeMap::new() }
+    }
+}
+
+impl CheckpointConfig {
+    /// With these settings of stores. The error names a wrong one.
+    pub(crate) fn with_store(store: BTreeMap<String, String>) -> Result<Self, String> {
+        store.keys().try_for_each(|name| Setting::of(name).map(drop))?;
+        Ok(Self { store, ..Self::default() })
     }
 }
 
@@ -71,13 +77,15 @@ fn known_settings<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap
     given.into_iter().map(text).collect()
 }
 
-pub(super) struct Opened {
-    pub(super) store: Arc<dyn ObjectStore>,
-    pub(super) root: Path,
+/// Where entries are: what is in a store below a path.
+#[derive(Clone, Debug)]
+pub(crate) struct Opened {
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) root: Path,
     /// Set for a local disk.
-    pub(super) local: Option<PathBuf>,
+    pub(crate) local: Option<PathBuf>,
     /// Set for a store on the network: how long it may take to answer.
-    pub(super) timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// Stores of `memory:///name`, so that a job that is started again in the same process finds its checkpoint.
@@ -90,88 +98,124 @@ const TRIES: RetryConfig = RetryConfig {
     retry_timeout: Duration::from_secs(10),
 };
 
-pub(super) fn open(location: &str, config: &CheckpointConfig) -> Result<Opened, CheckpointError> {
-    let wrong = |message: String| CheckpointError::Location { location: location.into(), message };
-    match location.split_once("://") {
-        None if location.is_empty() => Err(wrong("is empty; give a folder or a URL (file://, hdfs://, s3://)".into())),
-        None => local(FilePath::new(location), &wrong),
-        Some((_, path)) if path.contains('%') => Err(wrong("percent-encoding is not understood; give the plain path".into())),
-        Some(("file", path)) if path.starts_with('/') => local(FilePath::new(path), &wrong),
-        Some(("file", _)) => Err(wrong("a file URL has three slashes: file:///path".into())),
-        Some(("memory", name)) => {
-            let store = MEMORY.lock().entry(name.trim_matches('/').to_string()).or_default().clone();
-            Ok(Opened { store, root: Path::default(), local: None, timeout: None })
-        }
-        Some((scheme, rest)) => {
-            let scheme = match scheme {
-                "hdfs" | "viewfs" => scheme,
-                "s3" | "s3a" | "s3n" => "s3",
-                _ => {
-                    let message = format!("scheme `{scheme}` is not built in; use a folder, file://, hdfs://, viewfs:// or s3://");
-                    return Err(wrong(message));
+/// A location as it is written, checked.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// An absolute path.
+    Local(PathBuf),
+    Memory(String),
+    S3 {
+        address: String,
+        root: Path,
+    },
+    Hdfs {
+        address: String,
+        root: Path,
+    },
+}
+
+impl Place {
+    /// The error says what is wrong, without the location.
+    pub(crate) fn parse(location: &str) -> Result<Self, String> {
+        let local = |path: &str| std::path::absolute(path).map(Self::Local).map_err(|error| format!("is no usable path: {error}"));
+        match location.split_once("://") {
+            None if location.is_empty() => Err("is empty; give a folder or a URL (file://, hdfs://, s3://)".into()),
+            None => local(location),
+            Some((_, path)) if path.contains('%') => Err("percent-encoding is not understood; give the plain path".into()),
+            Some(("file", path)) if path.starts_with('/') => local(path),
+            Some(("file", _)) => Err("a file URL has three slashes: file:///path".into()),
+            Some(("memory", name)) => Ok(Self::Memory(name.trim_matches('/').to_owned())),
+            Some((scheme, rest)) => {
+                let scheme = match scheme {
+                    "hdfs" | "viewfs" => scheme,
+                    "s3" | "s3a" | "s3n" => "s3",
+                    _ => return Err(format!("scheme `{scheme}` is not built in; use a folder, file://, hdfs://, viewfs:// or s3://")),
+                };
+                let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+                if authority.is_empty() {
+                    let what = if scheme == "s3" { "bucket" } else { "host" };
+                    return Err(format!("names no {what}; write {scheme}://{}/path", what.to_uppercase()));
                 }
-            };
-            let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-            if authority.is_empty() {
-                let what = if scheme == "s3" { "bucket" } else { "host" };
-                return Err(wrong(format!("names no {what}; write {scheme}://{}/path", what.to_uppercase())));
+                let root = Path::parse(path.trim_matches('/')).map_err(|error| format!("is no usable path: {error}"))?;
+                let address = format!("{scheme}://{authority}");
+                Ok(if scheme == "s3" { Self::S3 { address, root } } else { Self::Hdfs { address, root } })
             }
-            let root = Path::parse(path.trim_matches('/')).map_err(|error| wrong(format!("is no usable path: {error}")))?;
-            let address = format!("{scheme}://{authority}");
-            let store = if scheme == "s3" { s3(&address, config, &wrong)? } else { hdfs(address, config, &wrong)? };
-            Ok(Opened { store, root, local: None, timeout: Some(config.timeout) })
+        }
+    }
+
+    /// Makes the folder where it is a local one; nothing is asked of a store on the network yet. The error says what is wrong, without
+    /// the location.
+    pub(crate) fn open(&self, config: &CheckpointConfig) -> Result<Opened, String> {
+        match self {
+            Self::Local(path) => {
+                std::fs::create_dir_all(path).map_err(|error| format!("cannot create the folder: {error}"))?;
+                let store = LocalFileSystem::new_with_prefix(path).map_err(|error| error.to_string())?;
+                Ok(Opened { store: Arc::new(store), root: Path::default(), local: Some(path.clone()), timeout: None })
+            }
+            Self::Memory(name) => {
+                let store = MEMORY.lock().entry(name.clone()).or_default().clone();
+                Ok(Opened { store, root: Path::default(), local: None, timeout: None })
+            }
+            Self::S3 { address, root } => {
+                Ok(Opened { store: s3(address, config)?, root: root.clone(), local: None, timeout: Some(config.timeout) })
+            }
+            Self::Hdfs { address, root } => {
+                Ok(Opened { store: hdfs(address.clone(), config)?, root: root.clone(), local: None, timeout: Some(config.timeout) })
+            }
         }
     }
 }
 
-fn local(path: &FilePath, wrong: &dyn Fn(String) -> CheckpointError) -> Result<Opened, CheckpointError> {
-    let path = std::path::absolute(path).map_err(|error| wrong(format!("is no usable path: {error}")))?;
-    std::fs::create_dir_all(&path).map_err(|error| wrong(format!("cannot create the folder: {error}")))?;
-    let store = LocalFileSystem::new_with_prefix(&path).map_err(|error| wrong(error.to_string()))?;
-    Ok(Opened { store: Arc::new(store), root: Path::default(), local: Some(path), timeout: None })
+/// Local stores rename into place without syncing; a power cut could leave an empty file under the final name. Takes a folder too.
+pub(crate) async fn sync(file: PathBuf) -> std::io::Result<()> {
+    let synced = tokio::task::spawn_blocking(move || {
+        std::fs::File::open(&file)?.sync_all()?;
+        // The directory too: a durable file whose name is lost is a lost file.
+        match file.parent() {
+            Some(folder) => std::fs::File::open(folder)?.sync_all(),
+            None => Ok(()),
+        }
+    });
+    synced.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
-fn s3(
-    address: &str,
-    config: &CheckpointConfig,
-    wrong: &dyn Fn(String) -> CheckpointError,
-) -> Result<Arc<dyn ObjectStore>, CheckpointError> {
+fn s3(address: &str, config: &CheckpointConfig) -> Result<Arc<dyn ObjectStore>, String> {
     let mut builder = AmazonS3Builder::from_env().with_url(address).with_retry(TRIES);
     for (name, value) in &config.store {
-        if let Setting::S3(key) = Setting::of(name).map_err(wrong)? {
+        if let Setting::S3(key) = Setting::of(name)? {
             builder = builder.with_config(key, value);
         }
     }
-    Ok(Arc::new(builder.build().map_err(|error| wrong(error.to_string()))?))
+    Ok(Arc::new(builder.build().map_err(|error| error.to_string())?))
 }
 
-fn hdfs(
-    mut address: String,
-    config: &CheckpointConfig,
-    wrong: &dyn Fn(String) -> CheckpointError,
-) -> Result<Arc<dyn ObjectStore>, CheckpointError> {
+fn hdfs(mut address: String, config: &CheckpointConfig) -> Result<Arc<dyn ObjectStore>, String> {
     let mut settings = BTreeMap::new();
     for (name, value) in &config.store {
-        if let Setting::Hadoop = Setting::of(name).map_err(wrong)? {
+        if let Setting::Hadoop = Setting::of(name)? {
             settings.insert(name, value);
         }
     }
     // A name without a port may stand for several name nodes; where nothing can say for which, it is a host with Hadoop's own port.
     let described = settings.keys().any(|name| name.starts_with("dfs.ha.namenodes."))
         || ["HADOOP_CONF_DIR", "HADOOP_HOME"].iter().any(|name| std::env::var_os(name).is_some());
-    let url = url::Url::parse(&address).map_err(|error| wrong(format!("is no usable address: {error}")))?;
+    let url = url::Url::parse(&address).map_err(|error| format!("is no usable address: {error}"))?;
     if url.scheme() == "hdfs" && url.port().is_none() && !described {
         address.push_str(":8020");
     }
     let store = HdfsObjectStoreBuilder::new().with_url(address).with_config(settings).build();
-    Ok(Arc::new(store.map_err(|error| wrong(error.to_string()))?))
+    Ok(Arc::new(store.map_err(|error| error.to_string())?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn at(location: &str) -> Result<Opened, CheckpointError> {
+    fn open(location: &str, config: &CheckpointConfig) -> Result<Opened, String> {
+        Place::parse(location)?.open(config)
+    }
+
+    fn at(location: &str) -> Result<Opened, String> {
         open(location, &CheckpointConfig::default())
     }
 
@@ -189,8 +233,8 @@ mod tests {
             ("", "is empty"),
             ("/proc/self/nothing/here", "cannot create the folder"),
         ] {
-            let error = at(location).err().unwrap().to_string();
-            assert!(error.contains(part) && error.contains(location), "{error}");
+            let error = at(location).err().unwrap();
+            assert!(error.contains(part), "{location}: {error}");
         }
     }
 

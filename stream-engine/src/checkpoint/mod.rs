@@ -16,7 +16,7 @@
 //! again, and finds its own entry by its bytes.
 
 pub mod frame;
-mod location;
+pub(crate) mod location;
 mod owner;
 mod savepoints;
 #[cfg(test)]
@@ -167,7 +167,9 @@ impl Checkpoint {
     /// A plain path (made absolute; created if missing), `file:///path`, `hdfs://host[:port]/path`, `s3://bucket/path` or `memory:///name`
     /// (lives as long as the process). Nothing is asked of a store yet.
     pub fn open(location: &str, config: &CheckpointConfig) -> Result<Self, CheckpointError> {
-        let location::Opened { store, root, local, timeout } = location::open(location, config)?;
+        let wrong = |message| CheckpointError::Location { location: location.into(), message };
+        let location::Opened { store, root, local, timeout } =
+            location::Place::parse(location).and_then(|place| place.open(config)).map_err(wrong)?;
         let location = location.trim_end_matches('/').to_string();
         Ok(Self { store, root, local, timeout, location, config: Arc::new(config.clone()), hold: None })
     }
@@ -494,20 +496,9 @@ impl Checkpoint {
         tokio::time::timeout(timeout, call).await.map_err(silent)
     }
 
-    /// The store renames into place without syncing; a power cut could leave an empty file under the final name.
     async fn sync(&self, entry: &str) -> Result<(), CheckpointError> {
         let Some(root) = &self.local else { return Ok(()) };
-        let file = root.join(entry);
-        let synced = tokio::task::spawn_blocking(move || {
-            std::fs::File::open(&file)?.sync_all()?;
-            // The directory too: a durable file whose name is lost is a lost file.
-            match file.parent() {
-                Some(folder) => std::fs::File::open(folder)?.sync_all(),
-                None => Ok(()),
-            }
-        });
-        let result = synced.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        result.map_err(|error| {
+        location::sync(root.join(entry)).await.map_err(|error| {
             self.store_error("sync", entry, object_store::Error::Generic { store: "LocalFileSystem", source: Box::new(error) })
         })
     }

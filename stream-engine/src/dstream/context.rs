@@ -77,7 +77,8 @@ impl StreamingContext {
         let mut notes = Vec::new();
         let mut errors = Vec::new();
         // Below what the program and its command line say.
-        for (key, value) in conf.engine()?.jobs.settings {
+        let engine = conf.engine()?;
+        for (key, value) in engine.jobs.settings {
             match settings.apply(&key, &value) {
                 Ok(note) => notes.extend(note.map(|note| note.to_string())),
                 // It was checked when it was loaded, so it is a setting of SQL jobs.
@@ -113,7 +114,9 @@ impl StreamingContext {
             notes: Mutex::new(notes),
             running: Mutex::new(None),
         };
-        Ok(Self { graph: Arc::default(), inner: Arc::new(inner) })
+        let context = Self { graph: Arc::default(), inner: Arc::new(inner) };
+        context.graph.lock().stores = Arc::new(engine.checkpoint);
+        Ok(context)
     }
 
     /// A context whose checkpoint is `checkpoint`. The program is always declared anew (a checkpoint holds no code);

@@ -22,6 +22,7 @@ use super::input::Input;
 use super::rdd::{Data, Rdd};
 use super::state::{Durable, Uid};
 use super::time::Time;
+use crate::checkpoint::CheckpointConfig;
 use crate::job::ListenerBus;
 
 /// Where a running program stands; shared by its nodes.
@@ -280,6 +281,8 @@ pub(super) struct Graph {
     /// By operation, how many streams with state there are.
     with_state: BTreeMap<String, usize>,
     pub(super) listeners: Arc<ListenerBus>,
+    /// How stores on the network are reached.
+    pub(super) stores: Arc<CheckpointConfig>,
 }
 
 impl Graph {

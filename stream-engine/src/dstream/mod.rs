@@ -27,6 +27,8 @@
 //! | `window` | over the batches of the last while |
 //! | `update_state`, `map_with_state` | with a state per key that goes on from batch to batch |
 //! | `rdd` | what a batch can do: transformations, actions |
+//! | `save` | batches as folders of files |
+//! | `frame`, `schema` | batches as tables, for SQL |
 //! | `testing` | what of it comes out, in a unit test |
 //! | `graph`, `program`, `shuffle`, `state` | how it runs, and what of it is in a checkpoint |
 //!
@@ -39,6 +41,7 @@
 mod conf;
 mod context;
 mod files;
+mod frame;
 mod graph;
 mod http;
 mod input;
@@ -52,6 +55,8 @@ mod program;
 mod queue;
 mod rdd;
 mod receiver;
+mod save;
+mod schema;
 mod shuffle;
 mod socket;
 mod state;
@@ -65,8 +70,10 @@ mod update_state;
 mod window;
 
 pub use crate::source::receiver::{ReceiverError, ReceiverStatus, StoreError};
+pub use arrow::{array::RecordBatch, datatypes::SchemaRef};
 pub use conf::SparkConf;
 pub use context::{StreamingContext, StreamingContextState};
+pub use datafusion::prelude::{DataFrame, SessionContext};
 pub use kafka::{ConsumerRecord, ConsumerStrategy, FromKafka, KafkaUtils, LocationStrategy};
 pub use map_with_state::{MapWithStateDStream, State, StateSpec};
 pub use queue::RddQueue;

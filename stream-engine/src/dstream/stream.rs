@@ -249,7 +249,7 @@ impl<T: Data> DStream<T> {
     }
 
     #[track_caller]
-    fn output<F, Fut>(&self, op: &str, f: F)
+    pub(super) fn output<F, Fut>(&self, op: &str, f: F)
     where
         F: Fn(Rdd<T>, Time) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = anyhow::Result<()>> + Send + 'static,

@@ -7,9 +7,12 @@
 //! |---|---|---|
 //! | `kafka` | `kafka.rs` | `exactly-once`: is skipped, and refused behind another process ([`Fenced`]); `at-least-once`: is written again |
 //! | `redis` | `redis.rs` | is skipped by a fence, and would write the same values anyway; behind another process it is refused ([`Fenced`]) |
+//! | `filesystem` | `files.rs` | is skipped where its entry is in the manifest; an entry of other input is refused ([`Fenced`]) |
 //! | `console`, `print` | `console.rs` | is printed again |
 
 mod console;
+mod files;
+pub(crate) mod folder;
 mod kafka;
 mod redis;
 mod template;
@@ -71,4 +74,4 @@ pub struct SinkKind {
     pub build: Build,
 }
 
-pub const SINKS: &[SinkKind] = &[kafka::KIND, redis::KIND, console::KIND, console::PRINT];
+pub const SINKS: &[SinkKind] = &[kafka::KIND, redis::KIND, files::KIND, console::KIND, console::PRINT];

@@ -5,10 +5,12 @@
 //! its outputs. What the outputs see must be the same.
 
 mod context;
+mod frame;
 mod join;
 mod map_with_state;
 mod rdd;
 mod report;
+mod save;
 mod sources;
 mod stream;
 mod transform;
