@@ -3,6 +3,7 @@
 mod checkpoint;
 mod control;
 mod fence;
+mod offsets;
 mod slots;
 mod sources;
 
