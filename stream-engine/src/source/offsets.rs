@@ -6,7 +6,7 @@
 //! | `kafka` | `__consumer_offsets` of the source's cluster, as an ordinary consumer writes them; of tables with `properties.group.id` | Kafka's tools, lag monitors, consumers of the group |
 //! | `zookeeper://host:port,host:port/chroot` | `/consumers/GROUP/offsets/TOPIC/PARTITION` | Kafka's consumers before 0.9 and their tools, Burrow, the bridge |
 //! | `redis://[user:password@]host:port/database` | hash `millrace:offsets:group:GROUP`, field `TOPIC:PARTITION` | the bridge |
-//! | `hbase://[user:password@]host:port/table` | by HBase's REST gateway (`hbase+https://` with TLS): row `gGROUP`, cell `o:p:TOPIC:PARTITION`; the table is `millrace_offsets` where none is named | the bridge |
+//! | `hbase://[user:password@]host:port/table` | by HBase's REST gateway: row `gGROUP`, cell `o:p:TOPIC:PARTITION`; the table is `millrace_offsets` where none is named | the bridge |
 //! | `sled:/folder` | an embedded store, for the jobs of one process | |
 //!
 //! What each one promises:
@@ -104,10 +104,9 @@ impl StoreAddress {
             }
             ("zookeeper", Some(servers)) => Self::Zookeeper(servers.to_owned()),
             ("redis" | "rediss", Some(_)) => Self::Redis(text.to_owned()),
-            ("hbase" | "hbase+https", Some(gateway)) => {
+            ("hbase", Some(gateway)) => {
                 let (gateway, table) = gateway.split_once('/').unwrap_or((gateway, ""));
-                let scheme = if scheme == "hbase" { "http" } else { "https" };
-                Self::Hbase { url: format!("{scheme}://{gateway}"), table: if table.is_empty() { TABLE } else { table }.to_owned() }
+                Self::Hbase { url: format!("http://{gateway}"), table: if table.is_empty() { TABLE } else { table }.to_owned() }
             }
             _ => return None,
         };
@@ -216,7 +215,7 @@ mod tests {
             ("zookeeper://a:2181,b:2181/kafka", "Store(zookeeper://a:2181,b:2181/kafka)"),
             ("redis://me:secret@h:6379/2", "Store(redis://me:***@h:6379/2)"),
             ("hbase://h:8080", "Store(hbase: http://h:8080/millrace_offsets)"),
-            ("hbase+https://me:secret@h:8080/t", "Store(hbase: https://me:***@h:8080/t)"),
+            ("hbase://me:secret@h:8080/t", "Store(hbase: http://me:***@h:8080/t)"),
             ("sled:/var/lib/offsets", "Store(sled:/var/lib/offsets)"),
             ("sled:///var/lib/offsets", "Store(sled:/var/lib/offsets)"),
         ] {
