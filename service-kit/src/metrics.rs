@@ -441,6 +441,12 @@ pub const METRICS: &[Metric] = &[
         "Backpressure's limit of a source; 0 while there is none.",
     ),
     counter("millrace_engine_listener_events_dropped_total", "events", &["job"], "Events that a StreamingListener was too slow to hear."),
+    counter(
+        "millrace_engine_offset_commits_total",
+        "writes",
+        &["job", "outcome"],
+        "Writes of a job's offsets to its group (offsets.store): ok or failed. A failed one is made up by the next.",
+    ),
     counter("millrace_engine_fenced_writes_total", "writes", &["output"], "Writes refused because another process is ahead of this one."),
     gauge("millrace_engine_window_state_bytes", "bytes", &["output"], "Window state in the newest snapshot."),
     gauge("millrace_engine_window_state_rows", "rows", &["output"], "Partial states held for open windows."),

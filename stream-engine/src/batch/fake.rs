@@ -14,7 +14,8 @@ use service_kit::kafka::{Bounds, Isolation, KafkaConfig, KafkaError, RangeReader
 
 use super::{BatchContext, BatchDefinition, BatchOutcome, Bounded, PartitionInput, Program, SourceKind, SourceSpec, Startup};
 use crate::job::ListenerBus;
-use crate::source::Cluster;
+use crate::source::{Cluster, OpenStores, StoreAddress};
+use service_kit::offsets::{OffsetError, OffsetStore};
 
 #[derive(Default)]
 struct Log {
@@ -33,6 +34,7 @@ struct Shared {
     committed: Mutex<BTreeMap<(String, TopicPartition), i64>>,
     away: AtomicBool,
     refused: AtomicUsize,
+    stores: OpenStores,
     /// How often each topic was deleted.
     generations: Mutex<BTreeMap<String, u8>>,
 }
@@ -180,6 +182,10 @@ impl Cluster for FakeKafka {
         let there = self.0.logs.lock().keys().any(|partition| &*partition.topic == topic);
         let generation = self.0.generations.lock().get(topic).copied().unwrap_or_default();
         Ok(there.then_some([generation; 16]))
+    }
+
+    async fn offsets(&self, address: &StoreAddress) -> Result<Arc<dyn OffsetStore>, OffsetError> {
+        self.0.stores.get(address).await
     }
 }
 

@@ -147,7 +147,7 @@ pub struct PartitionInput {
 pub enum Startup {
     Earliest,
     Latest,
-    /// The offsets committed by [`SourceSpec::group`]; partitions without one follow `auto.offset.reset` of the Kafka
+    /// The offsets of [`SourceSpec::group`] in Kafka, or where `offsets.store` says; partitions without one follow `auto.offset.reset` of the Kafka
     /// settings (`earliest`, `latest`, `none` = error; default `latest`, as in Kafka).
     GroupOffsets,
     /// The first record at or after this time, milliseconds since the epoch.
@@ -184,8 +184,8 @@ pub struct SourceSpec {
     /// `None`: the source never ends.
     pub bounded: Option<Bounded>,
     pub isolation: Isolation,
-    /// Offsets are mirrored to this group after each batch, so that Kafka's own tools show the job's lag. The
-    /// checkpoint wins where the two differ.
+    /// The consumer group under which offsets are written after each batch, to Kafka or where `offsets.store` says, so that
+    /// other tools show the job's lag. The checkpoint wins where the two differ.
     pub group: Option<String>,
 }
 

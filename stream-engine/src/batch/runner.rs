@@ -15,6 +15,7 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use service_kit::kafka::{KafkaError, RangeReader};
+use service_kit::offsets::OffsetError;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 use tracing::{info, info_span, warn};
@@ -318,7 +319,7 @@ impl Runner {
             state,
             totals,
             readers: sources.iter().map(|source| source.reader.clone()).collect(),
-            mirrors: sources.iter().map(|source| self.mirror(source)).collect(),
+            mirrors: Mirror::start(&self.job, &self.settings.offsets.store, &self.cluster, sources, &self.tasks),
             rates: Arc::new(Mutex::new(
                 sources
                     .iter()
@@ -434,11 +435,6 @@ impl Runner {
             async move { place.put_metadata(&stored).await }.boxed()
         };
         Ok(self.ask(put).await?.map(|()| metadata))
-    }
-
-    fn mirror(&self, source: &Source) -> Option<Mirror> {
-        let group = source.spec.group.clone()?;
-        Some(Mirror::start(self.cluster.clone(), source.spec.clone(), group, &self.tasks))
     }
 
     /// Puts the program back to the newest commit. False when the job was stopped meanwhile.
@@ -571,7 +567,7 @@ impl Runner {
     ) {
         for (mirror, next) in progress.mirrors.iter().zip(&commit.next) {
             if let Some(mirror) = mirror {
-                mirror.commit(next.0.clone());
+                mirror.moved(next.0.clone());
             }
         }
         if let Err(error) = self.checkpoint.prune_one(commit.id, self.settings.checkpoint_retained).await {
@@ -808,5 +804,6 @@ fn is_away(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<KafkaError>().is_some_and(KafkaError::retryable)
             || cause.downcast_ref::<CheckpointError>().is_some_and(CheckpointError::retryable)
+            || matches!(cause.downcast_ref(), Some(OffsetError::Away { .. } | OffsetError::InUse { .. }))
     })
 }

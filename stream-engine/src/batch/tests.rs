@@ -3,6 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use object_store::memory::InMemory;
+use service_kit::kafka::TopicPartition;
+use service_kit::offsets::OffsetCommit;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::task::TaskTracker;
 
@@ -12,6 +14,7 @@ use super::runner::{Mode, Runner};
 use super::{Bounded, Program, SourceKind, Startup};
 use crate::checkpoint::Checkpoint;
 use crate::job::{JobSettings, JobState, Monitor};
+use crate::source::{Cluster, OffsetPlace};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait for a condition; far above what any of them takes.
@@ -452,6 +455,109 @@ async fn group_offsets_are_mirrored_and_a_fresh_job_begins_at_them() {
     job.stop().await.unwrap();
     tasks.close();
     tokio::time::timeout(PATIENCE, tasks.wait()).await.expect("the job left tasks behind");
+}
+
+fn in_store(store: &str, previous: &str) -> JobSettings {
+    let mut settings = settings();
+    settings.apply("offsets.store", store).unwrap();
+    settings.apply("offsets.store.previous", previous).unwrap();
+    settings
+}
+
+/// A first start at the offsets of group `g`, or else at the earliest.
+fn from_group(sink: &FencedSink) -> CountingProgram {
+    let mut program = counting(Startup::GroupOffsets, None, sink);
+    program.spec.group = Some("g".into());
+    let SourceKind::Kafka(config) = &mut program.spec.kind else { panic!("not Kafka") };
+    config.set("auto.offset.reset", "earliest");
+    program
+}
+
+/// One batch over what is there, a stop, and the end of everything that the job had begun.
+async fn one_batch(kafka: &FakeKafka, settings: JobSettings, program: CountingProgram) {
+    let job = start(kafka, &Checkpoint::in_memory(), settings, program);
+    job.tick().await;
+    let tasks = job.tasks.clone();
+    job.stop().await.unwrap();
+    tasks.close();
+    tokio::time::timeout(PATIENCE, tasks.wait()).await.expect("the job left tasks behind");
+}
+
+#[tokio::test]
+async fn jobs_without_a_checkpoint_go_on_from_their_store_and_from_the_one_before() {
+    let (kafka, sink, folder) = (FakeKafka::with_topic("t", 2), FencedSink::default(), tempfile::tempdir().unwrap());
+    let store = |name: &str| format!("sled:{}", folder.path().join(name).display());
+    let (one, two) = (store("one"), store("two"));
+    // Back in the first store, what it holds is older than what the one before holds.
+    let moves = [(&*one, ""), (&*one, ""), (&*two, &*one), ("kafka", &*two), (&*one, "kafka"), (&*two, &*one)];
+    for (store, previous) in moves {
+        (0..3).for_each(|n| kafka.send("t", n % 2, "x"));
+        one_batch(&kafka, in_store(store, previous), from_group(&sink)).await;
+        assert_eq!(sink.state().effects, kafka.all("t"), "{store} after {previous}");
+    }
+    assert_eq!(kafka.committed("g", "t", 0), Some(8), "the stores that are not named are left alone");
+}
+
+#[tokio::test]
+async fn with_checkpoint_as_the_store_nothing_is_written_beside_it() {
+    let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
+    kafka.send("t", 0, "x");
+    one_batch(&kafka, in_store("checkpoint", ""), from_group(&sink)).await;
+    assert_eq!((sink.state().effects.len(), kafka.committed("g", "t", 0)), (1, None));
+}
+
+#[tokio::test]
+async fn offsets_of_a_topic_that_was_made_anew_are_not_begun_at() {
+    let (kafka, sink, folder) = (FakeKafka::with_topic("t", 1), FencedSink::default(), tempfile::tempdir().unwrap());
+    let store = format!("sled:{}", folder.path().display());
+    kafka.send("t", 0, "old");
+    one_batch(&kafka, in_store(&store, ""), from_group(&sink)).await;
+    kafka.delete_topic("t");
+    kafka.add_partitions("t", 0..1);
+    (0..3).for_each(|_| kafka.send("t", 0, "new"));
+    let sink = FencedSink::default();
+    one_batch(&kafka, in_store(&store, ""), from_group(&sink)).await;
+    assert_eq!(sink.state().effects, kafka.all("t"));
+}
+
+#[tokio::test]
+async fn the_store_shows_where_the_job_is_whoever_moves_the_group() {
+    let (kafka, sink, folder) = (FakeKafka::with_topic("t", 1), FencedSink::default(), tempfile::tempdir().unwrap());
+    let settings = in_store(&format!("sled:{}", folder.path().display()), "");
+    let OffsetPlace::Store(address) = &settings.offsets.store else { panic!("no store") };
+    let store = kafka.offsets(address).await.unwrap();
+    let at = |offset| [OffsetCommit { partition: TopicPartition::new("t", 0), offset, metadata: String::new() }];
+    let reaches = async |wanted: i64| {
+        let reached = async {
+            while store.get("g", None).await.unwrap().offsets.values().next().map(|stored| stored.offset) != Some(wanted) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("the store never said {wanted}"));
+    };
+    // Somebody had read further; this job begins at the first record, and says so.
+    store.commit("g", 0, &at(50)).await.unwrap();
+    let mut program = counting(Startup::Earliest, None, &sink);
+    program.spec.group = Some("g".into());
+    kafka.send("t", 0, "x");
+    let job = start(&kafka, &Checkpoint::in_memory(), settings.clone(), program);
+    job.tick().await;
+    reaches(1).await;
+    assert_eq!(store.get("g", None).await.unwrap().epoch, 1);
+    // Set back, and set ahead, while the job runs.
+    store.reset("g", &at(0)).await.unwrap();
+    kafka.send("t", 0, "x");
+    job.tick().await;
+    reaches(2).await;
+    store.reset("g", &at(4)).await.unwrap();
+    kafka.send("t", 0, "x");
+    job.tick().await;
+    (0..2).for_each(|_| kafka.send("t", 0, "x"));
+    job.tick().await;
+    reaches(5).await;
+    assert_eq!(store.get("g", None).await.unwrap().epoch, 3, "a running job fences nobody");
+    job.stop().await.unwrap();
+    assert_eq!(sink.state().effects, kafka.all("t"));
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ impl ConsumerStrategy {
     /// Whole topics. `params` are the Java consumer's: `bootstrap.servers`, `group.id`, `auto.offset.reset`,
     /// `isolation.level`, `key.deserializer`, security settings, …
     ///
-    /// A fresh job begins at the group's committed offsets where there are some, else where `auto.offset.reset` says.
+    /// A fresh job begins at the group's committed offsets (in Kafka, or where `offsets.store` says) where there are some, else where `auto.offset.reset` says.
     pub fn subscribe<T, P, K, V>(topics: T, params: P) -> Self
     where
         T: IntoIterator<Item: Into<String>>,

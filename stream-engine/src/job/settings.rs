@@ -6,6 +6,8 @@
 use std::{fmt, time::Duration};
 
 use crate::commit::IGNORE_UNCLAIMED;
+use crate::source::OffsetSettings;
+use crate::sql::without_passwords;
 
 /// Everything a job may set. `JobSettings::default()` is Spark's defaults where Spark has the setting.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +38,9 @@ pub struct JobSettings {
     /// `failOnDataLoss`: stop when offsets that were still to be read are gone from the topic; `false` goes on at the
     /// earliest that is there. Default true.
     pub fail_on_data_loss: bool,
+    /// `offsets.store`, `offsets.store.previous`: where the consumer group of each Kafka source has its offsets, beside the checkpoint;
+    /// default: in Kafka.
+    pub offsets: OffsetSettings,
     /// `topic.missing.timeout`: how long a job waits for a topic that was there when it began and is missing now; `0s` fails at
     /// once. Default 5 min.
     pub topic_missing_timeout: Duration,
@@ -128,6 +133,7 @@ impl Default for JobSettings {
             checkpoint_retained: 10,
             ignore_unclaimed_state: false,
             fail_on_data_loss: true,
+            offsets: OffsetSettings::default(),
             topic_missing_timeout: Duration::from_secs(300),
             retained_batches: 1000,
             stop_gracefully: false,
@@ -206,6 +212,26 @@ pub const KNOWN: &[Known] = &[
         "Fail when offsets that were still to be read are gone, or the topic was deleted and created again; `false` goes on at the earliest \
          offset there is.",
         |s, v| boolean(v).map(|b| s.fail_on_data_loss = b),
+    ),
+    known(
+        "offsets.store",
+        "kafka",
+        "Where the consumer group of each Kafka source has its offsets, beside the checkpoint: `checkpoint` (nowhere), `kafka`, \
+         `zookeeper://host:port,host:port/chroot`, `redis://host:port/database`, `hbase://host:port/table` or `sled:/folder`; see above.",
+        |s, v| v.parse().map(|place| s.offsets.store = place),
+    ),
+    known(
+        "offsets.store.previous",
+        "",
+        "The store that the job comes from, for a start at `group-offsets` without a checkpoint: as `offsets.store`, and empty for none.",
+        |s, v| {
+            s.offsets.previous = match v {
+                "" => None,
+                "checkpoint" => return Err("the address of a store; a checkpoint is gone on from by itself"),
+                store => Some(store.parse()?),
+            };
+            Ok(())
+        },
     ),
     known(
         "receiver.bytes.max",
@@ -348,7 +374,7 @@ impl JobSettings {
         if let Some(known) = KNOWN.iter().find(|known| known.name == key) {
             return match (known.set)(self, value) {
                 Ok(()) => Ok(None),
-                Err(expected) => Err(SettingError::Value { key: key.into(), value: value.into(), expected }),
+                Err(expected) => Err(SettingError::Value { key: key.into(), value: without_passwords(value), expected }),
             };
         }
         if let Some((_, why)) = WITHOUT_EFFECT.iter().find(|(name, _)| *name == key) {
@@ -432,6 +458,7 @@ fn edits(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::OffsetPlace;
 
     #[test]
     fn sparks_names_are_taken() {
@@ -448,6 +475,8 @@ mod tests {
             ("spark.streaming.receiverRestartDelay", "1s"),
             ("spark.streaming.fileStream.minRememberDuration", "90"),
             ("spark.streaming.receiver.writeAheadLog.enable", "true"),
+            ("offsets.store", "redis://h:6379/1"),
+            ("offsets.store.previous", "kafka"),
         ] {
             assert_eq!(settings.apply(key, value), Ok(None), "{key}");
         }
@@ -461,6 +490,8 @@ mod tests {
         assert_eq!(settings.max_rate_per_partition, Some(200));
         assert_eq!(settings.retained_batches, 7);
         assert!(!settings.fail_on_data_loss);
+        assert!(matches!(settings.offsets.store, OffsetPlace::Store(_)), "{:?}", settings.offsets);
+        assert_eq!(settings.offsets.previous, Some(OffsetPlace::Kafka));
     }
 
     #[test]
@@ -505,6 +536,13 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_store_is_named_with_what_would_be_right_and_without_its_password() {
+        let error = JobSettings::default().apply("offsets.store", "reddis://me:hunter2@h:1").unwrap_err().to_string();
+        assert!(error.contains("`offsets.store`") && error.contains("redis://host:port/database"), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
     fn values_are_checked_and_the_error_says_what_fits() {
         for (key, value) in [
             ("batch.interval", "9ms"),
@@ -522,6 +560,9 @@ mod tests {
             ("spark.streaming.blockInterval", "soon"),
             ("spark.streaming.fileStream.minRememberDuration", "0"),
             ("spark.streaming.receiver.writeAheadLog.maxFailures", "0"),
+            ("offsets.store", "zookeper://h:2181"),
+            ("offsets.store", ""),
+            ("offsets.store.previous", "checkpoint"),
         ] {
             let error = JobSettings::default().apply(key, value).unwrap_err();
             assert!(matches!(error, SettingError::Value { .. }), "{key}={value}: {error}");

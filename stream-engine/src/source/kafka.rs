@@ -10,6 +10,7 @@ use service_kit::kafka::{Bounds, KafkaError, RangeReader, TopicPartition};
 
 use super::Cluster;
 use super::local::{LocalLog, LocalReader, Place};
+use super::offsets::{OffsetSettings, stored};
 use crate::batch::{Bounded, SourceKind, SourceSpec, Startup};
 use crate::commit::{Positions, SourceStart, TopicIds};
 
@@ -17,6 +18,8 @@ use crate::commit::{Positions, SourceStart, TopicIds};
 pub struct Source {
     pub spec: SourceSpec,
     pub reader: Arc<dyn RangeReader>,
+    /// Where a first start at group offsets looks for them.
+    offsets: OffsetSettings,
 }
 
 /// Offsets that were still to be read are not in the topic.
@@ -43,6 +46,7 @@ pub enum DataLoss {
 impl Source {
     /// `place`: of a local log; `None` where there is none to keep it in, as with several workers.
     pub async fn connect(cluster: &dyn Cluster, spec: SourceSpec, place: Option<Place>) -> anyhow::Result<Self> {
+        let offsets = place.as_ref().map(|place| place.settings.offsets.clone()).unwrap_or_default();
         let reader = match &spec.kind {
             SourceKind::Kafka(_) => cluster.reader(&spec).await?,
             SourceKind::Local(log) => {
@@ -52,7 +56,7 @@ impl Source {
                 Arc::new(LocalReader(log.clone()))
             }
         };
-        Ok(Self { spec, reader })
+        Ok(Self { spec, reader, offsets })
     }
 
     pub fn local(&self) -> Option<&Arc<dyn LocalLog>> {
@@ -143,18 +147,26 @@ impl Source {
         let Some(group) = self.spec.group.as_deref().or_else(|| self.spec.kafka("group.id")) else {
             anyhow::bail!("source `{name}`: starting at group offsets needs a group; set `group.id`");
         };
-        let committed = cluster.committed(&self.spec, group, partitions).await?;
+        let mut committed: BTreeMap<TopicPartition, i64> = BTreeMap::new();
+        for place in std::iter::once(&self.offsets.store).chain(&self.offsets.previous) {
+            for (partition, offset) in stored(place, cluster, &self.spec, group, partitions).await? {
+                // The group has got as far as the one that is further says; of a topic that is there no more, none says anything.
+                if bounds.get(&partition).is_some_and(|bounds| (bounds.earliest..=bounds.latest).contains(&offset)) {
+                    let furthest = committed.entry(partition).or_insert(offset);
+                    *furthest = offset.max(*furthest);
+                }
+            }
+        }
         let reset = self.spec.kafka("auto.offset.reset").unwrap_or("latest");
         let mut starts = BTreeMap::new();
         for (partition, bounds) in bounds {
-            let kept = committed.get(partition).copied().filter(|at| (bounds.earliest..=bounds.latest).contains(at));
-            let start = match (kept, reset) {
+            let start = match (committed.get(partition).copied(), reset) {
                 (Some(offset), _) => offset,
                 (None, "earliest") => bounds.earliest,
                 (None, "latest") => bounds.latest,
                 (None, "none") => {
                     anyhow::bail!(
-                        "source `{name}`: group `{group}` has no usable offset for {partition}, and `auto.offset.reset` is `none`"
+                        "source `{name}`: group `{group}` has no usable offset for {partition} in its store, and `auto.offset.reset` is `none`"
                     )
                 }
                 (None, other) => {

@@ -7,6 +7,7 @@
 //! | `receiver` | what a receiver stored: a socket's lines, an HTTP port's, a consumer group's records, a program's own |
 //! | `files` | which files of a directory were new, in the order in which they were found |
 //! | `rate` | so many rows a second |
+//! | `offsets`, `mirror` | where the consumer group of Kafka sources has its offsets, beside the checkpoint |
 //! | `log` | what receivers and file streams keep their records in: memory, or a write-ahead log |
 
 pub mod files;
@@ -14,6 +15,7 @@ pub mod kafka;
 mod local;
 mod log;
 mod mirror;
+pub(crate) mod offsets;
 pub mod rate;
 pub mod receiver;
 
@@ -22,11 +24,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use service_kit::kafka::{Admin, KafkaConfig, KafkaError, RangeReader, TopicPartition};
+use service_kit::offsets::{OffsetError, OffsetStore};
 use tokio::sync::Mutex;
 
 pub use kafka::{DataLoss, Source};
 pub use local::{LocalLog, Place, Released, Resume};
 pub use mirror::Mirror;
+pub use offsets::{OffsetPlace, OffsetSettings, OpenStores, StoreAddress};
 
 use crate::batch::{SourceKind, SourceSpec};
 
@@ -44,6 +48,10 @@ pub trait Cluster: Send + Sync + 'static {
     async fn commit(&self, spec: &SourceSpec, group: &str, offsets: &[(TopicPartition, i64)]) -> Result<(), KafkaError>;
     /// What tells a topic from an earlier one of the same name; `None` where the brokers do not tell it.
     async fn topic_id(&self, spec: &SourceSpec, topic: &str) -> Result<Option<[u8; 16]>, KafkaError>;
+    /// A store of groups' offsets. A cluster that is asked for an embedded one more than once keeps it.
+    async fn offsets(&self, address: &StoreAddress) -> Result<Arc<dyn OffsetStore>, OffsetError> {
+        address.open().await
+    }
 }
 
 /// Nobody asks a cluster for a source that is none of its.
@@ -59,6 +67,7 @@ fn config(spec: &SourceSpec) -> Result<&KafkaConfig, KafkaError> {
 pub struct KafkaCluster {
     /// One client per cluster for what concerns groups and topics, by `bootstrap.servers`.
     admins: Mutex<BTreeMap<String, Arc<dyn Admin>>>,
+    stores: OpenStores,
 }
 
 impl KafkaCluster {
@@ -98,5 +107,9 @@ impl Cluster for KafkaCluster {
 
     async fn topic_id(&self, spec: &SourceSpec, topic: &str) -> Result<Option<[u8; 16]>, KafkaError> {
         self.admin(spec).await?.topic_id(topic).await
+    }
+
+    async fn offsets(&self, address: &StoreAddress) -> Result<Arc<dyn OffsetStore>, OffsetError> {
+        self.stores.get(address).await
     }
 }

@@ -5,7 +5,7 @@
 //! | `topic` | | one topic; for reading also several, separated by `;` |
 //! | `properties.bootstrap.servers` | | `host:port`, separated by commas |
 //! | `properties.*` | | Kafka's own settings |
-//! | `properties.group.id` | | group to which offsets are mirrored; needed by `group-offsets` |
+//! | `properties.group.id` | | group to which offsets are written after each batch, where `offsets.store` says; needed by `group-offsets` |
 //! | `properties.isolation.level` | read_committed | `read_uncommitted` is faster where nobody writes transactionally |
 //! | `scan.startup.mode` | group-offsets | `earliest-offset`, `latest-offset`, `group-offsets`, `timestamp`, `specific-offsets` |
 //! | `scan.startup.timestamp-millis` | | with `timestamp` |

@@ -70,7 +70,7 @@ fn is_variable(content: &str) -> bool {
 }
 
 /// `redis://user:secret@host` → `redis://user:***@host`, wherever it stands in the text.
-fn without_passwords(text: &str) -> String {
+pub(crate) fn without_passwords(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("://") {

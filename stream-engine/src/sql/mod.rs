@@ -53,6 +53,7 @@ use std::collections::BTreeMap;
 
 pub use error::SqlError;
 pub use mask::masked;
+pub(crate) use mask::without_passwords;
 pub use settings::check_settings;
 pub use sum::Overflow;
 

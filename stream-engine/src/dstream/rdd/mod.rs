@@ -107,8 +107,8 @@ impl<T: Data> Rdd<T> {
         self.origin.as_ref().map_or(&[], |origin| &origin.ranges)
     }
 
-    /// Commits this batch's offsets to the consumer group, without waiting (Spark's `commitAsync`). Without a group, or
-    /// without offset ranges, there is nothing to do.
+    /// Commits this batch's offsets to the consumer group, where `offsets.store` says (default: in Kafka), without waiting (Spark's
+    /// `commitAsync`); a batch that ends well commits them anyhow. Without a group in Kafka, or without offset ranges, there is nothing to do.
     pub fn commit_async(&self) {
         if let Some(origin) = &self.origin
             && let Some(mirror) = &origin.mirror

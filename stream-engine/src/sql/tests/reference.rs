@@ -78,6 +78,9 @@ fn page() -> String {
     page.push_str(&table(include_str!("../../sink/console.rs")));
     page.push_str("\n## Settings\n\nOf SQL jobs, by `SET` or in `[jobs.settings]` of the engine's configuration:\n\n");
     page.push_str(&table(include_str!("../mod.rs").split_once("A job's own settings").map_or("", |(_, rest)| rest)));
+    page.push_str("\n### Where offsets live\n\n");
+    page.push_str(&text(include_str!("../../source/offsets.rs"), "| `offsets.store`", "use ").join("\n"));
+    page.push_str("\n\n### Settings of every job\n");
     page.push_str("\nOf SQL jobs and DStream programs alike:\n\n| key | default | |\n|---|---|---|\n");
     for known in KNOWN {
         page.push_str(&format!("| `{}` | {} | {} |\n", known.name, known.default, known.meaning));
