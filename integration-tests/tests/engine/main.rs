@@ -3,6 +3,7 @@
 mod checkpoint;
 mod control;
 mod fence;
+mod hbase;
 mod slots;
 mod sources;
 
