@@ -140,6 +140,11 @@ impl Run {
             let notes: String = compiled.notes.iter().map(|note| format!("note: {note}\n")).collect();
             return print(&format!("{notes}{}", compiled.plan));
         }
+        if let (None, Some(table)) = (&self.checkpoint, compiled.exactly_once.first()) {
+            let why = "without a checkpoint, a job that is started again reads and writes everything again";
+            let remedy = "give --checkpoint URL, or say 'sink.delivery-guarantee' = 'at-least-once'";
+            return complain(&format!("table `{table}` cannot be exactly-once: {why}; {remedy}"), service_kit::exit::USAGE);
+        }
         let kit = config.kit();
         let (started, wait) = mpsc::sync_channel(1);
         let line = stream_engine::terminal::show(wait);

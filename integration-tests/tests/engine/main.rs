@@ -4,6 +4,7 @@ mod checkpoint;
 mod control;
 mod fence;
 mod files;
+mod hbase;
 mod offsets;
 mod slots;
 mod sources;

@@ -5,6 +5,7 @@
 //! | `format` | table | `table` or `json` (one object per line) |
 //! | `rows.max` | 20 | rows of a batch that a table shows; JSON shows all |
 //! | `print-identifier` | | text in front of each batch |
+//! | `sink.delivery-guarantee` | at-least-once | `at-most-once`: a batch that comes again is not printed |
 
 use std::io::{self, Write as _};
 
@@ -13,7 +14,7 @@ use arrow::util::pretty::pretty_format_batches;
 use async_trait::async_trait;
 use futures::StreamExt;
 
-use super::{RowStream, Sink, SinkKind, SinkTable};
+use super::{Guarantee, RowStream, Sink, SinkKind, SinkTable};
 use crate::batch::BatchContext;
 use crate::format::{JsonEncoder, TimestampStyle};
 use crate::sql::SqlError;
@@ -25,7 +26,7 @@ pub(super) const KIND: SinkKind = SinkKind { name: "console", upsert: true, opti
 pub(super) const PRINT: SinkKind = SinkKind { name: "print", upsert: true, options, build };
 
 fn options() -> Vec<&'static str> {
-    vec!["connector", "format", "rows.max", "print-identifier"]
+    vec!["connector", "format", "rows.max", "print-identifier", "sink.delivery-guarantee"]
 }
 
 fn build(options: &mut Options, _table: &SinkTable) -> Result<Box<dyn Sink>, SqlError> {
@@ -33,6 +34,14 @@ fn build(options: &mut Options, _table: &SinkTable) -> Result<Box<dyn Sink>, Sql
         json: options.choice("format", &["table", "json"], "table")? == "json",
         rows_max: options.number("rows.max", 1, 1_000_000, 20)? as usize,
         identifier: options.optional("print-identifier"),
+        guarantee: options.guarantee(
+            Guarantee::AtLeastOnce,
+            &[(
+                Guarantee::ExactlyOnce,
+                "a terminal takes nothing back, so a batch that comes again is printed again",
+                "write to `kafka`, `redis` or `hbase`",
+            )],
+        )?,
     }))
 }
 
@@ -40,10 +49,15 @@ struct Console {
     json: bool,
     rows_max: usize,
     identifier: Option<String>,
+    guarantee: Guarantee,
 }
 
 #[async_trait]
 impl Sink for Console {
+    fn guarantee(&self) -> Guarantee {
+        self.guarantee
+    }
+
     async fn write(&mut self, batch: &BatchContext, mut rows: RowStream) -> anyhow::Result<u64> {
         let mut shown: Vec<RecordBatch> = Vec::new();
         let mut count = 0;

@@ -10,6 +10,7 @@
 //! | `json.timestamp-format.standard`, `json.encode.ignore-null-fields` | SQL, false | as of connector `kafka` |
 //! | `csv.field-delimiter` | `,` | one character |
 //! | `csv.null-literal` | nothing | what stands for NULL; a text like it is quoted |
+//! | `sink.delivery-guarantee` | exactly-once | `at-most-once`: a batch that comes again is not written |
 //! | `store.*` | | how the store is reached, by the names of `[checkpoint.store]`: `store.aws_endpoint`, `store.dfs.replication`; else the environment says it (`AWS_…`, `HADOOP_CONF_DIR`) |
 //!
 //! ```text
@@ -44,7 +45,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::folder::{Folder, FolderError};
-use super::{Fenced, RowStream, Sink, SinkKind, SinkTable};
+use super::{Fenced, Guarantee, RowStream, Sink, SinkKind, SinkTable};
 use crate::batch::{BatchContext, BatchDefinition};
 use crate::checkpoint::CheckpointConfig;
 use crate::checkpoint::location::Place;
@@ -75,6 +76,7 @@ fn options() -> Vec<&'static str> {
         "json.encode.ignore-null-fields",
         "csv.field-delimiter",
         "csv.null-literal",
+        Guarantee::OPTION,
     ]
 }
 
@@ -105,6 +107,7 @@ fn sink(options: &Options, table: &SinkTable) -> Result<FileSink, SqlError> {
             "name the table with letters, digits and _",
         ));
     }
+    let guarantee = options.guarantee(Guarantee::ExactlyOnce, &[])?;
     options.required("format", "json")?;
     let format = options.choice("format", &["json", "csv", "raw"], "json")?;
     Ok(FileSink {
@@ -114,6 +117,7 @@ fn sink(options: &Options, table: &SinkTable) -> Result<FileSink, SqlError> {
         file_rows_max: options.number("sink.rolling-policy.max-rows", 1, FILE_ROWS_MAX, FILE_ROWS_MAX)?,
         retry_timeout: options.duration("sink.retry.timeout")?.unwrap_or(Duration::from_secs(60)),
         output: table.output.clone(),
+        guarantee,
         path,
         config,
         folder: None,
@@ -170,6 +174,7 @@ struct FileSink {
     file_rows_max: u64,
     retry_timeout: Duration,
     output: String,
+    guarantee: Guarantee,
     path: String,
     config: CheckpointConfig,
     folder: Option<Arc<Folder>>,
@@ -200,6 +205,10 @@ struct Written {
 
 #[async_trait]
 impl Sink for FileSink {
+    fn guarantee(&self) -> Guarantee {
+        self.guarantee
+    }
+
     async fn write(&mut self, batch: &BatchContext, rows: RowStream) -> anyhow::Result<u64> {
         let result = self.write_batch(batch, rows).await;
         if result.as_ref().is_err_and(|error| error.is::<Fenced>()) {

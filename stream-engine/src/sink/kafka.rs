@@ -10,7 +10,7 @@
 //! The client library speaks the older transaction protocol (before KIP-890), in which a request that was held up may end a
 //! later transaction; a warning says so at the start.
 //!
-//! `at-least-once` sends and waits until every record is acknowledged.
+//! `at-least-once` sends and waits until every record is acknowledged; so does `at-most-once`, to which no batch comes twice.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use service_kit::kafka::{self, KafkaError, OutRecord, Producer, TopicPartition, 
 use service_kit::telemetry;
 use tracing::{info, warn};
 
-use super::{Fenced, RowStream, Sink, SinkKind, SinkTable};
+use super::{Fenced, Guarantee, RowStream, Sink, SinkKind, SinkTable};
 use crate::batch::BatchContext;
 use crate::format::{JsonEncoder, TimestampStyle};
 use crate::sql::SqlError;
@@ -104,6 +104,10 @@ struct Transactions {
 
 #[async_trait]
 impl Sink for KafkaSink {
+    fn guarantee(&self) -> Guarantee {
+        self.kafka.guarantee
+    }
+
     async fn write(&mut self, batch: &BatchContext, rows: RowStream) -> anyhow::Result<u64> {
         match &mut self.delivery {
             Delivery::AtLeastOnce(producer) => {

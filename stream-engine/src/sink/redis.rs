@@ -14,6 +14,7 @@
 //! | `sink.buffer-flush.max-rows` | 1000 | rows per script call; a key's rows stay together |
 //! | `sink.retry.timeout` | 1 min | how long an absent server is waited for before the batch fails |
 //! | `fence.ttl` | 7 d | how long the fence outlives the last write |
+//! | `sink.delivery-guarantee` | exactly-once | `at-least-once`: without the fence |
 //!
 //! NULL removes a field; a row with NULL as value or score is left out.
 //!
@@ -36,7 +37,7 @@ use redis::{Client, RedisError, Script};
 use tracing::{info, warn};
 
 use super::template::{Template, Values, column};
-use super::{Fenced, RowStream, Sink, SinkKind, SinkTable};
+use super::{Fenced, Guarantee, RowStream, Sink, SinkKind, SinkTable};
 use crate::batch::BatchContext;
 use crate::sql::SqlError;
 use crate::sql::options::Options;
@@ -49,13 +50,14 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
-/// KEYS: the fence, then the keys of the commands. ARGV: batch, chunk, newest batch known, lifetime of the fence in ms, then per
+/// KEYS: the fence, then the keys of the commands. ARGV: batch, chunk, newest batch known, lifetime of the fence in ms (empty: no fence), then per
 /// command its name, the index of its key, the number of arguments and the arguments. Gives the batch of a fence that another
 /// process has raised, else -1.
 const SCRIPT: &str = r"
 local held = redis.call('HMGET', KEYS[1], 'batch', 'chunk')
 local batch, chunk, newest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-if held[1] then
+local fenced = ARGV[4] ~= ''
+if fenced and held[1] then
   local held_batch, held_chunk = tonumber(held[1]), tonumber(held[2])
   if held_batch > newest then return held_batch end
   if held_batch > batch or (held_batch == batch and held_chunk >= chunk) then return -1 end
@@ -66,8 +68,10 @@ while at <= #ARGV do
   redis.call(ARGV[at], KEYS[tonumber(ARGV[at + 1])], unpack(ARGV, at + 3, at + 2 + count))
   at = at + 3 + count
 end
-redis.call('HSET', KEYS[1], 'batch', ARGV[1], 'chunk', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
+if fenced then
+  redis.call('HSET', KEYS[1], 'batch', ARGV[1], 'chunk', ARGV[2])
+  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+end
 return -1
 ";
 
@@ -87,6 +91,7 @@ fn options() -> Vec<&'static str> {
         "sink.buffer-flush.max-rows",
         "sink.retry.timeout",
         "fence.ttl",
+        "sink.delivery-guarantee",
     ]
 }
 
@@ -96,8 +101,13 @@ fn build(options: &mut Options, table: &SinkTable) -> Result<Box<dyn Sink>, SqlE
     let client = Client::open(url.as_str())
         .map_err(|error| options.error("url", format!("`{shown}` is no Redis address ({error})"), "write redis://host:port"))?;
     let rows = rows(options, table)?;
+    let guarantee = options.guarantee(
+        Guarantee::ExactlyOnce,
+        &[(Guarantee::AtMostOnce, "rows replace each other by key, so a batch that comes again changes nothing", "leave the option out")],
+    )?;
     Ok(Box::new(RedisSink {
         rows,
+        guarantee,
         output: table.output.clone(),
         fence_ttl_ms: options.duration("fence.ttl")?.unwrap_or(Duration::from_secs(7 * 86_400)).as_millis(),
         retry_timeout: options.duration("sink.retry.timeout")?.unwrap_or(Duration::from_secs(60)),
@@ -184,6 +194,7 @@ fn without_password(url: &str) -> String {
 
 struct RedisSink {
     rows: Rows,
+    guarantee: Guarantee,
     output: String,
     fence_ttl_ms: u128,
     retry_timeout: Duration,
@@ -197,6 +208,10 @@ struct RedisSink {
 
 #[async_trait]
 impl Sink for RedisSink {
+    fn guarantee(&self) -> Guarantee {
+        self.guarantee
+    }
+
     async fn write(&mut self, batch: &BatchContext, mut rows: RowStream) -> anyhow::Result<u64> {
         let mut count = 0;
         let mut keys = BTreeMap::new();
@@ -222,7 +237,8 @@ impl RedisSink {
         for key in keys {
             invocation.key(key);
         }
-        invocation.arg(batch.definition.id).arg(chunk).arg(batch.newest).arg(self.fence_ttl_ms.to_string());
+        let lifetime = if self.guarantee == Guarantee::ExactlyOnce { self.fence_ttl_ms.to_string() } else { String::new() };
+        invocation.arg(batch.definition.id).arg(chunk).arg(batch.newest).arg(lifetime);
         for argument in arguments {
             invocation.arg(argument);
         }

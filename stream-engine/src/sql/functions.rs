@@ -3,6 +3,7 @@
 //! - `TO_TIMESTAMP_LTZ(number[, 0 | 3])`: epoch seconds (0) or milliseconds (3, the default) as TIMESTAMP_LTZ(3).
 //! - `TO_TIMESTAMP(text)`: TIMESTAMP(3); NULL where the text is no time.
 //! - `PERCENTILE(x, 0.95)`: approximate (t-digest); another name of `approx_percentile_cont`.
+//! - `ROW(a, b)`: a ROW of these fields; in an INSERT they go to the fields of the table's ROW column by position.
 //! - Three internal ones that assign rows to windows; see `tvf.rs`.
 
 use std::hash::Hash;
@@ -27,6 +28,7 @@ pub(crate) fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
     let assign = |name, part| Arc::new(ScalarUDF::from(Assign { name, part, signature: Signature::any(4, Volatility::Immutable) }));
     let numbers = [vec![DataType::Int64], vec![DataType::Int64, DataType::Int64]];
     vec![
+        Arc::new(datafusion::functions::core::r#struct().as_ref().clone().with_aliases(["row"])),
         assign(WINDOW_START, Part::Start),
         assign(WINDOW_END, Part::End),
         assign(WINDOW_TIME, Part::Time),

@@ -27,7 +27,7 @@ use super::source::{ColumnOrigin, METADATA, Reader, SourceColumn, SourceTable, W
 use super::types::flink_name;
 use crate::batch::{Startup, clock::interval_ms};
 use crate::job::JobSettings;
-use crate::sink::{SINKS, Sink, SinkKind, SinkTable};
+use crate::sink::{Guarantee, SINKS, Sink, SinkKind, SinkTable};
 
 /// A [`super::CompiledJob`] whose program is not yet behind its trait.
 pub(super) struct Compiled {
@@ -36,6 +36,7 @@ pub(super) struct Compiled {
     pub(super) notes: Vec<String>,
     pub(super) plan: String,
     pub(super) explain_only: bool,
+    pub(super) exactly_once: Vec<String>,
 }
 
 pub(super) fn compile(text: &str, options: &CompileOptions) -> Result<Compiled, SqlError> {
@@ -52,7 +53,15 @@ pub(super) fn compile(text: &str, options: &CompileOptions) -> Result<Compiled, 
         }
     }
     let session = Session::new(settings.memory_bytes).map_err(|error| from_planner(&error, Place::default()))?;
-    let mut job = Job { session, tables: BTreeMap::new(), views: BTreeSet::new(), settings, inserts: Vec::new(), explained: Vec::new() };
+    let mut job = Job {
+        session,
+        tables: BTreeMap::new(),
+        views: BTreeSet::new(),
+        settings,
+        inserts: Vec::new(),
+        explained: Vec::new(),
+        exactly_once: Vec::new(),
+    };
     for statement in statements {
         job.statement(statement)?;
     }
@@ -66,6 +75,7 @@ struct Job {
     settings: Settings,
     inserts: Vec<Planned>,
     explained: Vec<String>,
+    exactly_once: Vec<String>,
 }
 
 struct Planned {
@@ -262,7 +272,9 @@ impl Job {
             fields: schema.fields().iter().cloned().collect(),
             primary_key: def.primary_key.iter().map(|name| name.text.clone()).collect(),
         };
-        let mut options = Options::new(name, def.options_at, &def.options);
+        let mut entries = def.options.clone();
+        entries.extend(self.settings.guarantee.clone().filter(|_| !says_guarantee(def)));
+        let mut options = Options::new(name, def.options_at, &entries);
         options.required("connector", kind.name)?;
         let sink = (kind.build)(&mut options, &table)?;
         options.finish(&format!("connector `{}`", kind.name), &(kind.options)())?;
@@ -381,12 +393,25 @@ impl Job {
         if self.settings.emit == Emit::EveryBatch && is_windowed && !kind.upsert {
             return Err(insert.table.at.error(
                 format!("`{EMIT}` = `every-batch` needs a sink that replaces rows; connector `{}` appends", kind.name),
-                format!("put SET '{EMIT}' = 'on-watermark' in front of this INSERT, or write to `redis`"),
+                format!("put SET '{EMIT}' = 'on-watermark' in front of this INSERT, or write to `redis` or `hbase`"),
             ));
         }
         let ordinal = table.inserts;
         let sink = self.sink(kind, &table.def, &table.sink_schema, ordinal)?;
         let name = &insert.table.text;
+        let exactly_once = sink.guarantee() == Guarantee::ExactlyOnce;
+        // A transaction that is not committed takes its rows back, and files that are not listed do not count; elsewhere those of the first run stay.
+        if exactly_once && plan.volatile && !matches!(kind.name, "kafka" | "filesystem") {
+            return Err(insert.table.at.error(
+                format!(
+                    "table `{name}` cannot be exactly-once: the query draws lots (RANDOM, UUID), so a batch that comes again has other rows"
+                ),
+                format!("make the value of the row's own columns, or say '{}' = 'at-least-once'", Guarantee::OPTION),
+            ));
+        }
+        if exactly_once && (says_guarantee(&table.def) || self.settings.guarantee.is_some()) && !self.exactly_once.contains(name) {
+            self.exactly_once.push(name.clone());
+        }
         let output = if ordinal == 0 { name.clone() } else { format!("{name}-{}", ordinal + 1) };
         self.inserts.push(Planned { output, table: name.clone(), plan, sink, emit: self.settings.emit });
         if let Some(table) = self.tables.get_mut(name) {
@@ -437,7 +462,12 @@ impl Job {
                 sink: insert.sink,
             });
         }
-        let settings = self.settings;
+        let mut settings = self.settings;
+        if let (Some(table), false) = (self.exactly_once.first(), settings.job.fail_on_data_loss) {
+            settings.notes.push(format!(
+                "table `{table}` is exactly-once for the records that can still be read: `failOnDataLoss` = `false` goes on without those that Kafka has removed"
+            ));
+        }
         let program = SqlProgram {
             state: State::fresh(&sources, &outputs),
             sources,
@@ -448,7 +478,7 @@ impl Job {
             queue_items_max: settings.queue_items,
             plan: plan.clone(),
         };
-        Ok(Compiled { settings: settings.job, program, notes: settings.notes, plan, explain_only })
+        Ok(Compiled { settings: settings.job, program, notes: settings.notes, plan, explain_only, exactly_once: self.exactly_once })
     }
 
     /// Two tables with one prefix would fence each other.
@@ -465,6 +495,10 @@ impl Job {
         }
         Ok(())
     }
+}
+
+fn says_guarantee(def: &TableDef) -> bool {
+    def.options.iter().any(|option| option.key == Guarantee::OPTION)
 }
 
 fn watermark(def: &TableDef, schema: &Schema) -> Result<Option<Watermark>, SqlError> {

@@ -15,7 +15,7 @@
 //! | `key.format`, `key.fields` | | format of the record's key, and its columns separated by `;` |
 //! | `value.fields-include` | ALL | `EXCEPT_KEY`: key columns are not in the value |
 //! | `dead-letter.topic` | | where records go that cannot be read |
-//! | `sink.delivery-guarantee` | at-least-once | `exactly-once`: one transaction per batch |
+//! | `sink.delivery-guarantee` | at-least-once | `exactly-once`: one transaction per batch; `at-most-once`: a batch that comes again is not written |
 //! | `sink.transactional-id-prefix` | | with `exactly-once`; unique per table and job |
 //! | `json.encode.ignore-null-fields` | false | leave columns that are NULL out of the object that is written |
 
@@ -29,6 +29,7 @@ use super::error::{SqlError, nearest_or_all};
 use super::options::Options;
 use crate::batch::{Bounded, Startup};
 use crate::format::{FORMATS, Format, FormatKind};
+use crate::sink::Guarantee;
 
 pub(crate) const OPTIONS: &[&str] = &[
     "connector",
@@ -67,6 +68,7 @@ pub(crate) struct KafkaTable {
     /// Key columns are in the value too.
     pub(crate) value_has_key: bool,
     pub(crate) dead_letters: Option<Arc<str>>,
+    pub(crate) guarantee: Guarantee,
     /// The prefix of transactional ids, for exactly-once.
     pub(crate) transactional_prefix: Option<String>,
     pub(crate) iso_timestamps: bool,
@@ -122,13 +124,13 @@ impl KafkaTable {
         };
         let value = value_format(options, &value_columns)?;
 
-        let exactly_once =
-            options.choice("sink.delivery-guarantee", &["at-least-once", "exactly-once"], "at-least-once")? == "exactly-once";
+        let guarantee = options.guarantee(Guarantee::AtLeastOnce, &[])?;
+        let exactly_once = guarantee == Guarantee::ExactlyOnce;
         let prefix = options.optional("sink.transactional-id-prefix").filter(|prefix| !prefix.is_empty());
         if exactly_once && prefix.is_none() {
             return Err(options.error(
                 "sink.delivery-guarantee",
-                "exactly-once needs `sink.transactional-id-prefix`",
+                format!("table `{}` cannot be exactly-once without `sink.transactional-id-prefix`", options.table()),
                 "add 'sink.transactional-id-prefix' = 'a name unique to this job and table'",
             ));
         }
@@ -144,6 +146,7 @@ impl KafkaTable {
             key_fields,
             value_has_key,
             dead_letters: options.optional("dead-letter.topic").map(Into::into),
+            guarantee,
             transactional_prefix: prefix.filter(|_| exactly_once),
             iso_timestamps: options.optional("json.timestamp-format.standard").as_deref() == Some("ISO-8601"),
             without_nulls: options.boolean("json.encode.ignore-null-fields", false)?,

@@ -17,6 +17,7 @@
 //!
 //! | key | default | |
 //! |---|---|---|
+//! | `sink.delivery-guarantee` | the table's | for the INSERTs below it, of tables that do not say their own: `exactly-once`, `at-least-once` or `at-most-once`; a table that cannot give it is refused |
 //! | `millrace.emit` | on-watermark | for the INSERTs below it: `every-batch` also writes the totals so far of open windows that changed, to a sink that replaces rows |
 //! | `millrace.query.memory.max` | 512 MB | memory for hash tables of running plans |
 //! | `millrace.pipeline.queue.max` | 2 | chunks or batches that wait in front of each step (decode, query, write, dead-letters), per partition and query, and chunks of a partition that are decoded at once; 1 to 64 |
@@ -88,10 +89,12 @@ pub struct CompiledJob {
     pub plan: String,
     /// The text has EXPLAIN statements and no INSERT: show [`Self::plan`] and run nothing.
     pub explain_only: bool,
+    /// Tables whose `sink.delivery-guarantee` says `exactly-once`: the job needs a checkpoint.
+    pub exactly_once: Vec<String>,
 }
 
 /// Reads and plans a job. Connects to nothing.
 pub fn compile(text: &str, options: &CompileOptions) -> Result<CompiledJob, SqlError> {
-    let job::Compiled { settings, program, notes, plan, explain_only } = job::compile(text, options)?;
-    Ok(CompiledJob { settings, program: Box::new(program), notes, plan, explain_only })
+    let job::Compiled { settings, program, notes, plan, explain_only, exactly_once } = job::compile(text, options)?;
+    Ok(CompiledJob { settings, program: Box::new(program), notes, plan, explain_only, exactly_once })
 }

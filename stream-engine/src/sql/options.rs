@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::error::{Place, SqlError, nearest_or_all};
 
 pub(crate) use super::error::did_you_mean;
+use crate::sink::Guarantee;
 
 /// One option as it is written.
 #[derive(Clone, Debug)]
@@ -81,6 +82,24 @@ impl Options {
             .copied()
             .find(|choice| *choice == value.trim())
             .ok_or_else(|| self.error(key, format!("`{key}`: unknown value `{value}`"), nearest_or_all("values", &value, choices)))
+    }
+
+    pub(crate) fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// `sink.delivery-guarantee`. `refused`: those that the sink does not give, why, and the remedy.
+    pub(crate) fn guarantee(&self, default: Guarantee, refused: &[(Guarantee, &str, &str)]) -> Result<Guarantee, SqlError> {
+        let all = [Guarantee::ExactlyOnce, Guarantee::AtLeastOnce, Guarantee::AtMostOnce];
+        let chosen = self.choice(Guarantee::OPTION, &all.map(Guarantee::name), default.name())?;
+        let chosen = all.into_iter().find(|guarantee| guarantee.name() == chosen).unwrap_or(default);
+        match refused.iter().find(|(guarantee, ..)| *guarantee == chosen) {
+            None => Ok(chosen),
+            Some((_, why, remedy)) => {
+                let message = format!("table `{}` cannot be {}: {why}", self.table, chosen.name());
+                Err(self.error(Guarantee::OPTION, message, format!("{remedy}, or say '{}' = '{}'", Guarantee::OPTION, default.name())))
+            }
+        }
     }
 
     pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, SqlError> {

@@ -14,11 +14,12 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, DataFusionError, Result};
+use datafusion::common::{Column, DataFusionError, Result, ScalarValue};
 use datafusion::datasource::provider_as_source;
+use datafusion::functions::core::expr_fn::{get_field, named_struct};
 use datafusion::functions_aggregate::count::count_udaf;
-use datafusion::logical_expr::expr::AggregateFunction;
-use datafusion::logical_expr::{Aggregate, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, cast, col};
+use datafusion::logical_expr::expr::{AggregateFunction, Case};
+use datafusion::logical_expr::{Aggregate, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, cast, col, lit};
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::{ExecutionPlan, displayable};
 use datafusion::sql::parser::Statement as PlannerStatement;
@@ -38,6 +39,8 @@ pub(crate) struct QueryPlan {
     pub(crate) source: String,
     /// Columns of the source table that the query reads, in the order of its leaf.
     pub(crate) columns: Vec<usize>,
+    /// Has a function that gives something else each time.
+    pub(crate) volatile: bool,
     pub(crate) kind: QueryKind,
 }
 
@@ -169,7 +172,7 @@ impl Planner<'_> {
         for (index, wanted) in target.schema.fields().iter().enumerate() {
             let source = target.written.iter().position(|written| *written == index).map(|position| &given[position]);
             let expr = match source {
-                None => cast(datafusion::logical_expr::lit(datafusion::common::ScalarValue::Null), wanted.data_type().clone()),
+                None => cast(lit(ScalarValue::Null), wanted.data_type().clone()),
                 Some((relation, field)) => {
                     let column = Expr::Column(Column::new(relation.clone(), field.name()));
                     if !assignable(field.data_type(), wanted.data_type()) {
@@ -184,7 +187,7 @@ impl Planner<'_> {
                             format!("CAST it, or declare `{}` as {}", wanted.name(), flink_name(field.data_type())),
                         ));
                     }
-                    if field.data_type() == wanted.data_type() { column } else { cast(column, wanted.data_type().clone()) }
+                    fitted(column, field.data_type(), wanted.data_type())
                 }
             };
             columns.push(expr.alias(wanted.name()));
@@ -219,7 +222,7 @@ impl Planner<'_> {
                 (self.leaf(&physical)?.columns().to_vec(), QueryKind::Stateless(physical))
             }
         };
-        Ok(QueryPlan { source, columns, kind })
+        Ok(QueryPlan { source, columns, volatile: draws_lots(plan), kind })
     }
 
     fn no_joins(&self) -> SqlError {
@@ -536,4 +539,40 @@ fn assignable(from: &DataType, to: &DataType) -> bool {
         || (bytes(from) && bytes(to))
         || (matches!(from, DataType::Timestamp(..) | DataType::Date32) && matches!(to, DataType::Timestamp(..)))
         || (from.is_nested() && to.is_nested() && from.equals_datatype(to))
+        || matches!((from, to), (DataType::Struct(from), DataType::Struct(to)) if from.len() == to.len()
+            && from.iter().zip(to).all(|(from, to)| assignable(from.data_type(), to.data_type())))
+}
+
+fn draws_lots(plan: &LogicalPlan) -> bool {
+    let mut found = false;
+    // The walk itself cannot fail.
+    let _walked = plan.apply(|node| {
+        node.apply_expressions(|expr| {
+            found |= expr.is_volatile();
+            Ok(TreeNodeRecursion::Continue)
+        })
+    });
+    found
+}
+
+/// An assignable value as the sink's type. The fields of a ROW are taken by position, as in Flink.
+fn fitted(value: Expr, from: &DataType, to: &DataType) -> Expr {
+    match (from, to) {
+        _ if from == to => value,
+        (DataType::Struct(from), DataType::Struct(to)) => {
+            let fields = from.iter().zip(to).flat_map(|(from, to)| {
+                let field = get_field(value.clone(), from.name().as_str());
+                [lit(to.name().as_str()), fitted(field, from.data_type(), to.data_type())]
+            });
+            let row = named_struct(fields.collect());
+            let null = lit(ScalarValue::Null);
+            // A NULL row has no fields, not NULLs in them.
+            Expr::Case(Case::new(
+                None,
+                vec![(Box::new(value.clone().is_null()), Box::new(cast(null, DataType::Struct(to.clone()))))],
+                Some(Box::new(row)),
+            ))
+        }
+        _ => cast(value, to.clone()),
+    }
 }

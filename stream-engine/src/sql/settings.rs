@@ -7,13 +7,14 @@ use super::error::{Place, SqlError, nearest_or_all};
 use super::options::Entry;
 use super::program::Emit;
 use crate::job::{JobSettings, SettingError};
+use crate::sink::Guarantee;
 
 pub(crate) const EMIT: &str = "millrace.emit";
 const MEMORY: &str = "millrace.query.memory.max";
 const QUEUE: &str = "millrace.pipeline.queue.max";
 const IDLE: &str = "table.exec.source.idle-timeout";
 const ZONE: &str = "table.local-time-zone";
-pub(crate) const OWN: &[&str] = &[EMIT, MEMORY, QUEUE, IDLE, ZONE];
+pub(crate) const OWN: &[&str] = &[Guarantee::OPTION, EMIT, MEMORY, QUEUE, IDLE, ZONE];
 
 const QUEUE_ITEMS_MAX: usize = 64;
 
@@ -22,6 +23,8 @@ const QUEUE_ITEMS_MAX: usize = 64;
 pub(crate) struct Settings {
     pub(crate) job: JobSettings,
     pub(crate) emit: Emit,
+    /// Option of the tables that are written below and have none of their own.
+    pub(crate) guarantee: Option<Entry>,
     pub(crate) memory_bytes: usize,
     pub(crate) queue_items: usize,
     /// Zero: never.
@@ -35,6 +38,7 @@ impl Default for Settings {
         Self {
             job: JobSettings::default(),
             emit: Emit::OnWatermark,
+            guarantee: None,
             memory_bytes: 512 << 20,
             queue_items: 2,
             // Longer than a broker or a producer is usually away, so that its silence is not taken for its end.
@@ -55,6 +59,7 @@ impl Settings {
                     _ => return Err(wrong(entry, "`on-watermark` or `every-batch`")),
                 }
             }
+            Guarantee::OPTION => self.guarantee = Some(entry.clone()),
             MEMORY => self.memory_bytes = bytes(value).ok_or_else(|| wrong(entry, "a size such as `256 MB` or `2 GB`"))?,
             QUEUE => {
                 let items = value.parse().ok().filter(|items| (1..=QUEUE_ITEMS_MAX).contains(items));

@@ -207,6 +207,25 @@ pub(in crate::dstream) struct Computed<T> {
     /// Gone after the first evaluation. One that failed cannot be repeated, for records are read once: the batch is run
     /// again as a whole.
     compute: Mutex<Option<Compute<Arc<Vec<T>>>>>,
+    /// Why that one failed. Several partitions ask at once, and whoever is told first tells the batch.
+    failed: Mutex<Option<Failed>>,
+}
+
+/// What everybody is told who asks for the values. Its source is the cause, which decides what is done about it: a broker that was away was so for all.
+#[derive(Clone, Debug)]
+struct Failed(Arc<anyhow::Error>);
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#}", self.0)
+    }
+}
+
+impl std::error::Error for Failed {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let cause: &(dyn std::error::Error + Send + Sync) = (*self.0).as_ref();
+        Some(cause)
+    }
 }
 
 impl<T: Data> Computed<T> {
@@ -216,15 +235,18 @@ impl<T: Data> Computed<T> {
 
     /// Of partitions that somebody else holds too.
     pub(in crate::dstream) fn shared(partitions: usize, compute: Compute<Arc<Vec<T>>>) -> Self {
-        Self { partitions, values: OnceCell::new(), compute: Mutex::new(Some(compute)) }
+        Self { partitions, values: OnceCell::new(), compute: Mutex::new(Some(compute)), failed: Mutex::default() }
     }
 
     async fn values(&self) -> anyhow::Result<&Vec<Arc<Vec<T>>>> {
         let compute = async || {
             let compute = self.compute.lock().take();
             match compute {
-                Some(compute) => compute.await,
-                None => Err(anyhow::anyhow!("an earlier evaluation of the same values failed")),
+                Some(compute) => compute.await.map_err(|error| self.failed.lock().insert(Failed(Arc::new(error))).clone().into()),
+                None => Err(match &*self.failed.lock() {
+                    Some(failed) => failed.clone().into(),
+                    None => anyhow::anyhow!("an earlier evaluation of the same values was given up"),
+                }),
             }
         };
         self.values.get_or_try_init(compute).await

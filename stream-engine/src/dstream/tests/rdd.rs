@@ -129,5 +129,5 @@ async fn an_evaluation_that_failed_is_not_taken_for_values() {
     assert!(counts.collect().await.unwrap_err().to_string().contains("told to fail"));
     fail.store(false, Relaxed);
     let error = counts.collect().await.unwrap_err().to_string();
-    assert_eq!(error, "an earlier evaluation of the same values failed");
+    assert!(error.contains("told to fail"), "whoever asks is told the cause: {error}");
 }

@@ -22,7 +22,7 @@ use super::{CompileOptions, SqlError};
 use crate::batch::{BatchContext, BatchDefinition, BatchOutcome, OffsetRange, PartitionInput, Program, clock::ManualClock};
 use crate::commit::PlannedBatch;
 use crate::job::Monitor;
-use crate::sink::{RowStream, Sink};
+use crate::sink::{Guarantee, RowStream, Sink};
 
 /// A source `t` with event time, and what is needed of `WITH`.
 const KAFKA: &str = "'connector' = 'kafka', 'topic' = 'in', 'properties.bootstrap.servers' = 'nowhere:9092', \
@@ -40,10 +40,14 @@ fn try_compile(text: &str) -> Result<Compiled, SqlError> {
 /// Rows that an INSERT wrote: batch id and values as text.
 type Written = Arc<Mutex<Vec<(u64, Vec<String>)>>>;
 
-struct MemorySink(Written);
+struct MemorySink(Written, Guarantee);
 
 #[async_trait]
 impl Sink for MemorySink {
+    fn guarantee(&self) -> Guarantee {
+        self.1
+    }
+
     async fn write(&mut self, batch: &BatchContext, mut rows: RowStream) -> anyhow::Result<u64> {
         let mut count = 0;
         while let Some(rows) = rows.next().await {
@@ -67,6 +71,8 @@ struct Job {
     written: Vec<Written>,
     offsets: BTreeMap<i32, i64>,
     next_id: u64,
+    /// The next batches come again.
+    replay: bool,
     monitor: Arc<Monitor>,
 }
 
@@ -91,11 +97,11 @@ impl Job {
         let mut written = Vec::new();
         for output in &mut program.outputs {
             let rows = Written::default();
-            output.sink = Box::new(MemorySink(rows.clone()));
+            output.sink = Box::new(MemorySink(rows.clone(), output.sink.guarantee()));
             written.push(rows);
         }
         let monitor = Arc::new(Monitor::new("test", 1000, 100, "", Arc::new(ManualClock::at(0))));
-        Self { program, written, offsets: BTreeMap::new(), next_id: 0, monitor }
+        Self { program, written, offsets: BTreeMap::new(), next_id: 0, replay: false, monitor }
     }
 
     /// Runs a batch; every partition that takes part is named, also without lines.
@@ -126,7 +132,7 @@ impl Job {
             checkpoint_id: "c".into(),
             definition: Arc::new(planned.definition),
             newest: self.next_id,
-            replay: false,
+            replay: self.replay,
             last,
             span: tracing::Span::none(),
             monitor: Some(self.monitor.clone()),
@@ -139,7 +145,7 @@ impl Job {
         let snapshot = self.program.snapshot().unwrap();
         let mut new = Self::new(text);
         for (output, written) in new.program.outputs.iter_mut().zip(&self.written) {
-            output.sink = Box::new(MemorySink(written.clone()));
+            output.sink = Box::new(MemorySink(written.clone(), output.sink.guarantee()));
         }
         new.program.restore(snapshot).unwrap();
         self.program = new.program;

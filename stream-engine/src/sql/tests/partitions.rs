@@ -90,7 +90,7 @@ fn a_bounded_partition_that_was_read_to_its_end_holds_nothing() {
 /// Runs a job over the cluster until it has read this many rows and has emitted what it can.
 async fn run_until(kafka: &FakeKafka, checkpoint: &Checkpoint, text: &str, rows: u64, written: &Written) -> crate::job::JobView {
     let mut compiled = try_compile(text).unwrap();
-    compiled.program.outputs[0].sink = Box::new(MemorySink(written.clone()));
+    compiled.program.outputs[0].sink = Box::new(MemorySink(written.clone(), Guarantee::AtLeastOnce));
     let settings: JobSettings = compiled.settings;
     let monitor = Arc::new(Monitor::new("job", 10, 100, checkpoint.location(), Arc::new(SystemClock)));
     let (mode, receiver) = watch::channel(Mode::Run);

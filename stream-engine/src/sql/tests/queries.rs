@@ -169,3 +169,49 @@ fn the_example_counts_a_log_in_windows() {
     assert_eq!(statuses, [format!("{first} 200 1"), format!("{first} 400 1"), format!("{first} 500 1"), format!("{second} 200 1")]);
     assert_eq!(sorted(3), [format!("{first} | / | 1"), format!("{first} | /a | 1"), format!("{second} | /a | 1")]);
 }
+
+#[test]
+fn a_row_of_values_goes_to_the_fields_of_a_column_by_position() {
+    let mut job = Job::new(&format!(
+        "CREATE TABLE t (a INT, name STRING, r ROW<x INT, y STRING>) WITH ({KAFKA});
+         CREATE TABLE h (k STRING, f ROW<n BIGINT, `of` STRING>, g ROW<x BIGINT, z STRING>, PRIMARY KEY (k) NOT ENFORCED)
+           WITH ('connector' = 'hbase', 'url' = 'http://nowhere', 'table-name' = 'h');
+         INSERT INTO h SELECT name, ROW(a, UPPER(name)), r FROM t;"
+    ));
+    job.batch(vec![lines(0, &[r#"{"a":1,"name":"x","r":{"x":2,"y":"z"}}"#, r#"{"name":"y"}"#])], false);
+    assert_eq!(job.rows(), ["x | {n: 1, of: X} | {x: 2, z: z}", "y | {n: NULL, of: Y} | NULL"]);
+}
+
+#[test]
+fn who_asks_for_exactly_once_is_known_and_at_most_once_writes_no_batch_twice() {
+    let text = |set: &str, of_table: &str| {
+        format!(
+            "{set} CREATE TABLE t (a INT) WITH ({KAFKA});
+             CREATE TABLE h (k STRING, f ROW<n INT>) WITH ('connector' = 'hbase', 'url' = 'http://nowhere', 'table-name' = 'h' {of_table});
+             INSERT INTO h SELECT CAST(a AS STRING), ROW(a) FROM t;"
+        )
+    };
+    let asks = |set, of_table| try_compile(&text(set, of_table)).unwrap().exactly_once;
+    let set = "SET 'sink.delivery-guarantee' = 'exactly-once';";
+    assert_eq!(asks("", ""), [""; 0], "it is, and does not insist");
+    assert_eq!(asks(set, ""), ["h"]);
+    assert_eq!(asks("", ", 'sink.delivery-guarantee' = 'exactly-once'"), ["h"]);
+    assert_eq!(asks(set, ", 'sink.delivery-guarantee' = 'at-least-once'"), [""; 0]);
+    let notes = try_compile(&text(&format!("{set} SET 'failOnDataLoss' = 'false';"), "")).unwrap().notes;
+    assert!(notes.iter().any(|note| note.contains("table `h` is exactly-once for the records that can still be read")), "{notes:?}");
+
+    let mut job = Job::new(&format!(
+        "CREATE TABLE t (a INT) WITH ({KAFKA});
+         CREATE TABLE once (a INT) WITH ('connector' = 'console', 'sink.delivery-guarantee' = 'at-most-once');
+         CREATE TABLE again (a INT) WITH ('connector' = 'console');
+         INSERT INTO once SELECT a FROM t; INSERT INTO again SELECT a FROM t;"
+    ));
+    job.replay = true;
+    // More than the queues hold: what is left out must be taken all the same.
+    let all: Vec<String> = (0..100).map(|a| format!(r#"{{"a":{a}}}"#)).collect();
+    let outcome = job.batch(vec![Lines { partition: 0, lines: all, behind: false }], false);
+    assert_eq!((job.rows_of(0).len(), job.rows_of(1).len(), outcome.rows_out), (0, 100, 100));
+    job.replay = false;
+    job.batch(vec![lines(0, &[r#"{"a":1}"#])], false);
+    assert_eq!((job.rows_of(0).len(), job.rows_of(1).len()), (1, 101));
+}

@@ -16,7 +16,7 @@ Written by a test of the stream engine from its tables. `millrace-engine run --d
 | statement | |
 |---|---|
 | `SET 'key' = 'value'` | a setting, see below |
-| `CREATE TABLE name (columns) WITH ('option' = 'value', …)` | a topic, a Redis, files or the console. A column is `name TYPE`, `name TYPE METADATA [FROM 'key'] VIRTUAL` or `name AS expression` |
+| `CREATE TABLE name (columns) WITH ('option' = 'value', …)` | a topic, a Redis, a table of HBase, files or the console. A column is `name TYPE`, `name TYPE METADATA [FROM 'key'] VIRTUAL` or `name AS expression` |
 | `WATERMARK FOR ts AS ts - INTERVAL '5' SECOND` | among the columns: the event time, and how late its rows may be |
 | `PRIMARY KEY (a, b) NOT ENFORCED` | among the columns |
 | `CREATE VIEW name AS SELECT …` | a query under a name |
@@ -74,9 +74,15 @@ fn page() -> String {
     page.push_str(&table(include_str!("../../sink/redis.rs")));
     page.push_str("\n## Connector `filesystem`: write\n\n");
     page.push_str(&table(include_str!("../../sink/files.rs")));
+    page.push_str("\n## Connector `hbase`: write\n\n");
+    page.push_str(&table(include_str!("../../sink/hbase.rs")));
+    page.push('\n');
+    page.push_str(&text(include_str!("../../sink/hbase.rs"), "As in Flink", "\0").join("\n").replace(" ([`Fenced`])", ""));
     page.push_str("\n## Connector `console` (or `print`): write\n\n");
     page.push_str(&table(include_str!("../../sink/console.rs")));
-    page.push_str("\n## Settings\n\nOf SQL jobs, by `SET` or in `[jobs.settings]` of the engine's configuration:\n\n");
+    page.push_str("\n\n## Delivery guarantees\n\n");
+    page.push_str(&text(include_str!("../../sink/mod.rs"), "What stands", "\0").join("\n"));
+    page.push_str("\n\n## Settings\n\nOf SQL jobs, by `SET` or in `[jobs.settings]` of the engine's configuration:\n\n");
     page.push_str(&table(include_str!("../mod.rs").split_once("A job's own settings").map_or("", |(_, rest)| rest)));
     page.push_str("\n### Where offsets live\n\n");
     page.push_str(&text(include_str!("../../source/offsets.rs"), "| `offsets.store`", "use ").join("\n"));
