@@ -1,9 +1,8 @@
 //! Counts the words of each second that come from a socket, by SQL: Spark's `SqlNetworkWordCount`. Try it beside `nc -lk 9999`.
 //!
 //! `cargo run -p examples --bin sql_network_word_count -- localhost 9999`
-#![allow(clippy::print_stdout)] // Its output is what the program is for.
 
-use std::time::Duration;
+use std::{io::Write as _, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use stream_engine::dstream::{SessionContext, SparkConf, StreamingContext};
@@ -25,7 +24,7 @@ fn main() -> anyhow::Result<()> {
         let words_data_frame = rdd.map(|word| Record { word }).to_df(&session)?;
         session.register_table("words", words_data_frame.into_view())?;
         let word_counts_data_frame = session.sql("SELECT word, COUNT(*) AS total FROM words GROUP BY word ORDER BY word").await?;
-        println!("========= {time} =========");
+        writeln!(std::io::stdout(), "========= {time} =========")?;
         word_counts_data_frame.show().await?;
         Ok(())
     });

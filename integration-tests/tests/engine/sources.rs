@@ -5,19 +5,25 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use integration_tests::{eventually, kafka, process::Process, servers::kafka_bootstrap, unique};
 use rand::RngExt;
-use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::Mutex};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+};
 
 use super::{FREE_PORTS, WAIT};
 
 /// Words of one post.
 const WORDS: usize = 5;
+/// Posts between two kills.
+const POSTS: usize = 80;
 
 /// The counts of the newest batch that was printed as a whole: `("word", 5)` a line.
 fn printed(log: &str) -> BTreeMap<String, u64> {
@@ -31,20 +37,21 @@ async fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").await.and_then(|tcp| tcp.local_addr()).expect("a port").port()
 }
 
-/// Posts words of their own, each once, and keeps the numbers of those posts that were acknowledged.
-async fn post(url: String, next: Arc<AtomicUsize>, acknowledged: Arc<Mutex<BTreeSet<usize>>>, over: Arc<AtomicBool>) {
+/// Posts words of their own, each once and one post for each permit, and keeps the numbers of those that were acknowledged.
+async fn post(listen: String, permits: Arc<Semaphore>, next: Arc<AtomicUsize>, acknowledged: watch::Sender<BTreeSet<usize>>) {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().expect("a client");
-    while !over.load(Relaxed) {
+    // Until there will be no more.
+    while let Ok(permit) = permits.acquire().await {
+        permit.forget();
+        eventually(WAIT, "the program listens", || async { TcpStream::connect(&listen).await.map_err(|error| error.to_string()) }).await;
         let n = next.fetch_add(1, Relaxed);
         let body = vec![format!("post-{n}"); WORDS].join("\n");
-        match client.post(&url).body(body).send().await {
-            Ok(answer) if answer.status() == 200 => {
-                acknowledged.lock().await.insert(n);
-            }
-            // Nobody listens, or it died before it could answer: the words may be there or not.
-            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        // Without an answer, because it died before it could give one, the words may be there or not.
+        if client.post(format!("http://{listen}/")).body(body).send().await.is_ok_and(|answer| answer.status() == 200) {
+            acknowledged.send_modify(|acknowledged| {
+                acknowledged.insert(n);
+            });
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -53,29 +60,33 @@ async fn what_was_acknowledged_over_http_is_counted_once_whatever_is_killed() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let (listen, checkpoint) = (format!("127.0.0.1:{}", free_port().await), dir.path().join("checkpoint"));
     let start = || Process::start("http_word_count", dir.path(), &[&listen, &checkpoint.to_string_lossy()], &FREE_PORTS);
-    let (next, acknowledged, over) = (Arc::default(), Arc::<Mutex<BTreeSet<usize>>>::default(), Arc::<AtomicBool>::default());
+    let (permits, next, (acknowledged, mut known)) = (Arc::new(Semaphore::new(0)), Arc::default(), watch::channel(BTreeSet::new()));
     let mut senders = Vec::new();
     for _ in 0..4 {
-        let sender = post(format!("http://{listen}/"), Arc::clone(&next), Arc::clone(&acknowledged), Arc::clone(&over));
+        let sender = post(listen.clone(), Arc::clone(&permits), Arc::clone(&next), acknowledged.clone());
         senders.push(tokio::spawn(sender));
     }
     let mut process = start();
     for _ in 0..6 {
-        let before = acknowledged.lock().await.len();
-        eventually(WAIT, "posts are acknowledged", || async {
-            let now = acknowledged.lock().await.len();
-            if now >= before + 20 { Ok(()) } else { Err(format!("{now}, {before} before")) }
-        })
-        .await;
-        tokio::time::sleep(Duration::from_millis(rand::rng().random_range(0..1500))).await;
+        // Killed in the middle of them, while senders wait for their answers.
+        let before = known.borrow().len();
+        permits.add_permits(POSTS);
+        let moment = before + rand::rng().random_range(1..POSTS / 2);
+        let there = known.wait_for(|acknowledged| acknowledged.len() >= moment);
+        tokio::time::timeout(WAIT, there).await.expect("posts are acknowledged").expect("the senders");
         process.kill_9();
         process = start();
     }
-    over.store(true, Relaxed);
+    // What is left of the permits is posted too.
+    eventually(WAIT, "every post has ended", || async {
+        if permits.available_permits() == 0 { Ok(()) } else { Err(format!("{} to go", permits.available_permits())) }
+    })
+    .await;
+    permits.close();
     for sender in senders {
         sender.await.expect("a sender");
     }
-    let acknowledged = acknowledged.lock().await.clone();
+    let acknowledged = known.borrow().clone();
     let counts = eventually(WAIT, "everything that was acknowledged is counted", || async {
         let counts = printed(&process.log());
         let missing: Vec<&usize> = acknowledged.iter().filter(|n| !counts.contains_key(&format!("post-{n}"))).collect();

@@ -3,10 +3,7 @@
 //! What decides or is shown asks a [`Clock`], and nothing else in this crate asks the machine (`clippy.toml` sees to it);
 //! waits for others (a broker's answer, the pause before another attempt) are real ones.
 
-use std::{
-    sync::{Arc, LazyLock},
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -28,22 +25,37 @@ pub struct SystemClock;
 
 impl SystemClock {
     /// Microseconds since the epoch; 0 on a machine that is set to before it.
-    #[allow(clippy::disallowed_methods)] // this is where the machine is asked
     pub(crate) fn now_us() -> u64 {
-        u64::try_from(chrono::Utc::now().timestamp_micros()).unwrap_or(0)
+        u64::try_from(machine::utc().timestamp_micros()).unwrap_or(0)
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // this is where the machine is asked
+mod machine {
+    use std::{
+        sync::LazyLock,
+        time::{Duration, Instant},
+    };
+
+    pub(super) fn utc() -> chrono::DateTime<chrono::Utc> {
+        chrono::Utc::now()
+    }
+
+    /// Since it was first asked.
+    pub(super) fn monotonic() -> Duration {
+        static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        BEGAN.elapsed()
     }
 }
 
 #[async_trait]
-#[allow(clippy::disallowed_methods)] // this is where the machine is asked
 impl Clock for SystemClock {
     fn now_ms(&self) -> i64 {
-        chrono::Utc::now().timestamp_millis()
+        machine::utc().timestamp_millis()
     }
 
     fn monotonic(&self) -> Duration {
-        static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
-        BEGAN.elapsed()
+        machine::monotonic()
     }
 
     async fn sleep_until(&self, time_ms: i64) {

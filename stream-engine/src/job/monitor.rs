@@ -294,7 +294,7 @@ impl Inner {
 
 /// One wait, for whatever comes in its way until it is over.
 struct Wait {
-    /// What it waits for now.
+    /// What is in its way.
     what: String,
     since_ms: i64,
     /// What the log was told of.

@@ -524,8 +524,9 @@ async fn new_files_of_a_folder_are_read_once_over_restarts() {
     fs::create_dir(&folder).unwrap();
     let checkpoint = Checkpoint::open(&dir.path().join("checkpoint").to_string_lossy(), &Default::default()).unwrap();
     move_in(&folder, "before", "before");
-    // So that what comes later is later for the file system too.
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    // A moment ago for the file system too, whose clock is coarse.
+    let moment_ago = UNIX_EPOCH + Duration::from_millis(u64::try_from(SystemClock.now_ms()).unwrap() - 1000);
+    File::options().write(true).open(folder.join("before")).unwrap().set_modified(moment_ago).unwrap();
     let program = || {
         let ssc = context();
         let lines = ssc.text_file_stream(&format!("file://{}", folder.display()));
