@@ -1,11 +1,12 @@
 //! Real Flume 1.11, as an agent or as its command-line client.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -13,10 +14,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{eventually, root, servers::script};
 
-/// A free loopback port below the range that the kernel hands out to outgoing connections.
+/// A free loopback port below the range that the kernel hands out to outgoing connections; no two tests of a process get
+/// the same one, although nobody listens on it yet.
 pub fn free_port() -> u16 {
-    let port = (0..1000).map(|_| rand::random_range(20_000..32_000u16)).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
-    port.unwrap_or_else(|| panic!("no free port between 20000 and 32000"))
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok() && UdpSocket::bind(("127.0.0.1", *port)).is_ok();
+    let mut ports = (0..1000).map(|_| rand::random_range(20_000..32_000u16));
+    ports.find(|port| free(port) && given.insert(*port)).unwrap_or_else(|| panic!("no free port between 20000 and 32000"))
 }
 
 /// A running agent named `agent`.

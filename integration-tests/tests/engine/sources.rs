@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use integration_tests::{eventually, kafka, process::Process, servers::kafka_bootstrap, unique};
+use integration_tests::{eventually, flume::free_port, kafka, process::Process, servers::kafka_bootstrap, unique};
 use rand::RngExt;
 use tokio::{
     io::AsyncWriteExt as _,
@@ -31,10 +31,6 @@ fn printed(log: &str) -> BTreeMap<String, u64> {
     let whole = batches.filter(|batch| batch.contains("\n\n")).last().unwrap_or_default();
     let counts = whole.lines().filter_map(|line| line.strip_prefix("(\"")?.strip_suffix(')')?.split_once("\", "));
     counts.map(|(word, count)| (word.to_owned(), count.parse().unwrap_or_else(|error| panic!("{word} {count}: {error}")))).collect()
-}
-
-async fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").await.and_then(|tcp| tcp.local_addr()).expect("a port").port()
 }
 
 /// Posts words of their own, each once and one post for each permit, and keeps the numbers of those that were acknowledged.
@@ -58,7 +54,7 @@ async fn post(listen: String, permits: Arc<Semaphore>, next: Arc<AtomicUsize>, a
 #[tokio::test]
 async fn what_was_acknowledged_over_http_is_counted_once_whatever_is_killed() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let (listen, checkpoint) = (format!("127.0.0.1:{}", free_port().await), dir.path().join("checkpoint"));
+    let (listen, checkpoint) = (format!("127.0.0.1:{}", free_port()), dir.path().join("checkpoint"));
     let start = || Process::start("http_word_count", dir.path(), &[&listen, &checkpoint.to_string_lossy()], &FREE_PORTS);
     let (permits, next, (acknowledged, mut known)) = (Arc::new(Semaphore::new(0)), Arc::default(), watch::channel(BTreeSet::new()));
     let mut senders = Vec::new();
