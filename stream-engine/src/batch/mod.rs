@@ -17,6 +17,7 @@ mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use crate::commit::slots::Slot;
 use crate::job::{ListenerBus, Monitor, said};
 use crate::source::{LocalLog, Mirror};
 use async_trait::async_trait;
@@ -85,6 +86,9 @@ pub struct BatchContext {
     pub replay: bool,
     /// Sources ended, or the job drains: emit everything after this batch.
     pub last: bool,
+    /// Of a job that several workers share: which part of it this is. Batches of each slot are counted by themselves, and what fences them must
+    /// not be another slot's. A slot's `checkpoint_id` is its own.
+    pub slot: Option<Slot>,
     /// `engine.batch`; children `process` and `output` belong below it.
     pub span: tracing::Span,
     /// Where outputs say what they do and what they are waiting for; `None` in tests.
@@ -241,6 +245,11 @@ pub struct StateReport {
 pub trait Program: Send {
     /// Asked once, before the first batch. The order gives the source indices.
     fn sources(&self) -> Vec<SourceSpec>;
+
+    /// Whether each slot's records can be processed without the others' (`job.slots`). The error says what cannot, and what would be right.
+    fn shareable(&self) -> Result<(), String> {
+        Err("`job.slots` is for SQL jobs; a DStream program runs in one process".into())
+    }
 
     /// For people: on the page and in `job show`.
     fn plan(&self) -> String;

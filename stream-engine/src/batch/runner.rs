@@ -32,7 +32,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Holder, Loaded};
 use crate::commit::{Commit, Decision, Discard, End, Identity, Metadata, PlannedBatch, Positions, SourceStart, TopicIds, Totals, decide};
 use crate::job::{Durations, JobSettings, JobState, Monitor, said};
 use crate::sink::Fenced;
-use crate::source::{Cluster, DataLoss, Mirror, Place, Released, Resume, Source};
+use crate::source::{Share, Cluster, DataLoss, Mirror, Place, Released, Resume, Source};
 use crate::sql::Overflow;
 
 /// Longest wait between two runs of a failing batch, or two looks at a broker or store that is away.
@@ -53,6 +53,8 @@ pub struct Runner {
     pub monitor: Arc<Monitor>,
     pub mode: watch::Receiver<Mode>,
     pub tasks: TaskTracker,
+    /// Of a job that several workers share: the part that is run here.
+    pub share: Option<Share>,
 }
 
 /// The state between two batches.
@@ -110,7 +112,8 @@ impl Runner {
         result
     }
 
-    async fn run_to_end(mut self) -> anyhow::Result<()> {
+    /// As [`Self::run`], and says nothing of the end.
+    pub(crate) async fn run_to_end(mut self) -> anyhow::Result<()> {
         let Some(sources) = self.connect().await? else { return Ok(()) };
         let result = self.run_over(&sources).await;
         for source in &sources {
@@ -550,6 +553,7 @@ impl Runner {
             definition,
             replay,
             last: planned.end.is_some(),
+            slot: self.share.map(|share| share.slot),
             span: span.clone(),
             monitor: Some(self.monitor.clone()),
         };

@@ -5,9 +5,9 @@
 
 use std::{fmt, time::Duration};
 
-use crate::commit::IGNORE_UNCLAIMED;
 use crate::source::OffsetSettings;
 use crate::sql::without_passwords;
+use crate::commit::{IGNORE_UNCLAIMED, slots::SLOTS_MAX};
 
 /// Everything a job may set. `JobSettings::default()` is Spark's defaults where Spark has the setting.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,8 @@ pub struct JobSettings {
     /// `execution.state-recovery.ignore-unclaimed-state`: a changed program may drop the state of operators and the offsets of sources that
     /// it does not have any more. Default false: it is refused.
     pub ignore_unclaimed_state: bool,
+    /// `job.slots`: into how many slots the job is cut, which the workers of its group share; `None` (0): one process runs all of it.
+    pub slots: Option<u32>,
     /// `failOnDataLoss`: stop when offsets that were still to be read are gone from the topic; `false` goes on at the
     /// earliest that is there. Default true.
     pub fail_on_data_loss: bool,
@@ -132,6 +134,7 @@ impl Default for JobSettings {
             retry_backoff: Duration::from_millis(500),
             checkpoint_retained: 10,
             ignore_unclaimed_state: false,
+            slots: None,
             fail_on_data_loss: true,
             offsets: OffsetSettings::default(),
             topic_missing_timeout: Duration::from_secs(300),
@@ -232,6 +235,11 @@ pub const KNOWN: &[Known] = &[
             };
             Ok(())
         },
+        "job.slots",
+        "0",
+        "Into how many slots the job is cut, 1 to 1024: every process that runs the job under the same name, with the same checkpoint, is a worker \
+         and has a share of them. Partition p of each topic belongs to slot p modulo this. Fixed when the job first starts. 0: one process runs all of it.",
+        |s, v| within(v, 0, u64::from(SLOTS_MAX), "a whole number from 0 to 1024").map(|n| s.slots = u32::try_from(n).ok().filter(|n| *n > 0)),
     ),
     known(
         "receiver.bytes.max",

@@ -1,7 +1,7 @@
 //! Kafka sink: one record per row.
 //!
 //! `exactly-once` is one transaction per batch. The batch's id stands in the metadata of the offsets that the same
-//! transaction commits for the group `<sink.transactional-id-prefix>` (`-2`, … for further INSERTs into the table), so
+//! transaction commits for the group `<sink.transactional-id-prefix>` (`-2`, … for further INSERTs into the table, then `/0`, `/1`, … for the slots of a shared job), so
 //! records and mark appear together. A new writer reads the mark and skips the batches that are written already; a mark of a batch that this
 //! process knows nothing of is another process's, or a checkpoint was put back: then nothing is written ([`Fenced`]).
 //! A batch without rows writes nothing. A transaction is open while its batch is read and written, so a batch must fit into
@@ -72,7 +72,7 @@ fn build(options: &mut Options, table: &SinkTable) -> Result<Box<dyn Sink>, SqlE
         Some(prefix) => {
             let id = if table.ordinal == 0 { prefix.clone() } else { format!("{prefix}-{}", table.ordinal + 1) };
             let output = table.output.clone();
-            Delivery::ExactlyOnce(Transactions { id, output, started: false, writer: None, open: false, written: None })
+            Delivery::ExactlyOnce(Transactions { prefix: id.clone(), id, output, started: false, writer: None, open: false, written: None })
         }
     };
     Ok(Box::new(KafkaSink { kafka, encoder: Arc::new(encoder), delivery }))
@@ -90,8 +90,9 @@ enum Delivery {
 }
 
 struct Transactions {
-    /// Transactional id, and the group of the marks.
+    /// Transactional id, and the group of the marks; a slot's ends in `/SLOT`.
     id: String,
+    prefix: String,
     output: String,
     /// The first writer was made.
     started: bool,
@@ -213,6 +214,7 @@ impl Transactions {
     /// A new writer fences the old one and settles its transaction; only then is the mark final.
     async fn renew(&mut self, kafka: &KafkaTable, batch: &BatchContext) -> anyhow::Result<()> {
         self.writer = None;
+        self.id = batch.slot.map_or_else(|| self.prefix.clone(), |slot| format!("{}/{slot}", self.prefix));
         self.writer = Some(kafka::transactional_writer(&kafka.config, &self.id).await?);
         let marks = kafka::admin(&kafka.config).await?.committed(&self.id, None).await?;
         self.written = marks.values().filter_map(|(_, metadata)| written(metadata, &batch.checkpoint_id)).max();

@@ -12,7 +12,10 @@ use super::Cluster;
 use super::local::{LocalLog, LocalReader, Place};
 use super::offsets::{OffsetSettings, stored};
 use crate::batch::{Bounded, SourceKind, SourceSpec, Startup};
-use crate::commit::{Positions, SourceStart, TopicIds};
+use crate::commit::{
+    Positions, SourceStart, TopicIds,
+    slots::{Shape, Slot},
+};
 
 /// A connected source.
 pub struct Source {
@@ -20,6 +23,15 @@ pub struct Source {
     pub reader: Arc<dyn RangeReader>,
     /// Where a first start at group offsets looks for them.
     offsets: OffsetSettings,
+    /// Of a job that several workers share: only the partitions of this slot are read.
+    pub share: Option<Share>,
+}
+
+/// One slot of a job, and into how many the job is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub shape: Shape,
+    pub slot: Slot,
 }
 
 /// Offsets that were still to be read are not in the topic.
@@ -56,7 +68,11 @@ impl Source {
                 Arc::new(LocalReader(log.clone()))
             }
         };
-        Ok(Self { spec, reader, offsets })
+        Ok(Self { spec, reader, offsets, share: None })
+    }
+
+    fn is_mine(&self, partition: &TopicPartition) -> bool {
+        self.share.is_none_or(|share| share.shape.slot_of_partition(partition.partition) == share.slot)
     }
 
     pub fn local(&self) -> Option<&Arc<dyn LocalLog>> {
@@ -86,7 +102,7 @@ impl Source {
         Some(DataLoss::Recreated { source_name: self.spec.name.clone(), topic: topic.clone() })
     }
 
-    /// All partitions of the source's topics.
+    /// All partitions of the source's topics, of its share of them.
     pub async fn partitions(&self) -> Result<Vec<TopicPartition>, KafkaError> {
         let mut all = Vec::new();
         for topic in &self.spec.topics {
@@ -94,6 +110,7 @@ impl Source {
             let partitions = self.reader.partitions(&topic).await?;
             all.extend(partitions.into_iter().map(|partition| TopicPartition { topic: topic.clone(), partition }));
         }
+        all.retain(|partition| self.is_mine(partition));
         Ok(all)
     }
 
@@ -109,11 +126,11 @@ impl Source {
             Startup::Latest => all(|b| b.latest),
             Startup::Timestamp(time_ms) => self.reader.offsets_at(&partitions, *time_ms).await?,
             Startup::Specific(offsets) => {
-                if let Some(unknown) = offsets.keys().find(|partition| !bounds.contains_key(*partition)) {
+                if let Some(unknown) = offsets.keys().find(|partition| self.is_mine(partition) && !bounds.contains_key(*partition)) {
                     anyhow::bail!("source `{}`: start offset given for partition {unknown}, which does not exist", self.spec.name);
                 }
                 let mut starts = all(|b| b.earliest);
-                starts.extend(offsets.clone());
+                starts.extend(offsets.iter().filter(|(partition, _)| self.is_mine(partition)).map(|(partition, offset)| (partition.clone(), *offset)));
                 for (partition, wanted) in &starts {
                     self.check(partition, *wanted, bounds.get(partition))?;
                 }

@@ -27,7 +27,7 @@ use service_kit::kafka::{Admin, KafkaConfig, KafkaError, RangeReader, TopicParti
 use service_kit::offsets::{OffsetError, OffsetStore};
 use tokio::sync::Mutex;
 
-pub use kafka::{DataLoss, Source};
+pub use kafka::{DataLoss, Share, Source};
 pub use local::{LocalLog, Place, Released, Resume};
 pub use mirror::Mirror;
 pub use offsets::{OffsetPlace, OffsetSettings, OpenStores, StoreAddress};

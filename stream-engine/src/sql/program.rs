@@ -115,6 +115,14 @@ impl Program for SqlProgram {
         self.sources.iter().map(|source| source.reader.table().spec()).collect()
     }
 
+    fn shareable(&self) -> Result<(), String> {
+        let windowed = self.outputs.iter().find(|output| matches!(output.query, Query::Window(..)));
+        windowed.map_or(Ok(()), |output| {
+            let table = &output.table;
+            Err(format!("INSERT INTO `{table}` groups rows, whose groups may be spread over all slots, and slots do not exchange rows: leave `job.slots` out"))
+        })
+    }
+
     fn plan(&self) -> String {
         self.plan.clone()
     }
