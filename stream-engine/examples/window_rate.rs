@@ -62,6 +62,7 @@ async fn main() -> anyhow::Result<()> {
             newest: id as u64,
             replay: false,
             last: id + 1 == count,
+            slot: None,
             span: tracing::Span::none(),
             monitor: None,
         };

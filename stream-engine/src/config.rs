@@ -40,6 +40,9 @@ pub struct JobsConfig {
     pub checkpoint: Option<String>,
     /// Jobs that run at once; as many that are over are remembered.
     pub max: usize,
+    /// Static id of this process among the workers of its shared jobs (`job.slots`), unique among them: started again under it, it has its slots back at
+    /// once. Unset: a member like any other, whose slots move to the others when it leaves.
+    pub worker_id: Option<String>,
     /// Defaults for every job, by the names that `SET` takes: `"batch.interval" = "1s"`.
     #[serde(deserialize_with = "known_settings")]
     pub settings: BTreeMap<String, String>,
@@ -74,7 +77,7 @@ impl Default for PageConfig {
 
 impl Default for JobsConfig {
     fn default() -> Self {
-        Self { checkpoint: None, max: 100, settings: BTreeMap::new() }
+        Self { checkpoint: None, max: 100, worker_id: None, settings: BTreeMap::new() }
     }
 }
 

@@ -88,7 +88,7 @@ impl Control for EngineControl {
     }
 
     async fn remaining(&self) -> u64 {
-        self.registry.jobs().iter().map(|job| job.monitor.records_waiting()).sum()
+        self.registry.jobs_and_slots().iter().map(|job| job.monitor.records_waiting()).sum()
     }
 
     fn effective_config(&self) -> (String, String) {

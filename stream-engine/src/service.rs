@@ -77,6 +77,7 @@ impl Service for EngineService {
             Arc::new(KafkaCluster::default()),
             Arc::new(SystemClock),
             ctx.tasks.clone(),
+            config.jobs.worker_id.clone(),
         );
         let job = match foreground {
             None => {

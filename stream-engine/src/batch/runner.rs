@@ -32,7 +32,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Holder, Loaded};
 use crate::commit::{Commit, Decision, Discard, End, Identity, Metadata, PlannedBatch, Positions, SourceStart, TopicIds, Totals, decide};
 use crate::job::{Durations, JobSettings, JobState, Monitor, said};
 use crate::sink::Fenced;
-use crate::source::{Share, Cluster, DataLoss, Mirror, Place, Released, Resume, Source};
+use crate::source::{Cluster, DataLoss, Mirror, Place, Released, Resume, Share, Source};
 use crate::sql::Overflow;
 
 /// Longest wait between two runs of a failing batch, or two looks at a broker or store that is away.
@@ -96,19 +96,10 @@ impl Drop for Progress {
 impl Runner {
     /// Runs the job to its end and writes the end to the monitor.
     pub async fn run(self) -> anyhow::Result<()> {
-        let (job, monitor, clock) = (self.job.clone(), self.monitor.clone(), self.clock.clone());
+        let monitor = self.monitor.clone();
         let result = self.run_to_end().await;
         monitor.listeners_done().await;
-        match &result {
-            Ok(()) => {
-                info!(%job, "job finished");
-                monitor.over(JobState::Finished, None, Some(clock.now_ms()));
-            }
-            Err(error) => {
-                tracing::error!(%job, error = said(error), "job failed");
-                monitor.over(JobState::Failed, Some(said(error)), Some(clock.now_ms()));
-            }
-        }
+        monitor.ended(&result);
         result
     }
 
@@ -216,9 +207,10 @@ impl Runner {
             let cluster = self.cluster.clone();
             let name = spec.kafka("bootstrap.servers").unwrap_or_default().to_owned();
             let place = self.place(stream, &spec.name);
+            let share = self.share;
             let connect = move || {
                 let (cluster, spec, place) = (cluster.clone(), spec.clone(), place.clone());
-                async move { Ok(Arc::new(Source::connect(cluster.as_ref(), spec, Some(place)).await?)) }.boxed()
+                async move { Ok(Arc::new(Source::connect(cluster.as_ref(), spec, Some(place)).await?.shared(share))) }.boxed()
             };
             match self.patiently(&no_broker(&name), connect).await? {
                 Some(source) => sources.push(source),

@@ -57,6 +57,7 @@ fn start_at(now_ms: i64, kafka: &FakeKafka, checkpoint: &Checkpoint, settings: J
         monitor: monitor.clone(),
         mode: receiver,
         tasks: tasks.clone(),
+        share: None,
     };
     Running { monitor, mode, clock, tasks, done: tokio::spawn(runner.run()) }
 }

@@ -51,6 +51,9 @@ pub enum CheckpointError {
         "checkpoint `{location}`: {by}; this process puts nothing there any more and ends the job. Run it once, or give one of the two another place"
     )]
     Lost { location: String, by: String },
+    /// On a local disk: another process lives that has it.
+    #[error("checkpoint `{location}`: {by}")]
+    Held { location: String, by: String },
     #[error("checkpoint `{location}`: the process that was here before has put `{entry}` after this one had begun")]
     Late { location: String, entry: String },
     #[error("checkpoint `{location}`: `{entry}`: {error}")]
@@ -72,6 +75,8 @@ impl CheckpointError {
         }
     }
 }
+
+const IN_MEMORY: &str = "memory:";
 
 /// One job's checkpoint. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -184,8 +189,13 @@ impl Checkpoint {
         Self::over(Arc::new(object_store::memory::InMemory::new()))
     }
 
+    /// Nobody else can reach it, and it is gone with the process.
+    pub fn is_in_memory(&self) -> bool {
+        self.location.starts_with(IN_MEMORY)
+    }
+
     pub fn over(store: Arc<dyn ObjectStore>) -> Self {
-        let (location, config) = ("memory:".into(), Arc::default());
+        let (location, config) = (IN_MEMORY.into(), Arc::default());
         Self { store, root: Path::default(), local: None, timeout: None, location, config, hold: None }
     }
 

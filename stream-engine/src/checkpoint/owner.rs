@@ -163,14 +163,15 @@ impl Checkpoint {
                 // Who it is helps; that there is one counts.
                 file.take(200).read_to_string(&mut owner).ok();
                 let owner = if owner.is_empty() { "another process".to_owned() } else { owner };
-                Err(self.wrong(match holder {
+                let by = match holder {
                     Holder::Engine => format!(
                         "another engine keeps its jobs here ({owner}); two engines would run the same jobs. Stop it, or give this one another place (jobs.checkpoint)"
                     ),
                     Holder::Job => format!(
                         "another process runs a job here ({owner}); two would run the same batches. Stop it, or give this one another place (--checkpoint)"
                     ),
-                }))
+                };
+                Err(CheckpointError::Held { location: self.location.clone(), by })
             }
             Err(std::fs::TryLockError::Error(error)) => Err(cannot("lock", error)),
         }

@@ -243,6 +243,7 @@ fn live(kafka: &FakeKafka, program: impl Program + 'static, store: Arc<dyn Objec
         monitor: monitor.clone(),
         mode: receiver,
         tasks: TaskTracker::new(),
+        share: None,
     };
     Life { monitor, done: tokio::spawn(runner.run()), _mode: mode }
 }

@@ -188,6 +188,7 @@ pub(super) async fn attempt(
         definition,
         replay,
         last: false,
+        slot: None,
         span: tracing::Span::none(),
         monitor,
     };

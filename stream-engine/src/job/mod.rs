@@ -5,6 +5,7 @@ mod monitor;
 mod progress;
 mod registry;
 pub mod settings;
+mod share;
 #[cfg(test)]
 mod tests;
 

@@ -483,6 +483,34 @@ impl Monitor {
     }
 
     /// `ended_at_ms`: unknown for a job that ended in an earlier process.
+    /// The job, or what of it ran here, is over; says so.
+    pub(crate) fn ended(&self, result: &anyhow::Result<()>) {
+        let (state, error) = match result {
+            Ok(()) => {
+                tracing::info!(job = self.name, "job finished");
+                (JobState::Finished, None)
+            }
+            Err(error) => {
+                tracing::error!(job = self.name, error = super::said(error), "job failed");
+                (JobState::Failed, Some(super::said(error)))
+            }
+        };
+        self.over(state, error, Some(self.clock.now_ms()));
+    }
+
+    /// Of a shared job: what its slots here have done, and what each of them waits for.
+    pub(crate) fn shows_slots(&self, totals: Totals, waits: BTreeMap<String, String>) {
+        let now_ms = self.clock.now_ms();
+        self.update(|inner| {
+            inner.totals = totals;
+            inner.waits.retain(|who, _| !who.contains('~') || waits.contains_key(who));
+            for (who, what) in waits {
+                let new = || Wait { what: String::new(), since_ms: now_ms, told: BTreeSet::new() };
+                inner.waits.entry(who).or_insert_with(new).what = what;
+            }
+        });
+    }
+
     pub(crate) fn over(&self, state: JobState, error: Option<String>, ended_at_ms: Option<i64>) {
         self.update(|inner| {
             inner.state = state;

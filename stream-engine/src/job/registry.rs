@@ -12,15 +12,17 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use super::{BatchState, JobSettings, JobState, Monitor};
+use super::share::Worker;
+use super::{BatchState, JobSettings, JobState, JobView, Monitor};
 use crate::batch::{
     Program,
     clock::{Clock, interval_ms},
     runner::{Mode, Runner},
 };
 use crate::checkpoint::{Checkpoint, CheckpointError, Savepoint};
+use crate::commit::slots::{Shape, Slot};
 use crate::commit::{Difference, End, Identity, Metadata};
-use crate::source::Cluster;
+use crate::source::{Cluster, Share};
 use crate::sql;
 
 const NAME_BYTES_MAX: usize = 128;
@@ -33,6 +35,8 @@ pub enum JobKind {
     Sql,
     /// A DStream program.
     Program,
+    /// One slot of a shared job, as it runs here.
+    Slot,
 }
 
 impl JobKind {
@@ -40,6 +44,7 @@ impl JobKind {
         match self {
             Self::Sql => "sql",
             Self::Program => "program",
+            Self::Slot => "slot",
         }
     }
 }
@@ -116,6 +121,10 @@ pub struct Registry {
 
 struct Inner {
     jobs: Mutex<BTreeMap<String, Arc<Job>>>,
+    /// Slots of shared jobs that run here, or did last, by `JOB~SLOT`.
+    slots: Mutex<BTreeMap<String, Arc<Job>>>,
+    /// Of this process, among the workers of its shared jobs.
+    worker_id: Option<String>,
     /// Where definitions are kept; `None` for a process that runs one job and ends.
     store: Option<Checkpoint>,
     jobs_max: usize,
@@ -135,9 +144,11 @@ impl Registry {
         cluster: Arc<dyn Cluster>,
         clock: Arc<dyn Clock>,
         tasks: TaskTracker,
+        worker_id: Option<String>,
     ) -> Self {
         let closing = watch::Sender::new(false);
-        Self { inner: Arc::new(Inner { jobs: Mutex::default(), store, jobs_max, defaults, cluster, clock, tasks, closing }) }
+        let (jobs, slots) = Default::default();
+        Self { inner: Arc::new(Inner { jobs, slots, worker_id, store, jobs_max, defaults, cluster, clock, tasks, closing }) }
     }
 
     pub fn clock(&self) -> &dyn Clock {
@@ -149,6 +160,21 @@ impl Registry {
         self.inner.jobs.lock().values().cloned().collect()
     }
 
+    /// By name, each shared job followed by its slots.
+    pub fn jobs_and_slots(&self) -> Vec<Arc<Job>> {
+        let mut all = self.jobs();
+        all.extend(self.inner.slots.lock().values().cloned());
+        // `~` is in no job's name.
+        all.sort_by(|one, other| one.name.split('~').cmp(other.name.split('~')));
+        all
+    }
+
+    /// A job, or a slot of one: `JOB~SLOT`.
+    pub fn job_or_slot(&self, name: &str) -> Result<Arc<Job>, ServiceError> {
+        let slot = self.inner.slots.lock().get(name).cloned();
+        slot.map_or_else(|| self.job(name), Ok)
+    }
+
     pub fn job(&self, name: &str) -> Result<Arc<Job>, ServiceError> {
         self.inner.jobs.lock().get(name).cloned().ok_or_else(|| ServiceError::not_found(format!("there is no job `{name}`")))
     }
@@ -157,9 +183,8 @@ impl Registry {
     pub fn start(&self, new: NewJob) -> Result<Arc<Job>, ServiceError> {
         let NewJob { name, kind, settings, program, checkpoint, definition, notes, mode: (mode, mode_receiver) } = new;
         check_name(&name).map_err(ServiceError::invalid)?;
-        let interval = u64::try_from(interval_ms(settings.batch_interval)).unwrap_or(0);
-        let monitor = Monitor::new(&name, interval, settings.retained_batches, checkpoint.location(), self.inner.clock.clone());
-        let monitor = Arc::new(monitor.with_listeners(program.listeners()));
+        let shape = settings.slots.map(|slots| shape(slots, &*program, &checkpoint)).transpose().map_err(ServiceError::invalid)?;
+        let monitor = Arc::new(self.monitor(&name, &settings, &checkpoint).with_listeners(program.listeners()));
         let job = Arc::new(Job {
             name: name.clone(),
             kind,
@@ -172,26 +197,95 @@ impl Registry {
             mode,
         });
         self.insert(job.clone())?;
-        let runner = Runner {
-            job: name.into(),
-            settings,
-            program,
-            checkpoint,
-            cluster: self.inner.cluster.clone(),
-            clock: self.inner.clock.clone(),
-            monitor,
-            mode: mode_receiver,
-            tasks: self.inner.tasks.clone(),
-        };
         let (registry, ended) = (self.clone(), job.clone());
         self.inner.tasks.spawn(async move {
+            let result = match shape {
+                None => {
+                    let runner = Runner {
+                        job: name.into(),
+                        settings,
+                        program,
+                        checkpoint,
+                        cluster: registry.inner.cluster.clone(),
+                        clock: registry.inner.clock.clone(),
+                        monitor,
+                        mode: mode_receiver,
+                        tasks: registry.inner.tasks.clone(),
+                        share: None,
+                    };
+                    Box::pin(runner.run()).await
+                }
+                Some(shape) => {
+                    let worker = Worker { job: ended.clone(), shape, id: registry.inner.worker_id.clone(), registry: registry.clone() };
+                    let result = Box::pin(worker.run(mode_receiver)).await;
+                    ended.monitor.ended(&result);
+                    result
+                }
+            };
             // The error is in the log and in the monitor. A failed job is tried again at the next start of the engine.
-            let finished = Box::pin(runner.run()).await.is_ok();
+            let finished = result.is_ok();
             if finished && !*registry.inner.closing.borrow() {
                 registry.remember(&ended, Wanted::Over).await;
             }
         });
         Ok(job)
+    }
+
+    fn monitor(&self, name: &str, settings: &JobSettings, checkpoint: &Checkpoint) -> Monitor {
+        let interval = u64::try_from(interval_ms(settings.batch_interval)).unwrap_or(0);
+        Monitor::new(name, interval, settings.retained_batches, checkpoint.location(), self.inner.clock.clone())
+    }
+
+    // === Shared jobs ===
+
+    /// The slot runs here from now on: it is listed.
+    pub(super) fn slot_begins(&self, job: &Job, slot: Slot) -> Arc<Job> {
+        let (name, checkpoint) = (format!("{}~{slot}", job.name), job.slot_checkpoint(slot));
+        let one = Arc::new(Job {
+            kind: JobKind::Slot,
+            settings: job.settings.clone(),
+            plan: job.plan.clone(),
+            notes: Vec::new(),
+            definition: job.definition.clone(),
+            monitor: Arc::new(self.monitor(&name, &job.settings, &checkpoint)),
+            checkpoint,
+            mode: watch::Sender::new(Mode::Run),
+            name: name.clone(),
+        });
+        self.inner.slots.lock().insert(name, one.clone());
+        one
+    }
+
+    /// The slot does not run here any more; where another worker has it, it is not listed either.
+    pub(super) fn slot_leaves(&self, slot: &Job) {
+        self.inner.slots.lock().remove(&slot.name);
+    }
+
+    /// Those that are listed here.
+    pub(super) fn slots_of(&self, job: &str) -> Vec<JobView> {
+        let of_job = |name: &str| name.strip_prefix(job).is_some_and(|rest| rest.starts_with('~'));
+        self.inner.slots.lock().iter().filter(|(name, _)| of_job(name)).map(|(_, slot)| slot.monitor.view()).collect()
+    }
+
+    /// A runner of one slot of the job.
+    pub(super) fn slot_runner(&self, slot: &Job, job: &str, share: Share, mode: watch::Receiver<Mode>) -> Result<Runner, sql::SqlError> {
+        Ok(Runner {
+            job: job.into(),
+            settings: slot.settings.clone(),
+            program: self.compile(&slot.definition)?.program,
+            checkpoint: slot.checkpoint.clone(),
+            cluster: self.inner.cluster.clone(),
+            clock: self.inner.clock.clone(),
+            monitor: slot.monitor.clone(),
+            mode,
+            tasks: self.inner.tasks.clone(),
+            share: Some(share),
+        })
+    }
+
+    /// The process ends, and its jobs go on at its next start.
+    pub(super) fn is_closing(&self) -> bool {
+        *self.inner.closing.borrow()
     }
 
     /// Takes the name, unless a job that is not over has it.
@@ -317,7 +411,14 @@ impl Registry {
         self.take_back(&job, None);
         let delete = async {
             store.child(name).delete_file(DEFINITION).await?;
-            if checkpoint { job.checkpoint.clear().await } else { Ok(()) }
+            if checkpoint {
+                for slot in 0..job.settings.slots.unwrap_or(0) {
+                    job.slot_checkpoint(Slot(slot)).clear().await?;
+                }
+                job.checkpoint.clear().await
+            } else {
+                Ok(())
+            }
         };
         if let Err(error) = delete.await {
             // Still there, so that it can be deleted again.
@@ -327,7 +428,7 @@ impl Registry {
         Ok(job.checkpoint.location().into())
     }
 
-    fn compile(&self, text: &str) -> Result<sql::CompiledJob, sql::SqlError> {
+    pub(super) fn compile(&self, text: &str) -> Result<sql::CompiledJob, sql::SqlError> {
         compile(text, &self.inner.defaults)
     }
 
@@ -426,8 +527,7 @@ impl Registry {
     /// Shows a job that does not run.
     fn list(&self, name: &str, definition: String, checkpoint: Checkpoint, state: JobState, error: Option<String>) {
         let settings = JobSettings::default();
-        let interval = u64::try_from(interval_ms(settings.batch_interval)).unwrap_or(0);
-        let monitor = Monitor::new(name, interval, settings.retained_batches, checkpoint.location(), self.inner.clock.clone());
+        let monitor = self.monitor(name, &settings, &checkpoint);
         monitor.over(state, error, None);
         let job = Job {
             name: name.into(),
@@ -504,6 +604,11 @@ impl Registry {
     /// Gives the place and the batch.
     pub async fn savepoint(&self, name: &str, target: &str, wait: Duration) -> Result<(String, u64), ServiceError> {
         let job = self.job(name)?;
+        if job.settings.slots.is_some() {
+            let text =
+                format!("job `{name}` has slots (job.slots), each with a checkpoint of its own; savepoints of such jobs are not built yet");
+            return Err(ServiceError::new(ErrorKind::Unsupported, text));
+        }
         let running = job.monitor.view().active.iter().find(|batch| batch.state == BatchState::Running).map(|batch| batch.id);
         if let Some(running) = running {
             let done = job.monitor.wait_for(|view| view.active.iter().all(|batch| batch.id != running));
@@ -573,10 +678,24 @@ impl Registry {
 }
 
 impl Job {
+    /// Where a slot of the job stands.
+    pub(super) fn slot_checkpoint(&self, slot: Slot) -> Checkpoint {
+        self.checkpoint.child(&format!("slot-{slot}"))
+    }
+
     /// Gives the job a mode as an operator would.
     pub fn set_mode(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
+}
+
+/// How a shared job is cut; the error says why it cannot be shared.
+fn shape(slots: u32, program: &dyn Program, checkpoint: &Checkpoint) -> Result<Shape, String> {
+    program.shareable()?;
+    if checkpoint.is_in_memory() {
+        return Err("`job.slots` needs a checkpoint that every worker reaches (--checkpoint)".into());
+    }
+    Shape::new(slots, slots)
 }
 
 /// Plans a SQL job; `defaults` hold where the text has no `SET`.

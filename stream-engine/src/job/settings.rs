@@ -239,7 +239,9 @@ pub const KNOWN: &[Known] = &[
         "0",
         "Into how many slots the job is cut, 1 to 1024: every process that runs the job under the same name, with the same checkpoint, is a worker \
          and has a share of them. Partition p of each topic belongs to slot p modulo this. Fixed when the job first starts. 0: one process runs all of it.",
-        |s, v| within(v, 0, u64::from(SLOTS_MAX), "a whole number from 0 to 1024").map(|n| s.slots = u32::try_from(n).ok().filter(|n| *n > 0)),
+        |s, v| {
+            within(v, 0, u64::from(SLOTS_MAX), "a whole number from 0 to 1024").map(|n| s.slots = u32::try_from(n).ok().filter(|n| *n > 0))
+        },
     ),
     known(
         "receiver.bytes.max",

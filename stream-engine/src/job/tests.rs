@@ -35,7 +35,7 @@ fn names_are_folders_and_labels() {
 /// An engine as it is after a start: jobs that were running run again.
 async fn engine(kafka: &FakeKafka, store: &Checkpoint) -> Registry {
     let cluster = Arc::new(kafka.clone());
-    let registry = Registry::new(Some(store.clone()), 3, BTreeMap::new(), cluster, Arc::new(SystemClock), TaskTracker::new());
+    let registry = Registry::new(Some(store.clone()), 3, BTreeMap::new(), cluster, Arc::new(SystemClock), TaskTracker::new(), None);
     registry.resume().await.unwrap();
     registry
 }
@@ -336,7 +336,7 @@ async fn the_engines_settings_hold_where_the_job_has_none() {
     let settings = [("batch.interval", "70ms"), ("checkpoint.retained", "7"), ("table.exec.source.idle-timeout", "3 s")];
     let defaults = settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let cluster = Arc::new(kafka.clone());
-    let registry = Registry::new(Some(store), 3, defaults, cluster, Arc::new(SystemClock), TaskTracker::new());
+    let registry = Registry::new(Some(store), 3, defaults, cluster, Arc::new(SystemClock), TaskTracker::new(), None);
     registry.submit(named("own-interval")).await.unwrap();
     let without = Submission { sql: SQL.replace("SET 'batch.interval' = '10ms';", ""), ..named("no-interval") };
     registry.submit(without).await.unwrap();

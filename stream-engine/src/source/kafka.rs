@@ -71,6 +71,11 @@ impl Source {
         Ok(Self { spec, reader, offsets, share: None })
     }
 
+    /// Only the partitions of this share are read.
+    pub fn shared(self, share: Option<Share>) -> Self {
+        Self { share, ..self }
+    }
+
     fn is_mine(&self, partition: &TopicPartition) -> bool {
         self.share.is_none_or(|share| share.shape.slot_of_partition(partition.partition) == share.slot)
     }
@@ -130,7 +135,9 @@ impl Source {
                     anyhow::bail!("source `{}`: start offset given for partition {unknown}, which does not exist", self.spec.name);
                 }
                 let mut starts = all(|b| b.earliest);
-                starts.extend(offsets.iter().filter(|(partition, _)| self.is_mine(partition)).map(|(partition, offset)| (partition.clone(), *offset)));
+                starts.extend(
+                    offsets.iter().filter(|(partition, _)| self.is_mine(partition)).map(|(partition, offset)| (partition.clone(), *offset)),
+                );
                 for (partition, wanted) in &starts {
                     self.check(partition, *wanted, bounds.get(partition))?;
                 }

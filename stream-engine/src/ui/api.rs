@@ -253,7 +253,7 @@ impl IntoResponse for Refusal {
 type Answer<T> = Result<Json<T>, Refusal>;
 
 async fn applications(State(registry): State<Registry>) -> Json<Vec<Value>> {
-    Json(registry.jobs().iter().map(|job| describe(job)).collect())
+    Json(registry.jobs_and_slots().iter().map(|job| describe(job)).collect())
 }
 
 async fn application(State(registry): State<Registry>, Path(name): Path<String>) -> Answer<Value> {
@@ -320,7 +320,7 @@ async fn progress(State(registry): State<Registry>, Path(name): Path<String>) ->
 }
 
 fn with_job<T>(registry: &Registry, name: &str, answer: impl FnOnce(&Job) -> Result<T, Refusal>) -> Answer<T> {
-    let job = registry.job(name).map_err(|error| Refusal::missing(error.message))?;
+    let job = registry.job_or_slot(name).map_err(|error| Refusal::missing(error.message))?;
     answer(&job).map(Json)
 }
 

@@ -71,7 +71,7 @@ impl IntoResponse for Page {
 }
 
 async fn jobs(State(registry): State<Registry>) -> Page {
-    Page(StatusCode::OK, page::jobs(&registry.jobs(), registry.clock().now_ms()))
+    Page(StatusCode::OK, page::jobs(&registry.jobs_and_slots(), registry.clock().now_ms()))
 }
 
 #[derive(Deserialize)]
@@ -82,7 +82,7 @@ struct Paging {
 }
 
 async fn job(State(registry): State<Registry>, Path(name): Path<String>, Query(Paging { page }): Query<Paging>) -> Page {
-    match registry.job(&name) {
+    match registry.job_or_slot(&name) {
         Ok(job) => Page(StatusCode::OK, page::job(&job, registry.clock().now_ms(), page)),
         Err(error) => Page(StatusCode::NOT_FOUND, page::not_found(&error.message)),
     }
@@ -90,7 +90,7 @@ async fn job(State(registry): State<Registry>, Path(name): Path<String>, Query(P
 
 /// A batch is found by its time in milliseconds.
 async fn batch(State(registry): State<Registry>, Path((name, id)): Path<(String, String)>) -> Page {
-    let found = registry.job(&name).ok().and_then(|job| job.monitor.batch(id.parse().ok()?).map(|batch| (job, batch)));
+    let found = registry.job_or_slot(&name).ok().and_then(|job| job.monitor.batch(id.parse().ok()?).map(|batch| (job, batch)));
     match found {
         Some((job, batch)) => Page(StatusCode::OK, page::batch(&job, &batch)),
         None => Page(StatusCode::NOT_FOUND, page::not_found("There is no such batch; only recent ones are kept.")),

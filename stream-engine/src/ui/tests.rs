@@ -19,7 +19,7 @@ use crate::job::{
 };
 
 fn registry(kafka: &FakeKafka) -> Registry {
-    Registry::new(None, 10, BTreeMap::new(), Arc::new(kafka.clone()), Arc::new(SystemClock), TaskTracker::new())
+    Registry::new(None, 10, BTreeMap::new(), Arc::new(kafka.clone()), Arc::new(SystemClock), TaskTracker::new(), None)
 }
 
 async fn get(registry: &Registry, path: &str) -> (StatusCode, String) {

@@ -108,7 +108,12 @@ impl Worker {
         let shared = Arc::new(Shared { worker: self, sources, reader, member });
         let mut tasks = Tasks::default();
         let result = shared.share(&mut tasks, &stop).await;
-        tasks.end().await;
+        tasks.stop();
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended.and_then(said) {
+                warn!(error = format!("{error:#}"), "while the worker stops");
+            }
+        }
         shared.member.release().await;
         result
     }
@@ -116,7 +121,7 @@ impl Worker {
 
 impl Shared {
     /// Follows the group's word until `stop`, or until there is nothing to follow any more.
-    async fn share(self: &Arc<Self>, tasks: &mut Tasks, stop: &CancellationToken) -> anyhow::Result<()> {
+    async fn share(self: &Arc<Self>, tasks: &mut Tasks<End>, stop: &CancellationToken) -> anyhow::Result<()> {
         let mut assignment = self.member.assignment();
         loop {
             let now = assignment.borrow_and_update().clone();
@@ -124,28 +129,53 @@ impl Shared {
                 return Err(anyhow::Error::new(over).context(format!("this worker is no member of group {:?} any more", self.worker.group)));
             }
             let mine = now.partitions.iter().filter_map(|partition| u32::try_from(partition.partition).ok().map(Slot)).collect();
-            tasks.follow(&mine, |slot, stop| SlotTask { shared: Arc::clone(self), slot, stop });
+            tasks.follow(&mine, |slot, stop| {
+                let span = info_span!("slot", job = self.worker.job.name, slot = slot.0);
+                SlotTask { shared: Arc::clone(self), slot, stop }.run().instrument(span)
+            });
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 changed = assignment.changed() => changed?,
-                Some(ended) = tasks.set.join_next() => tasks.ended(ended?)?,
+                Some(ended) = tasks.join_next() => said(ended?)?,
             }
         }
     }
 }
 
-/// The slots' tasks, by the slot.
-#[derive(Default)]
-struct Tasks {
-    set: JoinSet<(Slot, End)>,
+/// How a slot's task ended; the error is the job's.
+fn said((slot, end): (Slot, End)) -> anyhow::Result<()> {
+    match end {
+        End::Stopped => info!(slot = slot.0, "slot released"),
+        End::Lost(reason) => info!(slot = slot.0, reason, "slot lost to another owner"),
+        End::Failed(error) => return Err(error.context(format!("slot {slot} failed"))),
+    }
+    Ok(())
+}
+
+/// The slots' tasks, by the slot; `E` is how they end.
+pub(crate) struct Tasks<E> {
+    set: JoinSet<(Slot, E)>,
     running: BTreeMap<Slot, CancellationToken>,
 }
 
-impl Tasks {
+impl<E> Default for Tasks<E> {
+    fn default() -> Self {
+        Self { set: JoinSet::new(), running: BTreeMap::new() }
+    }
+}
+
+impl<E: Send + 'static> Tasks<E> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
     /// Tasks of slots that are not `mine` any more finish their batch; slots of mine that have none get one. A slot that comes back while its task is
     /// finishing gets a new one after that.
-    fn follow(&mut self, mine: &BTreeSet<Slot>, task: impl Fn(Slot, CancellationToken) -> SlotTask) {
+    pub(crate) fn follow<T>(&mut self, mine: &BTreeSet<Slot>, task: impl Fn(Slot, CancellationToken) -> T)
+    where
+        T: Future<Output = (Slot, E)> + Send + 'static,
+    {
         for (slot, stop) in &self.running {
             if !mine.contains(slot) {
                 stop.cancel();
@@ -155,33 +185,22 @@ impl Tasks {
             if !self.running.contains_key(slot) {
                 let stop = CancellationToken::new();
                 self.running.insert(*slot, stop.clone());
-                let task = task(*slot, stop);
-                let span = info_span!("slot", job = task.shared.worker.job.name, slot = slot.0);
-                self.set.spawn(task.run().instrument(span));
+                self.set.spawn(task(*slot, stop));
             }
         }
     }
 
-    fn ended(&mut self, (slot, end): (Slot, End)) -> anyhow::Result<()> {
-        self.running.remove(&slot);
-        match end {
-            End::Stopped => info!(slot = slot.0, "slot released"),
-            End::Lost(reason) => info!(slot = slot.0, reason, "slot lost to another owner"),
-            End::Failed(error) => return Err(error.context(format!("slot {slot} failed"))),
+    /// The next that ends; `None` while none runs. The error is a panic.
+    pub(crate) async fn join_next(&mut self) -> Option<anyhow::Result<(Slot, E)>> {
+        let ended = self.set.join_next().await?;
+        if let Ok((slot, _)) = &ended {
+            self.running.remove(slot);
         }
-        Ok(())
+        Some(ended.map_err(Into::into))
     }
 
-    async fn end(&mut self) {
+    /// Lets all of them finish their batches.
+    pub(crate) fn stop(&self) {
         self.running.values().for_each(CancellationToken::cancel);
-        while let Some(ended) = self.set.join_next().await {
-            let failed = match ended {
-                Ok(ended) => self.ended(ended).err(),
-                Err(panicked) => Some(panicked.into()),
-            };
-            if let Some(error) = failed {
-                warn!(error = format!("{error:#}"), "while the worker stops");
-            }
-        }
     }
 }

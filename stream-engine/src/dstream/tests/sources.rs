@@ -80,6 +80,7 @@ fn start(ssc: StreamingContext, checkpoint: &Checkpoint, settings: JobSettings) 
         monitor: monitor.clone(),
         mode: receiver,
         tasks: tasks.clone(),
+        share: None,
     };
     Job { monitor, mode, tasks, done: tokio::spawn(runner.run()), locals }
 }

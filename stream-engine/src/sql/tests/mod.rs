@@ -134,6 +134,7 @@ impl Job {
             newest: self.next_id,
             replay: self.replay,
             last,
+            slot: None,
             span: tracing::Span::none(),
             monitor: Some(self.monitor.clone()),
         };

@@ -104,6 +104,7 @@ async fn run_until(kafka: &FakeKafka, checkpoint: &Checkpoint, text: &str, rows:
         monitor: monitor.clone(),
         mode: receiver,
         tasks: TaskTracker::new(),
+        share: None,
     };
     let done = tokio::spawn(runner.run());
     let read = monitor.wait_for(|view| view.totals.rows_in >= rows || view.state.is_over());
