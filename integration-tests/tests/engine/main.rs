@@ -6,6 +6,7 @@ mod fence;
 mod files;
 mod hbase;
 mod offsets;
+mod shared;
 mod slots;
 mod sources;
 

@@ -5,9 +5,9 @@
 
 use std::{fmt, time::Duration};
 
+use crate::commit::{IGNORE_UNCLAIMED, slots::SLOTS_MAX};
 use crate::source::OffsetSettings;
 use crate::sql::without_passwords;
-use crate::commit::{IGNORE_UNCLAIMED, slots::SLOTS_MAX};
 
 /// Everything a job may set. `JobSettings::default()` is Spark's defaults where Spark has the setting.
 #[derive(Clone, Debug, PartialEq)]
@@ -217,6 +217,15 @@ pub const KNOWN: &[Known] = &[
         |s, v| boolean(v).map(|b| s.fail_on_data_loss = b),
     ),
     known(
+        "job.slots",
+        "0",
+        "Into how many slots the job is cut, 1 to 1024: every process that runs the job under the same name, with the same checkpoint, is a worker \
+         and has a share of them. Partition p of each topic belongs to slot p modulo this. Fixed when the job first starts. 0: one process runs all of it.",
+        |s, v| {
+            within(v, 0, u64::from(SLOTS_MAX), "a whole number from 0 to 1024").map(|n| s.slots = u32::try_from(n).ok().filter(|n| *n > 0))
+        },
+    ),
+    known(
         "offsets.store",
         "kafka",
         "Where the consumer group of each Kafka source has its offsets, beside the checkpoint: `checkpoint` (nowhere), `kafka`, \
@@ -234,13 +243,6 @@ pub const KNOWN: &[Known] = &[
                 store => Some(store.parse()?),
             };
             Ok(())
-        },
-        "job.slots",
-        "0",
-        "Into how many slots the job is cut, 1 to 1024: every process that runs the job under the same name, with the same checkpoint, is a worker \
-         and has a share of them. Partition p of each topic belongs to slot p modulo this. Fixed when the job first starts. 0: one process runs all of it.",
-        |s, v| {
-            within(v, 0, u64::from(SLOTS_MAX), "a whole number from 0 to 1024").map(|n| s.slots = u32::try_from(n).ok().filter(|n| *n > 0))
         },
     ),
     known(

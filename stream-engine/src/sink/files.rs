@@ -569,6 +569,7 @@ mod tests {
             newest: id,
             replay: false,
             last: false,
+            slot: None,
             span: tracing::Span::none(),
             monitor: None,
         }
