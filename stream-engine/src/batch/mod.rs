@@ -240,14 +240,23 @@ pub struct StateReport {
     pub bytes: u64,
 }
 
+/// How the slots of a shared job get on with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Each processes its records without the others'.
+    Apart,
+    /// They pass rows to each other.
+    Exchanged,
+}
+
 /// What runs in every batch: a planned SQL job, or a DStream program.
 #[async_trait]
 pub trait Program: Send {
     /// Asked once, before the first batch. The order gives the source indices.
     fn sources(&self) -> Vec<SourceSpec>;
 
-    /// Whether each slot's records can be processed without the others' (`job.slots`). The error says what cannot, and what would be right.
-    fn shareable(&self) -> Result<(), String> {
+    /// How slots of the job get on with each other (`job.slots`). The error says what cannot be shared, and what would be right.
+    fn shareable(&self) -> Result<Sharing, String> {
         Err("`job.slots` is for SQL jobs; a DStream program runs in one process".into())
     }
 

@@ -538,6 +538,17 @@ impl Checkpoint {
         self.sync(name).await
     }
 
+    /// The small file `name` as whoever was first wrote it: all who ask get the same.
+    pub async fn agree<T: Serialize + DeserializeOwned>(&self, name: &str, head: T) -> Result<T, CheckpointError> {
+        let bytes = self.encode(name, &head, &[])?;
+        if self.create(name, bytes.into()).await? {
+            self.sync(name).await?;
+            return Ok(head);
+        }
+        let found = self.get_file(name).await?;
+        found.map(|(head, _)| head).ok_or_else(|| self.wrong(format!("`{name}` was there, and is not; something else deletes files here")))
+    }
+
     pub async fn delete_file(&self, name: &str) -> Result<(), CheckpointError> {
         self.look().await?;
         self.delete(name).await

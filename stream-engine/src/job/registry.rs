@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use super::share::Worker;
+use super::share::{WINDOWS, Worker, forget};
 use super::{BatchState, JobSettings, JobState, JobView, Monitor};
 use crate::batch::{
-    Program,
+    Program, Sharing,
     clock::{Clock, interval_ms},
     runner::{Mode, Runner},
 };
@@ -23,7 +23,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Savepoint};
 use crate::commit::slots::{Shape, Slot};
 use crate::commit::{Difference, End, Identity, Metadata};
 use crate::source::{Cluster, Share};
-use crate::sql;
+use crate::sql::{self, exchange::Part};
 
 const NAME_BYTES_MAX: usize = 128;
 /// A submission is answered when the job has begun or failed, at the latest after this.
@@ -69,7 +69,7 @@ pub struct Job {
     /// The SQL text; empty for programs.
     pub definition: String,
     pub monitor: Arc<Monitor>,
-    checkpoint: Checkpoint,
+    pub(super) checkpoint: Checkpoint,
     mode: watch::Sender<Mode>,
 }
 
@@ -183,7 +183,7 @@ impl Registry {
     pub fn start(&self, new: NewJob) -> Result<Arc<Job>, ServiceError> {
         let NewJob { name, kind, settings, program, checkpoint, definition, notes, mode: (mode, mode_receiver) } = new;
         check_name(&name).map_err(ServiceError::invalid)?;
-        let shape = settings.slots.map(|slots| shape(slots, &*program, &checkpoint)).transpose().map_err(ServiceError::invalid)?;
+        let shared = settings.slots.map(|slots| shape(slots, &*program, &checkpoint)).transpose().map_err(ServiceError::invalid)?;
         let monitor = Arc::new(self.monitor(&name, &settings, &checkpoint).with_listeners(program.listeners()));
         let job = Arc::new(Job {
             name: name.clone(),
@@ -199,7 +199,7 @@ impl Registry {
         self.insert(job.clone())?;
         let (registry, ended) = (self.clone(), job.clone());
         self.inner.tasks.spawn(async move {
-            let result = match shape {
+            let result = match shared {
                 None => {
                     let runner = Runner {
                         job: name.into(),
@@ -215,8 +215,9 @@ impl Registry {
                     };
                     Box::pin(runner.run()).await
                 }
-                Some(shape) => {
-                    let worker = Worker { job: ended.clone(), shape, id: registry.inner.worker_id.clone(), registry: registry.clone() };
+                Some((shape, sharing)) => {
+                    let worker =
+                        Worker { job: ended.clone(), shape, sharing, id: registry.inner.worker_id.clone(), registry: registry.clone() };
                     let result = Box::pin(worker.run(mode_receiver)).await;
                     ended.monitor.ended(&result);
                     result
@@ -238,9 +239,10 @@ impl Registry {
 
     // === Shared jobs ===
 
-    /// The slot runs here from now on: it is listed.
-    pub(super) fn slot_begins(&self, job: &Job, slot: Slot) -> Arc<Job> {
-        let (name, checkpoint) = (format!("{}~{slot}", job.name), job.slot_checkpoint(slot));
+    /// The slot, or a half of it, runs here from now on: it is listed.
+    pub(super) fn slot_begins(&self, job: &Job, slot: Slot, part: Option<&Part>) -> Arc<Job> {
+        let half = if let Some(Part::Windows(_)) = part { WINDOWS } else { "" };
+        let (name, checkpoint) = (format!("{}~{slot}{half}", job.name), job.slot_checkpoint(slot, half));
         let one = Arc::new(Job {
             kind: JobKind::Slot,
             settings: job.settings.clone(),
@@ -268,11 +270,22 @@ impl Registry {
     }
 
     /// A runner of one slot of the job.
-    pub(super) fn slot_runner(&self, slot: &Job, job: &str, share: Share, mode: watch::Receiver<Mode>) -> Result<Runner, sql::SqlError> {
+    pub(super) fn slot_runner(
+        &self,
+        slot: &Job,
+        job: &str,
+        share: Share,
+        part: Option<Part>,
+        mode: watch::Receiver<Mode>,
+    ) -> Result<Runner, sql::SqlError> {
+        let program = match part {
+            None => self.compile(&slot.definition)?.program,
+            Some(part) => sql::compile_part(&slot.definition, &options(&self.inner.defaults), part)?,
+        };
         Ok(Runner {
             job: job.into(),
             settings: slot.settings.clone(),
-            program: self.compile(&slot.definition)?.program,
+            program,
             checkpoint: slot.checkpoint.clone(),
             cluster: self.inner.cluster.clone(),
             clock: self.inner.clock.clone(),
@@ -408,12 +421,17 @@ impl Registry {
                 format!("job `{name}` is not over; stop it first: millrace job stop {name}"),
             ));
         }
+        if checkpoint && job.settings.slots.is_some() {
+            forget(&job, self).await.map_err(|error| ServiceError::new(ErrorKind::Unavailable, format!("{error:#}")))?;
+        }
         self.take_back(&job, None);
         let delete = async {
             store.child(name).delete_file(DEFINITION).await?;
             if checkpoint {
                 for slot in 0..job.settings.slots.unwrap_or(0) {
-                    job.slot_checkpoint(Slot(slot)).clear().await?;
+                    for half in ["", WINDOWS] {
+                        job.slot_checkpoint(Slot(slot), half).clear().await?;
+                    }
                 }
                 job.checkpoint.clear().await
             } else {
@@ -565,6 +583,14 @@ impl Registry {
             self.remember(&job, Wanted::Over).await;
             return Ok(job);
         }
+        if drain
+            && job.settings.slots.is_some()
+            && self.compile(&job.definition).is_ok_and(|it| it.program.shareable() == Ok(Sharing::Exchanged))
+        {
+            let text =
+                format!("job `{name}` has slots that pass rows to each other (job.slots), and cannot be drained: stop it without --drain");
+            return Err(ServiceError::new(ErrorKind::Unsupported, text));
+        }
         self.remember(&job, Wanted::Over).await;
         job.monitor.set_state(JobState::Stopping);
         job.mode.send_replace(if drain { Mode::Drain } else { Mode::Stop });
@@ -678,9 +704,9 @@ impl Registry {
 }
 
 impl Job {
-    /// Where a slot of the job stands.
-    pub(super) fn slot_checkpoint(&self, slot: Slot) -> Checkpoint {
-        self.checkpoint.child(&format!("slot-{slot}"))
+    /// Where a slot of the job, or its second half, stands.
+    fn slot_checkpoint(&self, slot: Slot, half: &str) -> Checkpoint {
+        self.checkpoint.child(&format!("slot-{slot}{}", half.replace('~', "-")))
     }
 
     /// Gives the job a mode as an operator would.
@@ -690,17 +716,21 @@ impl Job {
 }
 
 /// How a shared job is cut; the error says why it cannot be shared.
-fn shape(slots: u32, program: &dyn Program, checkpoint: &Checkpoint) -> Result<Shape, String> {
-    program.shareable()?;
+fn shape(slots: u32, program: &dyn Program, checkpoint: &Checkpoint) -> Result<(Shape, Sharing), String> {
+    let sharing = program.shareable()?;
     if checkpoint.is_in_memory() {
         return Err("`job.slots` needs a checkpoint that every worker reaches (--checkpoint)".into());
     }
-    Shape::new(slots, slots)
+    Ok((Shape::new(slots, slots)?, sharing))
 }
 
 /// Plans a SQL job; `defaults` hold where the text has no `SET`.
 pub fn compile(text: &str, defaults: &BTreeMap<String, String>) -> Result<sql::CompiledJob, sql::SqlError> {
-    sql::compile(text, &sql::CompileOptions { defaults: defaults.clone(), ..sql::CompileOptions::default() })
+    sql::compile(text, &options(defaults))
+}
+
+fn options(defaults: &BTreeMap<String, String>) -> sql::CompileOptions {
+    sql::CompileOptions { defaults: defaults.clone(), ..sql::CompileOptions::default() }
 }
 
 /// A new history from a savepoint: same state and offsets, new fences. Gives what the job's user should know.

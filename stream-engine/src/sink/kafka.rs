@@ -20,7 +20,8 @@ use arrow::datatypes::DataType;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use service_kit::kafka::{self, KafkaError, OutRecord, Producer, TopicPartition, TransactionalWriter};
+use futures::stream::BoxStream;
+use service_kit::kafka::{self, KafkaConfig, KafkaError, OutRecord, Producer, TopicPartition, TransactionalWriter};
 use service_kit::telemetry;
 use tracing::{info, warn};
 
@@ -72,7 +73,7 @@ fn build(options: &mut Options, table: &SinkTable) -> Result<Box<dyn Sink>, SqlE
         Some(prefix) => {
             let id = if table.ordinal == 0 { prefix.clone() } else { format!("{prefix}-{}", table.ordinal + 1) };
             let output = table.output.clone();
-            Delivery::ExactlyOnce(Transactions { prefix: id.clone(), id, output, started: false, writer: None, open: false, written: None })
+            Delivery::ExactlyOnce(Transactions::new(id, output))
         }
     };
     Ok(Box::new(KafkaSink { kafka, encoder: Arc::new(encoder), delivery }))
@@ -89,7 +90,8 @@ enum Delivery {
     ExactlyOnce(Transactions),
 }
 
-struct Transactions {
+/// Records in transactions, one for each batch, with the batch's mark.
+pub(crate) struct Transactions {
     /// Transactional id, and the group of the marks; a slot's ends in `/SLOT`.
     id: String,
     prefix: String,
@@ -118,7 +120,11 @@ impl Sink for KafkaSink {
                 };
                 send_all(&*producer, &self.encoder, rows, batch).await
             }
-            Delivery::ExactlyOnce(transactions) => transactions.write(&self.kafka, &self.encoder, batch, rows).await,
+            Delivery::ExactlyOnce(transactions) => {
+                let encoder = &self.encoder;
+                let records = rows.then(move |rows| async move { encoder.clone().records(rows?, batch).await });
+                transactions.write(&self.kafka.config, &encoder.topic, batch, records.boxed()).await
+            }
         }
     }
 }
@@ -135,16 +141,24 @@ async fn send_all(producer: &dyn Producer, encoder: &Arc<Encoder>, mut rows: Row
     Ok(count)
 }
 
+/// Records of one batch, in the order in which they are written.
+type Records<'a> = BoxStream<'a, anyhow::Result<Vec<OutRecord>>>;
+
 impl Transactions {
-    async fn write(
+    pub(crate) fn new(prefix: String, output: String) -> Self {
+        Self { id: prefix.clone(), prefix, output, started: false, writer: None, open: false, written: None }
+    }
+
+    /// Gives the number of records, also of a batch that was written before.
+    pub(crate) async fn write(
         &mut self,
-        kafka: &KafkaTable,
-        encoder: &Arc<Encoder>,
+        config: &KafkaConfig,
+        topic: &Arc<str>,
         batch: &BatchContext,
-        mut rows: RowStream,
+        mut records: Records<'_>,
     ) -> anyhow::Result<u64> {
         if self.open || self.writer.is_none() {
-            self.renew(kafka, batch).await?;
+            self.renew(config, batch).await?;
         }
         // A checkpoint that was put back gives new ranges the ids of batches that are written: skipped, their rows would be lost.
         if let Some(ahead) = self.written.filter(|written| *written > batch.newest) {
@@ -152,13 +166,13 @@ impl Transactions {
         }
         let mut count = 0;
         if self.written.is_some_and(|written| written >= batch.definition.id) {
-            while let Some(next) = rows.next().await {
-                count += next?.num_rows() as u64;
+            while let Some(next) = records.next().await {
+                count += next?.len() as u64;
             }
             info!(batch = batch.definition.id, output = %self.id, "batch is in Kafka already, skipped");
             return Ok(count);
         }
-        let result = self.transaction(encoder, batch, &mut rows, &mut count).await;
+        let result = self.transaction(topic, batch, &mut records, &mut count).await;
         let outcome_is_clear = match &result {
             Ok(()) => true,
             Err(error) => self.abort(error).await,
@@ -174,14 +188,14 @@ impl Transactions {
 
     async fn transaction(
         &mut self,
-        encoder: &Arc<Encoder>,
+        topic: &Arc<str>,
         batch: &BatchContext,
-        rows: &mut RowStream,
+        records: &mut Records<'_>,
         count: &mut u64,
     ) -> anyhow::Result<()> {
         let writer = self.writer.as_mut().context("made above")?;
-        while let Some(next) = rows.next().await {
-            let records = encoder.clone().records(next?, batch).await?;
+        while let Some(next) = records.next().await {
+            let records = next?;
             if records.is_empty() {
                 continue;
             }
@@ -190,10 +204,10 @@ impl Transactions {
                 writer.begin().await?;
             }
             *count += records.len() as u64;
-            writer.send(records).await.with_context(|| format!("writing to topic `{}`", encoder.topic))?;
+            writer.send(records).await.with_context(|| format!("writing to topic `{topic}`"))?;
         }
         if *count > 0 {
-            writer.offsets(&self.id, marks(batch, &encoder.topic)).await?;
+            writer.offsets(&self.id, marks(batch, topic)).await?;
             writer.commit().await?;
         }
         Ok(())
@@ -212,11 +226,11 @@ impl Transactions {
     }
 
     /// A new writer fences the old one and settles its transaction; only then is the mark final.
-    async fn renew(&mut self, kafka: &KafkaTable, batch: &BatchContext) -> anyhow::Result<()> {
+    async fn renew(&mut self, config: &KafkaConfig, batch: &BatchContext) -> anyhow::Result<()> {
         self.writer = None;
         self.id = batch.slot.map_or_else(|| self.prefix.clone(), |slot| format!("{}/{slot}", self.prefix));
-        self.writer = Some(kafka::transactional_writer(&kafka.config, &self.id).await?);
-        let marks = kafka::admin(&kafka.config).await?.committed(&self.id, None).await?;
+        self.writer = Some(kafka::transactional_writer(config, &self.id).await?);
+        let marks = kafka::admin(config).await?.committed(&self.id, None).await?;
         self.written = marks.values().filter_map(|(_, metadata)| written(metadata, &batch.checkpoint_id)).max();
         self.open = false;
         if !std::mem::replace(&mut self.started, true) {

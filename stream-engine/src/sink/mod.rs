@@ -42,7 +42,7 @@ mod console;
 mod files;
 pub(crate) mod folder;
 mod hbase;
-mod kafka;
+pub(crate) mod kafka;
 mod redis;
 mod template;
 

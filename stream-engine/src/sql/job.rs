@@ -20,7 +20,7 @@ use super::malformed::Sampler;
 use super::options::Options;
 use super::parser::{ColumnKind, Explained, Insert, Name, ParsedQuery, Statement, TableDef, parse};
 use super::plan::{self, QueryKind, QueryPlan, Tables, Target};
-use super::program::{Emit, Output, Query, Source, SqlProgram, State};
+use super::program::{Emit, Half, Output, Query, Source, SqlProgram, State};
 use super::session::Session;
 use super::settings::{EMIT, Settings, entries};
 use super::source::{ColumnOrigin, METADATA, Reader, SourceColumn, SourceTable, Watermark, metadata_types};
@@ -477,6 +477,7 @@ impl Job {
             interval_ms: interval_ms(settings.job.batch_interval),
             queue_items_max: settings.queue_items,
             plan: plan.clone(),
+            half: Half::Both,
         };
         Ok(Compiled { settings: settings.job, program, notes: settings.notes, plan, explain_only, exactly_once: self.exactly_once })
     }

@@ -25,6 +25,7 @@
 //! | `table.local-time-zone` | UTC | only UTC |
 
 pub(crate) mod error;
+pub(crate) mod exchange;
 mod feed;
 mod functions;
 mod job;
@@ -97,4 +98,9 @@ pub struct CompiledJob {
 pub fn compile(text: &str, options: &CompileOptions) -> Result<CompiledJob, SqlError> {
     let job::Compiled { settings, program, notes, plan, explain_only, exactly_once } = job::compile(text, options)?;
     Ok(CompiledJob { settings, program: Box::new(program), notes, plan, explain_only, exactly_once })
+}
+
+/// As [`compile`], one half of a slot of a shared job.
+pub(crate) fn compile_part(text: &str, options: &CompileOptions, part: exchange::Part) -> Result<Box<dyn Program>, SqlError> {
+    Ok(Box::new(job::compile(text, options)?.program.part(part)))
 }

@@ -20,6 +20,7 @@ use service_kit::kafka::{self, Producer};
 use tokio::task::JoinSet;
 use tracing::{Instrument, info_span, warn};
 
+use super::exchange::{Exchange, Grouped, Heard, Part, Taken, Writer};
 use super::malformed::{Reports, Sampler};
 use super::pipeline::{self, Decoded, Intake};
 use super::plan::WindowPlan;
@@ -27,7 +28,7 @@ use super::queue::{Receiver, queue};
 use super::source::Reader;
 use super::watermark::{Clocks, Pace, Seen};
 use super::window::WindowState;
-use crate::batch::{BatchContext, BatchOutcome, PartitionInput, Program, SourceSpec, StateReport};
+use crate::batch::{BatchContext, BatchOutcome, PartitionInput, Program, Sharing, SourceSpec, StateReport};
 use crate::sink::{Guarantee, RowStream, Sink};
 
 const SNAPSHOT_VERSION: u32 = 1;
@@ -44,6 +45,17 @@ pub(crate) struct SqlProgram {
     pub(crate) queue_items_max: usize,
     pub(crate) plan: String,
     pub(crate) state: State,
+    pub(crate) half: Half,
+}
+
+/// How much of the job a program runs.
+pub(crate) enum Half {
+    /// All of it.
+    Both,
+    /// The first half of a slot.
+    Rows(Box<Writer>),
+    /// The second.
+    Windows(Exchange),
 }
 
 /// A table that queries read.
@@ -85,12 +97,13 @@ pub(crate) struct State {
     clocks: Vec<Clocks>,
     /// By output; `None` for queries without state.
     windows: Vec<Option<WindowState>>,
+    heard: Heard,
 }
 
 impl State {
     pub(crate) fn fresh(sources: &[Source], outputs: &[Output]) -> Self {
         let window = |output: &Output| matches!(output.query, Query::Window(..)).then(WindowState::default);
-        Self { clocks: vec![Clocks::default(); sources.len()], windows: outputs.iter().map(window).collect() }
+        Self { clocks: vec![Clocks::default(); sources.len()], windows: outputs.iter().map(window).collect(), heard: Heard::default() }
     }
 }
 
@@ -100,6 +113,8 @@ struct SnapshotHead {
     version: u32,
     sources: Vec<(String, Clocks)>,
     outputs: Vec<SnapshotOutput>,
+    #[serde(default)]
+    heard: Heard,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -112,14 +127,23 @@ struct SnapshotOutput {
 #[async_trait]
 impl Program for SqlProgram {
     fn sources(&self) -> Vec<SourceSpec> {
-        self.sources.iter().map(|source| source.reader.table().spec()).collect()
+        match &self.half {
+            Half::Both | Half::Rows(_) => self.sources.iter().map(|source| source.reader.table().spec()).collect(),
+            Half::Windows(exchange) => {
+                let kafka = self.sources.first().map(|source| &source.reader.table().kafka.config);
+                kafka.map(|kafka| exchange.source(kafka)).into_iter().collect()
+            }
+        }
     }
 
-    fn shareable(&self) -> Result<(), String> {
-        let windowed = self.outputs.iter().find(|output| matches!(output.query, Query::Window(..)));
-        windowed.map_or(Ok(()), |output| {
-            let table = &output.table;
-            Err(format!("INSERT INTO `{table}` groups rows, whose groups may be spread over all slots, and slots do not exchange rows: leave `job.slots` out"))
+    fn shareable(&self) -> Result<Sharing, String> {
+        if !self.outputs.iter().any(|output| matches!(output.query, Query::Window(..))) {
+            return Ok(Sharing::Apart);
+        }
+        let bounded = self.sources.iter().map(|source| source.reader.table()).find(|table| table.kafka.bounded.is_some());
+        bounded.map_or(Ok(Sharing::Exchanged), |table| {
+            let name = &table.name;
+            Err(format!("table `{name}` has an end (`scan.bounded.mode`), and slots that exchange rows do not know when all have reached it: leave `job.slots` out"))
         })
     }
 
@@ -133,13 +157,17 @@ impl Program for SqlProgram {
             .iter()
             .map(|source| (source.reader.table().name.clone(), serde_json::json!({ "topics": source.reader.table().kafka.topics })))
             .collect();
+        let sources = match &self.half {
+            Half::Both | Half::Rows(_) => sources,
+            Half::Windows(exchange) => [("exchange".to_owned(), serde_json::json!({ "topics": [&*exchange.topic] }))].into_iter().collect(),
+        };
         // Queries without state may come and go.
         let operators: serde_json::Map<_, _> = self
             .outputs
             .iter()
             .filter_map(|output| match &output.query {
-                Query::Stateless(_) => None,
-                Query::Window(plan, _) => Some((output.name.clone(), self.operator(output, plan))),
+                Query::Window(plan, _) if !matches!(self.half, Half::Rows(_)) => Some((output.name.clone(), self.operator(output, plan))),
+                _ => None,
             })
             .collect();
         serde_json::json!({ "sql": SNAPSHOT_VERSION, "sources": sources, "operators": operators })
@@ -153,7 +181,8 @@ impl Program for SqlProgram {
     }
 
     fn snapshot(&mut self) -> anyhow::Result<Bytes> {
-        let mut head = SnapshotHead { version: SNAPSHOT_VERSION, sources: Vec::new(), outputs: Vec::new() };
+        let heard = self.state.heard.clone();
+        let mut head = SnapshotHead { version: SNAPSHOT_VERSION, sources: Vec::new(), outputs: Vec::new(), heard };
         for (source, clocks) in self.sources.iter().zip(&self.state.clocks) {
             head.sources.push((source.reader.table().name.clone(), clocks.clone()));
         }
@@ -184,6 +213,7 @@ impl Program for SqlProgram {
         let (head, mut body) = rest.split_at_checked(length).context("the snapshot is cut off")?;
         let head: SnapshotHead = serde_json::from_slice(head).context("the snapshot's head")?;
         ensure!(head.version == SNAPSHOT_VERSION, "the snapshot has version {}, this engine reads {SNAPSHOT_VERSION}", head.version);
+        state.heard = head.heard;
         for (name, clocks) in head.sources {
             if let Some(index) = self.sources.iter().position(|source| source.reader.table().name == name) {
                 state.clocks[index] = clocks;
@@ -224,18 +254,40 @@ impl SqlProgram {
         })
     }
 
+    /// One half of a slot.
+    pub(crate) fn part(mut self, part: Part) -> Self {
+        let kafka = self.sources.first().map(|source| source.reader.table().kafka.config.clone());
+        self.half = match (part, kafka) {
+            (Part::Rows(exchange), Some(kafka)) => Half::Rows(Box::new(Writer::new(exchange, kafka))),
+            (Part::Windows(exchange), _) => Half::Windows(exchange),
+            (Part::Rows(_), None) => Half::Both,
+        };
+        self
+    }
+
     async fn run_batch(&mut self, batch: &BatchContext, input: Vec<PartitionInput>, state: &mut State) -> anyhow::Result<BatchOutcome> {
-        for source in &mut self.sources {
-            let kafka = &source.reader.table().kafka;
-            if kafka.dead_letters.is_some() && source.dead_letters.is_none() {
-                source.dead_letters = Some(kafka::producer(&kafka.config).await?);
-            }
-        }
         for (index, output) in self.outputs.iter().enumerate() {
-            batch.output(index, &output.name, &format!("INSERT INTO {}", output.table));
+            let what = match (&self.half, &output.query) {
+                (Half::Both, _) | (Half::Rows(_), Query::Stateless(_)) | (Half::Windows(_), Query::Window(..)) => "INSERT INTO",
+                (Half::Rows(_), Query::Window(..)) => "EXCHANGE for",
+                (Half::Windows(_), Query::Stateless(_)) => continue,
+            };
+            batch.output(index, &output.name, &format!("{what} {}", output.table));
         }
         let process = info_span!(parent: &batch.span, "process");
-        let read = self.read(batch, input, state).instrument(process.clone()).await?;
+        let read = match &self.half {
+            Half::Windows(exchange) => {
+                let (exchange, sources, grouped) = (exchange.clone(), self.sources.len(), self.grouped(state));
+                let taken = exchange.take(batch, input, &grouped, sources, self.interval_ms, &mut state.heard);
+                let Taken { states, late, partials, seen } = taken.instrument(process.clone()).await?;
+                Read { outcome: BatchOutcome { rows_in: states, late, ..BatchOutcome::default() }, seen, partials, reports: Vec::new() }
+            }
+            Half::Both | Half::Rows(_) => self.read(batch, input, state).instrument(process.clone()).await?,
+        };
+        let grouped = self.grouped(state);
+        if let Half::Rows(writer) = &mut self.half {
+            return pass_on(writer, &grouped, &self.context, batch, read).await;
+        }
         let mut outcome = read.outcome;
         for (index, source) in self.sources.iter().enumerate() {
             if let Some(watermark) = source.reader.table().watermark {
@@ -256,10 +308,7 @@ impl SqlProgram {
         let emitted = self.emit(batch, read.partials, state).instrument(process).await?;
         let mut reports = read.reports;
         reports.extend(self.write_windows(batch, emitted).await);
-        reports.sort_by_key(|(index, _)| *index);
-        for (_, rows) in reports {
-            outcome.rows_out += rows?;
-        }
+        outcome.rows_out += rows(reports)?;
         for (output, window) in self.outputs.iter().zip(&state.windows) {
             if let Some(window) = window {
                 let (rows, bytes) = (window.rows() as u64, window.memory_bytes() as u64);
@@ -269,8 +318,25 @@ impl SqlProgram {
         Ok(outcome)
     }
 
+    /// By output, those whose queries group rows.
+    pub(super) fn grouped(&self, state: &State) -> Vec<Option<Grouped>> {
+        let grouped = |(output, window): (&Output, &Option<WindowState>)| match (&output.query, window) {
+            (Query::Window(plan, _), Some(window)) => {
+                Some(Grouped { name: output.name.clone(), plan: plan.clone(), late_before: window.late_before(plan.shape) })
+            }
+            _ => None,
+        };
+        self.outputs.iter().zip(&state.windows).map(grouped).collect()
+    }
+
     /// Reads, decodes and runs the plans; writes the outputs without windows on the way.
-    async fn read(&mut self, batch: &BatchContext, input: Vec<PartitionInput>, state: &State) -> anyhow::Result<Read> {
+    pub(super) async fn read(&mut self, batch: &BatchContext, input: Vec<PartitionInput>, state: &State) -> anyhow::Result<Read> {
+        for source in &mut self.sources {
+            let kafka = &source.reader.table().kafka;
+            if kafka.dead_letters.is_some() && source.dead_letters.is_none() {
+                source.dead_letters = Some(kafka::producer(&kafka.config).await?);
+            }
+        }
         let compute = pipeline::compute()?;
         let mut tasks: JoinSet<anyhow::Result<Done>> = JoinSet::new();
         let mut pumps = Vec::new();
@@ -426,17 +492,41 @@ impl SqlProgram {
 }
 
 /// What reading a batch gave.
-struct Read {
+pub(super) struct Read {
     outcome: BatchOutcome,
     /// By source, in the order of the input.
-    seen: Vec<Vec<Seen>>,
+    pub(super) seen: Vec<Vec<Seen>>,
     /// By output.
-    partials: Vec<Vec<RecordBatch>>,
+    pub(super) partials: Vec<Vec<RecordBatch>>,
     reports: Vec<Report>,
 }
 
 /// Index of the output, and the rows that it wrote.
 type Report = (usize, anyhow::Result<u64>);
+
+/// The rows of all of them; the error is that of the first output that has one.
+fn rows(mut reports: Vec<Report>) -> anyhow::Result<u64> {
+    reports.sort_by_key(|(index, _)| *index);
+    reports.into_iter().map(|(_, rows)| rows).sum()
+}
+
+/// What the first half of a slot does with what it read.
+async fn pass_on(
+    writer: &mut Writer,
+    outputs: &[Option<Grouped>],
+    context: &TaskContext,
+    batch: &BatchContext,
+    read: Read,
+) -> anyhow::Result<BatchOutcome> {
+    let Read { mut outcome, seen, partials, reports } = read;
+    outcome.rows_out += rows(reports)?;
+    let windows = || outputs.iter().enumerate().filter(|(_, output)| output.is_some());
+    windows().for_each(|(index, _)| batch.output_started(index));
+    let states: Vec<u64> = partials.iter().map(|states| states.iter().map(|states| states.num_rows() as u64).sum()).collect();
+    let written = writer.write(batch, outputs, context, partials, seen).await.context("passing rows to the other slots");
+    windows().for_each(|(index, _)| batch.output_ended(index, written.as_ref().map(|()| states[index])));
+    written.map(|()| outcome)
+}
 
 #[derive(Clone, Copy)]
 enum Due {

@@ -34,7 +34,7 @@ struct Clock {
 }
 
 /// What one batch brought for one partition.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Seen {
     pub(crate) partition: String,
     pub(crate) caught_up: bool,

@@ -180,7 +180,11 @@ fn ends(pane: i64, shape: Shape) -> impl Iterator<Item = i64> {
 }
 
 /// Runs a plan over batches and collects what it gives.
-async fn run(plan: &Arc<dyn ExecutionPlan>, context: &TaskContext, batches: Vec<RecordBatch>) -> anyhow::Result<Vec<RecordBatch>> {
+pub(super) async fn run(
+    plan: &Arc<dyn ExecutionPlan>,
+    context: &TaskContext,
+    batches: Vec<RecordBatch>,
+) -> anyhow::Result<Vec<RecordBatch>> {
     let rows = stream::iter(batches.into_iter().map(Ok));
     Ok(feed::execute(plan, context, rows)?.try_collect().await?)
 }

@@ -1,5 +1,6 @@
 //! SQL jobs against hand-made batches and a sink in memory: no network.
 
+mod exchange;
 mod messages;
 mod partitions;
 mod queries;
@@ -20,7 +21,7 @@ use super::job::{Compiled, compile};
 use super::program::SqlProgram;
 use super::{CompileOptions, SqlError};
 use crate::batch::{BatchContext, BatchDefinition, BatchOutcome, OffsetRange, PartitionInput, Program, clock::ManualClock};
-use crate::commit::PlannedBatch;
+use crate::commit::{PlannedBatch, slots::Slot};
 use crate::job::Monitor;
 use crate::sink::{Guarantee, RowStream, Sink};
 
@@ -110,6 +111,12 @@ impl Job {
     }
 
     fn try_batch(&mut self, input: Vec<Lines>, last: bool) -> anyhow::Result<BatchOutcome> {
+        let (context, partitions) = self.input(input, self.next_id as i64 * 1000, last, None);
+        runtime().block_on(self.program.run(&context, partitions))
+    }
+
+    /// What the next batch gets.
+    fn input(&mut self, input: Vec<Lines>, time_ms: i64, last: bool, slot: Option<Slot>) -> (BatchContext, Vec<PartitionInput>) {
         let mut ranges = Vec::new();
         let mut partitions = Vec::new();
         for Lines { partition, lines, behind } in input {
@@ -123,22 +130,30 @@ impl Job {
             let chunks: Vec<_> = records.chunks(3).map(|chunk| Ok(chunk.to_vec())).collect();
             partitions.push(PartitionInput { source: 0, range, caught_up: !behind, records: futures::stream::iter(chunks).boxed() });
         }
-        let definition = BatchDefinition { id: self.next_id, time_ms: self.next_id as i64 * 1000, ranges: vec![ranges] };
+        (self.context(ranges, time_ms, last, slot), partitions)
+    }
+
+    fn replace_program(&mut self, by: impl FnOnce(SqlProgram) -> SqlProgram) {
+        let spare = Self::new("CREATE TABLE t (k STRING) WITH ('connector' = 'console');").program;
+        self.program = by(std::mem::replace(&mut self.program, spare));
+    }
+
+    fn context(&mut self, ranges: Vec<OffsetRange>, time_ms: i64, last: bool, slot: Option<Slot>) -> BatchContext {
+        let definition = BatchDefinition { id: self.next_id, time_ms, ranges: vec![ranges] };
         self.next_id += 1;
         let planned = PlannedBatch { definition, caught_up: Vec::new(), end: None, topics: Vec::new(), sources: Vec::new() };
         self.monitor.submitted(&planned, None);
-        let context = BatchContext {
+        BatchContext {
             job: "test".into(),
             checkpoint_id: "c".into(),
             definition: Arc::new(planned.definition),
             newest: self.next_id,
             replay: self.replay,
             last,
-            slot: None,
+            slot,
             span: tracing::Span::none(),
             monitor: Some(self.monitor.clone()),
-        };
-        runtime().block_on(self.program.run(&context, partitions))
+        }
     }
 
     /// As after a crash: a new program from the same text, with the state of the old one.
