@@ -102,5 +102,7 @@ pub fn compile(text: &str, options: &CompileOptions) -> Result<CompiledJob, SqlE
 
 /// As [`compile`], one half of a slot of a shared job.
 pub(crate) fn compile_part(text: &str, options: &CompileOptions, part: exchange::Part) -> Result<Box<dyn Program>, SqlError> {
-    Ok(Box::new(job::compile(text, options)?.program.part(part)))
+    let mut program = job::compile(text, options)?.program;
+    program.become_part(part);
+    Ok(Box::new(program))
 }

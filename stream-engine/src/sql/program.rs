@@ -254,15 +254,13 @@ impl SqlProgram {
         })
     }
 
-    /// One half of a slot.
-    pub(crate) fn part(mut self, part: Part) -> Self {
-        let kafka = self.sources.first().map(|source| source.reader.table().kafka.config.clone());
-        self.half = match (part, kafka) {
-            (Part::Rows(exchange), Some(kafka)) => Half::Rows(Box::new(Writer::new(exchange, kafka))),
-            (Part::Windows(exchange), _) => Half::Windows(exchange),
-            (Part::Rows(_), None) => Half::Both,
+    /// Makes it one half of a slot. A job that reads nothing from Kafka has no topic for it, and is none.
+    pub(crate) fn become_part(&mut self, part: Part) {
+        let Some(kafka) = self.sources.first().map(|source| source.reader.table().kafka.config.clone()) else { return };
+        self.half = match part {
+            Part::Rows(exchange) => Half::Rows(Box::new(Writer::new(exchange, kafka))),
+            Part::Windows(exchange) => Half::Windows(exchange),
         };
-        self
     }
 
     async fn run_batch(&mut self, batch: &BatchContext, input: Vec<PartitionInput>, state: &mut State) -> anyhow::Result<BatchOutcome> {

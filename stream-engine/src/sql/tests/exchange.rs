@@ -9,9 +9,9 @@ use crate::commit::slots::{Shape, Slot};
 use crate::sql::exchange::{Exchange, Part};
 use crate::sql::program::Half;
 
-const QUERY: &str = "INSERT INTO s SELECT window_start, k, COUNT(*), SUM(v), COUNT(DISTINCT v) FROM TABLE(WINDOW) GROUP BY window_start, k;
-     INSERT INTO all_keys SELECT window_start, COUNT(*) FROM TABLE(WINDOW) GROUP BY window_start;
-     INSERT INTO best SELECT window_start, k, COUNT(*) AS n FROM TABLE(WINDOW) GROUP BY window_start, k ORDER BY n DESC, k LIMIT 1;
+const QUERY: &str = "INSERT INTO s SELECT window_start, k, COUNT(*), SUM(v), COUNT(DISTINCT v) FROM TABLE(WINDOW) GROUP BY window_start, window_end, k;
+     INSERT INTO all_keys SELECT window_start, COUNT(*) FROM TABLE(WINDOW) GROUP BY window_start, window_end;
+     INSERT INTO best SELECT window_start, k, COUNT(*) AS n FROM TABLE(WINDOW) GROUP BY window_start, window_end, k ORDER BY n DESC, k LIMIT 1;
      INSERT INTO plain SELECT k, v FROM t WHERE v > 3;";
 const TUMBLE: &str = "TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' SECOND)";
 const HOP: &str = "HOP(TABLE t, DESCRIPTOR(ts), INTERVAL '1' SECOND, INTERVAL '3' SECOND)";
@@ -30,6 +30,12 @@ fn job(window: &str, idle: &str) -> String {
     tables + &QUERY.replace("WINDOW", window)
 }
 
+fn half(text: &str, part: Part) -> Job {
+    let mut job = Job::new(text);
+    job.program.become_part(part);
+    job
+}
+
 /// The halves of all slots.
 struct Slots {
     text: String,
@@ -44,12 +50,7 @@ struct Slots {
 impl Slots {
     fn new(text: &str, slots: u32) -> Self {
         let exchange = Exchange::new("job", "1", Shape::new(slots, slots).unwrap());
-        let half = |part: Part| {
-            let mut job = Job::new(text);
-            job.replace_program(|program| program.part(part));
-            job
-        };
-        let of_all = |part: &dyn Fn(Exchange) -> Part| (0..slots).map(|_| half(part(exchange.clone()))).collect();
+        let of_all = |part: &dyn Fn(Exchange) -> Part| (0..slots).map(|_| half(text, part(exchange.clone()))).collect();
         Self {
             text: text.into(),
             rows: of_all(&Part::Rows),
@@ -101,7 +102,7 @@ impl Slots {
     /// As when another worker takes the slot's second half.
     fn move_windows(&mut self, slot: usize) {
         let snapshot = self.windows[slot].program.snapshot().unwrap();
-        let moved = Self::new(&self.text, self.topic.len() as u32).windows.swap_remove(slot);
+        let moved = half(&self.text, Part::Windows(self.exchange.clone()));
         let written = std::mem::replace(&mut self.windows[slot], moved).written;
         let job = &mut self.windows[slot];
         for (output, written) in job.program.outputs.iter_mut().zip(&written) {
@@ -121,13 +122,13 @@ fn of(partition: i32, lines: Vec<String>) -> Lines {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(8))]
     #[test]
     fn slots_give_what_one_process_gives(
         slots in 1..4_u32,
         hop: bool,
         rows in prop::collection::vec((0..5_i32, 0..400_i64, 0..6_usize, 0..9_i64), 1..200),
-        steps in prop::collection::vec((0..3_usize, 1..9_usize, any::<bool>()), 1..40),
+        steps in prop::collection::vec((0..3_usize, 1..9_usize, prop::bool::weighted(0.1)), 1..40),
     ) {
         let text = job(if hop { HOP } else { TUMBLE }, "0 s");
         let mut partitions: BTreeMap<i32, Vec<String>> = (0..5).map(|partition| (partition, Vec::new())).collect();
@@ -198,7 +199,7 @@ fn a_slot_that_has_not_spoken_holds_the_watermark_back_and_a_silent_partition_do
     assert!(told > 30, "slot 1 says that its partition is silent: {told}");
     // It goes away: what its partition holds now, nobody knows.
     let mut outcome = BatchOutcome::default();
-    for _ in 0..60 {
+    for _ in 0..120 {
         at += 1000;
         batch(&mut job, 0, vec![line(at, 1, 1)]);
         outcome = job.take(0, usize::MAX);
@@ -230,6 +231,5 @@ fn keys_stay_where_they_are() {
             keys
         })
         .collect();
-    assert_eq!(places.concat().len(), 9);
-    assert_eq!(places, [["?"; 1].to_vec()]);
+    assert_eq!(places, [&["key 2"][..], &["key 1", "key 4", "key 6", "key 7"], &["key 0", "key 3", "key 5", "key 8"]]);
 }

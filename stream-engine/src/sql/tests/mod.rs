@@ -133,11 +133,6 @@ impl Job {
         (self.context(ranges, time_ms, last, slot), partitions)
     }
 
-    fn replace_program(&mut self, by: impl FnOnce(SqlProgram) -> SqlProgram) {
-        let spare = Self::new("CREATE TABLE t (k STRING) WITH ('connector' = 'console');").program;
-        self.program = by(std::mem::replace(&mut self.program, spare));
-    }
-
     fn context(&mut self, ranges: Vec<OffsetRange>, time_ms: i64, last: bool, slot: Option<Slot>) -> BatchContext {
         let definition = BatchDefinition { id: self.next_id, time_ms, ranges: vec![ranges] };
         self.next_id += 1;
