@@ -20,7 +20,7 @@ const FAR: i64 = 3_600_000;
 
 fn job(window: &str, idle: &str) -> String {
     let tables = format!(
-        "SET 'table.exec.source.idle-timeout' = '{idle}';
+        "SET 'table.exec.source.idle-timeout' = '{idle}'; SET 'batch.interval' = '100ms';
          CREATE TABLE t (ms BIGINT, k STRING, v INT, ts AS TO_TIMESTAMP_LTZ(ms, 3), WATERMARK FOR ts AS ts - INTERVAL '0.5' SECOND) WITH ({KAFKA});
          CREATE TABLE s (ws TIMESTAMP(3), k STRING, n BIGINT, s BIGINT, d BIGINT) WITH ('connector' = 'console');
          CREATE TABLE all_keys (ws TIMESTAMP(3), n BIGINT) WITH ('connector' = 'console');
