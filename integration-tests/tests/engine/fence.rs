@@ -47,8 +47,48 @@ impl Way {
     }
 }
 
+/// Where the rows of the test below go, and how many there are.
+#[derive(Clone, Copy, Debug)]
+enum Results {
+    Kafka,
+    Redis,
+}
+
+impl Results {
+    fn table(self, name: &str, bootstrap: &str) -> String {
+        let with = match self {
+            Self::Kafka => format!(
+                "'connector' = 'kafka', 'topic' = '{name}', 'properties.bootstrap.servers' = '{bootstrap}', 'format' = 'json', \
+                 'sink.delivery-guarantee' = 'exactly-once', 'sink.transactional-id-prefix' = '{name}'"
+            ),
+            Self::Redis => format!(
+                "'connector' = 'redis', 'url' = '{}', 'key' = '{name}', 'field' = '{{ts}} {{host}} {{bytes}}', 'value' = 'bytes'",
+                redis_url()
+            ),
+        };
+        format!("CREATE TABLE results (ts BIGINT, host STRING, bytes BIGINT) WITH ({with});\n")
+    }
+
+    fn count(self, name: &str) -> usize {
+        match self {
+            Self::Kafka => kafka::texts(&kafka_bootstrap(), name).len(),
+            Self::Redis => {
+                let mut connection = redis::Client::open(redis_url()).expect("URL").get_connection().expect("Redis");
+                redis::cmd("HLEN").arg(name).query(&mut connection).expect("HLEN")
+            }
+        }
+    }
+}
+
+/// By many batches, and by one, which is cut again under the number of one that is written.
 #[tokio::test]
 async fn a_checkpoint_that_was_put_back_loses_no_rows_silently() {
+    for (results, interval) in [(Results::Kafka, "100ms"), (Results::Kafka, "2s"), (Results::Redis, "100ms"), (Results::Redis, "2s")] {
+        put_back(results, interval).await;
+    }
+}
+
+async fn put_back(to: Results, interval: &str) {
     let bootstrap = kafka_bootstrap();
     let dir = tempfile::tempdir().expect("a temporary folder");
     let (topic, results) = (unique("put-back"), unique("put-back-results"));
@@ -57,12 +97,9 @@ async fn a_checkpoint_that_was_put_back_loses_no_rows_silently() {
     }
     let job = dir.path().join("job.sql");
     let sql = format!(
-        "SET 'batch.interval' = '100ms';\n{}{}INSERT INTO results SELECT ts, host FROM rows_in;\n",
+        "SET 'batch.interval' = '{interval}';\n{}{}INSERT INTO results SELECT ts, host, bytes FROM rows_in;\n",
         source(&topic, &bootstrap, ""),
-        format_args!(
-            "CREATE TABLE results (ts BIGINT, host STRING) WITH ('connector' = 'kafka', 'topic' = '{results}', 'properties.bootstrap.servers' = '{bootstrap}', \
-             'format' = 'json', 'sink.delivery-guarantee' = 'exactly-once', 'sink.transactional-id-prefix' = '{results}');\n"
-        )
+        to.table(&results, &bootstrap)
     );
     fs::write(&job, sql).expect("the job");
     let (job, checkpoint) = (job.to_string_lossy().into_owned(), dir.path().join("checkpoint"));
@@ -71,15 +108,16 @@ async fn a_checkpoint_that_was_put_back_loses_no_rows_silently() {
         Process::start("millrace-engine", dir.path(), &args, &FREE_PORTS)
     };
     let written = |rows: usize| {
-        let (bootstrap, results) = (bootstrap.clone(), results.clone());
-        eventually(WAIT, "Kafka holds the rows", move || {
-            let found = kafka::texts(&bootstrap, &results).len();
+        let results = results.clone();
+        eventually(WAIT, "the rows are written", move || {
+            let found = to.count(&results);
             async move { if found == rows { Ok(()) } else { Err(format!("{found}, not {rows}")) } }
         })
     };
     let run_to = async |from: u64, until: u64| {
-        let mut engine = start();
+        // Before the start: so all of it is in the first batch.
         kafka::produce(&bootstrap, &topic, 1, (from..until).map(|n| row(n).2));
+        let mut engine = start();
         written(usize::try_from(until).expect("a number")).await;
         engine.signal(rustix::process::Signal::TERM);
         assert!(engine.ended(WAIT).await.success(), "{}", engine.log());
@@ -94,9 +132,9 @@ async fn a_checkpoint_that_was_put_back_loses_no_rows_silently() {
     // One row more, or the same batch might be cut again: that one is there already, and nothing is wrong with it.
     kafka::produce(&bootstrap, &topic, 1, std::iter::once(row(200).2));
     let mut engine = start();
-    assert!(!engine.ended(WAIT).await.success(), "it goes on:\n{}", engine.log());
+    assert!(!engine.ended(WAIT).await.success(), "{to:?}, {interval}: it goes on:\n{}", engine.log());
     for part in ["output `results` is refused", "whose checkpoint was put back", "start from a savepoint"] {
-        assert!(engine.log().contains(part), "without {part:?}:\n{}", engine.log());
+        assert!(engine.log().contains(part), "{to:?}, {interval}: without {part:?}:\n{}", engine.log());
     }
     written(200).await;
 }

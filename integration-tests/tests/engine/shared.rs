@@ -60,7 +60,7 @@ impl<'a> Shared<'a> {
             ),
         };
         let sql = format!(
-            "SET 'batch.interval' = '100ms';\nSET 'job.slots' = '4';\n\
+            "SET 'batch.interval' = '300ms';\nSET 'job.slots' = '4';\n\
              CREATE TABLE numbers (n BIGINT, k BIGINT, ms BIGINT, ts AS TO_TIMESTAMP_LTZ(ms, 3), WATERMARK FOR ts AS ts - INTERVAL '1' SECOND)\n\
              WITH ('connector' = 'kafka', 'topic' = '{from}', 'properties.bootstrap.servers' = '{bootstrap}',\n\
              'properties.session.timeout.ms' = '6000', 'properties.heartbeat.interval.ms' = '500',\n\

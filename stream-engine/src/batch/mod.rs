@@ -70,6 +70,15 @@ impl BatchDefinition {
     pub fn count(&self) -> u64 {
         self.all_ranges().map(OffsetRange::count).sum()
     }
+
+    /// Of what the batch covers: two batches of one number that cover something else are of two histories, as after a checkpoint was put back.
+    pub fn digest(&self) -> u32 {
+        let ranges = self.ranges.iter().enumerate().flat_map(|(source, ranges)| ranges.iter().map(move |range| (source, range)));
+        ranges.fold(crc32c::crc32c(&self.time_ms.to_be_bytes()), |digest, (source, range)| {
+            let text = format!("{source} {} {} {} {}\n", range.topic, range.partition, range.from, range.until);
+            crc32c::crc32c_append(digest, text.as_bytes())
+        })
+    }
 }
 
 /// What a program is told about the batch it runs.

@@ -291,24 +291,15 @@ enum Verdict {
 
 /// `newest`: the newest batch that this process knows of.
 fn judge(held: Option<&Held>, batch: &BatchDefinition, newest: u64) -> Verdict {
-    let enter = |timestamp_ms| Verdict::Enter(Held { batch: batch.id, digest: digest(batch), timestamp_ms });
+    let enter = |timestamp_ms| Verdict::Enter(Held { batch: batch.id, digest: batch.digest(), timestamp_ms });
     match held {
         None => enter(batch.time_ms),
         Some(held) if held.batch > newest => Verdict::Behind(held.batch),
         Some(held) if held.batch > batch.id => Verdict::Written,
         Some(held) if held.batch < batch.id => enter(batch.time_ms.max(held.timestamp_ms + 1)),
-        Some(held) if held.digest == digest(batch) => Verdict::Entered(held.timestamp_ms),
+        Some(held) if held.digest == batch.digest() => Verdict::Entered(held.timestamp_ms),
         Some(held) => Verdict::Behind(held.batch),
     }
-}
-
-/// Two batches of one number that read other records are of two histories.
-fn digest(batch: &BatchDefinition) -> u32 {
-    let ranges = batch.ranges.iter().enumerate().flat_map(|(source, ranges)| ranges.iter().map(move |range| (source, range)));
-    ranges.fold(crc32c::crc32c(&batch.time_ms.to_be_bytes()), |digest, (source, range)| {
-        let text = format!("{source} {} {} {} {}\n", range.topic, range.partition, range.from, range.until);
-        crc32c::crc32c_append(digest, text.as_bytes())
-    })
 }
 
 /// Waits for a gateway that is away.
@@ -653,7 +644,7 @@ mod tests {
     #[test]
     fn a_fence_lets_a_history_go_on_and_refuses_another() {
         let batch = definition(7, 1000, 10);
-        let held = |batch: &BatchDefinition, timestamp_ms| Held { batch: batch.id, digest: digest(batch), timestamp_ms };
+        let held = |batch: &BatchDefinition, timestamp_ms| Held { batch: batch.id, digest: batch.digest(), timestamp_ms };
         let judged = |before: &BatchDefinition, timestamp_ms, newest| judge(Some(&held(before, timestamp_ms)), &batch, newest);
         assert_eq!(judge(None, &batch, 7), Verdict::Enter(held(&batch, 1000)));
         // Timestamps rise from batch to batch, also where two are of one time.

@@ -3,7 +3,7 @@
 //! `exactly-once` is one transaction per batch. The batch's id stands in the metadata of the offsets that the same
 //! transaction commits for the group `<sink.transactional-id-prefix>` (`-2`, … for further INSERTs into the table, then `/0`, `/1`, … for the slots of a shared job), so
 //! records and mark appear together. A new writer reads the mark and skips the batches that are written already; a mark of a batch that this
-//! process knows nothing of is another process's, or a checkpoint was put back: then nothing is written ([`Fenced`]).
+//! process knows nothing of, or of one of its number that covered other records, is another process's, or a checkpoint was put back: then nothing is written ([`Fenced`]).
 //! A batch without rows writes nothing. A transaction is open while its batch is read and written, so a batch must fit into
 //! `properties.transaction.timeout.ms` (60 s): bound it by `spark.streaming.kafka.maxRatePerPartition`.
 //!
@@ -102,7 +102,7 @@ pub(crate) struct Transactions {
     /// A call was dropped inside a transaction; the writer must not be used again.
     open: bool,
     /// The last batch that is written, of this checkpoint.
-    written: Option<u64>,
+    written: Option<Written>,
 }
 
 #[async_trait]
@@ -161,11 +161,14 @@ impl Transactions {
             self.renew(config, batch).await?;
         }
         // A checkpoint that was put back gives new ranges the ids of batches that are written: skipped, their rows would be lost.
-        if let Some(ahead) = self.written.filter(|written| *written > batch.newest) {
-            return Err(Fenced { output: self.output.clone(), batch: batch.definition.id, ahead }.into());
+        let (id, digest) = (batch.definition.id, batch.definition.digest());
+        if let Some(Written { batch: ahead, .. }) =
+            self.written.filter(|written| written.batch > batch.newest || written.is_another(id, digest))
+        {
+            return Err(Fenced { output: self.output.clone(), batch: id, ahead }.into());
         }
         let mut count = 0;
-        if self.written.is_some_and(|written| written >= batch.definition.id) {
+        if self.written.is_some_and(|written| written.batch >= id) {
             while let Some(next) = records.next().await {
                 count += next?.len() as u64;
             }
@@ -182,7 +185,7 @@ impl Transactions {
         }
         self.open = false;
         result?;
-        self.written = Some(batch.definition.id);
+        self.written = Some(Written { batch: id, digest: Some(digest) });
         Ok(count)
     }
 
@@ -231,7 +234,8 @@ impl Transactions {
         self.id = batch.slot.map_or_else(|| self.prefix.clone(), |slot| format!("{}/{slot}", self.prefix));
         self.writer = Some(kafka::transactional_writer(config, &self.id).await?);
         let marks = kafka::admin(config).await?.committed(&self.id, None).await?;
-        self.written = marks.values().filter_map(|(_, metadata)| written(metadata, &batch.checkpoint_id)).max();
+        self.written =
+            marks.values().filter_map(|(_, metadata)| Written::parse(metadata, &batch.checkpoint_id)).max_by_key(|written| written.batch);
         self.open = false;
         if !std::mem::replace(&mut self.started, true) {
             warn!(
@@ -246,7 +250,8 @@ impl Transactions {
 
 /// Offsets of the batch's input with the batch in their metadata. A batch that read nothing marks the sink's topic.
 fn marks(batch: &BatchContext, topic: &Arc<str>) -> Vec<(TopicPartition, i64, String)> {
-    let metadata = format!("millrace checkpoint={} batch={}", batch.checkpoint_id, batch.definition.id);
+    let (id, digest) = (batch.definition.id, batch.definition.digest());
+    let metadata = format!("millrace checkpoint={} batch={id} of={digest:08x}", batch.checkpoint_id);
     let mut marks: Vec<_> = batch.definition.all_ranges().map(|range| (range.topic_partition(), range.until, metadata.clone())).collect();
     if marks.is_empty() {
         marks.push((TopicPartition::new(topic.clone(), 0), 0, metadata));
@@ -254,10 +259,28 @@ fn marks(batch: &BatchContext, topic: &Arc<str>) -> Vec<(TopicPartition, i64, St
     marks
 }
 
-/// The batch in a mark, when it is of this checkpoint.
-fn written(metadata: &str, checkpoint_id: &str) -> Option<u64> {
-    let (checkpoint, batch) = metadata.strip_prefix("millrace checkpoint=")?.rsplit_once(" batch=")?;
-    if checkpoint == checkpoint_id { batch.parse().ok() } else { None }
+/// The batch in a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Written {
+    batch: u64,
+    /// Of what it covered; marks of the first versions are without.
+    digest: Option<u32>,
+}
+
+impl Written {
+    /// `None` for another checkpoint's.
+    fn parse(metadata: &str, checkpoint_id: &str) -> Option<Self> {
+        let mut parts = metadata.strip_prefix("millrace checkpoint=")?.split(' ');
+        let is_ours = parts.next()? == checkpoint_id;
+        let batch = parts.next()?.strip_prefix("batch=")?.parse().ok()?;
+        let digest = parts.next().and_then(|part| u32::from_str_radix(part.strip_prefix("of=")?, 16).ok());
+        is_ours.then_some(Self { batch, digest })
+    }
+
+    /// It has the number, and covered something else.
+    fn is_another(self, batch: u64, digest: u32) -> bool {
+        self.batch == batch && self.digest.is_some_and(|of| of != digest)
+    }
 }
 
 /// Rows → records.
@@ -317,10 +340,19 @@ mod tests {
 
     #[test]
     fn a_mark_counts_only_for_its_own_checkpoint() {
-        let mark = "millrace checkpoint=7f batch=12";
-        assert_eq!(written(mark, "7f"), Some(12));
-        assert_eq!(written(mark, "7e"), None);
-        assert_eq!(written("someone else's metadata", "7f"), None);
-        assert_eq!(written("", ""), None);
+        let mark = "millrace checkpoint=7f batch=12 of=0000ab01";
+        assert_eq!(Written::parse(mark, "7f"), Some(Written { batch: 12, digest: Some(0xab01) }));
+        assert_eq!(Written::parse("millrace checkpoint=7f batch=12", "7f"), Some(Written { batch: 12, digest: None }));
+        assert_eq!(Written::parse(mark, "7e"), None);
+        assert_eq!(Written::parse("someone else's metadata", "7f"), None);
+        assert_eq!(Written::parse("", ""), None);
+    }
+
+    #[test]
+    fn a_batch_of_the_same_number_that_covered_something_else_is_another() {
+        let written = Written { batch: 12, digest: Some(1) };
+        assert!(written.is_another(12, 2));
+        assert!(!written.is_another(12, 1) && !written.is_another(13, 2));
+        assert!(!Written { digest: None, ..written }.is_another(12, 2), "nobody can tell");
     }
 }

@@ -19,8 +19,8 @@
 //! NULL removes a field; a row with NULL as value or score is left out.
 //!
 //! Each call is one Lua script: if the fence of (job, checkpoint, output) is at this batch and chunk or beyond, nothing
-//! happens, else all writes and the fence are applied at once. A fence at a batch that this process does not know of was raised
-//! by another one: the call is refused and the job fails ([`Fenced`]). Rows are ordered by key before they are cut, so a batch that
+//! happens, else all writes and the fence are applied at once. A fence at a batch that this process does not know of, or at one of its number that
+//! covered other records, was raised by another one: the call is refused and the job fails ([`Fenced`]). Rows are ordered by key before they are cut, so a batch that
 //! runs again is cut the same way. Values are absolute, so even without the fence a repetition would change nothing; the
 //! fence keeps a process that was presumed dead from writing old values over new ones.
 //! The client speaks to one server, not to a Redis Cluster.
@@ -50,26 +50,27 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 
-/// KEYS: the fence, then the keys of the commands. ARGV: batch, chunk, newest batch known, lifetime of the fence in ms (empty: no fence), then per
-/// command its name, the index of its key, the number of arguments and the arguments. Gives the batch of a fence that another
+/// KEYS: the fence, then the keys of the commands. ARGV: batch, chunk, newest batch known, lifetime of the fence in ms (empty: no fence), digest of what
+/// the batch covers, then per command its name, the index of its key, the number of arguments and the arguments. Gives the batch of a fence that another
 /// process has raised, else -1.
 const SCRIPT: &str = r"
-local held = redis.call('HMGET', KEYS[1], 'batch', 'chunk')
+local held = redis.call('HMGET', KEYS[1], 'batch', 'chunk', 'of')
 local batch, chunk, newest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local fenced = ARGV[4] ~= ''
 if fenced and held[1] then
   local held_batch, held_chunk = tonumber(held[1]), tonumber(held[2])
   if held_batch > newest then return held_batch end
+  if held_batch == batch and held[3] and held[3] ~= ARGV[5] then return held_batch end
   if held_batch > batch or (held_batch == batch and held_chunk >= chunk) then return -1 end
 end
-local at = 5
+local at = 6
 while at <= #ARGV do
   local count = tonumber(ARGV[at + 2])
   redis.call(ARGV[at], KEYS[tonumber(ARGV[at + 1])], unpack(ARGV, at + 3, at + 2 + count))
   at = at + 3 + count
 end
 if fenced then
-  redis.call('HSET', KEYS[1], 'batch', ARGV[1], 'chunk', ARGV[2])
+  redis.call('HSET', KEYS[1], 'batch', ARGV[1], 'chunk', ARGV[2], 'of', ARGV[5])
   redis.call('PEXPIRE', KEYS[1], ARGV[4])
 end
 return -1
@@ -238,7 +239,7 @@ impl RedisSink {
             invocation.key(key);
         }
         let lifetime = if self.guarantee == Guarantee::ExactlyOnce { self.fence_ttl_ms.to_string() } else { String::new() };
-        invocation.arg(batch.definition.id).arg(chunk).arg(batch.newest).arg(lifetime);
+        invocation.arg(batch.definition.id).arg(chunk).arg(batch.newest).arg(lifetime).arg(format!("{:08x}", batch.definition.digest()));
         for argument in arguments {
             invocation.arg(argument);
         }
