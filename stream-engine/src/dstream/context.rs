@@ -179,6 +179,13 @@ impl StreamingContext {
         graph.remember_ms = graph.remember_ms.max(crate::batch::clock::interval_ms(duration));
     }
 
+    /// The start refuses outputs that are not exactly-once, and sources that cannot be read again after a crash.
+    pub fn require_exactly_once(&self) {
+        let mut graph = self.graph.lock();
+        graph.expect_open("require_exactly_once");
+        graph.exactly_once = true;
+    }
+
     /// Checks the program and starts it, with its control port and page. Returns when both listen. One context at a time
     /// runs in a process.
     pub fn start(&self) -> anyhow::Result<()> {
@@ -214,6 +221,13 @@ impl StreamingContext {
                 !program.has_state(),
                 "The checkpoint directory has not been set. Please set it by StreamingContext.checkpoint(), or give --checkpoint: the program has streams with state"
             );
+            if let Some(output) = program.exactly_once() {
+                anyhow::bail!(
+                    "output {} cannot be exactly-once without a checkpoint: a program that is started again reads and writes everything again. Please set one by \
+                     StreamingContext.checkpoint(), or give --checkpoint, or say at_least_once() of its table",
+                    output.description
+                );
+            }
             return Ok(());
         };
         if !self.inner.create_on_error.load(Relaxed) {
@@ -296,6 +310,7 @@ impl StreamingContext {
         {
             let mut graph = self.graph.lock();
             graph.check_names();
+            graph.check_guarantees(&self.inner.settings);
             if !graph.errors.is_empty() {
                 anyhow::bail!("{}", graph.errors.join("\n"));
             }

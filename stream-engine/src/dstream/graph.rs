@@ -22,8 +22,9 @@ use super::input::Input;
 use super::rdd::{Data, Rdd};
 use super::state::{Durable, Uid};
 use super::time::Time;
+use crate::batch::{BatchContext, SourceKind};
 use crate::checkpoint::CheckpointConfig;
-use crate::job::ListenerBus;
+use crate::job::{JobSettings, ListenerBus};
 
 /// Where a running program stands; shared by its nodes.
 #[derive(Default)]
@@ -32,6 +33,8 @@ pub(super) struct Progress {
     pub(super) zero: OnceLock<i64>,
     /// The time that runs, or ran last.
     pub(super) newest: AtomicI64,
+    /// The batch that runs, or ran last.
+    pub(super) batch: Mutex<Option<BatchContext>>,
 }
 
 /// A node, whatever it carries.
@@ -256,6 +259,8 @@ pub(super) struct Output {
     /// `print at src/main.rs:20`
     pub(super) description: String,
     pub(super) node: Arc<dyn AnyNode>,
+    /// A batch that comes again leaves it as it is, also after a crash.
+    pub(super) exactly_once: bool,
     pub(super) at: Box<dyn Fn(Time) -> anyhow::Result<Option<Job>> + Send + Sync>,
 }
 
@@ -278,6 +283,8 @@ pub(super) struct Graph {
     pub(super) state: StreamingContextState,
     /// Every stream is remembered at least this long.
     pub(super) remember_ms: i64,
+    /// Outputs that are not are refused.
+    pub(super) exactly_once: bool,
     /// By operation, how many streams with state there are.
     with_state: BTreeMap<String, usize>,
     pub(super) listeners: Arc<ListenerBus>,
@@ -334,15 +341,30 @@ impl Graph {
         }
     }
 
-    /// Nodes that an output needs, parents before children.
-    pub(super) fn used(&self) -> Vec<Arc<dyn AnyNode>> {
-        let mut ids = BTreeSet::new();
-        let mut open: Vec<Arc<dyn AnyNode>> = self.outputs.iter().map(|output| output.node.clone()).collect();
-        while let Some(node) = open.pop() {
-            if ids.insert(node.id()) {
-                open.extend(node.parents().iter().cloned());
+    /// What keeps an output from being exactly-once that is to be so.
+    pub(super) fn check_guarantees(&mut self, settings: &JobSettings) {
+        let mut errors = Vec::new();
+        for output in &self.outputs {
+            let cannot = |why: String| format!("output {} cannot be exactly-once: {why}", output.description);
+            if self.exactly_once && !output.exactly_once {
+                let why =
+                    "its function would run again for a batch that comes again; write by hbase_bulk_put, or leave require_exactly_once out";
+                errors.push(cannot(why.into()));
+            }
+            if self.exactly_once || output.exactly_once {
+                let needed = needed(vec![output.node.clone()]);
+                for input in self.inputs.iter().filter(|input| needed.contains(&input.node().id())) {
+                    let SourceKind::Local(log) = &input.spec().kind else { continue };
+                    errors.extend(log.loses(settings).map(|why| cannot(format!("{}: {why}", input.spec().name))));
+                }
             }
         }
+        errors.into_iter().for_each(|error| self.error(error));
+    }
+
+    /// Nodes that an output needs, parents before children.
+    pub(super) fn used(&self) -> Vec<Arc<dyn AnyNode>> {
+        let ids = needed(self.outputs.iter().map(|output| output.node.clone()).collect());
         self.nodes.iter().filter(|node| ids.contains(&node.id())).cloned().collect()
     }
 
@@ -351,4 +373,15 @@ impl Graph {
         let outputs = self.outputs.iter().map(|output| format!("output {} ← {}", output.name, output.node.describe()));
         nodes.chain(outputs).collect::<Vec<_>>().join("\n")
     }
+}
+
+/// Ids of these nodes and of all that they are computed from.
+fn needed(mut open: Vec<Arc<dyn AnyNode>>) -> BTreeSet<usize> {
+    let mut ids = BTreeSet::new();
+    while let Some(node) = open.pop() {
+        if ids.insert(node.id()) {
+            open.extend(node.parents().iter().cloned());
+        }
+    }
+    ids
 }

@@ -23,6 +23,7 @@
 //! | `socket`, `http`, `receiver` | made from what a receiver stores: lines of a socket, of HTTP requests, a program's own |
 //! | `files`, `queue` | made from new files of a directory, from batches that the program queues, from a clock |
 //! | `stream`, `pair` | within a batch: by value, by key; outputs |
+//! | `hbase` | written to HBase, exactly once |
 //! | `join`, `transform` | several streams; any function from batch to batch |
 //! | `window` | over the batches of the last while |
 //! | `update_state`, `map_with_state` | with a state per key that goes on from batch to batch |
@@ -43,6 +44,7 @@ mod context;
 mod files;
 mod frame;
 mod graph;
+mod hbase;
 mod http;
 mod input;
 mod join;
@@ -74,6 +76,7 @@ pub use arrow::{array::RecordBatch, datatypes::SchemaRef};
 pub use conf::SparkConf;
 pub use context::{StreamingContext, StreamingContextState};
 pub use datafusion::prelude::{DataFrame, SessionContext};
+pub use hbase::{HbaseTable, Put};
 pub use kafka::{ConsumerRecord, ConsumerStrategy, FromKafka, KafkaUtils, LocationStrategy};
 pub use map_with_state::{MapWithStateDStream, State, StateSpec};
 pub use queue::RddQueue;

@@ -94,6 +94,11 @@ impl DStreamProgram {
         !self.with_state.is_empty()
     }
 
+    /// An output that must not be written again by a program that is started again.
+    pub(super) fn exactly_once(&self) -> Option<&Output> {
+        self.outputs.iter().map(AsRef::as_ref).find(|output| output.exactly_once)
+    }
+
     /// How long the sources' batches are needed.
     fn remembered_ms(&self) -> i64 {
         self.inputs.iter().map(|input| input.node().remembered_ms()).max().unwrap_or(0)
@@ -189,6 +194,7 @@ impl Program for DStreamProgram {
         // Set once per process; a restored value is the same.
         let zero_ms = *self.progress.zero.get_or_init(|| zero_ms);
         debug_assert_eq!((time_ms - zero_ms) % self.interval_ms, 0);
+        *self.progress.batch.lock() = Some(batch.clone());
         self.offer(time_ms, input);
         let mut outcome = BatchOutcome::default();
         let mut n = 0;

@@ -18,6 +18,7 @@ use super::input::Input;
 use super::rdd::{Data, Rdd};
 use super::{DStream, StreamingContext};
 use crate::batch::{PartitionInput, SourceSpec, Startup};
+use crate::job::JobSettings;
 use crate::source::{LocalLog, Mirror, Place, Released, Resume, rate::RateLog};
 
 /// Batches that wait for a stream ([`StreamingContext::queue_stream`]). Cheap to clone; may be filled while the program runs.
@@ -70,6 +71,10 @@ struct QueueLog<T> {
 
 #[async_trait]
 impl<T: Data> LocalLog for QueueLog<T> {
+    fn loses(&self, _settings: &JobSettings) -> Option<&'static str> {
+        Some("the queue ends with the process; read a source that outlives it")
+    }
+
     async fn open(&self, _: Place) -> anyhow::Result<()> {
         Ok(())
     }

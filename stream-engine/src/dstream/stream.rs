@@ -268,6 +268,6 @@ impl<T: Data> DStream<T> {
         let name = format!("{op}-{}", graph.outputs.len());
         let place = Location::caller();
         let description = format!("{op} at {}:{}", place.file(), place.line());
-        graph.outputs.push(Arc::new(Output { name, description, node: self.node.clone(), at: Box::new(at) }));
+        graph.outputs.push(Arc::new(Output { name, description, node: self.node.clone(), exactly_once: false, at: Box::new(at) }));
     }
 }

@@ -60,6 +60,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Of the fences.
 const FAMILY: &str = "f";
 const COLUMN: &str = "f:batch";
+/// Default of `fence.table`.
+pub(crate) const FENCES: &str = "millrace_fences";
 /// Attempts to enter a batch while others change the fence.
 const RACES_MAX: usize = 10;
 
@@ -78,50 +80,39 @@ fn options() -> Vec<&'static str> {
 }
 
 fn build(options: &mut Options, table: &SinkTable) -> Result<Box<dyn Sink>, SqlError> {
+    if options.optional("zookeeper.quorum").is_some() {
+        let message = "`zookeeper.quorum`: connector `hbase` speaks to HBase's REST gateway, not to ZooKeeper";
+        return Err(options.error("zookeeper.quorum", message, "write 'url' = 'http://host:8080'"));
+    }
     let url = options.required("url", "${env:HBASE_REST_URL}")?;
-    let client = Hbase::new(HbaseConfig::new(url)).map_err(|error| options.error("url", error.to_string(), "write http://host:port"))?;
+    let client = Hbase::new(HbaseConfig::new(url)).map_err(|error| options.error("url", error.to_string(), ""))?;
     let name = options.required("table-name", &table.output)?;
     let guarantee = options.guarantee(
         Guarantee::ExactlyOnce,
         &[(Guarantee::AtMostOnce, "rows replace each other by key, so a batch that comes again changes nothing", "leave the option out")],
     )?;
-    let fences = options.optional("fence.table").unwrap_or_else(|| "millrace_fences".into());
+    let fences = options.optional("fence.table").unwrap_or_else(|| FENCES.into());
     let shape = Shape::read(options, table)?;
+    let families = shape.families.iter().map(|family| family.name.clone()).collect();
+    let fences = (guarantee == Guarantee::ExactlyOnce).then_some(fences);
+    let timeout = options.duration("sink.retry.timeout")?.unwrap_or(Duration::from_secs(60));
     Ok(Box::new(HbaseSink {
         chunk_rows: options.number("sink.buffer-flush.max-rows", 1, 100_000, 1000)? as usize,
-        patience: Patience {
-            output: table.output.clone(),
-            address: client.address(),
-            timeout: options.duration("sink.retry.timeout")?.unwrap_or(Duration::from_secs(60)),
-            away_since: None,
-        },
-        fences: (guarantee == Guarantee::ExactlyOnce).then_some(fences),
-        client,
-        table: name,
         shape: Arc::new(shape),
-        held: None,
-        checked: false,
+        writer: HbaseWriter::new(client, name, families, fences, table.output.clone(), timeout),
     }))
 }
 
 struct HbaseSink {
-    client: Hbase,
-    table: String,
     shape: Arc<Shape>,
     chunk_rows: usize,
-    /// The table of the fences; `None`: at-least-once.
-    fences: Option<String>,
-    /// What this process has entered last, in the fence with this key.
-    held: Option<(String, Held)>,
-    /// The tables are there.
-    checked: bool,
-    patience: Patience,
+    writer: HbaseWriter,
 }
 
 #[async_trait]
 impl Sink for HbaseSink {
     fn guarantee(&self) -> Guarantee {
-        if self.fences.is_some() { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce }
+        if self.writer.fences.is_some() { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce }
     }
 
     async fn write(&mut self, batch: &BatchContext, mut rows: RowStream) -> anyhow::Result<u64> {
@@ -136,20 +127,55 @@ impl Sink for HbaseSink {
             for row in 0..next.num_rows() {
                 columns.add(row, &mut chunk)?;
                 if chunk.len() >= self.chunk_rows {
-                    self.put(batch, std::mem::take(&mut chunk), &mut begun).await?;
+                    self.writer.put(batch, batch.definition.time_ms, std::mem::take(&mut chunk), &mut begun).await?;
                 }
             }
         }
         if !chunk.is_empty() {
-            self.put(batch, chunk, &mut begun).await?;
+            self.writer.put(batch, batch.definition.time_ms, chunk, &mut begun).await?;
         }
         Ok(count)
     }
 }
 
-impl HbaseSink {
-    /// Writes a chunk; the first one enters the batch in the fence.
-    async fn put(&mut self, batch: &BatchContext, chunk: BTreeMap<Bytes, Cells>, begun: &mut Option<Begun>) -> anyhow::Result<()> {
+/// Writes batches into one table, each behind its fence.
+pub(crate) struct HbaseWriter {
+    client: Hbase,
+    table: String,
+    /// Those that are written; the table must have them.
+    families: Vec<String>,
+    /// The table of the fences; `None`: at-least-once.
+    fences: Option<String>,
+    /// What this process has entered last, in the fence with this key.
+    held: Option<(String, Held)>,
+    /// The tables are there.
+    checked: bool,
+    patience: Patience,
+}
+
+impl HbaseWriter {
+    /// Connects to nothing yet. `timeout`: how long an absent gateway is waited for.
+    pub(crate) fn new(
+        client: Hbase,
+        table: String,
+        families: Vec<String>,
+        fences: Option<String>,
+        output: String,
+        timeout: Duration,
+    ) -> Self {
+        let patience = Patience { output, address: client.address(), timeout, away_since: None };
+        Self { client, table, families, fences, held: None, checked: false, patience }
+    }
+
+    /// Writes a chunk; the first one enters the batch in the fence, which `begun` remembers for the next ones. `time_ms`: the batch's
+    /// own, or an earlier one that it makes up for.
+    pub(crate) async fn put(
+        &mut self,
+        batch: &BatchContext,
+        time_ms: i64,
+        chunk: BTreeMap<Bytes, Cells>,
+        begun: &mut Option<Begun>,
+    ) -> anyhow::Result<()> {
         let begun = match begun {
             Some(begun) => begun,
             None => {
@@ -160,7 +186,8 @@ impl HbaseSink {
                 })
             }
         };
-        let Begun::At(timestamp_ms) = *begun else { return Ok(()) };
+        let Begun::At(entered_ms) = *begun else { return Ok(()) };
+        let timestamp_ms = entered_ms - (batch.definition.time_ms - time_ms);
         let cell = |(column, value)| Cell { column, timestamp_ms: Some(timestamp_ms), value };
         let rows: Vec<Row> = chunk.into_iter().map(|(key, cells)| Row { key, cells: cells.into_iter().map(cell).collect() }).collect();
         let (client, table) = (&self.client, &self.table);
@@ -175,10 +202,9 @@ impl HbaseSink {
         let (client, table) = (&self.client, &self.table);
         let families = self.patience.call(batch, || client.families(table).boxed()).await?;
         let families = families.ok_or_else(|| HbaseError::UnknownTable(table.clone()))?;
-        if let Some(family) = self.shape.families.iter().find(|family| !families.contains(&family.name)) {
+        if let Some(family) = self.families.iter().find(|family| !families.contains(family)) {
             anyhow::bail!(
-                "table \"{table}\" in HBase has no column family \"{}\" (it has {}); add it, or rename the ROW column of `{}`",
-                family.name,
+                "table \"{table}\" in HBase has no column family \"{family}\" (it has {}), which `{}` writes; add it, or correct the name",
                 families.join(", "),
                 self.patience.output
             );
@@ -246,7 +272,7 @@ impl HbaseSink {
 
 /// How a batch stands in the fence.
 #[derive(Clone, Copy)]
-enum Begun {
+pub(crate) enum Begun {
     /// Its cells carry this timestamp.
     At(i64),
     /// It was written by an earlier run, and so were later ones.
@@ -363,7 +389,7 @@ struct ColumnFamily {
 }
 
 /// A row's cells: column and value.
-type Cells = Vec<(Bytes, Bytes)>;
+pub(crate) type Cells = Vec<(Bytes, Bytes)>;
 
 impl Shape {
     fn read(options: &Options, table: &SinkTable) -> Result<Self, SqlError> {
@@ -468,11 +494,16 @@ impl Columns<'_> {
         if cells.is_empty() {
             return Ok(());
         }
-        let known = rows.entry(key).or_default();
-        known.retain(|(column, _)| cells.iter().all(|(new, _)| new != column));
-        known.extend(cells);
+        add(rows, key, cells);
         Ok(())
     }
+}
+
+/// A later cell replaces an earlier one of its column.
+pub(crate) fn add(rows: &mut BTreeMap<Bytes, Cells>, key: Bytes, cells: Cells) {
+    let known = rows.entry(key).or_default();
+    known.retain(|(column, _)| cells.iter().all(|(new, _)| new != column));
+    known.extend(cells);
 }
 
 /// A column's values as HBase's own `Bytes.toBytes` has them.

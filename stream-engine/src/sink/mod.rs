@@ -21,6 +21,7 @@
 //! | `filesystem` | default: files that the manifest lists | as exactly-once | yes |
 //! | `console`, `print` | refused | default | yes |
 //! | dead letters | no | always | no |
+//! | a DStream program's `hbase_bulk_put` | default, as `hbase` | `at_least_once` | no |
 //! | a DStream program's `foreach_rdd`, `print` | no: its own function does what it does | always | no |
 //!
 //! At-most-once leaves a batch out that comes again, after a crash or an error: what its first run had not yet written is lost.
@@ -36,12 +37,13 @@
 //! | queues of the program | lost with the process |
 //!
 //! A job that says `exactly-once` is refused before it starts where this cannot be: without `--checkpoint`, with a connector that cannot, with `RANDOM` or
-//! `UUID` in a query for `redis` or `hbase`. Exactly-once is per job: a fresh one, with a checkpoint of its own, writes everything again.
+//! `UUID` in a query for `redis` or `hbase`; and so is a DStream program with such an output, or with `require_exactly_once`, on receivers without the log or
+//! on queues. Exactly-once is per job: a fresh one, with a checkpoint of its own, writes everything again.
 
 mod console;
 mod files;
 pub(crate) mod folder;
-mod hbase;
+pub(crate) mod hbase;
 pub(crate) mod kafka;
 mod redis;
 mod template;

@@ -90,6 +90,11 @@ pub trait LocalLog: Send + Sync + 'static {
     /// After each commit.
     fn release(&self, _released: Released) {}
 
+    /// Why a job on this log cannot be exactly-once: what a crash loses, and what to do about it.
+    fn loses(&self, _settings: &JobSettings) -> Option<&'static str> {
+        None
+    }
+
     /// How its receiver is; `None`: it has none.
     fn receiver(&self) -> Option<ReceiverStatus> {
         None

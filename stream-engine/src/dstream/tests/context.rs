@@ -285,3 +285,55 @@ fn one_context_at_a_time_is_active_from_its_start_to_its_end() {
     second.stop(false);
     assert!(second.await_termination_or_timeout(secs(60)).unwrap());
 }
+
+#[test]
+fn outputs_that_cannot_be_exactly_once_are_refused_by_name_before_the_start() {
+    let table = HbaseTable::new("http://nowhere:8080", "words");
+    let put = |word: String| Put::new(word).add_column("cf", "n", "1");
+    let error = |ssc: &StreamingContext| ssc.program().err().map(|error| error.to_string()).unwrap_or_default();
+
+    let (ssc, words) = context();
+    words.hbase_bulk_put(&table, put);
+    let mut program = ssc.program().unwrap();
+    let no_checkpoint = ssc.check_checkpoint(&mut program).unwrap_err().to_string();
+    assert!(no_checkpoint.contains("output hbaseBulkPut at ") && no_checkpoint.contains("give --checkpoint"), "{no_checkpoint}");
+
+    let (ssc, words) = context();
+    words.hbase_bulk_put(&table.clone().at_least_once(), put);
+    ssc.check_checkpoint(&mut ssc.program().unwrap()).unwrap();
+
+    let (ssc, words) = context();
+    words.hbase_bulk_put(&table, put);
+    ssc.require_exactly_once();
+    assert_eq!(error(&ssc), "");
+    let (ssc, words) = context();
+    words.hbase_bulk_put(&table, put);
+    words.print();
+    ssc.require_exactly_once();
+    assert!(error(&ssc).starts_with("output print at ") && error(&ssc).contains("require_exactly_once"), "{}", error(&ssc));
+
+    // Only what feeds the output counts.
+    let received = |conf: SparkConf, printed_only: bool| {
+        let ssc = StreamingContext::new(conf, secs(1)).unwrap();
+        let lines = ssc.socket_text_stream("127.0.0.1", 9);
+        lines.print();
+        let queue = ssc.queue_stream(&RddQueue::<String>::default(), true, None);
+        queue.print();
+        let written = if printed_only { context_stream(&ssc) } else { lines.union(&queue) };
+        written.hbase_bulk_put(&table, put);
+        error(&ssc)
+    };
+    assert_eq!(received(SparkConf::new(), true), "");
+    let refused = received(SparkConf::new(), false);
+    assert!(
+        refused.contains("receiver-0: a crash loses what it has received; set spark.streaming.receiver.writeAheadLog.enable"),
+        "{refused}"
+    );
+    assert!(refused.contains("queue-1: the queue ends with the process"), "{refused}");
+    let logged = received(SparkConf::new().set("spark.streaming.receiver.writeAheadLog.enable", "true"), false);
+    assert!(!logged.contains("receiver-0") && logged.contains("queue-1"), "{logged}");
+
+    let (ssc, words) = context();
+    words.hbase_bulk_put(&HbaseTable::new("nowhere", "words"), put);
+    assert!(error(&ssc).contains("hbaseBulkPut: the REST gateway's address"), "{}", error(&ssc));
+}

@@ -43,10 +43,14 @@ fn secs(n: u64) -> Duration {
 
 fn context() -> (StreamingContext, DStream<String>) {
     let ssc = StreamingContext::new(SparkConf::new(), secs(1)).unwrap();
-    let strategy = ConsumerStrategy::subscribe(["t"], [("bootstrap.servers", "unused:9092")]);
-    let records = KafkaUtils::create_direct_stream::<String, String>(&ssc, LocationStrategy::PreferConsistent, strategy);
-    let words = records.flat_map(|record| record.value);
+    let words = context_stream(&ssc);
     (ssc, words)
+}
+
+fn context_stream(ssc: &StreamingContext) -> DStream<String> {
+    let strategy = ConsumerStrategy::subscribe(["t"], [("bootstrap.servers", "unused:9092")]);
+    let records = KafkaUtils::create_direct_stream::<String, String>(ssc, LocationStrategy::PreferConsistent, strategy);
+    records.flat_map(|record| record.value)
 }
 
 fn record<T: Data + Ord>(stream: &DStream<T>, seen: &Seen<T>) {

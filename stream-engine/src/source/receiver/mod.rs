@@ -35,6 +35,7 @@ use self::pace::Pace;
 use super::local::{LocalLog, Place, Released, Resume};
 use super::log::{Held, Log, NotStored};
 use crate::batch::clock::interval_ms;
+use crate::job::JobSettings;
 
 /// How long a receiver may go on once it is told to stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -169,6 +170,11 @@ impl LocalLog for ReceiverLog {
         if let Some(receiving) = self.open.get() {
             receiving.log.release(released);
         }
+    }
+
+    fn loses(&self, settings: &JobSettings) -> Option<&'static str> {
+        (!settings.receiver.write_ahead_log.enabled)
+            .then_some("a crash loses what it has received; set spark.streaming.receiver.writeAheadLog.enable = true")
     }
 
     fn receiver(&self) -> Option<ReceiverStatus> {
