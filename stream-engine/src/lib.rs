@@ -13,6 +13,7 @@
 //! | [`ui`] | the page with jobs, batches and charts, and the same as JSON |
 //! | [`terminal`] | one line about the job that `run` runs |
 //! | [`service`], [`control`], [`config`] | the process, its control port, its configuration |
+//! | [`fault`] | where a debug build can be made to fail |
 //!
 //! Data flows one way: source → batch → program (operators, sinks) → commit.
 
@@ -22,6 +23,7 @@ pub mod commit;
 pub mod config;
 pub mod control;
 pub mod dstream;
+pub mod fault;
 pub mod format;
 pub mod job;
 pub mod service;

@@ -39,6 +39,10 @@ enum Command {
     Serve(Serve),
     /// Run one job in the foreground; ends by itself, with code 0, when every source is bounded and read.
     Run(Run),
+    /// Lists the points where this build can be made to fail, one a line.
+    #[cfg(debug_assertions)]
+    #[command(hide = true)]
+    FaultPoints,
 }
 
 #[derive(Args)]
@@ -95,6 +99,8 @@ fn main() -> ExitCode {
     match Cli::try_parse() {
         Ok(Cli { command: Command::Serve(serve) }) => serve.start(),
         Ok(Cli { command: Command::Run(run) }) => run.start(),
+        #[cfg(debug_assertions)]
+        Ok(Cli { command: Command::FaultPoints }) => print(&stream_engine::fault::POINTS.join("\n")),
         Err(error) => {
             // Nothing can be done about a closed terminal.
             error.print().ok();
@@ -168,9 +174,9 @@ impl Run {
     }
 }
 
-#[allow(clippy::print_stdout)] // what EXPLAIN was asked for
-fn print(plan: &str) -> ExitCode {
-    println!("{plan}");
+#[allow(clippy::print_stdout)] // what was asked for
+fn print(text: &str) -> ExitCode {
+    println!("{text}");
     ExitCode::SUCCESS
 }
 

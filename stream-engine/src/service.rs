@@ -13,6 +13,7 @@ use crate::batch::{Program, clock::SystemClock, runner::Mode};
 use crate::checkpoint::{Checkpoint, CheckpointError, Holder};
 use crate::config::EngineConfig;
 use crate::control;
+use crate::fault;
 use crate::job::{JobKind, JobSettings, JobState, Monitor, NewJob, Registry};
 use crate::source::KafkaCluster;
 use crate::ui;
@@ -58,6 +59,7 @@ impl Service for EngineService {
     const NAME: &'static str = "millrace-engine";
 
     async fn start(self, ctx: Context) -> anyhow::Result<Running> {
+        service_kit::fault::check(fault::POINTS).map_err(anyhow::Error::msg)?;
         let Self { mut config, foreground } = self;
         let store = match &foreground {
             None => {

@@ -4,7 +4,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use integration_tests::{
@@ -13,13 +12,15 @@ use integration_tests::{
     servers::{OwnHdfs, OwnS3, kafka_bootstrap, redis_url},
     unique,
 };
-use rand::RngExt as _;
 use rustix::process::Signal;
 
-use super::{FREE_PORTS, WAIT, WINDOWED, cli, expected, in_kafka, in_redis, kafka_sink, redis_sink, row, source};
+use super::{FREE_PORTS, WAIT, WINDOWED, cli, expected, in_kafka, in_redis, kafka_sink, killed_on_its_way, redis_sink, row, source};
 
 /// Said by a process that has lost its checkpoint, and by a fence that keeps its rows away.
 const ANOTHER: &str = "another process";
+
+/// As long as there is something to read, batch follows batch without a pause: this is less than two puts to such a store take.
+const FAST: &str = "SET 'batch.interval' = '50ms';\nSET 'spark.streaming.kafka.maxRatePerPartition' = '2000';\n";
 
 /// The windowed job of this folder's tests, fed row by row.
 struct Fed {
@@ -66,20 +67,9 @@ impl Fed {
     }
 }
 
-/// Waits until the job has read what it was fed.
+/// Waits until the job has read what it was fed, and no more.
 async fn has_read(engine: &mut Process, rows: u64) {
-    let page = engine.address("page").await;
-    let log = || engine.log();
-    eventually(WAIT, "the job reads everything", || async {
-        let response = reqwest::get(format!("http://{page}/api/v1/applications/totals")).await.map_err(|error| error.to_string())?;
-        let job: serde_json::Value = response.json().await.map_err(|error| error.to_string())?;
-        if job["totals"]["rows_in"] == rows { Ok(()) } else { Err(format!("{job}\n{}", log())) }
-    })
-    .await;
-}
-
-fn a_moment() -> Duration {
-    Duration::from_millis(rand::rng().random_range(50..1200))
+    assert_eq!(super::has_read(engine, "totals", rows).await, rows, "{}", engine.log());
 }
 
 /// Numbers of the entries in a folder of the checkpoint.
@@ -103,15 +93,15 @@ async fn a_job_with_its_checkpoint_on_hdfs_counts_every_row_once_whatever_is_kil
     let hdfs = OwnHdfs::start(dir.path().join("hdfs"));
     let (bootstrap, out) = (kafka_bootstrap(), unique("checkpoint-out"));
     kafka::create_topic(&bootstrap, &out, 2).await;
-    let mut job = Fed::new(dir.path(), "", &kafka_sink(&out, &bootstrap)).await;
+    let mut job = Fed::new(dir.path(), FAST, &kafka_sink(&out, &bootstrap)).await;
     let place = format!("{}/jobs", hdfs.url);
 
     let mut engine = job.serve(&place, &[]);
     job.submit(&mut engine).await;
+    let mut read = 0;
     for _ in 0..3 {
         job.feed(700);
-        tokio::time::sleep(a_moment()).await;
-        engine.kill_9();
+        killed_on_its_way(&mut engine, "totals", &mut read, job.rows).await;
         engine = job.serve(&place, &[]);
         engine.addresses().await;
     }
@@ -220,7 +210,7 @@ async fn a_job_with_its_checkpoint_on_s3_counts_every_row_once_and_of_two_engine
     let dir = tempfile::tempdir().expect("a temporary folder");
     let s3 = OwnS3::start(dir.path().join("s3"), "jobs");
     let prefix = unique("checkpoint-totals");
-    let mut job = Fed::new(dir.path(), "", &redis_sink(&prefix, &redis_url())).await;
+    let mut job = Fed::new(dir.path(), FAST, &redis_sink(&prefix, &redis_url())).await;
     let config = dir.path().join("engine.toml");
     fs::write(&config, format!("[checkpoint.store]\naws_endpoint = '{}'\naws_allow_http = true\naws_region = 'us-east-1'\n", s3.url))
         .expect("the configuration");
@@ -235,10 +225,10 @@ async fn a_job_with_its_checkpoint_on_s3_counts_every_row_once_and_of_two_engine
 
     let mut engine = serve(&job);
     job.submit(&mut engine).await;
+    let mut read = 0;
     for _ in 0..5 {
         job.feed(700);
-        tokio::time::sleep(a_moment()).await;
-        engine.kill_9();
+        killed_on_its_way(&mut engine, "totals", &mut read, job.rows).await;
         engine = serve(&job);
         engine.addresses().await;
     }

@@ -1,7 +1,7 @@
 //! Files as a sink: a job that is killed again and again, on a local folder and on a real HDFS. The manifest and the files are read here,
 //! without the engine's code.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use integration_tests::{
     eventually, kafka,
@@ -9,36 +9,45 @@ use integration_tests::{
     servers::{OwnHdfs, kafka_bootstrap},
     unique,
 };
-use rand::RngExt as _;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
-use super::{FREE_PORTS, WAIT, cli, engine, source};
+use super::{FREE_PORTS, SMALL_BATCHES, WAIT, cli, engine, killed_on_its_way, source};
 
 /// Enough for several files in a batch.
-const FILE_ROWS: usize = 100;
+pub(super) const FILE_ROWS: usize = 40;
 
 /// Every input record is `{"ts":…,"host":…,"bytes":…}`; no two are alike.
 fn record(n: u64) -> String {
     format!(r#"{{"ts":{n},"host":"web-{}","bytes":{}}}"#, n % 7, n * 3)
 }
 
-/// What a reader of the manifest sees, line by line with how often it is there. Unlisted files, and entries or files that are not
-/// whole, fail the test.
-fn listed(folder: &Path) -> BTreeMap<String, usize> {
+/// What a reader of the manifest sees.
+pub(super) struct Listed {
+    /// How often each line is there.
+    pub(super) lines: BTreeMap<String, usize>,
+    /// Files that no entry lists.
+    pub(super) unlisted: Vec<String>,
+    /// Of one batch, at most.
+    pub(super) files: usize,
+}
+
+/// An entry or a file that is not whole fails the test.
+pub(super) fn listed(folder: &Path) -> Listed {
     let mut data: BTreeMap<String, String> = BTreeMap::new();
     for entry in fs::read_dir(folder).expect("the folder").flatten().filter(|entry| entry.path().is_file()) {
         let name = entry.file_name().to_string_lossy().into_owned();
         data.insert(name, fs::read_to_string(entry.path()).expect("a file"));
     }
     let mut lines = BTreeMap::new();
-    let mut several = false;
-    for writer in fs::read_dir(folder.join("_millrace")).expect("the manifest").flatten() {
+    let mut most = 0;
+    // Without a batch there is none.
+    for writer in fs::read_dir(folder.join("_millrace")).into_iter().flatten().flatten() {
         for entry in fs::read_dir(writer.path()).expect("its entries").flatten() {
             let text = fs::read_to_string(entry.path()).expect("an entry");
             let entry: serde_json::Value =
                 serde_json::from_str(&text).unwrap_or_else(|error| panic!("{:?}: {error}: {text}", entry.path()));
             let files = entry["files"].as_array().expect("files");
-            several |= files.len() > 1;
+            most = most.max(files.len());
             for file in files {
                 let name = file["path"].as_str().expect("a path");
                 let content = data.remove(name).unwrap_or_else(|| panic!("{name} is listed twice, or is not there"));
@@ -49,9 +58,7 @@ fn listed(folder: &Path) -> BTreeMap<String, usize> {
             }
         }
     }
-    assert!(data.is_empty(), "unlisted files are left: {:?}", data.keys());
-    assert!(several, "no batch had more than one file");
-    lines
+    Listed { lines, unlisted: data.into_keys().collect(), files: most }
 }
 
 /// Runs a job that copies a topic to files at `path` while its engine is killed. Gives what the files must hold, counted from the input.
@@ -60,7 +67,7 @@ async fn killed_again_and_again(dir: &Path, path: &str) -> BTreeMap<String, usiz
     kafka::create_topic(&bootstrap, &topic, 3).await;
     let job = dir.join("job.sql");
     let sql = format!(
-        "SET 'batch.interval' = '100ms';\n{}CREATE TABLE files (ts BIGINT, host STRING, bytes BIGINT) WITH ('connector' = 'filesystem', 'path' = '{path}', \
+        "{SMALL_BATCHES}{}CREATE TABLE files (ts BIGINT, host STRING, bytes BIGINT) WITH ('connector' = 'filesystem', 'path' = '{path}', \
          'format' = 'json', 'sink.rolling-policy.max-rows' = '{FILE_ROWS}', 'store.dfs.replication' = '1');\n\
          INSERT INTO files SELECT ts, host, bytes FROM rows_in;\n",
         source(&topic, &bootstrap, "")
@@ -70,10 +77,10 @@ async fn killed_again_and_again(dir: &Path, path: &str) -> BTreeMap<String, usiz
     let mut address = process.address("control").await;
     let (code, said) = cli(&address, &["job", "submit", &job.to_string_lossy(), "--name", "files"]);
     assert_eq!(code, 0, "{said}\n{}", process.log());
+    let mut read = 0;
     for round in 0..6 {
         kafka::produce(&bootstrap, &topic, 3, (round * 1_500..(round + 1) * 1_500).map(record));
-        tokio::time::sleep(Duration::from_millis(rand::rng().random_range(50..900))).await;
-        process.kill_9();
+        killed_on_its_way(&mut process, "files", &mut read, (round + 1) * 1_500).await;
         // The job is the engine's: it resumes by itself.
         process = engine(dir);
         address = process.address("control").await;
@@ -87,7 +94,10 @@ async fn killed_again_and_again(dir: &Path, path: &str) -> BTreeMap<String, usiz
 }
 
 /// Says the difference, not nine thousand lines.
-fn same(found: &BTreeMap<String, usize>, wanted: &BTreeMap<String, usize>) {
+fn same(found: &Listed, wanted: &BTreeMap<String, usize>) {
+    assert!(found.unlisted.is_empty(), "unlisted files are left: {:?}", found.unlisted);
+    assert!(found.files > 1, "no batch had more than one file");
+    let found = &found.lines;
     let wrong = wanted.keys().chain(found.keys()).filter(|line| found.get(*line) != wanted.get(*line));
     let wrong: Vec<_> = wrong.map(|line| (line, found.get(line), wanted.get(line))).take(10).collect();
     assert!(wrong.is_empty(), "found and wanted, for example: {wrong:?}");

@@ -1,7 +1,7 @@
 //! The HBase sink on a real HBase, counted from outside: its rows are read through the gateway's JSON and compared with what the input gives.
 //! HBase takes a while to start, so it is started once.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use integration_tests::{
@@ -10,16 +10,17 @@ use integration_tests::{
     servers::{OwnHbase, kafka_bootstrap},
     unique,
 };
-use rand::RngExt;
 use serde_json::{Value, json};
 
-use super::{FREE_PORTS, WAIT, WINDOWED, cli, engine, expected, row, source};
+use super::{FREE_PORTS, SMALL_BATCHES, WAIT, WINDOWED, cli, engine, expected, killed_on_its_way, row, source};
 
 struct Bench {
     hbase: OwnHbase,
     http: reqwest::Client,
     bootstrap: String,
 }
+
+const INTERVAL: &str = "SET 'batch.interval' = '200ms';\n";
 
 /// Window and host → requests and bytes.
 type Totals = BTreeMap<String, (u64, u64)>;
@@ -62,7 +63,7 @@ impl Bench {
     /// Totals of ten seconds by host, in `table`; all that are open, again and again.
     fn job(&self, topic: &str, table: &str) -> String {
         format!(
-            "SET 'batch.interval' = '200ms';\nSET 'millrace.emit' = 'every-batch';\nSET 'sink.delivery-guarantee' = 'exactly-once';\n{}\
+            "{INTERVAL}SET 'millrace.emit' = 'every-batch';\nSET 'sink.delivery-guarantee' = 'exactly-once';\n{}\
              CREATE TABLE totals (k STRING, cf ROW<requests BIGINT, bytes BIGINT>, PRIMARY KEY (k) NOT ENFORCED)\n\
              WITH ('connector' = 'hbase', 'url' = '{}', 'table-name' = '{table}', 'sink.buffer-flush.max-rows' = '3', 'sink.retry.timeout' = '5 min');\n\
              INSERT INTO totals SELECT CONCAT(CAST(window_start AS STRING), ':', host), ROW(requests, bytes) FROM (\n{});\n",
@@ -102,21 +103,19 @@ async fn killed_again_and_again(bench: &Bench, dir: &Path) {
     kafka::create_topic(&bench.bootstrap, &topic, 3).await;
     bench.create("killed").await;
     let job = dir.join("job.sql");
-    fs::write(&job, bench.job(&topic, "killed")).expect("the job");
+    fs::write(&job, bench.job(&topic, "killed").replacen(INTERVAL, SMALL_BATCHES, 1)).expect("the job");
     let mut process = engine(dir);
     let mut address = process.address("control").await;
     let (code, said) = cli(&address, &["job", "submit", &job.to_string_lossy(), "--name", "totals"]);
     assert_eq!(code, 0, "{said}");
-    let mut rows = 0;
+    let (mut rows, mut read) = (0, 0);
     let mut more = || {
         kafka::produce(&bench.bootstrap, &topic, 3, (rows..rows + 1_500).map(|n| row(n).2));
         rows += 1_500;
         rows
     };
     for _ in 0..6 {
-        more();
-        tokio::time::sleep(Duration::from_millis(rand::rng().random_range(50..900))).await;
-        process.kill_9();
+        killed_on_its_way(&mut process, "totals", &mut read, more()).await;
         process = engine(dir);
         address = process.address("control").await;
     }
@@ -146,7 +145,7 @@ async fn killed_again_and_again(bench: &Bench, dir: &Path) {
     for row in bench.rows("killed").await.expect("rows") {
         for cell in row["Cell"].as_array().expect("cells") {
             let at = cell["timestamp"].as_u64().expect("a timestamp");
-            assert!(at <= newest && at % 200 == 0, "{at} behind {newest}: {row}");
+            assert!(at <= newest && at % 20 == 0, "{at} behind {newest}: {row}");
         }
     }
 }

@@ -9,6 +9,7 @@ mod offsets;
 mod shared;
 mod slots;
 mod sources;
+mod steps;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -121,25 +122,47 @@ fn in_kafka(bootstrap: &str, topic: &str) -> BTreeMap<String, (u64, u64)> {
     windows
 }
 
+/// Batch follows batch without a pause, each of 50 records of a partition: so a job that has read enough is in the middle of its next batch.
+const SMALL_BATCHES: &str = "SET 'batch.interval' = '20ms';\nSET 'spark.streaming.kafka.maxRatePerPartition' = '2500';\n";
+
+/// Waits until the job has read this many rows; gives how many it has read.
+async fn has_read(engine: &mut Process, job: &str, rows: u64) -> u64 {
+    let page = engine.address("page").await;
+    let log = || engine.log();
+    eventually(WAIT, &format!("the job reads {rows} rows"), || async {
+        let response = reqwest::get(format!("http://{page}/api/v1/applications/{job}")).await.map_err(|error| error.to_string())?;
+        let job: serde_json::Value = response.json().await.map_err(|error| error.to_string())?;
+        let read = job["totals"]["rows_in"].as_u64().filter(|read| *read >= rows);
+        read.ok_or_else(|| format!("{job}\n{}", log()))
+    })
+    .await
+}
+
+/// Kills the engine when its job has read so many rows, a random number of those that it has not: none, some, or all. `read` is what it had
+/// read when it was killed last, and then what it has read now.
+async fn killed_on_its_way(engine: &mut Process, job: &str, read: &mut u64, rows: u64) {
+    *read = has_read(engine, job, rand::rng().random_range(*read..=rows)).await;
+    engine.kill_9();
+}
+
 /// Feeds the windowed job while its engine is killed eight times, and drains it. Gives the rows and the last engine's log.
 async fn killed_again_and_again(bootstrap: &str, sink: &str) -> (u64, String) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let topic = unique("engine");
     kafka::create_topic(bootstrap, &topic, 3).await;
     let job = dir.path().join("job.sql");
-    let sql = format!("SET 'batch.interval' = '200ms';\n{}{sink}INSERT INTO totals {WINDOWED}", source(&topic, bootstrap, ""));
+    let sql = format!("{SMALL_BATCHES}{}{sink}INSERT INTO totals {WINDOWED}", source(&topic, bootstrap, ""));
     fs::write(&job, sql).expect("the job");
 
     let mut process = engine(dir.path());
     let mut address = process.address("control").await;
     let (code, said) = cli(&address, &["job", "submit", &job.to_string_lossy(), "--name", "totals"]);
     assert_eq!(code, 0, "{said}");
-    let mut rows = 0;
+    let (mut rows, mut read) = (0, 0);
     for _ in 0..8 {
         kafka::produce(bootstrap, &topic, 3, (rows..rows + 1_500).map(|n| row(n).2));
         rows += 1_500;
-        tokio::time::sleep(Duration::from_millis(rand::rng().random_range(50..900))).await;
-        process.kill_9();
+        killed_on_its_way(&mut process, "totals", &mut read, rows).await;
         // The job is the engine's, not the submitter's: it resumes by itself.
         process = engine(dir.path());
         address = process.address("control").await;

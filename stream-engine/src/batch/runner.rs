@@ -30,6 +30,7 @@ use super::{
 };
 use crate::checkpoint::{Checkpoint, CheckpointError, Holder, Loaded};
 use crate::commit::{Commit, Decision, Discard, End, Identity, Metadata, PlannedBatch, Positions, SourceStart, TopicIds, Totals, decide};
+use crate::fault::Point;
 use crate::job::{Durations, JobSettings, JobState, Monitor, said};
 use crate::sink::Fenced;
 use crate::source::{Cluster, DataLoss, Mirror, Place, Released, Resume, Share, Source};
@@ -133,6 +134,7 @@ impl Runner {
 
     async fn run_from_checkpoint(&mut self, sources: &[Arc<Source>]) -> anyhow::Result<()> {
         let Some(mut start) = self.restore(sources).await? else { return Ok(()) };
+        Point::JobRestored.reach();
         if self.settings.backpressure.enabled {
             self.show_rates(&start.progress.rates);
         }
@@ -461,9 +463,11 @@ impl Runner {
         let (clock, mut durations) = (self.clock.clone(), Durations::default());
         let began = clock.monotonic();
         let since = move |began: Duration| u64::try_from((clock.monotonic() - began).as_millis()).unwrap_or(u64::MAX);
+        Point::BatchBegun.reach();
         if !replay && !self.store(Entry::Definition(planned)).await? {
             return Ok(false);
         }
+        Point::BatchPlanStored.reach();
         durations.wal_commit = since(began);
         let mut attempt = 0;
         let mut backoff = self.settings.retry_backoff;
@@ -496,6 +500,7 @@ impl Runner {
                 return Ok(false);
             }
         };
+        Point::BatchOutputsWritten.reach();
         durations.add_batch = since(began);
         self.no_longer_waiting();
         progress.topic_gone = None;
@@ -526,9 +531,11 @@ impl Runner {
         if !self.store(Entry::Commit(&commit, &state)).await? {
             return Ok(false);
         }
+        Point::BatchCommitStored.reach();
         durations.commit_offsets = since(began);
         progress.state = state;
         self.committed(&commit, &outcome, planned, durations, progress).await;
+        Point::BatchApplied.reach();
         Ok(true)
     }
 

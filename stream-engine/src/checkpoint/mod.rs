@@ -35,6 +35,7 @@ use crate::batch::{
     clock::{Clock as _, SystemClock},
 };
 use crate::commit::{Commit, Discard, Facts, Health, Metadata, PlannedBatch, SourceStart};
+use crate::fault::Point;
 pub use location::CheckpointConfig;
 pub use owner::Holder;
 pub use savepoints::Savepoint;
@@ -357,6 +358,7 @@ impl Checkpoint {
     pub async fn prune_one(&self, newest: u64, keep: u64) -> Result<(), CheckpointError> {
         let Some(id) = newest.checked_sub(keep) else { return Ok(()) };
         self.delete(&format!("offsets/{id}")).await?;
+        Point::CheckpointHalfPruned.reach();
         self.delete(&format!("commits/{id}")).await
     }
 
@@ -452,6 +454,7 @@ impl Checkpoint {
             // Who takes over sweeps away what is being written.
             Err(error) => return Err(self.look().await.err().filter(|lost| matches!(lost, CheckpointError::Lost { .. })).unwrap_or(error)),
         }
+        Point::CheckpointEntryPut.reach();
         if SystemClock.monotonic() - looked > STANDSTILL {
             self.look().await?;
         }

@@ -49,6 +49,7 @@ use super::{Fenced, Guarantee, RowStream, Sink, SinkKind, SinkTable};
 use crate::batch::{BatchContext, BatchDefinition};
 use crate::checkpoint::CheckpointConfig;
 use crate::checkpoint::location::Place;
+use crate::fault::Point;
 use crate::format::{JsonEncoder, TimestampStyle};
 use crate::sql::SqlError;
 use crate::sql::options::Options;
@@ -237,6 +238,7 @@ impl FileSink {
             self.clear_up(&folder, &names, &entry).await;
             return Ok(entry.rows);
         }
+        Point::FilesBegun.reach();
         let files = self.put_files(&folder, &names, batch, rows).await?;
         if files.is_empty() {
             return Ok(0);
@@ -250,7 +252,11 @@ impl FileSink {
             rows: files.iter().map(|file| file.rows).sum(),
             files,
         };
+        if Point::FilesEntryWrite.hits()? {
+            return Ok(entry.rows);
+        }
         let stands = self.put_entry(&folder, &names, batch, entry).await?;
+        Point::FilesEntryWritten.reach();
         Ok(stands.rows)
     }
 
@@ -314,6 +320,7 @@ impl FileSink {
                     let path = names.file(files.len(), &attempt, self.extension);
                     let bytes = Bytes::from(std::mem::take(&mut content));
                     self.tried(folder, batch, || folder.put(&path, bytes.clone())).await?;
+                    Point::FilesPartWritten.reach();
                     files.push(Written { path, rows: std::mem::take(&mut count), bytes: bytes.len() as u64 });
                 }
                 if let Some(line) = line {

@@ -27,6 +27,7 @@ use tracing::{info, warn};
 
 use super::{Fenced, Guarantee, RowStream, Sink, SinkKind, SinkTable};
 use crate::batch::BatchContext;
+use crate::fault::Point;
 use crate::format::{JsonEncoder, TimestampStyle};
 use crate::sql::SqlError;
 use crate::sql::kafka::KafkaTable;
@@ -205,13 +206,19 @@ impl Transactions {
             if *count == 0 {
                 self.open = true;
                 writer.begin().await?;
+                Point::KafkaTransactionBegun.reach();
             }
             *count += records.len() as u64;
             writer.send(records).await.with_context(|| format!("writing to topic `{topic}`"))?;
+            Point::KafkaPartSent.reach();
         }
         if *count > 0 {
-            writer.offsets(&self.id, marks(batch, topic)).await?;
+            if !Point::KafkaMarksWrite.hits()? {
+                writer.offsets(&self.id, marks(batch, topic)).await?;
+            }
+            Point::KafkaMarksWritten.reach();
             writer.commit().await?;
+            Point::KafkaCommitted.reach();
         }
         Ok(())
     }
@@ -233,7 +240,8 @@ impl Transactions {
         self.writer = None;
         self.id = batch.slot.map_or_else(|| self.prefix.clone(), |slot| format!("{}/{slot}", self.prefix));
         self.writer = Some(kafka::transactional_writer(config, &self.id).await?);
-        let marks = kafka::admin(config).await?.committed(&self.id, None).await?;
+        let unread = Point::KafkaMarksRead.hits()?;
+        let marks = if unread { Default::default() } else { kafka::admin(config).await?.committed(&self.id, None).await? };
         self.written =
             marks.values().filter_map(|(_, metadata)| Written::parse(metadata, &batch.checkpoint_id)).max_by_key(|written| written.batch);
         self.open = false;
