@@ -482,7 +482,7 @@ impl Job {
         Ok(Compiled { settings: settings.job, program, notes: settings.notes, plan, explain_only, exactly_once: self.exactly_once })
     }
 
-    /// Two tables with one prefix would fence each other.
+    /// Two tables with one prefix would fence each other; a source that reads in the group of a sink's marks would write over them.
     fn prefixes_differ(&self) -> Result<(), SqlError> {
         let mut prefixes: BTreeMap<&str, &str> = BTreeMap::new();
         for (name, table) in self.tables.iter().filter(|(_, table)| table.inserts > 0) {
@@ -493,9 +493,25 @@ impl Job {
                     "give each its own",
                 ));
             }
+            let groups = self.tables.iter().filter_map(|(name, table)| Some((name, table.source.as_ref()?.kafka.group.as_deref()?)));
+            if let Some((reader, group)) = groups.into_iter().find(|(_, group)| is_id_of(prefix, group)) {
+                return Err(table.def.options_at.error(
+                    format!(
+                        "table `{reader}` has the `properties.group.id` `{group}`, in which exactly-once keeps what table `{name}` has written \
+                         (`sink.transactional-id-prefix`): one would write over the other"
+                    ),
+                    "give one of the two another name",
+                ));
+            }
         }
         Ok(())
     }
+}
+
+/// The prefix, or `PREFIX-2`, `PREFIX-3`, … of further INSERTs.
+fn is_id_of(prefix: &str, group: &str) -> bool {
+    let further = group.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-'));
+    group == prefix || further.is_some_and(|nth| nth.parse::<usize>().is_ok())
 }
 
 fn says_guarantee(def: &TableDef) -> bool {

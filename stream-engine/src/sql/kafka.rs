@@ -16,7 +16,7 @@
 //! | `value.fields-include` | ALL | `EXCEPT_KEY`: key columns are not in the value |
 //! | `dead-letter.topic` | | where records go that cannot be read |
 //! | `sink.delivery-guarantee` | at-least-once | `exactly-once`: one transaction per batch; `at-most-once`: a batch that comes again is not written |
-//! | `sink.transactional-id-prefix` | | with `exactly-once`; unique per table and job |
+//! | `sink.transactional-id-prefix` | | with `exactly-once`; unique per table and job, and no group that the job reads in |
 //! | `json.encode.ignore-null-fields` | false | leave columns that are NULL out of the object that is written |
 
 use std::collections::BTreeMap;
