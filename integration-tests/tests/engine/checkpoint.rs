@@ -19,7 +19,7 @@ use super::{FREE_PORTS, WAIT, WINDOWED, cli, expected, in_kafka, in_redis, kafka
 /// Said by a process that has lost its checkpoint, and by a fence that keeps its rows away.
 const ANOTHER: &str = "another process";
 
-/// As long as there is something to read, batch follows batch without a pause: this is less than two puts to such a store take.
+/// As long as there is something to read, batch follows batch without a pause: this is less than two puts to S3 take.
 const FAST: &str = "SET 'batch.interval' = '50ms';\nSET 'spark.streaming.kafka.maxRatePerPartition' = '2000';\n";
 
 /// The windowed job of this folder's tests, fed row by row.
@@ -93,7 +93,9 @@ async fn a_job_with_its_checkpoint_on_hdfs_counts_every_row_once_whatever_is_kil
     let hdfs = OwnHdfs::start(dir.path().join("hdfs"));
     let (bootstrap, out) = (kafka_bootstrap(), unique("checkpoint-out"));
     kafka::create_topic(&bootstrap, &out, 2).await;
-    let mut job = Fed::new(dir.path(), FAST, &kafka_sink(&out, &bootstrap)).await;
+    // Two batches each time it is fed.
+    let settings = "SET 'spark.streaming.kafka.maxRatePerPartition' = '1000';\n";
+    let mut job = Fed::new(dir.path(), settings, &kafka_sink(&out, &bootstrap)).await;
     let place = format!("{}/jobs", hdfs.url);
 
     let mut engine = job.serve(&place, &[]);

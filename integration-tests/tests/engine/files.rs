@@ -14,7 +14,7 @@ use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 use super::{FREE_PORTS, SMALL_BATCHES, WAIT, cli, engine, killed_on_its_way, source};
 
 /// Enough for several files in a batch.
-pub(super) const FILE_ROWS: usize = 40;
+const FILE_ROWS: usize = 100;
 
 /// Every input record is `{"ts":…,"host":…,"bytes":…}`; no two are alike.
 fn record(n: u64) -> String {
@@ -62,12 +62,12 @@ pub(super) fn listed(folder: &Path) -> Listed {
 }
 
 /// Runs a job that copies a topic to files at `path` while its engine is killed. Gives what the files must hold, counted from the input.
-async fn killed_again_and_again(dir: &Path, path: &str) -> BTreeMap<String, usize> {
+async fn killed_again_and_again(dir: &Path, batches: &str, path: &str) -> BTreeMap<String, usize> {
     let (bootstrap, topic) = (kafka_bootstrap(), unique("files"));
     kafka::create_topic(&bootstrap, &topic, 3).await;
     let job = dir.join("job.sql");
     let sql = format!(
-        "{SMALL_BATCHES}{}CREATE TABLE files (ts BIGINT, host STRING, bytes BIGINT) WITH ('connector' = 'filesystem', 'path' = '{path}', \
+        "{batches}{}CREATE TABLE files (ts BIGINT, host STRING, bytes BIGINT) WITH ('connector' = 'filesystem', 'path' = '{path}', \
          'format' = 'json', 'sink.rolling-policy.max-rows' = '{FILE_ROWS}', 'store.dfs.replication' = '1');\n\
          INSERT INTO files SELECT ts, host, bytes FROM rows_in;\n",
         source(&topic, &bootstrap, "")
@@ -108,7 +108,7 @@ fn same(found: &Listed, wanted: &BTreeMap<String, usize>) {
 async fn kill_9_at_any_moment_loses_and_repeats_nothing_in_files() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let out = dir.path().join("out");
-    let wanted = killed_again_and_again(dir.path(), &format!("file://{}", out.display())).await;
+    let wanted = killed_again_and_again(dir.path(), SMALL_BATCHES, &format!("file://{}", out.display())).await;
     same(&listed(&out), &wanted);
 }
 
@@ -116,7 +116,9 @@ async fn kill_9_at_any_moment_loses_and_repeats_nothing_in_files() {
 async fn kill_9_at_any_moment_loses_and_repeats_nothing_on_hdfs() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let hdfs = OwnHdfs::start(dir.path().join("hdfs"));
-    let wanted = killed_again_and_again(dir.path(), &format!("{}/out", hdfs.url)).await;
+    // A batch is six files, of a tenth of a second each.
+    let batches = SMALL_BATCHES.replace("2500", "10000");
+    let wanted = killed_again_and_again(dir.path(), &batches, &format!("{}/out", hdfs.url)).await;
     let copy = dir.path().join("copy");
     hdfs.fs(&["-get", "/out", &copy.to_string_lossy()]);
     same(&listed(&copy), &wanted);

@@ -16,11 +16,7 @@ use integration_tests::{
     unique,
 };
 
-use super::{
-    FREE_PORTS, WAIT, WINDOWED, expected,
-    files::{FILE_ROWS, listed},
-    in_redis, redis_sink, row, source,
-};
+use super::{FREE_PORTS, WAIT, WINDOWED, expected, files::listed, in_redis, redis_sink, row, source};
 
 /// Eight batches of a hundred; `bytes` of [`row`] is a row's number.
 const ROWS: u64 = 800;
@@ -102,7 +98,7 @@ impl Job {
                 redis_sink(&name, &redis_url()).replace("'mode' = 'hash'", "'mode' = 'hash', 'sink.buffer-flush.max-rows' = '3'")
             ),
             Output::Files => format!(
-                "{rows}'connector' = 'filesystem', 'path' = '{}', 'format' = 'json', 'sink.rolling-policy.max-rows' = '{FILE_ROWS}');\n{copy}",
+                "{rows}'connector' = 'filesystem', 'path' = '{}', 'format' = 'json', 'sink.rolling-policy.max-rows' = '40');\n{copy}",
                 dir.join("out").display()
             ),
         };
