@@ -22,7 +22,7 @@ use crate::batch::{
 use crate::checkpoint::{Checkpoint, CheckpointError, Savepoint};
 use crate::commit::slots::{Shape, Slot};
 use crate::commit::{Difference, End, Identity, Metadata};
-use crate::source::{Cluster, Share};
+use crate::source::{Cluster, OffsetPlace, Share, StoreAddress};
 use crate::sql::{self, exchange::Part};
 
 const NAME_BYTES_MAX: usize = 128;
@@ -183,7 +183,8 @@ impl Registry {
     pub fn start(&self, new: NewJob) -> Result<Arc<Job>, ServiceError> {
         let NewJob { name, kind, settings, program, checkpoint, definition, notes, mode: (mode, mode_receiver) } = new;
         check_name(&name).map_err(ServiceError::invalid)?;
-        let shared = settings.slots.map(|slots| shape(slots, &*program, &checkpoint)).transpose().map_err(ServiceError::invalid)?;
+        let shared =
+            settings.slots.map(|slots| shape(slots, &settings, &*program, &checkpoint)).transpose().map_err(ServiceError::invalid)?;
         let monitor = Arc::new(self.monitor(&name, &settings, &checkpoint).with_listeners(program.listeners()));
         let job = Arc::new(Job {
             name: name.clone(),
@@ -716,10 +717,18 @@ impl Job {
 }
 
 /// How a shared job is cut; the error says why it cannot be shared.
-fn shape(slots: u32, program: &dyn Program, checkpoint: &Checkpoint) -> Result<(Shape, Sharing), String> {
+fn shape(slots: u32, settings: &JobSettings, program: &dyn Program, checkpoint: &Checkpoint) -> Result<(Shape, Sharing), String> {
     let sharing = program.shareable()?;
     if checkpoint.is_in_memory() {
         return Err("`job.slots` needs a checkpoint that every worker reaches (--checkpoint)".into());
+    }
+    let offsets = &settings.offsets;
+    if [Some(&offsets.store), offsets.previous.as_ref()]
+        .into_iter()
+        .flatten()
+        .any(|place| matches!(place, OffsetPlace::Store(StoreAddress::Sled(_))))
+    {
+        return Err("`job.slots` and an offset store of one process, `sled:`, do not go together: name another `offsets.store`".into());
     }
     Ok((Shape::new(slots, slots)?, sharing))
 }

@@ -347,3 +347,27 @@ async fn the_engines_settings_hold_where_the_job_has_none() {
     }
     registry.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_cannot_be_shared_is_refused_and_says_why() {
+    let kafka = FakeKafka::with_topic("t", 1);
+    let folder = tempfile::tempdir().unwrap();
+    let on_disk = Checkpoint::open(&folder.path().to_string_lossy(), &Default::default()).unwrap();
+    let windows = SQL.replace("(line STRING) WITH ('connector' = 'kafka',", "(line STRING, at TIMESTAMP(3) METADATA FROM 'timestamp' VIRTUAL, WATERMARK FOR at AS at) WITH ('connector' = 'kafka', 'scan.bounded.mode' = 'latest-offset',");
+    let windows = windows.split("CREATE TABLE seen").next().unwrap().to_owned()
+        + "CREATE TABLE seen (n BIGINT) WITH ('connector' = 'console');
+           INSERT INTO seen SELECT COUNT(*) FROM TABLE(TUMBLE(TABLE logs, DESCRIPTOR(at), INTERVAL '1' SECOND)) GROUP BY window_start, window_end;";
+    let sled = format!("SET 'offsets.store' = 'sled:{}';\n{SQL}", folder.path().join("offsets").display());
+    for (store, sql, expected) in [
+        (&Checkpoint::in_memory(), SQL, "needs a checkpoint that every worker reaches (--checkpoint)"),
+        (&on_disk, &*windows, "table `logs` has an end (`scan.bounded.mode`)"),
+        (&on_disk, &*sled, "name another `offsets.store`"),
+    ] {
+        let registry = engine(&kafka, store).await;
+        let submission = Submission { sql: format!("SET 'job.slots' = '2';\n{sql}"), ..named("job") };
+        let error = registry.submit(submission).await.err().unwrap();
+        assert!(error.message.contains(expected), "{}", error.message);
+        assert!(registry.job("job").is_err());
+        registry.close().await;
+    }
+}

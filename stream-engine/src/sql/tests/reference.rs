@@ -25,6 +25,20 @@ Written by a test of the stream engine from its tables. `millrace-engine run --d
 
 `${env:NAME}` and `${env:NAME:-default}` in an option's value are replaced. Metadata: METADATA.
 
+## Several engines for one job
+
+`SET 'job.slots' = '8'` cuts a job into as many shares. Every engine that runs it under the same name, with the same checkpoint, takes part: the slots are dealt out
+by the consumer group `millrace-JOB` over the topic `millrace-JOB-slots`, whose partitions stand for them; there is no driver. Engines may come and go, die or stand still at any time;
+who takes a slot over fences the writers and the checkpoint of its owner before, so each batch of a slot happens once. Partition p of each topic belongs to slot p modulo the number.
+
+Queries without windows run in each slot by themselves. Those with windows send what they have of each key and pane, partly aggregated, to the slot of the key, through the topic
+`millrace-JOB-exchange-…` in transactions; each slot tells the others how far its partitions are, so the watermark is that of one process. A query with ORDER BY or LIMIT
+over a window runs in one slot. Late rows are counted as partial results, not one by one. What was read is removed from the topic every 30 seconds.
+
+Not with slots: DStream programs, savepoints; with windows also `scan.bounded.mode` and `--drain`. The number is fixed when the job first starts. An owner that stands still without ending gives
+its slots up where the checkpoint is on a network (HDFS, S3); a folder that several engines of one machine share is locked, and waits for it. `jobs.worker_id` in the engine's configuration
+makes it a static member, whose slots wait for its return for `session.timeout.ms`.
+
 ## Windows
 
 | function | |
