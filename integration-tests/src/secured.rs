@@ -158,6 +158,7 @@ const DESCRIBE_ACLS: (i16, i16) = (29, 1);
 const CREATE_ACLS: (i16, i16) = (30, 1);
 const DELETE_ACLS: (i16, i16) = (31, 1);
 const LITERAL: u8 = 3;
+const PREFIXED: u8 = 4;
 const ALLOW: u8 = 3;
 
 fn string(out: &mut Vec<u8>, text: &str) {
@@ -170,6 +171,7 @@ fn string(out: &mut Vec<u8>, text: &str) {
 pub struct Acl {
     /// `topic`, `group`, `cluster` or `transactional id`.
     pub resource: String,
+    /// With `*` at its end: of all whose names begin so.
     pub name: String,
     /// As `WRITE`.
     pub operation: String,
@@ -184,8 +186,8 @@ impl Acl {
     fn entry(&self, principal: &str) -> Vec<u8> {
         let [resource, operation] = self.codes();
         let mut entry = vec![resource];
-        string(&mut entry, &self.name);
-        entry.push(LITERAL);
+        string(&mut entry, self.name.trim_end_matches('*'));
+        entry.push(if self.name.ends_with('*') { PREFIXED } else { LITERAL });
         string(&mut entry, principal);
         string(&mut entry, "*");
         entry.extend([operation, ALLOW]);

@@ -420,6 +420,12 @@ pub const METRICS: &[Metric] = &[
         &["job"],
         "When the newest completed batch was committed.",
     ),
+    gauge(
+        "millrace_engine_caught_up_timestamp_seconds",
+        "seconds since 1970",
+        &["job"],
+        "All that was in the job's sources at this time is processed: time() minus this is the job's lag in seconds, also while it stands still.",
+    ),
     gauge("millrace_engine_last_received_batch_records", "records", &["job"], "Records in the newest batch that was cut."),
     counter("millrace_engine_received_records_total", "records", &["job"], "Records in batches that were cut."),
     counter("millrace_engine_rows_in_total", "rows", &["job"], "Rows read by committed batches."),

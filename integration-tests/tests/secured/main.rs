@@ -41,6 +41,7 @@ const COMPONENTS: &[&str] = &[
     "engine: source table",
     "engine: sink table",
     "engine: exactly-once sink table",
+    "engine: shared job",
 ];
 
 /// The table: component → entries, with the names' placeholders.
@@ -77,9 +78,14 @@ fn says(text: &str, principal: &str, acl: &Acl) -> bool {
         let operation = grant.starts_with(&format!("{} ", acl.operation)) || grant.starts_with("DESCRIBE on");
         let object = match acl.resource.as_str() {
             "cluster" => "on the cluster".to_owned(),
-            resource => format!("on {resource} \"{}\"", acl.name),
+            // Of a prefix, some name that begins with it.
+            resource => match acl.name.strip_suffix('*') {
+                Some(prefix) => format!("on {resource} \"{prefix}"),
+                None => format!("on {resource} \"{}\"", acl.name),
+            },
         };
-        operation && grant.contains(&format!("{object} to {principal}"))
+        let whom = format!("to {principal}");
+        operation && grant.contains(&object) && grant.contains(&whom)
     })
 }
 

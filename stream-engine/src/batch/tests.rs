@@ -377,6 +377,26 @@ async fn what_one_part_waits_for_is_shown_until_that_part_goes_on() {
 }
 
 #[tokio::test]
+async fn how_far_a_job_has_caught_up_stands_still_while_it_is_behind() {
+    let (kafka, sink) = (FakeKafka::with_topic("t", 2), FencedSink::default());
+    let send = |count: usize| (0..count).for_each(|_| kafka.send("t", 0, "x"));
+    let settings = JobSettings { max_rate_per_partition: Some(10), ..settings() };
+    send(25);
+    let job = start(&kafka, &Checkpoint::in_memory(), settings, counting(Startup::Earliest, None, &sink));
+    let began = job.monitor.view().caught_up_ms;
+    let mut seen = Vec::new();
+    for tick in 0..9 {
+        // What comes in between is not yet there when the batch is cut that reads what came before.
+        send(if tick == 4 { 15 } else { 0 });
+        job.tick().await;
+        job.until(|view| view.totals.batches == tick + 1 && view.active.is_empty()).await;
+        seen.push((job.monitor.view().caught_up_ms - began) / 1000);
+    }
+    assert_eq!(seen, [0, 0, 3, 4, 4, 6, 7, 8, 9]);
+    job.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn pause_cuts_nothing_until_resume() {
     let (kafka, sink) = (FakeKafka::with_topic("t", 1), FencedSink::default());
     let job = start(&kafka, &Checkpoint::in_memory(), settings(), counting(Startup::Earliest, None, &sink));

@@ -252,6 +252,8 @@ pub struct JobView {
     pub ended_at_ms: Option<i64>,
     /// When the newest batch was completed.
     pub last_batch_at_ms: Option<i64>,
+    /// All that was in the sources at this time is processed; before that is known, when the job started here. What is between it and now is the job's lag.
+    pub caught_up_ms: i64,
     pub batch_interval_ms: u64,
     pub totals: Totals,
     pub watermark_ms: Option<i64>,
@@ -273,6 +275,7 @@ struct Inner {
     ended_at_ms: Option<i64>,
     totals: Totals,
     watermark_ms: Option<i64>,
+    caught_up_ms: i64,
     rate_limits: Vec<(String, u64)>,
     streams: Vec<StreamView>,
     active: VecDeque<BatchView>,
@@ -287,6 +290,21 @@ struct Inner {
 }
 
 impl Inner {
+    /// The batch is committed: the sources are processed up to where some batch, this one or a later or earlier one, found their ends.
+    fn caught_up(&mut self, committed: &BatchView) {
+        let until: BTreeMap<TopicPartition, i64> = committed.ranges.iter().flatten().map(|range| (range.topic_partition(), range.until)).collect();
+        let reached = |batch: &&BatchView| {
+            let mut ends = batch.ends.iter().flatten();
+            !batch.ends.is_empty() && ends.all(|(partition, end)| until.get(partition).is_some_and(|until| until >= end))
+        };
+        // The ends are those of when they were asked for.
+        let asked_ms = |batch: &BatchView| batch.submitted_ms.saturating_sub_unsigned(batch.cut_ms);
+        let mut newer = self.completed.iter().chain(&self.active).rev().take_while(|batch| asked_ms(batch) > self.caught_up_ms);
+        if let Some(batch) = newer.find(reached) {
+            self.caught_up_ms = asked_ms(batch);
+        }
+    }
+
     fn active(&mut self, id: u64) -> Option<&mut BatchView> {
         self.active.iter_mut().find(|batch| batch.id == id)
     }
@@ -348,6 +366,7 @@ impl Monitor {
                 ended_at_ms: None,
                 totals: Totals::default(),
                 watermark_ms: None,
+                caught_up_ms: now_ms,
                 rate_limits: Vec::new(),
                 streams: Vec::new(),
                 active: VecDeque::new(),
@@ -381,6 +400,7 @@ impl Monitor {
             started_at_ms: inner.started_at_ms,
             ended_at_ms: inner.ended_at_ms,
             last_batch_at_ms: inner.completed.iter().rev().find_map(|batch| batch.ended_ms),
+            caught_up_ms: inner.caught_up_ms,
             batch_interval_ms: self.batch_interval_ms,
             totals: inner.totals,
             watermark_ms: inner.watermark_ms,
@@ -499,10 +519,11 @@ impl Monitor {
     }
 
     /// Of a shared job: what its slots here have done, and what each of them waits for.
-    pub(crate) fn shows_slots(&self, totals: Totals, waits: BTreeMap<String, String>) {
+    pub(crate) fn shows_slots(&self, totals: Totals, caught_up_ms: Option<i64>, waits: BTreeMap<String, String>) {
         let now_ms = self.clock.now_ms();
         self.update(|inner| {
             inner.totals = totals;
+            inner.caught_up_ms = caught_up_ms.unwrap_or(inner.caught_up_ms);
             inner.waits.retain(|who, _| !who.contains('~') || waits.contains_key(who));
             for (who, what) in waits {
                 let new = || Wait { what: String::new(), since_ms: now_ms, told: BTreeSet::new() };
@@ -688,6 +709,7 @@ impl Monitor {
             batch.late = outcome.late;
         })?;
         self.progressed(&view, outcome, durations);
+        self.update(|inner| inner.caught_up(&view));
         let job = || self.name.clone();
         metrics::counter!("millrace_engine_batches_completed_total", "job" => job()).increment(1);
         metrics::counter!("millrace_engine_rows_in_total", "job" => job()).increment(outcome.rows_in);
@@ -798,6 +820,7 @@ impl Monitor {
         metrics::gauge!("millrace_engine_batches_running", "job" => job()).set(running as f64);
         metrics::gauge!("millrace_engine_batches_waiting", "job" => job()).set((inner.active.len() - running) as f64);
         metrics::gauge!("millrace_engine_batches_retained", "job" => job()).set(inner.completed.len() as f64);
+        metrics::gauge!("millrace_engine_caught_up_timestamp_seconds", "job" => job()).set(inner.caught_up_ms as f64 / 1000.0);
         metrics::gauge!("millrace_engine_job_up", "job" => job()).set(f64::from(u8::from(!inner.state.is_over())));
     }
 }

@@ -370,7 +370,7 @@ impl Member {
             .filter(|view| view.state == JobState::Waiting)
             .filter_map(|view| Some((view.name.clone(), view.error.clone()?)))
             .collect();
-        job.monitor.shows_slots(totals, waits);
+        job.monitor.shows_slots(totals, views.iter().map(|view| view.caught_up_ms).min(), waits);
     }
 }
 

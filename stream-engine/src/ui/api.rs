@@ -349,6 +349,7 @@ fn describe(job: &Job) -> Value {
         }],
         "watermark": view.watermark_ms,
         "lastBatchEpoch": view.last_batch_at_ms,
+        "caughtUpEpoch": view.caught_up_ms,
         "totals": view.totals,
         "rateLimits": view.rate_limits.iter().map(|(source, limit)| json!({ "source": source, "recordsPerSecond": limit })).collect::<Vec<_>>(),
         "checkpoint": view.checkpoint,

@@ -171,6 +171,7 @@ fn facts(job: &Job, view: &JobView, now_ms: i64) -> Markup {
     html! {
         dl.facts {
             (fact("Last batch", ago(view.last_batch_at_ms, now_ms)))
+            (fact("Has read all up to", ago(Some(view.caught_up_ms), now_ms)))
             (fact("Rows out", count(view.totals.rows_out)))
             (fact("Watermark", view.watermark_ms.map_or_else(|| "–".into(), time)))
             (fact("Late rows", count(view.totals.late)))
