@@ -46,7 +46,12 @@ impl Job {
         };
         let sql = format!(
             "SET 'batch.interval' = '200ms';\n{}{}{query}",
-            table("rows_in", ", ts AS TO_TIMESTAMP_LTZ(n * 1000, 3), WATERMARK FOR ts AS ts", &from, ", 'scan.startup.mode' = 'earliest-offset'"),
+            table(
+                "rows_in",
+                ", ts AS TO_TIMESTAMP_LTZ(n * 1000, 3), WATERMARK FOR ts AS ts",
+                &from,
+                ", 'scan.startup.mode' = 'earliest-offset'"
+            ),
             table("results", "", &to, &sink.replace("PREFIX", &to))
         );
         fs::write(dir.path().join("job.sql"), sql).expect("the job");

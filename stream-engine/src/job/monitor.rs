@@ -292,7 +292,8 @@ struct Inner {
 impl Inner {
     /// The batch is committed: the sources are processed up to where some batch, this one or a later or earlier one, found their ends.
     fn caught_up(&mut self, committed: &BatchView) {
-        let until: BTreeMap<TopicPartition, i64> = committed.ranges.iter().flatten().map(|range| (range.topic_partition(), range.until)).collect();
+        let until: BTreeMap<TopicPartition, i64> =
+            committed.ranges.iter().flatten().map(|range| (range.topic_partition(), range.until)).collect();
         let reached = |batch: &&BatchView| {
             let mut ends = batch.ends.iter().flatten();
             !batch.ends.is_empty() && ends.all(|(partition, end)| until.get(partition).is_some_and(|until| until >= end))

@@ -63,7 +63,7 @@ type Joined = (Arc<dyn MemberOnHold>, Option<(Exchange, Arc<dyn Admin>)>);
 
 /// Runs a slot's share of the job on behalf of a worker.
 struct Member {
-    worker: Worker,
+    worker: Arc<Worker>,
     group: Arc<dyn MemberOnHold>,
     /// Of jobs whose slots pass rows to each other.
     exchange: Option<(Exchange, Arc<dyn Admin>)>,
@@ -92,28 +92,37 @@ enum End {
 impl Worker {
     /// Runs until the job is stopped, drained or, where it is bounded, read.
     pub(super) async fn run(self, mut mode: watch::Receiver<Mode>) -> anyhow::Result<()> {
-        let Some((group, exchange)) = self.join(&mut mode).await? else { return Ok(()) };
-        let member = Arc::new(Member { worker: self, group, exchange });
-        let worker = &member.worker;
-        worker.job.monitor.set_state(JobState::Running);
-        let mut tasks = Tasks::default();
-        let result = Arc::clone(&member).follow(&mut tasks, &mut mode).await;
-        tasks.stop();
-        while let Some(ended) = tasks.join_next().await {
-            let failed = match ended {
-                Ok((slot, End::Failed(error))) => error.context(format!("slot {slot} failed")),
-                Ok(_) => continue,
-                Err(panicked) => panicked,
-            };
-            warn!(job = worker.job.name, error = said(&failed), "while the worker stops");
+        let worker = Arc::new(self);
+        let mut backoff = BACKOFF.0;
+        loop {
+            let Some((group, exchange)) = worker.join(&mut mode).await? else { return Ok(()) };
+            worker.job.monitor.set_state(JobState::Running);
+            let member = Arc::new(Member { worker: Arc::clone(&worker), group, exchange });
+            match member.work(&mut mode).await? {
+                None => return Ok(()),
+                Some(over) if can_wait(&over) => {
+                    if worker.waits(&over.to_string(), &mut backoff, &mut mode).await {
+                        return Ok(());
+                    }
+                }
+                Some(over) => return Err(anyhow::Error::new(over).context("this process is no worker of the job any more")),
+            }
         }
-        // A process that is started again under its id finds its slots; a job that is over leaves them to the others at once.
-        if worker.registry.is_closing() {
-            member.group.release().await
-        } else {
-            member.group.close().await
+    }
+
+    /// Shows why it waits, and logs it once.
+    fn tells(&self, error: &str) {
+        if self.job.monitor.waiting(GROUP, error.to_owned()) {
+            warn!(job = self.job.name, error, "cannot share the job's slots with its other workers; waiting");
         }
-        result
+    }
+
+    /// Tells why, and waits; true when the job was stopped meanwhile.
+    async fn waits(&self, error: &str, backoff: &mut Duration, mode: &mut watch::Receiver<Mode>) -> bool {
+        self.tells(error);
+        let stopped = tokio::time::timeout(*backoff, mode.wait_for(|mode| *mode == Mode::Stop)).await.is_ok();
+        *backoff = (*backoff * 2).min(BACKOFF.1);
+        stopped
     }
 
     fn topic(&self) -> String {
@@ -140,23 +149,14 @@ impl Worker {
         let mut backoff = BACKOFF.0;
         loop {
             let error = match self.try_join(&kafka).await {
-                Ok(joined) => {
-                    self.job.monitor.not_waiting(GROUP);
-                    return Ok(Some(joined));
-                }
-                Err(error) => match error.downcast_ref::<KafkaError>() {
-                    Some(kafka) if kafka.retryable() || matches!(kafka, KafkaError::Auth(_)) => error,
-                    _ if error.downcast_ref::<CheckpointError>().is_some_and(CheckpointError::retryable) => error,
-                    _ => return Err(error),
-                },
+                Ok(joined) => return Ok(Some(joined)),
+                Err(error) if error.downcast_ref().is_some_and(can_wait) => error,
+                Err(error) if error.downcast_ref().is_some_and(CheckpointError::retryable) => error,
+                Err(error) => return Err(error),
             };
-            if self.job.monitor.waiting(GROUP, said(&error)) {
-                warn!(job = self.job.name, error = said(&error), "cannot join the job's workers; waiting");
-            }
-            if tokio::time::timeout(backoff, mode.wait_for(|mode| *mode == Mode::Stop)).await.is_ok() {
+            if self.waits(&said(&error), &mut backoff, mode).await {
                 return Ok(None);
             }
-            backoff = (backoff * 2).min(BACKOFF.1);
         }
     }
 
@@ -198,19 +198,41 @@ impl Worker {
 }
 
 impl Member {
+    /// Runs slots as long as it is a member; gives why it is none any more, where that is not because there is nothing left to do.
+    async fn work(self: Arc<Self>, mode: &mut watch::Receiver<Mode>) -> anyhow::Result<Option<KafkaError>> {
+        let mut tasks = Tasks::default();
+        let result = Arc::clone(&self).follow(&mut tasks, mode).await;
+        tasks.stop();
+        while let Some(ended) = tasks.join_next().await {
+            let failed = match ended {
+                Ok((slot, End::Failed(error))) => error.context(format!("slot {slot} failed")),
+                Ok(_) => continue,
+                Err(panicked) => panicked,
+            };
+            warn!(job = self.worker.job.name, error = said(&failed), "while the worker stops");
+        }
+        // A process that is started again under its id finds its slots; a job that is over leaves them to the others at once.
+        if self.worker.registry.is_closing() {
+            self.group.release().await
+        } else {
+            self.group.close().await
+        }
+        result
+    }
+
     /// Follows the group's word until there is nothing to follow any more.
-    async fn follow(self: Arc<Self>, tasks: &mut Tasks<End>, mode: &mut watch::Receiver<Mode>) -> anyhow::Result<()> {
+    async fn follow(self: Arc<Self>, tasks: &mut Tasks<End>, mode: &mut watch::Receiver<Mode>) -> anyhow::Result<Option<KafkaError>> {
         let job = &self.worker.job.name;
         let mut assignment = self.group.assignment();
         let mut finished = BTreeSet::new();
         loop {
             let mode_now = *mode.borrow_and_update();
             if mode_now == Mode::Stop {
-                return Ok(());
+                return Ok(None);
             }
             let now = assignment.borrow_and_update().clone();
             if let Some(over) = now.over {
-                return Err(anyhow::Error::new(over).context("this process is no worker of the job any more"));
+                return Ok(Some(over));
             }
             let slots = now.partitions.iter().filter_map(|partition| u32::try_from(partition.partition).ok().map(Slot));
             let mine: BTreeSet<Slot> = slots.filter(|slot| !finished.contains(slot)).collect();
@@ -219,7 +241,10 @@ impl Member {
                 Arc::clone(&self).slot(slot, stop, mode.clone()).instrument(span)
             });
             if tasks.is_empty() && mine.is_empty() && (!finished.is_empty() || mode_now == Mode::Drain) {
-                return Ok(());
+                return Ok(None);
+            }
+            if !mine.is_empty() {
+                self.worker.job.monitor.not_waiting(GROUP);
             }
             tokio::select! {
                 biased;
@@ -236,13 +261,18 @@ impl Member {
 
     /// Runs one slot until `stop`, or to its end.
     async fn slot(self: Arc<Self>, slot: Slot, stop: CancellationToken, mut mode: watch::Receiver<Mode>) -> (Slot, End) {
-        let Worker { registry, job, .. } = &self.worker;
+        let Worker { registry, job, .. } = &*self.worker;
         // At most `SLOTS_MAX`.
         let partition = TopicPartition::new(self.worker.topic(), slot.0.cast_signed());
         let (mut backoff, mut losses) = (BACKOFF.0, 0);
         loop {
             // Who is not named by the coordinator would take the slot from its rightful owner.
-            while !matches!(self.group.holds(&partition).await, Ok(true)) {
+            loop {
+                match self.group.holds(&partition).await {
+                    Ok(true) => break,
+                    Ok(false) => {}
+                    Err(error) => self.worker.tells(&format!("asking who has slot {slot}: {error}")),
+                }
                 if waited(&stop, ASK_INTERVAL).await {
                     return (slot, End::Stopped);
                 }
@@ -302,7 +332,7 @@ impl Member {
         stop: &CancellationToken,
         mode: &mut watch::Receiver<Mode>,
     ) -> anyhow::Result<()> {
-        let Worker { registry, job, shape, .. } = &self.worker;
+        let Worker { registry, job, shape, .. } = &*self.worker;
         let (tell, told) = watch::channel(*mode.borrow_and_update());
         let mut running = FuturesUnordered::new();
         for (half, part) in here.iter().zip(self.parts()) {
@@ -352,7 +382,7 @@ impl Member {
 
     /// What the job's page shows is what its slots here have done.
     fn sum(&self) {
-        let Worker { registry, job, .. } = &self.worker;
+        let Worker { registry, job, .. } = &*self.worker;
         let views = registry.slots_of(&job.name);
         let mut totals = Totals::default();
         for view in &views {
@@ -399,6 +429,11 @@ pub(super) async fn forget(job: &Job, registry: &Registry) -> anyhow::Result<()>
 
 fn slots_topic(job: &str) -> String {
     format!("millrace-{job}-slots")
+}
+
+/// The broker may answer otherwise later: rights can be granted.
+fn can_wait(error: &KafkaError) -> bool {
+    error.retryable() || matches!(error, KafkaError::Auth(_))
 }
 
 /// Another process has the slot; this one has put nothing there that counts.
