@@ -227,7 +227,7 @@ impl Session {
         // A task of its own: a caller that hangs up must not take polled records with it. A batch that nobody was there for is given again.
         let work = async move {
             let fetched = session.next_batch(limits, may_repeat, encode, &answer).await;
-            session.touch();
+            session.has_fetched(fetched.as_ref().is_ok_and(|fetched| fetched.batch.is_some()));
             drop(answer.send(fetched));
         };
         self.deps.tasks.spawn(auth::carrier().run(work));

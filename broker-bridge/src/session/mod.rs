@@ -162,12 +162,15 @@ impl AsRef<[u8]> for OnItsWay {
 pub(crate) struct Counted {
     bytes: u64,
     sending: Arc<AtomicU64>,
+    used: Arc<parking_lot::Mutex<Instant>>,
     deps: Arc<Deps>,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.sending.fetch_sub(self.bytes, Ordering::Relaxed);
+        // Who takes something is there.
+        *self.used.lock() = Instant::now();
         self.deps.hold(self.bytes.wrapping_neg());
     }
 }
@@ -238,7 +241,7 @@ pub(crate) struct Session {
     deps: Arc<Deps>,
     polling: Mutex<()>,
     state: Mutex<State>,
-    used: parking_lot::Mutex<Instant>,
+    used: Arc<parking_lot::Mutex<Instant>>,
     /// When its member was fenced by nobody and came back.
     joined_again: parking_lot::Mutex<Option<Instant>>,
     /// It was fenced, and has no new member yet.
@@ -267,7 +270,7 @@ impl Session {
             deps,
             polling: Mutex::default(),
             state: Mutex::default(),
-            used: parking_lot::Mutex::new(Instant::now()),
+            used: Arc::new(parking_lot::Mutex::new(Instant::now())),
             joined_again: parking_lot::Mutex::default(),
             is_out: AtomicBool::new(false),
             held: AtomicU64::new(0),
@@ -450,7 +453,6 @@ impl Session {
                     };
                 }
                 let mut state = session.state.lock().await;
-                session.touch();
                 let blocked = state.blocked().len();
                 let delivered = filled.and_then(|()| state.deliver(&limits, &mut encode));
                 session.pause_blocked(&mut state).await;
@@ -460,10 +462,12 @@ impl Session {
                     break (state, delivered);
                 }
             };
+            let mut gave = false;
             match delivered {
                 Err(error) => drop(answer.send(Err(error))),
                 Ok(delivered) => {
                     let count = delivered.records.len() as u64;
+                    gave = count > 0;
                     if answer.send(Ok(encode)).is_err() {
                         state.take_back(delivered);
                     } else {
@@ -473,8 +477,7 @@ impl Session {
                 }
             }
             session.measure(&state);
-            // Who waited until now, maybe because others held all there was room for, is not idle.
-            session.touch();
+            session.has_fetched(gave);
         };
         self.deps.tasks.spawn(auth::carrier().run(work));
         answered.await.unwrap_or_else(|_| Err(BridgeError::new(Code::Internal, "the session's task ended without an answer")))
@@ -508,7 +511,7 @@ impl Session {
         let bytes = bytes as u64;
         self.sending.fetch_add(bytes, Ordering::Relaxed);
         self.deps.hold(bytes);
-        Counted { bytes, sending: Arc::clone(&self.sending), deps: Arc::clone(&self.deps) }
+        Counted { bytes, sending: Arc::clone(&self.sending), used: Arc::clone(&self.used), deps: Arc::clone(&self.deps) }
     }
 
     /// An answer's body, counted as held until it is sent.
@@ -624,9 +627,22 @@ impl Session {
         *self.used.lock() = Instant::now();
     }
 
-    /// Not used for `idle`, and no fetch is under way.
+    /// A fetch is over. Who waited until now, maybe because others held all there was room for, is not idle; but who got nothing more while what it
+    /// got before is still on its way keeps itself waiting.
+    fn has_fetched(&self, something: bool) {
+        if something || !self.is_sending() {
+            self.touch();
+        }
+    }
+
+    /// Its client has not taken all that it was given.
+    fn is_sending(&self) -> bool {
+        self.sending.load(Ordering::Relaxed) > 0
+    }
+
+    /// Not used for `idle`, and no fetch is under way, or one for a client that does not take what it has.
     fn is_idle(&self, idle: Duration) -> bool {
-        self.used.lock().elapsed() >= idle && self.polling.try_lock().is_ok()
+        self.used.lock().elapsed() >= idle && (self.is_sending() || self.polling.try_lock().is_ok())
     }
 
     async fn open(&self) -> Result<tokio::sync::MutexGuard<'_, State>> {

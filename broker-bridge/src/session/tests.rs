@@ -558,6 +558,24 @@ async fn who_holds_nothing_reads_on_whatever_others_hold() {
 }
 
 #[tokio::test]
+async fn who_does_not_take_what_it_has_is_idle_although_it_asks_for_more() {
+    let world = World::new(0);
+    let limits = Limits { records_max: 9, bytes_max: 1 << 20, bytes_min: 1, wait: Duration::from_millis(20) };
+    let (stalled, slow, waiting) = (world.subscribed(false).await, world.subscribed(false).await, world.subscribed(false).await);
+    let max = usize::try_from(stalled.deps.config.held_bytes_max).unwrap();
+    let (_body, first, _second) = (stalled.on_its_way(vec![0; max]), slow.on_its_way(vec![0; 9]), slow.on_its_way(vec![0; 9]));
+    for session in [&stalled, &slow, &waiting] {
+        *session.used.lock() -= IDLE;
+        assert!(session.fetch(limits, Values::default()).await.unwrap().0.is_empty());
+    }
+    // Something of it was taken.
+    drop(first);
+    world.sessions.expire().await;
+    let ended = [&stalled, &slow, &waiting].map(|session| session.ended().is_cancelled());
+    assert_eq!(ended, [true, false, false]);
+}
+
+#[tokio::test]
 async fn a_session_that_nobody_uses_ends_its_stream() {
     let world = World::new(1);
     let session = world.subscribed(false).await;
