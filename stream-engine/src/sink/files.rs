@@ -30,6 +30,7 @@
 //! An entry is one line of JSON: `version`, `job`, `checkpoint`, `output`, `batch` (its `id`, `time_ms`, and `ranges` by source), `rows`,
 //! and `files` (`path` below `<path>`, `rows`, `bytes`).
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,7 +123,7 @@ fn sink(options: &Options, table: &SinkTable) -> Result<FileSink, SqlError> {
         path,
         config,
         folder: None,
-        looked_ahead: false,
+        there: None,
         proved: false,
     })
 }
@@ -179,8 +180,8 @@ struct FileSink {
     path: String,
     config: CheckpointConfig,
     folder: Option<Arc<Folder>>,
-    /// No batch beyond the newest one known was written when this process began.
-    looked_ahead: bool,
+    /// Batches with an entry, from the first one of this process on, as it began: those that its checkpoint does not know to be written.
+    there: Option<BTreeSet<u64>>,
     /// The store heeds a put that is to replace nothing.
     proved: bool,
 }
@@ -223,11 +224,11 @@ impl FileSink {
     async fn write_batch(&mut self, batch: &BatchContext, mut rows: RowStream) -> anyhow::Result<u64> {
         let folder = self.folder()?;
         let names = Names::new(&self.output, batch);
-        if !self.looked_ahead {
-            self.look_ahead(&folder, &names, batch).await?;
-            self.looked_ahead = true;
+        if self.there.is_none() {
+            self.there = Some(self.look_ahead(&folder, &names, batch).await?);
         }
-        if batch.replay
+        let is_there = self.there.as_ref().is_some_and(|there| there.contains(&batch.definition.id));
+        if (batch.replay || is_there)
             && let Some(entry) = self.entry(&folder, &names, batch).await?
         {
             // Who gives the rows must be able to end.
@@ -269,14 +270,16 @@ impl FileSink {
         Ok(self.folder.insert(Arc::new(folder)).clone())
     }
 
-    /// A checkpoint that was put back gives new input the numbers of batches that are written.
-    async fn look_ahead(&self, folder: &Folder, names: &Names, batch: &BatchContext) -> anyhow::Result<()> {
-        let from = entry_name(batch.newest);
-        let found = self.tried(folder, batch, || folder.names(&names.entries, &from)).await?;
+    /// A checkpoint that was put back gives new input the numbers of batches that are written. The batches from this one on that are.
+    async fn look_ahead(&self, folder: &Folder, names: &Names, batch: &BatchContext) -> anyhow::Result<BTreeSet<u64>> {
+        // Sorted in front of the batch's own.
+        let from = names.entry_name.trim_end_matches(".json");
+        let found = self.tried(folder, batch, || folder.names(&names.entries, from)).await?;
         let ids = found.iter().filter_map(|name| name.strip_suffix(".json")?.parse::<u64>().ok());
-        match ids.max().filter(|id| *id > batch.newest) {
-            Some(ahead) => Err(self.fenced(batch, ahead)),
-            None => Ok(()),
+        let there: BTreeSet<u64> = ids.filter(|id| *id >= batch.definition.id).collect();
+        match there.last().filter(|id| **id > batch.newest) {
+            Some(ahead) => Err(self.fenced(batch, *ahead)),
+            None => Ok(there),
         }
     }
 
@@ -431,20 +434,16 @@ struct Names {
     files: String,
     /// The manifest's folder.
     entries: String,
+    /// Sorted as the batches are.
     entry_name: String,
     /// Its path.
     entry: String,
 }
 
-/// In the order of the batches, as names are sorted.
-fn entry_name(batch: u64) -> String {
-    format!("{batch:012}.json")
-}
-
 impl Names {
     fn new(output: &str, batch: &BatchContext) -> Self {
         let writer = format!("{output}-{}", batch.checkpoint_id);
-        let (entries, entry_name) = (format!("{MANIFEST}/{writer}"), entry_name(batch.definition.id));
+        let (entries, entry_name) = (format!("{MANIFEST}/{writer}"), format!("{:012}.json", batch.definition.id));
         let entry = format!("{entries}/{entry_name}");
         Self { files: format!("part-{:012}-", batch.definition.id), writer, entries, entry_name, entry }
     }
@@ -534,8 +533,6 @@ fn csv(rows: &RecordBatch, delimiter: char, null: &str) -> anyhow::Result<Vec<By
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use arrow::array::{ArrayRef, Int64Array, StringArray, TimestampMillisecondArray};
     use futures::TryStreamExt as _;
     use object_store::ObjectStoreExt as _;
@@ -710,11 +707,21 @@ mod tests {
             let error = write(&mut process(path), &other).await.unwrap_err();
             assert_eq!(refused(error), Fenced { output: "t".into(), batch: 2, ahead: 2 });
         }
+        // The new one has no rows to write; the old one's would be written again by the next.
+        let error = write(&mut process(path), &batch(2, 2, 2)).await.unwrap_err();
+        assert_eq!(refused(error), Fenced { output: "t".into(), batch: 2, ahead: 2 });
+        // Two were cut anew before the first is written, which was without rows.
+        write(&mut sink, &batch(3, 3, 3)).await.unwrap();
+        write(&mut sink, &batch(4, 3, 4)).await.unwrap();
+        let mut put_back = process(path);
+        assert_eq!(write(&mut put_back, &BatchContext { newest: 4, ..batch(3, 3, 3) }).await.unwrap(), 0);
+        let error = write(&mut put_back, &batch(4, 3, 3)).await.unwrap_err();
+        assert_eq!(refused(error), Fenced { output: "t".into(), batch: 4, ahead: 4 });
         // Another history is none of its business.
         let other = BatchContext { checkpoint_id: "c1".into(), ..batch(1, 7, 8) };
         assert_eq!(write(&mut process(path), &other).await.unwrap(), 1);
         let entries: Vec<String> = files(path).await.into_iter().map(|(path, _)| path).filter(|path| path.starts_with(MANIFEST)).collect();
-        assert_eq!(entries.len(), 4, "{entries:?}");
+        assert_eq!(entries.len(), 5, "{entries:?}");
     }
 
     #[tokio::test]

@@ -60,11 +60,12 @@ use crate::sql::options::Options;
 /// Rows of one batch. An error ends it: what was written of the batch so far must not stand.
 pub type RowStream = BoxStream<'static, anyhow::Result<RecordBatch>>;
 
-/// A write that came after a batch which this process knows nothing of. The job fails with it at once.
+/// A write that came after a batch which this process knows nothing of, or knows with other input. The job fails with it at once.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "batch {batch} of output `{output}` is refused: batch {ahead} is written already, by another process that runs this job from the same \
-     checkpoint, or by a run whose checkpoint was put back; leave the other one running, or start from a savepoint, which gets fences of its own"
+    "batch {batch} of output `{output}` is refused: batch {ahead} is written already{}, by another process that runs this job from the same \
+     checkpoint, or by a run whose checkpoint was put back; leave the other one running, or start from a savepoint, which gets fences of its own",
+    if .ahead == .batch { " with other input" } else { "" }
 )]
 pub struct Fenced {
     pub output: String,
