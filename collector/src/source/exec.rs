@@ -4,10 +4,11 @@ use std::{path::Path, process::Stdio, time::Duration};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     process::{Child, Command},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::lines::Lines;
@@ -20,6 +21,11 @@ use super::{Output, Setup, Source, Stop};
 use crate::event::Event;
 use crate::flume_conf::kinds::adopts_nothing;
 use crate::flume_conf::{Component, Finding, Kind, Level, Property, Role};
+
+/// How long a command that has closed its standard output may take to end by itself.
+const END_WAIT: Duration = Duration::from_secs(2);
+/// How long a command that was told to end (SIGTERM) may take before it is killed.
+const KILL_WAIT: Duration = Duration::from_secs(2);
 
 pub static KIND: Kind = Kind {
     role: Role::Source,
@@ -227,11 +233,11 @@ impl Exec {
         });
         let (mut lines, mut events) = (Lines::default(), Vec::new());
         let mut flush_at = Instant::now() + self.batch_wait;
-        loop {
+        let stopped = loop {
             let read = tokio::select! {
                 read = stdout.read_buf(lines.buffer()) => Some(read),
                 () = sleep_until(flush_at), if !events.is_empty() => None,
-                () = stop.begin.cancelled() => break,
+                () = stop.begin.cancelled() => break true,
             };
             let ended = match read {
                 Some(Ok(0)) => true,
@@ -250,13 +256,32 @@ impl Exec {
                 flush_at = Instant::now() + self.batch_wait;
             }
             if ended {
-                break;
+                break false;
             }
+        };
+        let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        // The end of what it writes comes before its own: how it ends is for it to say.
+        let mut ended = None;
+        if !stopped {
+            ended = tokio::select! {
+                ended = timeout(END_WAIT, child.wait()) => ended.ok(),
+                () = stop.begin.cancelled() => None,
+            };
         }
         // The whole group: a shell's children too.
-        kill(&child);
+        kill(group, Signal::TERM);
         self.deliver(&mut events, out).await;
-        let status = child.wait().await.context("waiting for the command")?;
+        let ended = match ended {
+            Some(ended) => ended,
+            None => match timeout(KILL_WAIT, child.wait()).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    kill(group, Signal::KILL);
+                    child.wait().await
+                }
+            },
+        };
+        let status = ended.context("waiting for the command")?;
         if let Some(errors) = errors {
             // A grandchild may hold the pipe open; its words are not waited for.
             errors.abort();
@@ -293,10 +318,9 @@ impl Exec {
     }
 }
 
-fn kill(child: &Child) {
-    let pid = child.id().and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?));
-    if let Some(pid) = pid
-        && let Err(error) = rustix::process::kill_process_group(pid, rustix::process::Signal::TERM)
+fn kill(group: Option<Pid>, signal: Signal) {
+    if let Some(group) = group
+        && let Err(error) = kill_process_group(group, signal)
     {
         tracing::debug!(%error, "the command had ended already");
     }
@@ -405,6 +429,26 @@ mod tests {
             let error = Box::new(exec(words)).run(out, Stop::default()).await.unwrap_err();
             assert!(format!("{error:#}").starts_with(expected), "{error:#}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_closes_its_output_says_itself_how_it_ends() {
+        let (out, _channel, _resume) = output(9);
+        Box::new(exec(&["sh", "-c", "echo x; exec >&-; sleep 0.3"])).run(out, Stop::default()).await.unwrap();
+        let (out, _channel, _resume) = output(9);
+        let error = Box::new(exec(&["sh", "-c", "exec >&-; sleep 0.3; exit 4"])).run(out, Stop::default()).await.unwrap_err();
+        assert!(format!("{error:#}").contains("ended with exit status: 4;"), "{error:#}");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_does_not_want_to_end_is_killed() {
+        let (out, channel, _resume) = output(100);
+        let stop = Stop::default();
+        let stubborn = exec(&["sh", "-c", "trap '' TERM; echo one; while :; do sleep 1; done"]);
+        let source = tokio::task::spawn(Box::new(stubborn).run(out, stop.clone()));
+        assert_eq!(next(&channel).await, ["one"]);
+        stop.begin.cancel();
+        timeout(Duration::from_secs(30), source).await.expect("it ends").unwrap().unwrap();
     }
 
     #[tokio::test]
